@@ -1,0 +1,79 @@
+# Everything happens in .venv in this directory; nothing else on the machine is changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN ?= demo
+ARMS ?= wavalign,rl-all,sft-imperfect
+DEMO_FLAGS ?=
+
+# On Linux a plain `torch` is the CUDA build with gigabytes of libraries beside it, and its newest
+# release need not be one these kernels were tested with. Where a CPU build of the pinned release is
+# offered, pip prefers it. For another one: make install TORCH="torch==2.14.1"; a torch that is in
+# the .venv already is kept.
+TORCH ?= torch==2.13.0
+
+# Ninja and the linters are found in the .venv first, whoever calls make.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## set up .venv and build the kernels (once, and again when they change)
+
+# Editable, for users and developers alike: demo and tests run from this checkout, where the folder
+# wavalign_fast/ would hide an installed copy from Python anyway.
+$(STAMP): pyproject.toml setup.py $(KERNEL_SOURCES)
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(None if ok else \
+	  "wavalign-fast wants Python 3.10 to 3.13, found " + sys.version.split()[0] \
+	  + ". Name another one: make install PYTHON=python3.12")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "No virtual environment can be made. On Debian: apt install python3-venv" >&2; exit 1; }
+	@# The PyTorch install is the long part, so say what is going on.
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "ninja>=1.11"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { set -x; \
+	  $(BIN)/python -m pip install --quiet "$(TORCH)"; }
+	@# Two steps: the kernels must be built against this torch, so without an isolated build; some
+	@# dependencies come as source for some Pythons and want their isolated build.
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m pip install --quiet "wavalign-fast[train,dev]"
+	@$(BIN)/python -c 'import torch, wavalign_fast._C' || echo "Installed WITHOUT the C++ kernels:" \
+	  "losses are several times slower. The reason: make clean && $(BIN)/pip install -v" \
+	  "--no-build-isolation -e ." >&2
+	@touch $@
+
+demo: install ## train the spoken-sums recipe with three arms and open the report
+	$(BIN)/wavalign-fast train --recipe spoken-sums --arms $(ARMS) --name $(RUN) --overwrite $(DEMO_FLAGS)
+	@echo "Report: $(CURDIR)/runs/$(RUN)/report.html"
+	@# Only on a desktop: elsewhere xdg-open may start a browser in the terminal.
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v xdg-open >/dev/null; then \
+	  xdg-open runs/$(RUN)/report.html >/dev/null 2>&1 || true; fi
+
+# Two workers with one thread each; more threads on shared cores only wait for each other.
+test: install ## run the test suite
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+lint: install ## ruff, mypy, clang-format: report, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(KERNEL_SOURCES)
+
+format: install ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNEL_SOURCES)
+
+bench: install ## time the hybrid step on the paper's head
+	$(BIN)/python -m benchmarks.hybrid_step
+
+clean: ## remove build products and caches; keeps .venv and runs
+	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
