@@ -1,0 +1,47 @@
+// Every op schema in one list, and the Python module whose import registers them.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "cpu/gemm.h"
+#include "cpu/linear_logprob.h"
+#include "cpu/row_kernels.h"
+
+TORCH_LIBRARY(wavalign_fast, m) {
+  // Selected log-probabilities, entropies and log-sum-exps [T] in fp32 of softmax(hidden W^T /
+  // temperature + bias); rows whose target is ignore_index hold 0. `store` keeps at most
+  // `store_bytes` of probabilities for the backward pass.
+  m.def(
+      "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float "
+      "temperature, "
+      "int ignore_index, SymInt store_bytes) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor "
+      "store)");
+  // Gradients to hidden, weight and bias; the ones not needed come back empty.
+  m.def(
+      "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
+      "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
+      "int ignore_index, Tensor logp, Tensor entropy, Tensor lse, Tensor store, bool need_hidden, "
+      "bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
+  m.impl("linear_logprob", &wavalign::cpu::linear_logprob);
+  m.impl("linear_logprob_backward", &wavalign::cpu::linear_logprob_backward);
+}
+
+namespace {
+
+// What `doctor` reports of this build and this processor.
+PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s, s:s, s:O}", "torch", WAVALIGN_TORCH_VERSION, "isa",
+                       wavalign::cpu::row_kernels().isa, "brgemm_bf16",
+                       wavalign::cpu::brgemm_available(at::kBFloat16) ? Py_True : Py_False);
+}
+
+PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, "torch version, ISA, GEMM kind."},
+                         {nullptr, nullptr, 0, nullptr}};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

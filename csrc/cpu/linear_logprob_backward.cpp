@@ -1,0 +1,354 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <cmath>
+
+#include "cpu/linear_logprob.h"
+#include "cpu/vocab_tiles.h"
+
+namespace wavalign::cpu {
+
+namespace {
+
+// The tokens with a gradient, in the lanes of this pass. With g = dL/dlogp, e = dL/dentropy and
+// l = dL/dlse:  dL/dz = (l - g) p + g onehot - e p (log p + entropy).
+struct ActiveTokens {
+  TokenPanels panels;
+  std::vector<int64_t> source;  // lane in the forward pass
+  std::vector<int64_t> target;
+  std::vector<float> softmax, entropy_grad, lse, entropy, onehot;
+  bool all = false;  // every live token, in the forward's lanes
+  bool with_entropy = false;
+};
+
+float value_or_zero(const float* values, int64_t row) {
+  return values == nullptr ? 0.f : values[row];
+}
+
+ActiveTokens active_tokens(const TokenPanels& live, const int64_t* targets, const float* grad_logp,
+                           const float* grad_entropy, const float* grad_lse, const float* logp,
+                           const float* entropy, const float* lse) {
+  ActiveTokens active;
+  for (int64_t n = 0; n < live.tokens(); ++n) {
+    const int64_t row = live.rows[n];
+    const float g = value_or_zero(grad_logp, row), e = value_or_zero(grad_entropy, row),
+                l = value_or_zero(grad_lse, row);
+    if (g == 0.f && e == 0.f && l == 0.f) continue;
+    active.panels.rows.push_back(row);
+    active.source.push_back(n);
+    active.target.push_back(targets[row]);
+    active.softmax.push_back(l - g);
+    active.entropy_grad.push_back(e);
+    active.lse.push_back(lse[row]);
+    active.entropy.push_back(entropy[row]);
+    const float p = std::exp(logp[row]);
+    const float surprise = p > 0.f ? e * p * (logp[row] + entropy[row]) : 0.f;
+    // (l - g) p + g, without the cancellation at p near 1.
+    active.onehot.push_back(l * p - g * std::expm1(logp[row]) - surprise);
+    active.with_entropy |= e != 0.f;
+  }
+  active.all = active.panels.tokens() == live.tokens();
+  for (auto* values : {&active.softmax, &active.entropy_grad, &active.lse, &active.entropy}) {
+    values->resize(active.panels.lanes(), 0.f);
+  }
+  return active;
+}
+
+// Buffers of one thread.
+template <typename Operand>
+struct Workspace {
+  explicit Workspace(int64_t lanes)
+      : logits(kTileRows * kPanelLanes),
+        dlogits(kTileRows * lanes),
+        factor(kPanelLanes),
+        entropy_grad(kPanelLanes),
+        max(kPanelLanes),
+        unused(2 * kPanelLanes) {}
+
+  std::vector<float> logits;     // one tile by one panel; then a block of dW
+  std::vector<Operand> dlogits;  // one tile by all lanes, panel after panel
+  std::vector<Operand> probs, widened;
+  std::vector<float> factor, entropy_grad, max, unused;
+};
+
+template <typename Stored>
+void write_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, Stored* out,
+                int64_t ld_out) {
+  if constexpr (std::is_same_v<Stored, c10::Half>) {
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(in + r * ld_in, n, out + r * ld_out);
+    }
+  } else {
+    row_kernels().tile<Stored>().round_rows(in, rows, n, ld_in, out, ld_out);
+  }
+}
+
+template <typename Stored, typename Operand>
+class Backward {
+ public:
+  Backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
+           double temperature, const TokenPanels& live, const ActiveTokens& active,
+           const at::Tensor& store, at::Tensor& grad_hidden, at::Tensor& grad_weight,
+           at::Tensor& grad_bias)
+      : tiles_{weight.size(0)},
+        hidden_size_(weight.size(1)),
+        temperature_(static_cast<float>(temperature)),
+        weight_(weight.const_data_ptr<Stored>()),
+        live_(live),
+        active_(active),
+        panels_(active.panels),
+        store_(store, live),
+        // An entropy gradient needs the logits themselves, not rounded probabilities.
+        kept_(active.with_entropy || !store_.readable() ? 0
+                                                        : std::min(store_.kept(), tiles_.count())),
+        group_(std::min(tiles_.count(), std::max<int64_t>(8, 2 * at::get_num_threads()))),
+        grad_weight_(grad_weight.defined() ? grad_weight.data_ptr<Stored>() : nullptr),
+        grad_bias_(grad_bias.defined() ? grad_bias.data_ptr<float>() : nullptr),
+        hidden_out_(grad_hidden) {
+    if (kept_ < tiles_.count()) {
+      source_.emplace(hidden, weight, bias, temperature, panels_);
+    }
+    if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(hidden, panels_);
+    if (hidden_out_.defined()) {
+      by_token_ = at::empty({group_ * kTileRows * panels_.lanes()}, operand_type());
+      grad_hidden_ = at::zeros({panels_.lanes(), hidden_size_}, at::kFloat);
+    }
+  }
+
+  void run() {
+    for (int64_t first = 0; first < tiles_.count(); first += group_) {
+      const int64_t last = std::min(first + group_, tiles_.count());
+      at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+        const GemmScope scope;
+        Workspace<Operand> work(panels_.lanes());
+        for (int64_t tile = begin; tile < end; ++tile) {
+          dlogits(tile, work);
+          if (hidden_out_.defined()) turn(tile, tile - first, work);
+          if (grad_bias_ != nullptr) sum_bias(tile, work);
+          if (grad_weight_ != nullptr) weight_rows(tile, work);
+        }
+      });
+      if (hidden_out_.defined()) add_hidden(first, last);
+    }
+    if (hidden_out_.defined()) scatter_hidden();
+  }
+
+ private:
+  static constexpr at::ScalarType operand_type() {
+    return c10::CppTypeToScalarType<Operand>::value;
+  }
+  static const TileKernels<Operand>& kernels() { return row_kernels().tile<Operand>(); }
+
+  // exp(z - max) of a tile in this pass's lanes, and `max` into work.max: kept by the forward pass,
+  // or made again with the same operations on the same numbers, which gives the same bits.
+  const Operand* probs(int64_t tile, int64_t panel, Workspace<Operand>& work) const {
+    const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
+    const int64_t tokens = std::min(width, panels_.tokens() - lane), rows = tiles_.rows(tile);
+    if (tile >= kept_) {
+      source_->compute(tile, panel, work.logits.data(), work.widened);
+      work.probs.resize(kTileRows * width);
+      const TileStats stats{work.max.data(), work.unused.data(), work.unused.data() + kPanelLanes};
+      kernels().softmax_stats(work.logits.data(), rows, width, stats, work.probs.data());
+      return work.probs.data();
+    }
+    for (int64_t n = 0; n < tokens; ++n) {
+      work.max[n] = store_.max(tile)[active_.source[lane + n]];
+    }
+    if (active_.all) return store_.probs(tile) + lane * kTileRows;
+    work.probs.assign(kTileRows * width, Operand(0.f));
+    for (int64_t n = 0; n < tokens; ++n) {
+      const int64_t from = active_.source[lane + n], base = live_.begin(from / kPanelLanes);
+      const int64_t stride = live_.width(from / kPanelLanes);
+      const Operand* column = store_.probs(tile) + base * kTileRows + from - base;
+      for (int64_t v = 0; v < rows; ++v) work.probs[v * width + n] = column[v * stride];
+    }
+    return work.probs.data();
+  }
+
+  // dL/d(W h): the temperature's factor is in it.
+  void dlogits(int64_t tile, Workspace<Operand>& work) const {
+    const int64_t rows = tiles_.rows(tile);
+    const float scale = 1.f / temperature_;
+    for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+      const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
+      const int64_t tokens = std::min(width, panels_.tokens() - lane);
+      Operand* out = work.dlogits.data() + lane * kTileRows;
+      if (active_.with_entropy) {
+        source_->compute(tile, panel, work.logits.data(), work.widened);
+        for (int64_t n = 0; n < width; ++n) {
+          work.factor[n] = scale * active_.softmax[lane + n];
+          work.entropy_grad[n] = scale * active_.entropy_grad[lane + n];
+        }
+        const TokenGrads grads{work.factor.data(), work.entropy_grad.data(),
+                               active_.lse.data() + lane, active_.entropy.data() + lane};
+        kernels().grad_from_logits(work.logits.data(), rows, width, grads, out);
+      } else {
+        const Operand* tile_probs = probs(tile, panel, work);
+        for (int64_t n = 0; n < tokens; ++n) {
+          const float share = std::exp(work.max[n] - active_.lse[lane + n]);
+          work.factor[n] = scale * active_.softmax[lane + n] * share;
+        }
+        std::fill(work.factor.begin() + tokens, work.factor.begin() + width, 0.f);
+        kernels().grad_from_probs(tile_probs, rows, width, work.factor.data(), out);
+      }
+      for (int64_t n = 0; n < tokens; ++n) {
+        const int64_t row = active_.target[lane + n] - tiles_.begin(tile);
+        if (row >= 0 && row < rows)
+          out[row * width + n] = Operand(scale * active_.onehot[lane + n]);
+      }
+    }
+  }
+
+  // The tile by token, as the left operand of dH = dlogits W: [panel][width][kTileRows].
+  Operand* turned(int64_t slot, int64_t panel) const {
+    return by_token_.data_ptr<Operand>() +
+           (slot * panels_.lanes() + panels_.begin(panel)) * kTileRows;
+  }
+
+  void turn(int64_t tile, int64_t slot, const Workspace<Operand>& work) const {
+    const int64_t rows = tiles_.rows(tile);
+    for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+      const int64_t width = panels_.width(panel);
+      Operand* out = turned(slot, panel);
+      kernels().transpose(work.dlogits.data() + panels_.begin(panel) * kTileRows, rows, width, out,
+                          kTileRows);
+      // The pair of an odd last row.
+      if (rows % 2 != 0) {
+        for (int64_t n = 0; n < width; ++n) out[n * kTileRows + rows] = Operand(0.f);
+      }
+    }
+  }
+
+  void sum_bias(int64_t tile, const Workspace<Operand>& work) const {
+    for (int64_t v = 0; v < tiles_.rows(tile); ++v) {
+      float sum = 0.f;
+      for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+        const int64_t width = panels_.width(panel);
+        const Operand* row = work.dlogits.data() + panels_.begin(panel) * kTileRows + v * width;
+        for (int64_t n = 0; n < width; ++n) sum += static_cast<float>(row[n]);
+      }
+      grad_bias_[tiles_.begin(tile) + v] = sum * temperature_;
+    }
+  }
+
+  // These rows of dW from all tokens at once: accumulated in fp32 in cache, rounded and written
+  // once.
+  void weight_rows(int64_t tile, Workspace<Operand>& work) const {
+    const int64_t rows = tiles_.rows(tile);
+    const auto* tokens = tokens_.template const_data_ptr<Operand>();
+    constexpr int64_t kPair = std::is_same_v<Operand, c10::BFloat16> ? 2 : 1;
+    for (int64_t h = 0; h < hidden_size_; h += kHiddenBlock) {
+      const int64_t n = std::min(kHiddenBlock, hidden_size_ - h);
+      for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+        const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
+        gemm(rows, n, width, work.dlogits.data() + lane * kTileRows, width,
+             tokens + lane * hidden_size_ + h * kPair, hidden_size_, work.logits.data(), n,
+             panel > 0);
+      }
+      write_rows(work.logits.data(), rows, n, n,
+                 grad_weight_ + tiles_.begin(tile) * hidden_size_ + h, hidden_size_);
+    }
+  }
+
+  // dH += dlogits W over a group of tiles. A thread owns columns of dH and walks the vocabulary in
+  // order, so the sum has one order whatever the number of threads.
+  void add_hidden(int64_t first, int64_t last) {
+    const bool narrow = hidden_size_ < kHiddenBlock * at::get_num_threads();
+    const int64_t block = narrow ? 64 : kHiddenBlock;
+    float* out = grad_hidden_.data_ptr<float>();
+    at::parallel_for(0, (hidden_size_ + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+      const GemmScope scope;
+      std::vector<Operand> packed(kTileRows * block), widened;
+      for (int64_t h = begin * block; h < std::min(end * block, hidden_size_); h += block) {
+        const int64_t n = std::min(block, hidden_size_ - h);
+        for (int64_t tile = first; tile < last; ++tile) {
+          const int64_t rows = tiles_.rows(tile);
+          int64_t ld = 0;
+          const Operand* rows_of_w = weight_block<Stored, Operand>(
+              weight_, hidden_size_, tiles_.begin(tile), rows, h, n, widened, ld);
+          kernels().pack_rows(rows_of_w, rows, n, ld, packed.data());
+          const int64_t depth = std::is_same_v<Operand, c10::BFloat16> ? (rows + 1) / 2 * 2 : rows;
+          for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+            gemm(panels_.width(panel), n, depth, turned(tile - first, panel), kTileRows,
+                 packed.data(), n, out + panels_.begin(panel) * hidden_size_ + h, hidden_size_,
+                 true);
+          }
+        }
+      }
+    });
+  }
+
+  void scatter_hidden() const {
+    const float* from = grad_hidden_.const_data_ptr<float>();
+    Stored* to = hidden_out_.data_ptr<Stored>();
+    at::parallel_for(0, panels_.tokens(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        write_rows(from + n * hidden_size_, 1, hidden_size_, hidden_size_,
+                   to + panels_.rows[n] * hidden_size_, hidden_size_);
+      }
+    });
+  }
+
+  VocabTiles tiles_;
+  int64_t hidden_size_;
+  float temperature_;
+  const Stored* weight_;
+  const TokenPanels& live_;
+  const ActiveTokens& active_;
+  const TokenPanels& panels_;
+  TileStore<Operand> store_;
+  int64_t kept_;
+  int64_t group_;  // tiles between two additions to dH
+  Stored* grad_weight_;
+  float* grad_bias_;
+  at::Tensor hidden_out_;
+  std::optional<TileLogits<Stored, Operand>> source_;
+  at::Tensor tokens_, by_token_, grad_hidden_;
+};
+
+const float* data_of(const std::optional<at::Tensor>& grad, at::Tensor& contiguous) {
+  if (!grad.has_value() || !grad->defined()) return nullptr;
+  contiguous = grad->to(at::kFloat).contiguous();
+  return contiguous.const_data_ptr<float>();
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
+    const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
+    const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
+    const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
+    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& lse,
+    const at::Tensor& store, bool need_hidden, bool need_weight, bool need_bias) {
+  const TokenPanels live = live_tokens(hidden, weight, targets, bias, temperature, ignore_index);
+  at::Tensor logp_grad, entropy_grad, lse_grad;
+  const ActiveTokens active = active_tokens(
+      live, targets.const_data_ptr<int64_t>(), data_of(grad_logp, logp_grad),
+      data_of(grad_entropy, entropy_grad), data_of(grad_lse, lse_grad),
+      logp.const_data_ptr<float>(), entropy.const_data_ptr<float>(), lse.const_data_ptr<float>());
+  const bool none = active.panels.tokens() == 0;
+  at::Tensor grad_hidden, grad_weight, grad_bias;
+  if (need_hidden) grad_hidden = at::zeros_like(hidden);
+  if (need_weight) grad_weight = none ? at::zeros_like(weight) : at::empty_like(weight);
+  if (need_bias) grad_bias = at::zeros({weight.size(0)}, hidden.options().dtype(at::kFloat));
+  if (!none) {
+    const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
+    with_operand_types(weight, [&](auto stored, auto operand) {
+      Backward<decltype(stored), decltype(operand)>(hidden, weight, bias_f32, temperature, live,
+                                                    active, store, grad_hidden, grad_weight,
+                                                    grad_bias)
+          .run();
+    });
+  }
+  // An op returns tensors, needed or not.
+  const auto absent = [&](const at::Tensor& grad) {
+    return grad.defined() ? grad : at::empty({0}, hidden.options());
+  };
+  if (need_bias) grad_bias = grad_bias.to(bias->scalar_type());
+  return {absent(grad_hidden), absent(grad_weight), absent(grad_bias)};
+}
+
+}  // namespace wavalign::cpu

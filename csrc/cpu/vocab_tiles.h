@@ -1,0 +1,146 @@
+// The vocabulary cut into tiles: their logits, and the probabilities kept for the backward pass.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/token_panels.h"
+
+namespace wavalign::cpu {
+
+constexpr int64_t kTileRows = 256;
+// Columns of one GEMM step, so that the two operand blocks and the result share an L2 cache.
+constexpr int64_t kHiddenBlock = 256;
+template <typename Operand>
+constexpr int64_t kReductionBlock = 1024 / static_cast<int64_t>(sizeof(Operand));
+
+struct VocabTiles {
+  int64_t vocab;
+
+  int64_t count() const { return (vocab + kTileRows - 1) / kTileRows; }
+  int64_t begin(int64_t tile) const { return tile * kTileRows; }
+  int64_t rows(int64_t tile) const { return std::min(kTileRows, vocab - begin(tile)); }
+};
+
+// What the forward pass hands to the backward pass, in one byte tensor of bounded size: for the
+// first `kept` tiles exp(z - max) in the operand type and the max of each token. Tiles beyond are
+// computed again, bit for bit the same, so the size changes time and never a result.
+template <typename Operand>
+class TileStore {
+ public:
+  static constexpr int64_t kHeader = 64;
+
+  TileStore(const at::Tensor& bytes, const TokenPanels& panels)
+      : base_(bytes.numel() == 0 ? nullptr : bytes.data_ptr<uint8_t>()), lanes_(panels.lanes()) {
+    if (base_ != nullptr && lanes_ > 0) kept_ = (bytes.numel() - kHeader) / record_bytes();
+  }
+
+  int64_t kept() const { return kept_; }
+  float* max(int64_t tile) const { return reinterpret_cast<float*>(record(tile)); }
+  // [panel][kTileRows][width], panel p at begin(p) * kTileRows
+  Operand* probs(int64_t tile) const {
+    return reinterpret_cast<Operand*>(record(tile) + lanes_ * static_cast<int64_t>(sizeof(float)));
+  }
+
+  // The kind of operand is chosen per call; a store written with another kind is not read.
+  void stamp() const {
+    if (base_ != nullptr) *base_ = sizeof(Operand);
+  }
+  bool readable() const { return base_ != nullptr && *base_ == sizeof(Operand); }
+
+ private:
+  int64_t record_bytes() const {
+    return lanes_ * static_cast<int64_t>(sizeof(float) + kTileRows * sizeof(Operand));
+  }
+  uint8_t* record(int64_t tile) const { return base_ + kHeader + tile * record_bytes(); }
+
+  uint8_t* base_;
+  int64_t lanes_;
+  int64_t kept_ = 0;
+};
+
+// Rows [first, first + rows) x columns [column, column + n) of the weight in the operand type,
+// without a copy where it already has it.
+template <typename Stored, typename Operand>
+const Operand* weight_block(const Stored* weight, int64_t hidden_size, int64_t first, int64_t rows,
+                            int64_t column, int64_t n, std::vector<Operand>& widened, int64_t& ld) {
+  const Stored* from = weight + first * hidden_size + column;
+  if constexpr (std::is_same_v<Stored, Operand>) {
+    ld = hidden_size;
+    return from;
+  } else {
+    ld = n;
+    widened.resize(rows * n);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t h = 0; h < n; ++h) {
+        widened[r * n + h] = static_cast<Operand>(from[r * hidden_size + h]);
+      }
+    }
+    return widened.data();
+  }
+}
+
+// logits^T = W hidden^T / temperature + bias, a tile of vocabulary by a panel of tokens at a time.
+// The weight is read where it lies: as the left operand it needs no packing.
+template <typename Stored, typename Operand>
+class TileLogits {
+ public:
+  TileLogits(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
+             double temperature, const TokenPanels& panels)
+      : panels_(panels),
+        tiles_{weight.size(0)},
+        hidden_size_(weight.size(1)),
+        weight_(weight.const_data_ptr<Stored>()),
+        bias_(bias.defined() ? bias.const_data_ptr<float>() : nullptr),
+        scale_(static_cast<float>(1.0 / temperature)),
+        columns_(pack_columns<Stored, Operand>(hidden, panels)) {}
+
+  // [rows(tile), width(panel)]
+  void compute(int64_t tile, int64_t panel, float* logits, std::vector<Operand>& widened) const {
+    const int64_t rows = tiles_.rows(tile), width = panels_.width(panel);
+    const Operand* columns =
+        columns_.template const_data_ptr<Operand>() + panels_.begin(panel) * hidden_size_;
+    for (int64_t k = 0; k < hidden_size_; k += kReductionBlock<Operand>) {
+      const int64_t depth = std::min(kReductionBlock<Operand>, hidden_size_ - k);
+      int64_t ld = 0;
+      const Operand* block = weight_block<Stored, Operand>(
+          weight_, hidden_size_, tiles_.begin(tile), rows, k, depth, widened, ld);
+      gemm(rows, width, depth, block, ld, columns + k * width, width, logits, width, k > 0);
+    }
+    const float* bias = bias_ == nullptr ? nullptr : bias_ + tiles_.begin(tile);
+    if (scale_ != 1.f || bias != nullptr) {
+      row_kernels().f32.scale_logits(logits, rows, width, scale_, bias);
+    }
+  }
+
+ private:
+  const TokenPanels& panels_;
+  VocabTiles tiles_;
+  int64_t hidden_size_;
+  const Stored* weight_;
+  const float* bias_;
+  float scale_;
+  at::Tensor columns_;
+};
+
+// Calls `pass(Stored{}, Operand{})` with the operand type that this processor multiplies best.
+template <typename Pass>
+auto with_operand_types(const at::Tensor& weight, Pass&& pass) {
+  switch (weight.scalar_type()) {
+    case at::kFloat:
+      return pass(float{}, float{});
+    case at::kHalf:
+      return pass(c10::Half{}, float{});
+    default:
+      break;
+  }
+  // Pairs along the hidden dimension need an even size.
+  if (brgemm_available(at::kBFloat16) && weight.size(1) % 2 == 0) {
+    return pass(c10::BFloat16{}, c10::BFloat16{});
+  }
+  return pass(c10::BFloat16{}, float{});
+}
+
+}  // namespace wavalign::cpu
