@@ -1,0 +1,18 @@
+"""Losses from log-probabilities, and the fused hybrid objective."""
+
+from wavalign_fast.losses.advantage import group_advantages
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.gate import MixingGate
+from wavalign_fast.losses.hybrid import HybridObjective, HybridOutput
+from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
+
+__all__ = [
+    "SPEECH",
+    "TEXT",
+    "HybridBatch",
+    "HybridObjective",
+    "HybridOutput",
+    "MixingGate",
+    "ModalityLayout",
+    "group_advantages",
+]

@@ -1,0 +1,79 @@
+"""Group-relative advantages with missing rewards."""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+Std = Literal["population", "sample"]
+
+
+class GroupStats(NamedTuple):
+    """Statistics of each group of rewards over the rollouts that have one, each [B], float64."""
+
+    scored: torch.Tensor
+    """How many rollouts have a reward."""
+    mean: torch.Tensor
+    variance: torch.Tensor
+    """Population variance."""
+    max: torch.Tensor
+    min: torch.Tensor
+
+
+def group_stats(rewards: torch.Tensor) -> GroupStats:
+    """Statistics of rewards [B, G]; NaN is a missing reward. An empty group has mean and max 0."""
+    rewards = rewards.to(torch.float64)
+    valid = ~torch.isnan(rewards)
+    count = valid.sum(dim=1)
+    divisor = count.clamp(min=1)
+    filled = torch.where(valid, rewards, 0)
+    mean = filled.sum(dim=1) / divisor
+    deviation = torch.where(valid, rewards - mean.unsqueeze(1), 0)
+    infinity = torch.inf
+    top = torch.where(valid, rewards, -infinity).amax(dim=1) if rewards.shape[1] else mean
+    low = torch.where(valid, rewards, infinity).amin(dim=1) if rewards.shape[1] else mean
+    return GroupStats(
+        count,
+        mean,
+        deviation.square().sum(dim=1) / divisor,
+        torch.where(count > 0, top, 0),
+        torch.where(count > 0, low, 0),
+    )
+
+
+def group_advantages(
+    rewards: torch.Tensor, *, std: Std = "population", eps: float = 1e-4
+) -> torch.Tensor:
+    """``A_i = (R_i - mean R) / (std R + eps)`` within each prompt's group (GRPO, arXiv 2402.03300).
+
+    Args:
+        rewards: [B, G] floats; NaN = missing: left out of the statistics, its advantage is 0.
+        std: ``"population"`` (divide by G) or ``"sample"`` (by G - 1).
+
+    Returns:
+        [B, G], no gradient; 0 for groups of fewer than two rewards or of equal rewards.
+    """
+    check_rewards(rewards)
+    if std not in ("population", "sample"):
+        raise ValueError(f"std: got {std!r}, want 'population' or 'sample'")
+    rewards = rewards.detach()
+    stats = group_stats(rewards)
+    # Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
+    mean, deviation = (x.to(rewards.dtype) for x in (stats.mean, group_std(stats, std)))
+    # Equal rewards are told by their range: the rounding of a mean must not become an advantage.
+    informative = (stats.scored > 1) & (stats.max > stats.min)
+    advantages = (rewards - mean.unsqueeze(1)) / (deviation + eps).unsqueeze(1)
+    return torch.where(informative.unsqueeze(1) & ~torch.isnan(rewards), advantages, 0)
+
+
+def group_std(stats: GroupStats, std: Std) -> torch.Tensor:
+    """Standard deviation of each group [B] from its statistics; 0 where there is none."""
+    if std == "population":
+        return stats.variance.sqrt()
+    return (stats.variance * stats.scored / (stats.scored - 1).clamp(min=1)).sqrt()
+
+
+def check_rewards(rewards: torch.Tensor) -> None:
+    if rewards.dim() != 2 or not rewards.is_floating_point():
+        raise ValueError(
+            f"rewards: got {rewards.dtype} of shape {tuple(rewards.shape)}, want floats [B, G]"
+        )

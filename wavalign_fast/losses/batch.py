@@ -1,0 +1,135 @@
+"""The flat tables a hybrid step is computed from."""
+
+from dataclasses import dataclass
+
+import torch
+
+from wavalign_fast.ops import IGNORE_INDEX
+
+
+@dataclass(frozen=True, eq=False)
+class HybridBatch:
+    """Rollouts and demonstrations of one step, position by position.
+
+    Position t's hidden state predicts ``targets[t]``. It counts in rollout ``policy_row[t]``, in
+    demonstration ``anchor_row[t]``, in neither or in both; -1 means not.
+
+    Args:
+        targets: [T] int64 ids; anything where both rows are -1.
+        policy_row: [T] int64, in [0, B·G): rollout g of prompt b is row b·G + g.
+        anchor_row: [T] int64, in [0, T).
+        rewards: [B, G] floats, NaN = missing.
+        ref_logp: [T] log-probs of the targets under the reference, for the KL terms.
+        old_logp: [T] log-probs under the policy that sampled; absent: the policy itself.
+    """
+
+    targets: torch.Tensor
+    policy_row: torch.Tensor
+    anchor_row: torch.Tensor
+    rewards: torch.Tensor
+    ref_logp: torch.Tensor | None = None
+    old_logp: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.targets.shape
+        if len(shape) != 1:
+            raise ValueError(f"targets: got shape {tuple(shape)}, want [T]")
+        if self.rewards.dim() != 2:
+            raise ValueError(f"rewards: got shape {tuple(self.rewards.shape)}, want [B, G]")
+        for name in ("targets", "policy_row", "anchor_row"):
+            if getattr(self, name).dtype != torch.int64:
+                raise ValueError(f"{name}: got {getattr(self, name).dtype}, want torch.int64")
+        for name in ("policy_row", "anchor_row", "ref_logp", "old_logp"):
+            table = getattr(self, name)
+            if table is not None and table.shape != shape:
+                raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
+        self._check_rows("policy_row", self.rewards.numel(), "B·G")
+        self._check_rows("anchor_row", shape[0], "T")
+
+    def _check_rows(self, name: str, end: int, meaning: str) -> None:
+        rows = getattr(self, name)
+        if rows.device.type != "cpu" or rows.numel() == 0:
+            return
+        low, high = int(rows.min()), int(rows.max())
+        if low < -1 or high >= end:
+            seen = low if low < -1 else high
+            raise ValueError(f"{name}: got {seen}, want -1 or a row in [0, {meaning} = {end})")
+
+    @classmethod
+    def from_padded(
+        cls,
+        input_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+        labels: torch.Tensor,
+        rewards: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+        ref_logp: torch.Tensor | None = None,
+        old_logp: torch.Tensor | None = None,
+    ) -> "HybridBatch":
+        """The released code's layout: B·G right-padded rollout rows, then demonstration rows.
+
+        Args:
+            input_ids: [R, L] ids; row b·G + g is rollout g of prompt b.
+            completion_mask: [B·G, C], 1 on completion tokens; column 0 is each row's prompt end.
+            labels: [R, L]; -100 on rollout rows and on unlabelled tokens of demonstrations.
+            rewards: [B, G].
+            prompt_lengths: [B], tokens of each prompt.
+            ref_logp: [B·G, L - 1]; column t scores id t + 1. ``old_logp`` likewise.
+
+        Returns:
+            A batch of T = R·L positions for hidden states [R, L, H].
+        """
+        rows, length = input_ids.shape
+        rollouts, columns = completion_mask.shape
+        if labels.shape != input_ids.shape:
+            raise ValueError(f"labels: got {tuple(labels.shape)}, want {tuple(input_ids.shape)}")
+        if rewards.numel() != rollouts or rollouts > rows:
+            raise ValueError(
+                f"completion_mask has {rollouts} rows, want B·G = {rewards.numel()} and at most "
+                f"{rows}, the rows of input_ids"
+            )
+        if prompt_lengths.shape != rewards.shape[:1]:
+            raise ValueError(
+                f"prompt_lengths: got {tuple(prompt_lengths.shape)}, want [{rewards.shape[0]}]"
+            )
+        device = input_ids.device
+        lengths = torch.as_tensor(prompt_lengths, device=device)
+        first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)  # [B·G, 1]
+        position = first - 1 + torch.arange(columns, device=device)  # predicts column c
+        scored = completion_mask.to(torch.bool)
+        outside = scored & ((position < 0) | (position >= length - 1))
+        if device.type == "cpu" and bool(outside.any()):
+            row, column = (int(i) for i in torch.nonzero(outside)[0])
+            raise ValueError(
+                f"completion_mask[{row}, {column}] is set, but prompt length {int(first[row])} + "
+                f"{column} is outside the {length} columns of input_ids"
+            )
+        policy_row = torch.full((rows, length), -1, dtype=torch.int64, device=device)
+        at_row, at_column = torch.nonzero(scored, as_tuple=True)
+        policy_row[at_row, position[at_row, at_column]] = at_row
+
+        targets = torch.zeros((rows, length), dtype=torch.int64, device=device)
+        targets[:, :-1] = input_ids[:, 1:]
+        labelled = torch.zeros((rows, length), dtype=torch.bool, device=device)
+        labelled[rollouts:, :-1] = labels[rollouts:, 1:] != IGNORE_INDEX
+        targets[labelled] = labels[:, 1:][labelled[:, :-1]]
+        demonstration = torch.arange(rows, device=device).unsqueeze(1) - rollouts
+        anchor_row = torch.where(labelled, demonstration, -1)
+
+        def flat(logps: torch.Tensor | None, name: str) -> torch.Tensor | None:
+            if logps is None:
+                return None
+            if logps.shape != (rollouts, length - 1):
+                raise ValueError(f"{name}: got {tuple(logps.shape)}, want {(rollouts, length - 1)}")
+            padded = logps.new_zeros((rows, length))
+            padded[:rollouts, :-1] = logps
+            return padded.reshape(-1)
+
+        return cls(
+            targets.reshape(-1),
+            policy_row.reshape(-1),
+            anchor_row.reshape(-1),
+            rewards,
+            flat(ref_logp, "ref_logp"),
+            flat(old_logp, "old_logp"),
+        )

@@ -1,0 +1,243 @@
+"""The WavAlign objective: group-relative policy term, anchor and adaptive mixture in one pass."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from wavalign_fast.losses.advantage import Std, group_advantages
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.gate import MixingGate
+from wavalign_fast.losses.layout import ModalityLayout
+from wavalign_fast.losses.metrics import step_metrics
+from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
+from wavalign_fast.losses.policy import Clip, PolicyTokens, clip_bounds, policy_tokens
+from wavalign_fast.losses.rows import row_shares, row_sums
+from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
+
+
+class HybridOutput(NamedTuple):
+    """Everything but ``loss`` is detached."""
+
+    loss: torch.Tensor
+    policy_loss: torch.Tensor
+    anchor_loss: torch.Tensor
+    kl_loss: torch.Tensor
+    """The KL term of ``kl_scope="completion"``; else 0, for the KL is in ``policy_loss``."""
+    rl_weight: torch.Tensor
+    """λ, 0-d."""
+    logp: torch.Tensor
+    """[T]; 0 at positions that carry no loss."""
+    metrics: dict[str, torch.Tensor]
+    """0-d tensors. Statistics of a class that this scope does not multiply are absent."""
+
+
+class HybridObjective(nn.Module):
+    """``L = λ L_policy + (1 - λ) L_anchor (+ L_kl)`` (WavAlign, arXiv 2604.14932).
+
+    L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k`` (see
+    ``policy_tokens``); L_anchor the mean over demonstrations with a label in scope of the weighted
+    token mean of ``-log p``. Only positions that carry loss are multiplied with the head, and only
+    those with a gradient take part in the backward products.
+
+    Args:
+        layout: the classes of the ids.
+        policy_scope, anchor_scope: "all", "text" or "speech" tokens.
+        text_weight, speech_weight: token weights of the policy term by class; the ``anchor_`` pair
+            likewise for the anchor. Only their ratio matters, and only under "all".
+        text_kl, speech_kl: β of the KL to the reference by class; > 0 needs ``batch.ref_logp``.
+        kl_scope: "policy": the KL is a part of the policy term and of its scope (the released
+            code). "completion": it has a mean of its own over all completion tokens, outside λ.
+        clip: ε or (low, high) for PPO clipping against ``batch.old_logp``; ``None`` is off.
+        advantage_std: "population" or "sample".
+        gate: a ``MixingGate`` (the default: a new one) or a constant λ.
+        options: how it is computed.
+    """
+
+    def __init__(
+        self,
+        layout: ModalityLayout,
+        policy_scope: Scope = "text",
+        anchor_scope: Scope = "all",
+        text_weight: float = 1.0,
+        speech_weight: float = 1.0,
+        anchor_text_weight: float = 1.0,
+        anchor_speech_weight: float = 1.0,
+        text_kl: float = 0.0,
+        speech_kl: float = 0.0,
+        kl_scope: KLScope = "policy",
+        clip: Clip | None = None,
+        advantage_std: Std = "population",
+        gate: MixingGate | float | None = None,
+        options: LossOptions | None = None,
+    ) -> None:
+        super().__init__()
+        if kl_scope not in ("policy", "completion"):
+            raise ValueError(f"kl_scope: got {kl_scope!r}, want 'policy' or 'completion'")
+        if advantage_std not in ("population", "sample"):
+            raise ValueError(f"advantage_std: got {advantage_std!r}, want 'population' or 'sample'")
+        clip_bounds(clip)
+        self.layout = layout
+        self.policy_weights = ScopeWeights.of("policy", policy_scope, text_weight, speech_weight)
+        self.anchor_weights = ScopeWeights.of(
+            "anchor", anchor_scope, anchor_text_weight, anchor_speech_weight
+        )
+        self.kl_weights = ScopeWeights.of("kl", "all", text_kl, speech_kl)
+        self.kl_scope = kl_scope
+        self.clip = clip
+        self.advantage_std: Std = advantage_std
+        self.gate = MixingGate() if gate is None else _checked_weight(gate, "gate")
+        self.options = options
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        batch: HybridBatch,
+        bias: torch.Tensor | None = None,
+        rl_weight: torch.Tensor | float | None = None,
+    ) -> HybridOutput:
+        """One step's loss.
+
+        Args:
+            hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states.
+            weight: [V, H], the head.
+            batch: the tables.
+            bias: [V] of the head.
+            rl_weight: a λ computed before (another head, accumulation, late rewards); the gate
+                then does not move.
+        """
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if hidden.shape[0] != batch.targets.shape[0]:
+            raise ValueError(
+                f"hidden has {hidden.shape[0]} positions, want {batch.targets.shape[0]}, those of "
+                "batch.targets"
+            )
+        if weight.shape[0] != self.layout.vocab_size:
+            raise ValueError(
+                f"weight has {weight.shape[0]} rows, want {self.layout.vocab_size}, the layout's "
+                "vocab_size"
+            )
+        if batch.ref_logp is None and (self.kl_weights.text > 0 or self.kl_weights.speech > 0):
+            raise ValueError(
+                f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
+                "batch.ref_logp, got None"
+            )
+        plan = StepPlan.of(
+            batch,
+            self.layout,
+            policy=self.policy_weights,
+            anchor=self.anchor_weights,
+            kl=self.kl_weights,
+            kl_scope=self.kl_scope,
+        )
+        scores = linear_logprob(
+            hidden,
+            weight,
+            torch.where(plan.live, batch.targets, IGNORE_INDEX),
+            bias=bias,
+            with_entropy=True,
+            options=self.options,
+        )
+        lam, gate_metrics = self._mix(batch.rewards, rl_weight)
+        output = self._combine(batch, plan, scores, lam)
+        return output._replace(metrics=output.metrics | gate_metrics)
+
+    def _mix(
+        self, rewards: torch.Tensor, rl_weight: torch.Tensor | float | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        fixed = rl_weight if rl_weight is not None else self.gate
+        if isinstance(fixed, MixingGate):
+            return fixed.step(rewards)
+        if isinstance(fixed, torch.Tensor):
+            return fixed.detach().to(rewards.device), {}
+        value = _checked_weight(fixed, "rl_weight")
+        return torch.tensor(value, device=rewards.device), {}
+
+    def _combine(
+        self,
+        batch: HybridBatch,
+        plan: StepPlan,
+        scores: LogProb,
+        lam: torch.Tensor,
+    ) -> HybridOutput:
+        # The vectors are short and their sums cancel: a policy loss is the small rest of large
+        # advantages. In double that rest has all of its digits.
+        logp = scores.logp.to(torch.float64)
+        advantages = group_advantages(batch.rewards, std=self.advantage_std).to(logp.dtype)
+        # Row -1 reads the appended zero.
+        advantage = torch.cat([advantages.reshape(-1), advantages.new_zeros(1)])[batch.policy_row]
+        tokens = policy_tokens(
+            logp,
+            advantage,
+            old_logp=_where_live(batch.old_logp, plan.live),
+            ref_logp=_where_live(batch.ref_logp, plan.live),
+            clip=self.clip,
+        )
+        policy_loss, kl_loss = self._policy_loss(batch, plan, tokens)
+        anchor_loss = _anchor_loss(batch, plan, logp)
+        mix = lam.to(logp.dtype)
+        loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
+        terms = {
+            "rl_loss": policy_loss,
+            "sft_loss": anchor_loss,
+            "kl_loss": kl_loss,
+            "combined_loss": loss,
+            "effective_rl_weight": lam,
+            "effective_sft_weight": 1.0 - lam,
+        }
+        with torch.no_grad():
+            entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
+            metrics = terms | step_metrics(
+                batch, plan, tokens, entropy, advantage, std=self.advantage_std
+            )
+        dtype = scores.logp.dtype
+        return HybridOutput(
+            loss.to(dtype),
+            policy_loss.detach().to(dtype),
+            anchor_loss.detach().to(dtype),
+            kl_loss.detach().to(dtype),
+            lam,
+            scores.logp.detach(),
+            {name: value.detach() for name, value in metrics.items()},
+        )
+
+    def _policy_loss(
+        self, batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rollouts = batch.rewards.numel()
+        per_token = -tokens.surrogate
+        zero = torch.zeros_like(per_token)
+        weighted_kl = zero if tokens.kl is None else plan.beta * tokens.kl
+
+        def mean(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            sums = row_sums(weights, batch.policy_row, rollouts)
+            shares = row_shares(weights, batch.policy_row, sums)
+            # A weight of 0 leaves its token out, whatever its value.
+            return torch.where(weights > 0, shares * values, 0.0).sum() / max(rollouts, 1)
+
+        if self.kl_scope == "policy":
+            policy = mean(plan.policy, per_token + weighted_kl)
+            return policy, torch.zeros_like(policy)
+        policy = mean(plan.policy, per_token)
+        return policy, mean(plan.completion.to(torch.float64), weighted_kl)
+
+
+def _anchor_loss(batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
+    sums = row_sums(plan.anchor, batch.anchor_row, plan.anchor.shape[0])
+    shares = row_shares(plan.anchor, batch.anchor_row, sums)
+    rows = (sums > 0).sum().clamp(min=1)
+    return -torch.where(plan.anchor > 0, shares * logp, 0.0).sum() / rows
+
+
+def _where_live(values: torch.Tensor | None, live: torch.Tensor) -> torch.Tensor | None:
+    """What stands at positions without loss must not reach it, NaN least of all."""
+    return None if values is None else torch.where(live, values, 0.0)
+
+
+def _checked_weight(value: MixingGate | float, name: str) -> MixingGate | float:
+    if isinstance(value, MixingGate):
+        return value
+    if not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name}: got {value}, want a MixingGate or a λ in [0, 1]")
+    return float(value)

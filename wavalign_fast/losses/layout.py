@@ -1,0 +1,130 @@
+"""Which ids are text and which are speech."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+TEXT = 0
+SPEECH = 1
+Modality = Literal["text", "speech"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityLayout:
+    """Gives every id of a vocabulary exactly one class, ``TEXT`` or ``SPEECH``.
+
+    Speech is the ids in the ``speech`` ranges, text is every other id; the ``boundary`` ids (begin
+    and end of audio) and the ``eos`` ids are then set to the class named for them. The released
+    WavAlign code is ``boundary_as="speech"``, ``eos_as="text"``; with ``eos_as="speech"`` a text
+    policy leaves the end of the answer to the anchor.
+
+    Raises:
+        ValueError: ranges that overlap, ids outside the vocabulary, unknown class names.
+    """
+
+    vocab_size: int
+    speech: Sequence[tuple[int, int]]
+    """Half-open ranges [first, end)."""
+    boundary: Sequence[int] = ()
+    boundary_as: Modality = "speech"
+    eos: Sequence[int] = ()
+    eos_as: Modality = "text"
+    _tables: dict[torch.device, torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size: got {self.vocab_size}, want > 0")
+        end_before = 0
+        for first, end in sorted(self.speech):
+            if not 0 <= first < end <= self.vocab_size:
+                raise ValueError(
+                    f"speech range ({first}, {end}): want 0 <= first < end <= {self.vocab_size}"
+                )
+            if first < end_before:
+                raise ValueError(
+                    f"speech range ({first}, {end}) overlaps one that ends at {end_before}"
+                )
+            end_before = end
+        for name in ("boundary", "eos"):
+            for token in getattr(self, name):
+                if not 0 <= token < self.vocab_size:
+                    raise ValueError(f"{name} id {token} is outside [0, {self.vocab_size})")
+            if getattr(self, f"{name}_as") not in ("text", "speech"):
+                raise ValueError(
+                    f"{name}_as: got {getattr(self, f'{name}_as')!r}, want 'text' or 'speech'"
+                )
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        *,
+        speech_start: str = "<|audio_0|>",
+        boundary: Sequence[str] = ("<|begin_of_audio|>", "<|end_of_audio|>"),
+        vocab_size: int | None = None,
+        boundary_as: Modality = "speech",
+        eos_as: Modality = "text",
+    ) -> "ModalityLayout":
+        """Reads the ids from a ``transformers`` tokenizer.
+
+        Speech begins at ``speech_start`` and goes on to ``vocab_size`` (the rows of the head, pad
+        rows included, as in the released code; by default the tokenizer's length). The numbered
+        speech tokens must be contiguous there, and no other token may lie among them.
+        """
+        vocab = tokenizer.get_vocab()
+        size = len(tokenizer) if vocab_size is None else vocab_size
+        for token in (speech_start, *boundary):
+            if token not in vocab:
+                raise ValueError(f"the tokenizer has no token {token!r}")
+        first = vocab[speech_start]
+        prefix, _, suffix = speech_start.partition("0")
+        numbered = re.compile(re.escape(prefix) + r"(\d+)" + re.escape(suffix))
+        for token, index in vocab.items():
+            match = numbered.fullmatch(token)
+            expected = first + int(match[1]) if match else None
+            if (index >= first or match) and index != expected:
+                wanted = f"an id below {first}" if expected is None else expected
+                raise ValueError(
+                    f"speech tokens must be contiguous from {speech_start!r} = {first}: "
+                    f"{token!r} has id {index}, want {wanted}"
+                )
+        eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        return cls(
+            vocab_size=size,
+            speech=((first, size),),
+            boundary=tuple(vocab[token] for token in boundary),
+            boundary_as=boundary_as,
+            eos=eos,
+            eos_as=eos_as,
+        )
+
+    def classify(self, ids: torch.Tensor) -> torch.Tensor:
+        """``TEXT`` or ``SPEECH`` for every id: uint8, shape and device of ``ids``.
+
+        Raises:
+            ValueError: an id outside [0, vocab_size) (checked on the CPU; elsewhere it is clamped,
+                for a check would wait for the device).
+        """
+        if ids.device.type == "cpu":
+            bad = ids[(ids < 0) | (ids >= self.vocab_size)]
+            if bad.numel() > 0:
+                raise ValueError(f"id {int(bad[0])} is outside the layout [0, {self.vocab_size})")
+        else:
+            ids = ids.clamp(0, self.vocab_size - 1)
+        return self._table(ids.device)[ids.to(torch.int64)]
+
+    def _table(self, device: torch.device) -> torch.Tensor:
+        if device not in self._tables:
+            table = torch.full((self.vocab_size,), TEXT, dtype=torch.uint8)
+            for first, end in self.speech:
+                table[first:end] = SPEECH
+            for name in ("boundary", "eos"):
+                kind = SPEECH if getattr(self, f"{name}_as") == "speech" else TEXT
+                table[list(getattr(self, name))] = kind
+            self._tables[device] = table.to(device)
+        return self._tables[device]

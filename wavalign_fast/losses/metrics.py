@@ -1,0 +1,97 @@
+"""What a step reports, under the names of the released code and, where it has none, of TRL."""
+
+import torch
+
+from wavalign_fast.losses.advantage import Std, group_stats, group_std
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.plan import StepPlan
+from wavalign_fast.losses.policy import PolicyTokens
+from wavalign_fast.losses.rows import row_shares, row_sums
+
+
+def step_metrics(
+    batch: HybridBatch,
+    plan: StepPlan,
+    tokens: PolicyTokens,
+    entropy: torch.Tensor | None,
+    advantage: torch.Tensor,
+    *,
+    std: Std,
+) -> dict[str, torch.Tensor]:
+    """0-d tensors on the batch's device; nothing waits for the device.
+
+    KL and entropy are reported for the classes whose completion tokens all carry loss; of the
+    others the product with the head was never made.
+    """
+    metrics = _reward_metrics(batch, std) | _count_metrics(batch, plan)
+    classes = {
+        "text": (plan.text_scored, plan.completion & ~plan.speech),
+        "speech": (plan.speech_scored, plan.completion & plan.speech),
+        "total": (plan.text_scored and plan.speech_scored, plan.completion),
+    }
+    for name, (scored, members) in classes.items():
+        if scored:
+            metrics |= _class_metrics(batch, members, tokens, entropy, name)
+    weight = plan.policy
+    scale = weight.sum().clamp(min=1e-6)
+    metrics["clip_ratio/low_mean"] = (weight * tokens.clipped_low).sum() / scale
+    metrics["clip_ratio/high_mean"] = (weight * tokens.clipped_high).sum() / scale
+    clipped = tokens.clipped_low | tokens.clipped_high
+    metrics["clip_ratio/region_mean"] = (weight * clipped).sum() / scale
+    moved = (weight > 0) & (advantage != 0) & ~clipped
+    metrics["zero_gradient_rows"] = (
+        plan.live & ~moved & (plan.anchor == 0) & (plan.beta == 0)
+    ).sum()
+    return metrics
+
+
+def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
+    stats = group_stats(batch.rewards)
+    groups = max(batch.rewards.shape[0], 1)
+    return {
+        "reward": stats.mean.sum() / groups,
+        # With the floor of the advantage's denominator, as released.
+        "reward_std": (group_std(stats, std) + 1e-4).sum() / groups,
+        "frac_reward_zero_std": (stats.max == stats.min).sum() / groups,
+        "missing_rewards": torch.isnan(batch.rewards).sum(),
+    }
+
+
+def _count_metrics(batch: HybridBatch, plan: StepPlan) -> dict[str, torch.Tensor]:
+    policy, anchor = plan.policy > 0, plan.anchor > 0
+    return {
+        "completion_length": plan.completion.sum() / max(batch.rewards.numel(), 1),
+        "policy_text_tokens": (policy & ~plan.speech).sum(),
+        "policy_speech_tokens": (policy & plan.speech).sum(),
+        "anchor_text_tokens": (anchor & ~plan.speech).sum(),
+        "anchor_speech_tokens": (anchor & plan.speech).sum(),
+        "skipped_rows": (~plan.live).sum(),
+    }
+
+
+def _class_metrics(
+    batch: HybridBatch,
+    members: torch.Tensor,
+    tokens: PolicyTokens,
+    entropy: torch.Tensor | None,
+    name: str,
+) -> dict[str, torch.Tensor]:
+    """KL as the mean over rollouts of token means, entropy as the token mean of each group."""
+    groups, size = batch.rewards.shape
+    metrics = {}
+    if tokens.kl is not None:
+        weights = members.to(tokens.kl.dtype)
+        shares = row_shares(
+            weights, batch.policy_row, row_sums(weights, batch.policy_row, groups * size)
+        )
+        metrics["kl" if name == "total" else f"{name}_kl"] = torch.where(
+            members, shares * tokens.kl, 0.0
+        ).sum() / max(groups * size, 1)
+    if entropy is not None:
+        prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
+        weights = members.to(entropy.dtype)
+        shares = row_shares(weights, prompt, row_sums(weights, prompt, groups))
+        metrics[f"{name}_entropy"] = torch.where(members, shares * entropy, 0.0).sum() / max(
+            groups, 1
+        )
+    return metrics

@@ -1,0 +1,83 @@
+"""Which positions of a hybrid step carry what, known before a single product."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.layout import SPEECH, ModalityLayout
+
+Scope = Literal["all", "text", "speech"]
+KLScope = Literal["policy", "completion"]
+SCOPES: tuple[Scope, ...] = ("all", "text", "speech")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeWeights:
+    """Weight of a text and of a speech token; 0 leaves the class out."""
+
+    text: float
+    speech: float
+
+    @classmethod
+    def of(cls, name: str, scope: str, text: float, speech: float) -> "ScopeWeights":
+        """The weights of ``scope``, after a check that names the argument."""
+        if scope not in SCOPES:
+            raise ValueError(f"{name}_scope: got {scope!r}, want one of {', '.join(SCOPES)}")
+        if text < 0 or speech < 0:
+            raise ValueError(f"{name} weights: got text {text}, speech {speech}, want >= 0")
+        return cls(text=text * (scope != "speech"), speech=speech * (scope != "text"))
+
+    def per_token(self, speech: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Weights [T] in float64: by class where ``where`` holds, else 0."""
+        weights = torch.tensor([self.text, self.speech, 0.0], dtype=torch.float64)
+        return weights.to(speech.device)[torch.where(where, speech.to(torch.int64), 2)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepPlan:
+    """Masks and weights of a step, each [T]."""
+
+    speech: torch.Tensor
+    completion: torch.Tensor
+    policy: torch.Tensor
+    anchor: torch.Tensor
+    beta: torch.Tensor
+    live: torch.Tensor
+    """Positions that carry loss; no other is multiplied with the head."""
+    text_scored: bool
+    """Whether all text tokens of the rollouts are live, by configuration alone."""
+    speech_scored: bool
+
+    @classmethod
+    def of(
+        cls,
+        batch: HybridBatch,
+        layout: ModalityLayout,
+        *,
+        policy: ScopeWeights,
+        anchor: ScopeWeights,
+        kl: ScopeWeights,
+        kl_scope: KLScope,
+    ) -> "StepPlan":
+        completion, labelled = batch.policy_row >= 0, batch.anchor_row >= 0
+        used = completion | labelled
+        speech = layout.classify(torch.where(used, batch.targets, 0)) == SPEECH
+        policy_weight = policy.per_token(speech, completion)
+        anchor_weight = anchor.per_token(speech, labelled)
+        beta = kl.per_token(speech, completion)
+        live = (policy_weight > 0) | (anchor_weight > 0)
+        own_kl = kl_scope == "completion"
+        if own_kl:
+            live = live | (beta > 0)
+        return cls(
+            speech=speech,
+            completion=completion,
+            policy=policy_weight,
+            anchor=anchor_weight,
+            beta=beta,
+            live=live,
+            text_scored=policy.text > 0 or (own_kl and kl.text > 0),
+            speech_scored=policy.speech > 0 or (own_kl and kl.speech > 0),
+        )

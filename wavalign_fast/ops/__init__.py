@@ -1,0 +1,7 @@
+"""Ops over the vocabulary: log-probabilities and their gradients."""
+
+from wavalign_fast.ops.library import backend_status
+from wavalign_fast.ops.linear_logprob import IGNORE_INDEX, LogProb, linear_logprob
+from wavalign_fast.ops.options import LossOptions
+
+__all__ = ["IGNORE_INDEX", "LogProb", "LossOptions", "backend_status", "linear_logprob"]

@@ -1,0 +1,40 @@
+"""How a fused loss is computed: backend, memory, accuracy. The mathematics stays the same."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "cpu", "triton", "cuda", "reference"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "triton", "cuda", "reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Options of every fused loss. A path that cannot honour one raises and names it."""
+
+    backend: Backend = "auto"
+    """``auto`` takes ``WAVALIGN_BACKEND`` if set, else the fastest backend for the tensors."""
+    memory_budget: int | None = None
+    """Bytes that may hold vocabulary-sized buffers; ``None`` is 512 MiB. A smaller budget costs
+    time (probabilities are computed again), never a bit of the result."""
+    weight_grad_dtype: torch.dtype = torch.float32
+    """The least precise type in which the weight's gradient may be accumulated. The gradient
+    itself has the weight's dtype."""
+    deterministic: bool = True
+    """Same input, same bits. ``False`` permits a backend to trade that for speed."""
+    skip_tolerance: float = 0.0
+    """Softmax mass of a vocabulary segment up to which the gradient may leave it out."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: got {self.backend!r}, want one of {', '.join(BACKENDS)}")
+        if self.memory_budget is not None and self.memory_budget < 0:
+            raise ValueError(f"memory_budget: got {self.memory_budget}, want >= 0 bytes")
+        if self.weight_grad_dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"weight_grad_dtype: got {self.weight_grad_dtype}, want torch.float32 or "
+                "torch.float64: no backend accumulates the weight's gradient in less"
+            )
+        if not 0.0 <= self.skip_tolerance < 1.0:
+            raise ValueError(f"skip_tolerance: got {self.skip_tolerance}, want 0 <= value < 1")

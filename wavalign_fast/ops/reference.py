@@ -1,0 +1,41 @@
+"""The definition: selected log-probabilities in plain torch, in any floating dtype."""
+
+import torch
+
+
+def linear_logprob(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(logp, entropy, lse)`` of ``softmax(hidden W^T / temperature + bias)``, each [T].
+
+    Computes in float64 for float64 operands and in float32 for all others; the logits are
+    materialised. Ignored rows are left out before the product, so what stands in them is never
+    read.
+    """
+    compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    live = torch.nonzero(targets != ignore_index).squeeze(-1)  # [N]
+    ids = targets.index_select(0, live)
+    logits = hidden.index_select(0, live).to(compute) @ weight.to(compute).T / temperature  # [N, V]
+    if bias is not None:
+        logits = logits + bias.to(compute)
+    # An id outside the vocabulary must not read another row's memory; it poisons its own.
+    inside = (ids >= 0) & (ids < weight.shape[0])
+    logits = torch.where(inside.unsqueeze(-1), logits, torch.nan)
+    ids = torch.where(inside, ids, 0)
+
+    logp = torch.log_softmax(logits, dim=-1)  # [N, V]
+    lse = torch.logsumexp(logits, dim=-1)
+    # 0 * -inf is 0 in an entropy, in its value and in its gradient.
+    finite = torch.where(torch.isneginf(logp), 0.0, logp)
+    entropy = -(logp.exp() * finite).sum(dim=-1)
+    selected = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+    def scatter(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(targets.shape).index_put((live,), values)
+
+    return scatter(selected), scatter(entropy), scatter(lse)
