@@ -72,7 +72,7 @@ format: install ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(KERNEL_SOURCES)
 
 bench: install ## time the hybrid step on the paper's head
-	$(BIN)/python -m benchmarks.hybrid_step
+	$(BIN)/python -m benchmarks.bench_hybrid_loss
 
 clean: ## remove build products and caches; keeps .venv and runs
 	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) .mypy_cache .pytest_cache .ruff_cache

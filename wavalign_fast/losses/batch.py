@@ -80,56 +80,77 @@ class HybridBatch:
             A batch of T = R·L positions for hidden states [R, L, H].
         """
         rows, length = input_ids.shape
-        rollouts, columns = completion_mask.shape
-        if labels.shape != input_ids.shape:
-            raise ValueError(f"labels: got {tuple(labels.shape)}, want {tuple(input_ids.shape)}")
-        if rewards.numel() != rollouts or rollouts > rows:
-            raise ValueError(
-                f"completion_mask has {rollouts} rows, want B·G = {rewards.numel()} and at most "
-                f"{rows}, the rows of input_ids"
-            )
-        if prompt_lengths.shape != rewards.shape[:1]:
-            raise ValueError(
-                f"prompt_lengths: got {tuple(prompt_lengths.shape)}, want [{rewards.shape[0]}]"
-            )
-        device = input_ids.device
-        lengths = torch.as_tensor(prompt_lengths, device=device)
-        first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)  # [B·G, 1]
-        position = first - 1 + torch.arange(columns, device=device)  # predicts column c
-        scored = completion_mask.to(torch.bool)
-        outside = scored & ((position < 0) | (position >= length - 1))
-        if device.type == "cpu" and bool(outside.any()):
-            row, column = (int(i) for i in torch.nonzero(outside)[0])
-            raise ValueError(
-                f"completion_mask[{row}, {column}] is set, but prompt length {int(first[row])} + "
-                f"{column} is outside the {length} columns of input_ids"
-            )
-        policy_row = torch.full((rows, length), -1, dtype=torch.int64, device=device)
-        at_row, at_column = torch.nonzero(scored, as_tuple=True)
-        policy_row[at_row, position[at_row, at_column]] = at_row
-
-        targets = torch.zeros((rows, length), dtype=torch.int64, device=device)
-        targets[:, :-1] = input_ids[:, 1:]
-        labelled = torch.zeros((rows, length), dtype=torch.bool, device=device)
+        rollouts = completion_mask.shape[0]
+        _check_padded(input_ids, completion_mask, labels, rewards, prompt_lengths)
+        labelled = torch.zeros_like(input_ids, dtype=torch.bool)
         labelled[rollouts:, :-1] = labels[rollouts:, 1:] != IGNORE_INDEX
-        targets[labelled] = labels[:, 1:][labelled[:, :-1]]
-        demonstration = torch.arange(rows, device=device).unsqueeze(1) - rollouts
-        anchor_row = torch.where(labelled, demonstration, -1)
-
-        def flat(logps: torch.Tensor | None, name: str) -> torch.Tensor | None:
-            if logps is None:
-                return None
-            if logps.shape != (rollouts, length - 1):
-                raise ValueError(f"{name}: got {tuple(logps.shape)}, want {(rollouts, length - 1)}")
-            padded = logps.new_zeros((rows, length))
-            padded[:rollouts, :-1] = logps
-            return padded.reshape(-1)
-
+        targets = torch.zeros_like(input_ids)
+        targets[:, :-1] = torch.where(labelled[:, :-1], labels[:, 1:], input_ids[:, 1:])
+        demonstration = torch.arange(rows, device=input_ids.device).unsqueeze(1) - rollouts
+        logps = {"ref_logp": ref_logp, "old_logp": old_logp}
         return cls(
-            targets.reshape(-1),
-            policy_row.reshape(-1),
-            anchor_row.reshape(-1),
-            rewards,
-            flat(ref_logp, "ref_logp"),
-            flat(old_logp, "old_logp"),
+            targets=targets.reshape(-1),
+            policy_row=_policy_rows(completion_mask, rewards, prompt_lengths, rows, length),
+            anchor_row=torch.where(labelled, demonstration, -1).reshape(-1),
+            rewards=rewards,
+            **{name: _flat_logps(name, table, rollouts, rows) for name, table in logps.items()},
         )
+
+
+def _check_padded(
+    input_ids: torch.Tensor,
+    completion_mask: torch.Tensor,
+    labels: torch.Tensor,
+    rewards: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+) -> None:
+    rows, rollouts = input_ids.shape[0], completion_mask.shape[0]
+    if labels.shape != input_ids.shape:
+        raise ValueError(f"labels: got {tuple(labels.shape)}, want {tuple(input_ids.shape)}")
+    if rewards.numel() != rollouts or rollouts > rows:
+        raise ValueError(
+            f"completion_mask has {rollouts} rows, want B·G = {rewards.numel()} and at most "
+            f"{rows}, the rows of input_ids"
+        )
+    if prompt_lengths.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"prompt_lengths: got {tuple(prompt_lengths.shape)}, want [{rewards.shape[0]}]"
+        )
+
+
+def _policy_rows(
+    completion_mask: torch.Tensor,
+    rewards: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    rows: int,
+    length: int,
+) -> torch.Tensor:
+    """Row of the rollout whose completion token each position predicts, [rows · length]."""
+    device = completion_mask.device
+    first = prompt_lengths.to(device).repeat_interleave(rewards.shape[1]).unsqueeze(1)  # [B·G, 1]
+    position = first - 1 + torch.arange(completion_mask.shape[1], device=device)
+    scored = completion_mask.to(torch.bool)
+    outside = scored & ((position < 0) | (position >= length - 1))
+    if device.type == "cpu" and bool(outside.any()):
+        row, column = (int(i) for i in torch.nonzero(outside)[0])
+        raise ValueError(
+            f"completion_mask[{row}, {column}] is set, but prompt length {int(first[row])} + "
+            f"{column} is outside the {length} columns of input_ids"
+        )
+    table = torch.full((rows, length), -1, dtype=torch.int64, device=device)
+    at_row, at_column = torch.nonzero(scored, as_tuple=True)
+    table[at_row, position[at_row, at_column]] = at_row
+    return table.reshape(-1)
+
+
+def _flat_logps(
+    name: str, logps: torch.Tensor | None, rollouts: int, rows: int
+) -> torch.Tensor | None:
+    """[rollouts, L - 1] to [rows · L]; 0 where there is no score."""
+    if logps is None:
+        return None
+    if logps.dim() != 2 or logps.shape[0] != rollouts:
+        raise ValueError(f"{name}: got {tuple(logps.shape)}, want [{rollouts}, L - 1]")
+    padded = logps.new_zeros((rows, logps.shape[1] + 1))
+    padded[:rollouts, :-1] = logps
+    return padded.reshape(-1)

@@ -123,14 +123,7 @@ class HybridObjective(nn.Module):
                 f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
                 "batch.ref_logp, got None"
             )
-        plan = StepPlan.of(
-            batch,
-            self.layout,
-            policy=self.policy_weights,
-            anchor=self.anchor_weights,
-            kl=self.kl_weights,
-            kl_scope=self.kl_scope,
-        )
+        plan = self.plan(batch)
         scores = linear_logprob(
             hidden,
             weight,
@@ -140,8 +133,19 @@ class HybridObjective(nn.Module):
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self._combine(batch, plan, scores, lam)
+        output = self.combine(batch, plan, scores, lam)
         return output._replace(metrics=output.metrics | gate_metrics)
+
+    def plan(self, batch: HybridBatch) -> StepPlan:
+        """Which positions of ``batch`` carry what."""
+        return StepPlan.of(
+            batch,
+            self.layout,
+            policy=self.policy_weights,
+            anchor=self.anchor_weights,
+            kl=self.kl_weights,
+            kl_scope=self.kl_scope,
+        )
 
     def _mix(
         self, rewards: torch.Tensor, rl_weight: torch.Tensor | float | None
@@ -154,13 +158,10 @@ class HybridObjective(nn.Module):
         value = _checked_weight(fixed, "rl_weight")
         return torch.tensor(value, device=rewards.device), {}
 
-    def _combine(
-        self,
-        batch: HybridBatch,
-        plan: StepPlan,
-        scores: LogProb,
-        lam: torch.Tensor,
+    def combine(
+        self, batch: HybridBatch, plan: StepPlan, scores: LogProb, lam: torch.Tensor
     ) -> HybridOutput:
+        """The step's loss from log-probabilities that are there already; λ is ``lam``."""
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
         logp = scores.logp.to(torch.float64)

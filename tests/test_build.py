@@ -1,0 +1,145 @@
+"""What is in the sdist and the wheel, and a build that outlives a missing compiler."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+VERSION = re.search(r'^version = "(.+)"$', PYPROJECT, re.M).group(1)
+
+# Whatever a program loads at run time or a compiler reads; caches and build products are not.
+GENERATED = {".so", ".pyc", ".o"}
+BACKEND = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+
+
+def run_backend(source: Path, hook: str, target: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", BACKEND, hook, str(target)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def files_under(folder: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in GENERATED
+    }
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what git would hand out, so that a build leaves nothing in the real one."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("csrc", "wavalign_fast"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("sdist")
+    done = run_backend(checkout, "build_sdist", target)
+    assert done.returncode == 0, done.stderr
+    return next(target.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel_without_compiler(sdist, tmp_path_factory) -> tuple[Path, str]:
+    """A wheel made from the unpacked sdist with no C++ compiler, and what the build said."""
+    source = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(source, filter="data")
+    target = tmp_path_factory.mktemp("wheel")
+    unpacked = next(source.iterdir())
+    done = run_backend(unpacked, "build_wheel", target, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    return next(target.glob("*.whl")), done.stdout + done.stderr
+
+
+def test_sdist_has_everything_a_build_reads(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = files_under("csrc") | files_under("wavalign_fast")
+    wanted |= {"pyproject.toml", "setup.py", "LICENSE", "README.md"}
+    assert any(name.startswith("csrc/") for name in wanted)
+    assert wanted <= names, f"missing: {sorted(wanted - names)}"
+
+
+def test_wheel_has_everything_a_run_reads(wheel_without_compiler):
+    names = set(zipfile.ZipFile(wheel_without_compiler[0]).namelist())
+    wanted = files_under("wavalign_fast")
+    assert "wavalign_fast/py.typed" in wanted
+    assert any("/assets/" in name for name in wanted)
+    assert wanted <= names, f"missing: {sorted(wanted - names)}"
+    strangers = {
+        name for name in names if not name.startswith(("wavalign_fast/", "wavalign_fast-"))
+    }
+    assert not strangers
+
+
+def test_build_without_a_compiler_says_so_once(wheel_without_compiler):
+    wheel, output = wheel_without_compiler
+    assert output.count("WITHOUT its C++ kernels") == 1
+    assert "no-such-compiler" in output
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+
+
+def test_wheel_metadata(wheel_without_compiler):
+    wheel = zipfile.ZipFile(wheel_without_compiler[0])
+    text = wheel.read(f"wavalign_fast-{VERSION}.dist-info/METADATA").decode()
+    assert f"Version: {VERSION}" in text
+    assert "Requires-Dist: torch>=2.13" in text
+    entry_points = wheel.read(f"wavalign_fast-{VERSION}.dist-info/entry_points.txt").decode()
+    assert "wavalign-fast = wavalign_fast.cli:main" in entry_points
+
+
+def test_forced_cuda_is_refused_not_ignored(checkout, tmp_path):
+    done = run_backend(checkout, "build_wheel", tmp_path, WAVALIGN_FORCE_CUDA="1")
+    assert done.returncode != 0
+    assert "WAVALIGN_FORCE_CUDA" in done.stderr
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_the_version_is_written_once():
+    assert metadata.version("wavalign-fast") == VERSION
+    sources = [*(ROOT / "wavalign_fast").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    copies = [
+        path.name
+        for path in [*sources, ROOT / "setup.py"]
+        if f'"{VERSION}"' in path.read_text(encoding="utf-8")
+    ]
+    assert not copies
+
+
+def test_setup_py_is_short():
+    assert len((ROOT / "setup.py").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    ("tool", "mirror"),
+    [
+        ("ruff", "ruff-pre-commit"),
+        ("mypy", "mirrors-mypy"),
+        ("clang-format", "mirrors-clang-format"),
+    ],
+)
+def test_pre_commit_runs_the_pinned_linters(tool, mirror):
+    pinned = re.search(rf'"{tool}==(.+?)"', PYPROJECT).group(1)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.search(rf"{mirror}\s+rev: v(\S+)", hooks).group(1) == pinned

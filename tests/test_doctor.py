@@ -1,0 +1,87 @@
+"""The doctor says what works here, and for everything that does not, why."""
+
+import builtins
+import re
+
+import pytest
+import torch
+
+from wavalign_fast import doctor
+from wavalign_fast.ops.library import backend_status
+
+
+def facts(section: str) -> dict[str, str]:
+    return {fact.name: fact.value for fact in doctor.report()[section]}
+
+
+def test_versions_of_what_runs():
+    versions = facts("Versions")
+    assert versions["torch"] == torch.__version__
+    assert versions["wavalign-fast"] != "not installed"
+    assert re.match(r"3\.\d+\.\d+ \(/", versions["python"])
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(doctor.PACKAGES, "no-such-package", "train")
+    assert "pip install 'wavalign-fast[train]'" in facts("Versions")["no-such-package"]
+
+
+def test_every_backend_is_listed_with_its_reason():
+    shown = facts("Backends")
+    for name, reason in backend_status().items():
+        if reason is None:
+            assert shown[name].startswith("available")
+        else:
+            assert shown[name] == f"not available: {reason}"
+    assert shown["reference"] == "available"
+
+
+def test_missing_kernels_are_said_with_the_reason(monkeypatch):
+    reason = "the C++ kernels were not built (no compiler at installation)"
+    monkeypatch.setattr(doctor, "backend_status", lambda: {"reference": None, "cpu": reason})
+    shown = {fact.name: fact for fact in doctor.report()["Backends"]}
+    assert shown["cpu"].value == f"not available: {reason}"
+    assert shown["cpu"].good is False
+
+
+def test_auto_is_what_a_call_would_take(monkeypatch):
+    monkeypatch.setattr("wavalign_fast.ops.library._ENV_BACKEND", "reference")
+    assert facts("Backends")["auto takes, on the CPU"] == "reference"
+    monkeypatch.setattr("wavalign_fast.ops.library._ENV_BACKEND", "triton")
+    assert facts("Backends")["auto takes, on the CPU"].startswith("nothing: ")
+
+
+def test_instruction_sets_are_read_from_the_flags(monkeypatch):
+    flags = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq"}
+    monkeypatch.setattr(doctor, "_cpu", lambda: ("Some CPU", flags))
+    machine = facts("Machine")
+    assert machine["CPU"] == "Some CPU"
+    # avx512vl is missing, and a set counts only when it is whole.
+    assert machine["instruction sets"] == "AVX2"
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    assert facts("Tools")["C++ compiler"] == "none (looked for no-such-compiler)"
+
+
+@pytest.mark.parametrize("rich_installed", [True, False])
+def test_the_page_shows_every_fact(rich_installed, monkeypatch, capsys):
+    if rich_installed:
+        pytest.importorskip("rich")
+        monkeypatch.setenv("COLUMNS", "400")
+    else:
+        real_import = builtins.__import__
+
+        def without_rich(name, *args, **kwargs):
+            if name.startswith("rich"):
+                raise ImportError(name)
+            return real_import(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", without_rich)
+    assert doctor.main() == 0
+    page = capsys.readouterr().out
+    for title, section in doctor.report().items():
+        assert title in page
+        for fact in section:
+            assert fact.name in page and fact.value in page

@@ -1,0 +1,172 @@
+"""Imports go one way, and files and functions stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "wavalign_fast"
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+KERNELS = {"_C", "errors", "ops"}
+LOSSES = KERNELS | {"losses"}
+PARTS = LOSSES | {"data", "models", "rewards", "rollout"}
+CONFIG = {"config", "config_layers"}
+
+# What a part may import, itself aside. A part that is not here has no place in the design yet.
+MAY_IMPORT = {
+    "__init__": LOSSES,
+    "errors": set(),
+    "ops": KERNELS,
+    "losses": KERNELS,
+    "data": PARTS,
+    "models": PARTS,
+    "rewards": PARTS,
+    "rollout": PARTS,
+    "config": {"errors"},
+    "config_layers": {"errors", "config"},
+    "recipes": PARTS,
+    "train": PARTS | CONFIG,
+    "report": {"errors"},
+    "doctor": KERNELS,
+    "integrations": LOSSES,
+    "cli": PARTS | CONFIG | {"recipes", "train", "report", "doctor"},
+}
+
+
+def part_of(module: str) -> str:
+    """`wavalign_fast.ops.library` belongs to `ops`, `wavalign_fast` itself to `__init__`."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else "__init__"
+
+
+def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
+    """(line, module) of every import of this package, those inside functions included."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(filter(None, [*parents, base]))
+            # In `from wavalign_fast import ops` the part is the imported name.
+            deeper = base == "wavalign_fast"
+            found += [
+                (node.lineno, f"{base}.{alias.name}" if deeper else base) for alias in node.names
+            ]
+    return [(line, module) for line, module in found if module.split(".")[0] == "wavalign_fast"]
+
+
+def import_violations(path: str, source: str) -> list[str]:
+    """Imports in the file at `path` (relative to the package) that its part may not make."""
+    part = Path(path).parts[0].removesuffix(".py")
+    package = ".".join(["wavalign_fast", *Path(path).parent.parts])
+    allowed = MAY_IMPORT[part] | {part}
+    return [
+        f"{path}:{line}: {part} must not import {module}"
+        for line, module in imported_modules(ast.parse(source), package)
+        if part_of(module) not in allowed
+    ]
+
+
+def long_functions(path: str, source: str) -> list[str]:
+    """Functions over the limit; their docstrings do not count, lest somebody shorten them."""
+    return [
+        f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := length(node) - docstring_length(node)) > MAX_FUNCTION_LINES
+    ]
+
+
+def length(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def docstring_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return length(function.body[0]) if ast.get_docstring(function) is not None else 0
+
+
+def sources(*patterns: str) -> list[Path]:
+    found = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+    assert found, f"no file matches {patterns}"
+    return found
+
+
+PYTHON = ["wavalign_fast/**/*.py", "benchmarks/**/*.py", "setup.py"]
+CPP = ["csrc/**/*.cpp", "csrc/**/*.h"]
+
+
+def test_imports_go_one_way():
+    violations = []
+    for path in sources("wavalign_fast/**/*.py"):
+        inside = str(path.relative_to(PACKAGE))
+        violations += import_violations(inside, path.read_text(encoding="utf-8"))
+    assert not violations, "\n".join(violations)
+
+
+def test_every_part_has_a_place():
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources(PYTHON[0])}
+    assert parts <= set(MAY_IMPORT), f"no rule for {sorted(parts - set(MAY_IMPORT))}"
+
+
+def test_files_are_short():
+    long = [
+        f"{path.relative_to(ROOT)}: {lines}"
+        for path in sources(*PYTHON, *CPP)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES
+    ]
+    assert not long, f"more than {MAX_FILE_LINES} lines:\n" + "\n".join(long)
+
+
+def test_functions_are_short():
+    long = []
+    for path in sources(*PYTHON):
+        long += long_functions(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("ops/x.py", "from wavalign_fast.losses import gate"),
+        ("ops/x.py", "from wavalign_fast import losses"),
+        ("ops/x.py", "def f():\n    import wavalign_fast.losses.gate"),
+        ("ops/deep/x.py", "from ... import losses"),
+        ("losses/x.py", "from wavalign_fast.data.records import Example"),
+        ("data/x.py", "from wavalign_fast.train.task import Task"),
+        ("train/x.py", "from wavalign_fast.recipes import spoken_sums"),
+        ("train/x.py", "from ..recipes.spoken_sums import task"),
+        ("recipes/spoken_sums/x.py", "from wavalign_fast.train.task import Task"),
+        ("report/x.py", "import wavalign_fast.train.files"),
+        ("integrations/x.py", "from wavalign_fast.rollout import sample_completions"),
+        ("__init__.py", "from wavalign_fast.train import loop"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, source):
+    assert len(import_violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("losses/x.py", "from wavalign_fast.ops import linear_logprob"),
+        ("rollout/x.py", "from wavalign_fast.data.records import Completion"),
+        ("ops/x.py", "from . import reference\nfrom .library import load\nimport torch"),
+        ("cli.py", "from wavalign_fast import doctor\nfrom wavalign_fast.train import loop"),
+    ],
+)
+def test_an_allowed_import_passes(path, source):
+    assert import_violations(path, source) == []
+
+
+@pytest.mark.parametrize(("lines", "found"), [(MAX_FUNCTION_LINES, 0), (MAX_FUNCTION_LINES + 1, 1)])
+def test_a_long_function_is_found(lines, found):
+    docstring = '    """One.\n\n    Two.\n    """\n'
+    body = "    x = 0\n" * (lines - 1)
+    assert len(long_functions("x.py", f"def f():\n{docstring}{body}")) == found

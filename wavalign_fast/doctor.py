@@ -1,0 +1,237 @@
+"""``wavalign-fast doctor``: what is on this machine, which backends work here, and why not."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from wavalign_fast.ops.library import EXTENSION, backend_status, choose_backend
+from wavalign_fast.ops.options import LossOptions
+
+PACKAGES = {
+    "wavalign-fast": "",
+    "torch": "",
+    "transformers": "train",
+    "safetensors": "train",
+    "numpy": "train",
+    "pydantic": "train",
+    "pyyaml": "train",
+    "rich": "train",
+    "tensorboard": "train",
+    "triton": "",
+}
+"""Distributions to report, each with the extra of ours that brings it."""
+
+INSTRUCTION_SETS = {
+    "AVX2": {"avx2", "fma"},
+    "AVX-512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "AVX512-BF16": {"avx512_bf16"},
+    "AMX-BF16": {"amx_tile", "amx_bf16"},
+}
+FLAGS = (
+    "WAVALIGN_BACKEND",
+    "WAVALIGN_FORCE_CUDA",
+    "WAVALIGN_SKIP_CUDA",
+    "WAVALIGN_CUDA_ARCHS",
+    "WAVALIGN_DEBUG",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the page. ``good`` is ``None`` where a fact is neither good nor bad."""
+
+    name: str
+    value: str
+    good: bool | None = None
+
+
+def report() -> dict[str, list[Fact]]:
+    """Everything the page shows, by section."""
+    return {
+        "Versions": _versions(),
+        "Machine": _machine(),
+        "Tools": _tools(),
+        "Backends": _backends(),
+        "Recipe spoken-sums": _recipe(),
+    }
+
+
+def main() -> int:
+    """Prints the page. Always 0: a machine without the kernels is slower, not broken."""
+    sections = report()
+    try:
+        _print_rich(sections)
+    except ImportError:
+        _print_plain(sections)
+    return 0
+
+
+def _versions() -> list[Fact]:
+    facts = [Fact("python", f"{platform.python_version()} ({sys.executable})")]
+    for name, extra in PACKAGES.items():
+        version = _version(name)
+        if version is not None:
+            facts.append(Fact(name, version))
+        elif extra:
+            facts.append(Fact(name, _missing(extra), good=False))
+        else:
+            facts.append(Fact(name, "not installed"))
+    return facts
+
+
+def _missing(extra: str) -> str:
+    return f"not installed; pip install 'wavalign-fast[{extra}]'"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> list[Fact]:
+    model, flags = _cpu()
+    sets = [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = [
+        Fact("system", platform.platform(terse=True) + " " + platform.machine()),
+        Fact("CPU", model),
+        Fact("instruction sets", ", ".join(sets) or "none that the kernels use"),
+        Fact("cores for this process", str(cores)),
+        Fact("torch threads", str(torch.get_num_threads())),
+        Fact("GPU", _gpu()),
+    ]
+    return facts + [Fact(flag, os.environ[flag]) for flag in FLAGS if flag in os.environ]
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """Model name and feature flags of the first core."""
+    model = platform.processor() or "unknown"
+    flags: set[str] = set()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return model, flags
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() == "flags":
+            return model, set(value.split())
+    return model, flags
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that this torch sees"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def _tools() -> list[Fact]:
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    cuda_home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{cuda_home}/bin")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return [
+        Fact("C++ compiler", _tool_version(compiler) or f"none (looked for {compiler})"),
+        Fact("Python headers", "found" if header.is_file() else f"none (looked for {header})"),
+        Fact("ninja", _tool_version("ninja") or "none: kernels build one file at a time"),
+        Fact("nvcc", (nvcc and _tool_version(nvcc)) or "none (not needed by this release)"),
+    ]
+
+
+def _tool_version(command: str) -> str | None:
+    """Path and version of a program, ``None`` where it is missing."""
+    path = shutil.which(command)
+    if path is None:
+        return None
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    release = [line for line in lines if "release" in line] or lines
+    return f"{path}: {release[0]}" if release else path
+
+
+def _backends() -> list[Fact]:
+    facts = []
+    for name, reason in backend_status().items():
+        if reason is not None:
+            # Missing C++ kernels are worth a look; a GPU backend may well not be wanted here.
+            facts.append(
+                Fact(name, f"not available: {reason}", good=False if name == "cpu" else None)
+            )
+        elif name == "cpu":
+            facts.append(Fact(name, f"available ({_build_info()})", good=True))
+        else:
+            facts.append(Fact(name, "available", good=True))
+    return [*facts, _automatic()]
+
+
+def _build_info() -> str:
+    info = EXTENSION
+    if isinstance(info, str):
+        return info
+    return ", ".join(f"{key} {value}" for key, value in info.items())
+
+
+def _automatic() -> Fact:
+    """What ``auto`` takes for float32 tensors on the CPU, ``WAVALIGN_BACKEND`` considered."""
+    name = "auto takes, on the CPU"
+    with warnings.catch_warnings():
+        # The reason is on this page already.
+        warnings.simplefilter("ignore")
+        try:
+            return Fact(name, choose_backend(LossOptions(), torch.zeros(1)))
+        except ValueError as error:
+            return Fact(name, f"nothing: {error}", good=False)
+
+
+def _recipe() -> list[Fact]:
+    judge = _version("pocketsphinx")
+    heard = f"{judge}, hears what was said" if judge else _missing("train")
+    flite = shutil.which("flite") or "not found; Debian: apt install flite"
+    return [
+        Fact("pocketsphinx", heard, good=None if judge else False),
+        Fact("flite", f"{flite} (needed only to build the recipe's assets again)"),
+    ]
+
+
+def _print_rich(sections: dict[str, list[Fact]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {True: "green", False: "red", None: ""}
+    console = Console()
+    for title, facts in sections.items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+        table.add_column(style="dim", min_width=24)
+        table.add_column(overflow="fold")
+        for fact in facts:
+            table.add_row(fact.name, Text(fact.value, style=colours[fact.good]))
+        console.print(Text(title, style="bold"))
+        console.print(table)
+        console.print()
+
+
+def _print_plain(sections: dict[str, list[Fact]]) -> None:
+    for title, facts in sections.items():
+        print(title)
+        for fact in facts:
+            print(f"  {fact.name:<24}  {fact.value}")
+        print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
