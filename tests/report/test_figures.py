@@ -1,0 +1,130 @@
+"""Statistics, axes and charts of the report."""
+
+import itertools
+import json
+import re
+
+import pytest
+
+from wavalign_fast.report.charts import MAX_POINTS, line_chart
+from wavalign_fast.report.figures import CURVES, Curve, duration, percent, short, tick_labels
+from wavalign_fast.report.outcome import LABEL_HEIGHT, LETTER_WIDTH, Plane, Point, place_names
+from wavalign_fast.report.runs import load_runs
+from wavalign_fast.report.statistics import (
+    clear_change,
+    quantile,
+    smooth,
+    ticks,
+    wilson_interval,
+)
+from wavalign_fast.report.tables import result_table, time_bars
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe (1998), table I, method 3: 81 of 263, 15 of 148, 0 of 20.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_a_change_is_clear_only_beyond_chance():
+    assert clear_change(0.36, 0.60, 400) == 1
+    assert clear_change(0.80, 0.66, 400) == -1
+    assert clear_change(0.80, 0.79, 400) == 0
+    assert clear_change(0.36, 0.60, 10) == 0
+    assert clear_change(1.0, 1.0, 400) == 0
+
+
+def test_smoothing_keeps_length_mean_level_and_centre():
+    assert smooth([3.0] * 9, 5) == [3.0] * 9
+    assert smooth([0, 0, 3, 0, 0], 3) == [0, 1, 1, 1, 0]
+    assert smooth([0, 2, 4], 1) == [0, 2, 4]
+
+
+def test_quantile_and_ticks():
+    assert quantile([5, 1, 3], 0.5) == 3
+    assert ticks(0.0, 1.0, 4) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert ticks(-0.061, 0.059, 4) == pytest.approx([-0.05, 0.0, 0.05])
+    assert ticks(2.0, 2.0, 4) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.0, 0.25, 0.5], ["0.00", "0.25", "0.50"]),
+        ([-0.5, 0.0, 0.5], ["−0.5", "0.0", "0.5"]),
+        ([2.0, 3.0], ["2", "3"]),
+        ([0.0, 5e-5], ["0.0e+00", "5.0e−05"]),
+    ],
+)
+def test_tick_labels_share_their_decimals(values, labels):
+    assert tick_labels(values) == labels
+
+
+def test_numbers_in_words():
+    assert (short(0.44), short(2.713), short(-31.26), short(150.4)) == (
+        "0.440",
+        "2.71",
+        "−31.3",
+        "150",
+    )
+    assert percent(0.602) == "60%"
+    assert (duration(12), duration(754), duration(3700)) == ("12 s", "12 min 34 s", "1 h 1 min")
+
+
+def test_a_chart_has_a_line_an_arm_and_names_them(run_dir):
+    runs = load_runs(run_dir)
+    chart = line_chart(CURVES[0], runs)
+    lines = json.loads(re.search(r'data-lines="(.*?)"', chart).group(1).replace("&quot;", '"'))
+    assert [line["name"] for line in lines] == ["wavalign", "rl-all"]
+    assert all(len(line["points"]) <= MAX_POINTS + 1 for line in lines)
+    assert lines[0]["points"][-1][0] == 300
+    assert chart.count('class="line') == chart.count('class="raw') == 2
+
+
+def test_lines_stay_inside_the_frame(run_dir):
+    chart = line_chart(Curve(key="kl", title="kl"), load_runs(run_dir))
+    for path in re.findall(r'class="line s\d" d="M(.*?)"', chart):
+        points = [tuple(map(float, point.split())) for point in path.split("L")]
+        assert all(46 <= x <= 368 and 10 <= y <= 176 for x, y in points)
+
+
+def test_a_metric_without_two_values_has_no_chart(run_dir):
+    assert line_chart(Curve(key="nothing", title="nothing"), load_runs(run_dir)) == ""
+
+
+def test_a_value_that_is_not_finite_is_left_out(run_dir):
+    kl = load_runs(run_dir)[0].curves["kl"]
+    assert len(kl) == 299 and 7 not in {step for step, _ in kl}
+
+
+def test_names_of_close_points_do_not_overlap():
+    points = [Point(f"arm-{n}", "s0", 0.5 + 0.01 * n, 0.6 + 0.005 * n, 400.0) for n in range(6)]
+    names = place_names(points, Plane(points))
+    places = set()
+    for name in names:
+        x, y, anchor = re.search(r'x="(.+?)" y="(.+?)" text-anchor="(.+?)"', name).groups()
+        width = LETTER_WIDTH * len("arm-0")
+        left = float(x) - (width if anchor == "end" else 0)
+        places.add((left, float(y) - LABEL_HEIGHT, left + width, float(y)))
+    assert len(places) == 6
+    for one, other in itertools.combinations(places, 2):
+        apart = one[2] <= other[0] + 0.2 or other[2] <= one[0] + 0.2
+        assert apart or one[3] <= other[1] + 0.2 or other[3] <= one[1] + 0.2
+
+
+def test_the_best_arm_is_bold_and_ties_are_not(run_dir):
+    table = result_table(load_runs(run_dir))
+    assert "<b>60%</b><small>55–65</small>" in table
+    assert "<b>79%</b>" in table and "<b>80%</b>" not in table
+    assert "<b>41%</b>" not in table
+
+
+def test_the_time_split_adds_up(run_dir):
+    split = load_runs(run_dir)[0].phase_seconds()
+    assert sum(split.values()) == pytest.approx(0.34)
+    assert split["other"] == pytest.approx(0.34 - 0.33)
+    assert (
+        "340 ms a step: rollout 170, reward 12, reference log-probs 20, forward + backward 110"
+        in time_bars(load_runs(run_dir))
+    )

@@ -1,0 +1,112 @@
+"""Puts the parts into the template and writes the page."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from wavalign_fast.report.charts import curve_charts, smoothing_width
+from wavalign_fast.report.figures import escape
+from wavalign_fast.report.outcome import outcome_chart
+from wavalign_fast.report.runs import Run, load_runs
+from wavalign_fast.report.samples import sample_cards
+from wavalign_fast.report.summary import findings, headline, lead
+from wavalign_fast.report.tables import legend, result_table, time_bars
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes ``report.html`` into ``run_dir``, over the run there or the runs one folder below.
+
+    The page is self-contained: styles, script, charts and audio are inside, nothing is fetched.
+    Raises ``UserError`` where there is no run.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "report.html"
+    text = render(load_runs(run_dir), title=run_dir.resolve().name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(runs: Sequence[Run], *, title: str) -> str:
+    """The whole page as text."""
+    return Template(_asset("template.html")).substitute(
+        style=_asset("style.css"),
+        script=_asset("script.js"),
+        title=escape(title),
+        headline=escape(headline(runs)),
+        lead=escape(lead(runs)),
+        findings=findings(runs),
+        outcome=outcome_chart(runs),
+        results=_section("Results", "results", result_table(runs)),
+        curves=_section("Training curves", "curves", _curves(runs)),
+        times=_section("Where a step’s time goes", "times", time_bars(runs)),
+        samples=_section("Listen", "samples", _listen(runs)),
+        configs=_section("Configuration", "configs", _configs(runs)),
+        versions=escape(_versions()),
+    )
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(title: str, name: str, content: str) -> str:
+    if not content:
+        return ""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    known, other = curve_charts(runs)
+    if not known and not other:
+        return ""
+    more = (
+        f"<details><summary>{len(other)} more metrics</summary>"
+        f'<div class="charts">{"".join(other)}</div></details>'
+    )
+    width = smoothing_width(runs)
+    note = (
+        f'<p class="note">Strong lines: mean over {width} steps. Faint lines: every step, single '
+        "spikes cut off.</p>"
+    )
+    return (
+        f"{legend(runs)}{note if width > 1 else ''}"
+        f'<div class="charts">{"".join(known)}</div>{more if other else ""}'
+    )
+
+
+def _listen(runs: Sequence[Run]) -> str:
+    cards = sample_cards(runs)
+    if not cards:
+        return ""
+    note = (
+        "Held-out prompts. <i>Wrote</i> is the text in the answer, <i>heard</i> is what the judge, "
+        "a speech recogniser, understood of its audio."
+    )
+    return f'<p class="note">{note}</p>{cards}'
+
+
+def _configs(runs: Sequence[Run]) -> str:
+    return "".join(
+        f"<details><summary>{escape(run.name)}</summary><pre>{escape(run.config)}</pre></details>"
+        for run in runs
+    )
+
+
+def _versions() -> str:
+    names = ("wavalign-fast", "torch", "transformers")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join([*found, f"Python {sys.version.split()[0]}"])

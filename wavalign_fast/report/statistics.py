@@ -1,0 +1,57 @@
+"""The little statistics that the page shows."""
+
+import math
+from collections.abc import Sequence
+
+Z95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+def wilson_interval(share: float, items: float) -> tuple[float, float]:
+    """95 % interval of a binomial share seen over ``items`` independent trials (Wilson's)."""
+    square = Z95 * Z95
+    centre = (share + square / (2 * items)) / (1 + square / items)
+    spread = share * (1 - share) / items + square / (4 * items * items)
+    half = Z95 * math.sqrt(spread) / (1 + square / items)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clear_change(before: float, after: float, items: float) -> int:
+    """1 or -1 where two shares over ``items`` trials each differ at the 95 % level, else 0."""
+    pooled = (before + after) / 2
+    error = math.sqrt(2 * pooled * (1 - pooled) / items)
+    if abs(after - before) <= Z95 * error:
+        return 0
+    return 1 if after > before else -1
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Centred moving average over ``width`` values, over those of them there are at both ends."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    result = []
+    for index in range(len(values)):
+        low = max(0, index - width // 2)
+        high = min(len(values), index + width // 2 + 1)
+        result.append((sums[high] - sums[low]) / (high - low))
+    return result
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value at ``share`` of the sorted values, the nearest one."""
+    ordered = sorted(values)
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About ``count`` round numbers from ``low`` to ``high``."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / max(1, count)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
