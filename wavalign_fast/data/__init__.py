@@ -1,0 +1,1 @@
+"""Dialogue records and how they are read and sampled."""
