@@ -1,0 +1,86 @@
+"""Hugging Face causal LMs as the loss sees them: a backbone that gives hidden states, and a head.
+
+The head is never called: the fused loss gets the hidden states and the head's weight, and logits
+are never built.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.losses import ModalityLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
+    """Last hidden states [T, H] of right-padded blocks of ids [R_b, L_b], one call a block.
+
+    No attention mask: in a causal model a real token never sees the padding to its right, and
+    without a mask attention takes its fast causal path.
+    """
+    if not blocks:
+        return model.get_input_embeddings().weight[:0]
+    backbone = model.base_model
+    return torch.cat(
+        [backbone(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1) for ids in blocks]
+    )
+
+
+def head_of(model: "PreTrainedModel") -> tuple[Tensor, Tensor | None]:
+    """Weight [V, H] and bias [V] (or None) of the output head."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UserError(
+            f"output head of {type(model).__name__}: {type(head).__name__} given, "
+            "wanted a torch.nn.Linear"
+        )
+    return head.weight, head.bias
+
+
+def check_vocabulary(model: "PreTrainedModel", layout: ModalityLayout) -> None:
+    """Refuses a model whose head does not have exactly the layout's rows."""
+    rows = head_of(model)[0].shape[0]
+    if rows != layout.vocab_size:
+        raise UserError(
+            f"model vocabulary: {rows} rows in the head, wanted {layout.vocab_size} as in layout"
+        )
+
+
+def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A copy in eval mode that takes no gradient: the reference of the KL."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "PreTrainedModel":
+    """The model saved in ``directory``; with ``like``, refused unless every shape is the same."""
+    from transformers import AutoModelForCausalLM
+
+    if not (directory / "config.json").is_file():
+        raise UserError(f"no checkpoint in {directory}: config.json is missing")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, local_files_only=True, dtype="auto" if like is None else like.dtype
+        )
+    except Exception as error:  # transformers and safetensors raise many types for a bad file
+        raise UserError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
+    if like is not None:
+        _check_same_shapes(directory, model, like)
+    return model
+
+
+def _check_same_shapes(directory: Path, model: "PreTrainedModel", like: "PreTrainedModel") -> None:
+    found = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    wanted = {name: tuple(weight.shape) for name, weight in like.state_dict().items()}
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"checkpoint {directory} is of another model: {name} is "
+                f"{found.get(name, 'missing')}, wanted {wanted.get(name, 'no such weight')}"
+            )

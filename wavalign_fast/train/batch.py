@@ -1,0 +1,150 @@
+"""Completions and demonstrations → blocks of padded ids and the flat tables of ``HybridBatch``."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.data.records import Completion, Demonstration
+from wavalign_fast.errors import UserError
+
+NOT_IN_A_ROW = -1
+
+
+@dataclass(frozen=True)
+class TokenTables:
+    """Rows in blocks of similar length, and one flat table entry per position of the blocks.
+
+    Position t of a row predicts id t+1. A position is in row r of the policy (anchor) term when
+    the id it predicts is part of completion (answer) r; prompts and padding are in neither.
+    """
+
+    blocks: list[Tensor]
+    """int64 [R_b, L_b], right-padded; those of completions come first."""
+    rollout_blocks: int
+    """How many of ``blocks`` hold completions."""
+    rollout_positions: int
+    """How many of the T table entries belong to them."""
+    targets: Tensor
+    """int64 [T]; 0 where the position is in no row."""
+    policy_row: Tensor
+    """int64 [T], index of the completion or -1."""
+    anchor_row: Tensor
+    """int64 [T], index of the demonstration or -1."""
+
+
+@dataclass(frozen=True)
+class ScoredIds:
+    """Which ids carry loss in a completion and in a demonstration, bool [V] each."""
+
+    policy: Tensor
+    anchor: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt with what answers it; ``index`` counts completions or demonstrations."""
+
+    index: int
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
+
+
+def build_tables(
+    completions: Sequence[Completion],
+    demonstrations: Sequence[Demonstration],
+    *,
+    pad_id: int,
+    scored: ScoredIds,
+    block_tokens: int,
+    skipped: Collection[int] = (),
+) -> TokenTables:
+    """Lays ``prompt + completion`` and ``prompt + answer`` rows out as ``TokenTables``.
+
+    A row ends with the last id that carries loss: in a causal model nothing after it can matter.
+
+    Args:
+        block_tokens: a block is closed once it has this many positions, padding included.
+        skipped: indices of completions that take no part; the others keep their indices.
+    """
+    sampled = [(done.example.prompt_ids, done.ids) for done in completions]
+    shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
+    policy_rows = _rows("rollout", sampled, scored.policy)
+    groups = _group_by_length(
+        [row for row in policy_rows if row.index not in skipped], block_tokens
+    )
+    rollout_blocks = len(groups)
+    groups += _group_by_length(_rows("demonstration", shown, scored.anchor), block_tokens)
+    laid_out = [_lay_out(rows, pad_id) for rows in groups]
+    empty = torch.empty(0, dtype=torch.int64)
+    targets = torch.cat([empty, *(targets for _, targets, _ in laid_out)])
+    rows = torch.cat([empty, *(rows for _, _, rows in laid_out)])
+    positions = sum(ids.numel() for ids, _, _ in laid_out[:rollout_blocks])
+    is_rollout = torch.arange(len(rows)) < positions
+    return TokenTables(
+        blocks=[ids for ids, _, _ in laid_out],
+        rollout_blocks=rollout_blocks,
+        rollout_positions=positions,
+        targets=targets,
+        policy_row=rows.where(is_rollout, NOT_IN_A_ROW),
+        anchor_row=rows.where(~is_rollout, NOT_IN_A_ROW),
+    )
+
+
+def _rows(
+    kind: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], scored: Tensor
+) -> list[_Row]:
+    """Rows up to their last scored id; those without any are left out."""
+    carries_loss = scored.tolist()
+    rows = []
+    for index, (prompt, answer) in enumerate(pairs):
+        _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))
+        end = max(
+            (place for place, token in enumerate(answer, 1) if carries_loss[token]), default=0
+        )
+        if end:
+            rows.append(_Row(index, prompt, answer[:end]))
+    return rows
+
+
+def _group_by_length(rows: Sequence[_Row], block_tokens: int) -> list[list[_Row]]:
+    """Longest first, so that a row shares its block with rows that need little padding."""
+    groups: list[list[_Row]] = []
+    for row in sorted(rows, key=len, reverse=True):
+        if not groups or len(groups[-1]) * len(groups[-1][0]) >= block_tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def _lay_out(rows: Sequence[_Row], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Padded ids [R, L] of rows, longest first; flat targets and row indices [R·L]."""
+    length = len(rows[0])
+    padded = torch.tensor(
+        [[*row.prompt, *row.answer, *[pad_id] * (length - len(row))] for row in rows]
+    )
+    first = torch.tensor([len(row.prompt) - 1 for row in rows])[:, None]
+    end = torch.tensor([len(row) for row in rows])[:, None]
+    index = torch.tensor([row.index for row in rows])[:, None]
+    position = torch.arange(length)[None, :]
+    predicts_answer = (position >= first) & (position < end)
+    return (
+        padded[:, :-1],
+        padded[:, 1:].where(predicts_answer, 0).flatten(),
+        index.where(predicts_answer, NOT_IN_A_ROW).flatten(),
+    )
+
+
+def _check(what: str, prompt: Sequence[int], answer: Sequence[int], *, vocab_size: int) -> None:
+    if not prompt:
+        raise UserError(f"{what}: empty prompt, wanted at least one id")
+    for place, token in enumerate((*prompt, *answer)):
+        if not 0 <= token < vocab_size:
+            raise UserError(
+                f"{what}: id {token} at position {place}, wanted 0 <= id < {vocab_size} "
+                "as in the layout"
+            )

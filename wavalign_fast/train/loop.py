@@ -1,0 +1,147 @@
+"""The training loop of one run: steps, guards, checkpoints, metrics. It knows no recipe."""
+
+import math
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from wavalign_fast.config import RunConfig
+from wavalign_fast.errors import UserError
+from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
+from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
+from wavalign_fast.train.guards import NonFiniteGuard, Stopped, StopSignal
+from wavalign_fast.train.metrics import MetricWriter, open_writers
+from wavalign_fast.train.optim import build_optimizer, learning_rate, set_learning_rate
+from wavalign_fast.train.progress import ProgressDisplay
+from wavalign_fast.train.sampler import PromptSampler
+from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Trainer:
+    """One run in one directory. ``fit`` goes on from the newest checkpoint if there is one."""
+
+    def __init__(self, config: RunConfig, task: Task, directory: Path) -> None:
+        self.config = config
+        self.task = task
+        self.directory = directory
+        self.store = CheckpointStore(directory, config.train.keep_checkpoints)
+        self.step = 0
+        self.saved_step: int | None = None
+        self.seconds = 0.0
+        seed = config.train.seed
+        torch.manual_seed(seed)
+        random.seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = random.Random(seed)
+        self.sampler = PromptSampler(len(task.train_examples), seed)
+        self.guard = NonFiniteGuard(config.train.max_nonfinite_steps)
+        self._load()
+
+    def fit(self, console: Console) -> None:
+        """Trains to ``train.steps``; raises ``Stopped`` after a signal, its checkpoint saved."""
+        train = self.config.train
+        title = self.config.arm or self.config.recipe
+        writers = open_writers(self.directory, self.step)
+        display = ProgressDisplay(
+            console, title=title, steps=train.steps, done=self.step, log_every=train.log_every
+        )
+        try:
+            with StopSignal() as stop, display:
+                while self.step < train.steps:
+                    self._one_step(writers, display)
+                    if stop.received is not None:
+                        self.save()
+                        raise Stopped(stop.received, self.step, str(self.store.newest))
+                    if train.checkpoint_every and self.step % train.checkpoint_every == 0:
+                        self.save()
+        finally:
+            for writer in writers:
+                writer.close()
+        if self.saved_step != self.step:
+            self.save()
+
+    def save(self) -> None:
+        """Saves everything that the next step depends on."""
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.hybrid_step.objective.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "guard": self.guard.state_dict(),
+            "random": random_state(self.generator, self.rng),
+        }
+        self.store.save(self.model, state)
+        self.saved_step = self.step
+
+    def _load(self) -> None:
+        """The base model, or the newest checkpoint of this run."""
+        base = self.task.load_model()
+        check_vocabulary(base, self.task.layout)
+        reference = frozen_copy(base) if self.config.needs_reference else None
+        state = self.store.load_state()
+        self.model: PreTrainedModel = (
+            base if state is None else load_checkpoint(self.store.newest, like=base)
+        )
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        self.hybrid_step = HybridStep(
+            self.config, self.task, self.model, reference, self.generator, self.rng
+        )
+        if state is None:
+            return
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.saved_step = self.step
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hybrid_step.objective.load_state_dict(state["objective"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.guard.load_state_dict(state["guard"])
+        restore_random_state(state["random"], self.generator, self.rng)
+
+    def _one_step(self, writers: list[MetricWriter], display: ProgressDisplay) -> None:
+        start = time.perf_counter()
+        clock = Stopwatch()
+        taken = self.sampler.take(self.hybrid_step.examples_needed)
+        tensors = self.hybrid_step([self.task.train_examples[index] for index in taken], clock)
+        with clock("optimizer"):
+            rate, grad_norm, finite = self._update()
+        self.step += 1
+        values = torch.stack([value.double() for value in tensors.values()]).tolist()
+        metrics = dict(zip(tensors, values, strict=True))
+        elapsed = time.perf_counter() - start
+        self.seconds += elapsed
+        metrics["tokens_per_s"] = metrics.pop("tokens") / elapsed
+        metrics |= {"grad_norm": grad_norm, "lr": rate, **clock.metrics(), "perf/step_s": elapsed}
+        try:
+            self.guard.record(
+                finite=finite, step=self.step, loss=metrics["loss/total"], grad_norm=grad_norm
+            )
+        except UserError:
+            self.save()
+            raise
+        finally:
+            metrics["skipped_steps"] = float(self.guard.skipped)
+            for writer in writers:
+                writer.write(self.step, self.seconds, metrics)
+        display.update(self.step, metrics)
+
+    def _update(self) -> tuple[float, float, bool]:
+        """Clips and applies the gradients unless they are not finite; (rate, norm, finite)."""
+        optimizer = self.config.optimizer
+        rate = learning_rate(optimizer, self.step + 1, self.config.train.steps)
+        set_learning_rate(self.optimizer, rate)
+        limit = optimizer.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        finite = math.isfinite(norm)
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return rate, norm, finite

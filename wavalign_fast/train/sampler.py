@@ -1,0 +1,46 @@
+"""Which training examples come next, as a state that can be saved."""
+
+import random
+from typing import Any
+
+
+class PromptSampler:
+    """Goes through shuffled epochs of ``size`` examples; the state is what was consumed.
+
+    Nothing is prefetched, so a resumed run neither repeats nor skips an example.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError(f"training examples: {size} given, wanted at least 1")
+        self.size = size
+        self.seed = seed
+        self.consumed = 0
+
+    def take(self, count: int) -> list[int]:
+        """The next ``count`` indices; an epoch's end runs on into the next epoch."""
+        indices: list[int] = []
+        while len(indices) < count:
+            epoch, start = divmod(self.consumed, self.size)
+            part = self._order(epoch)[start : start + count - len(indices)]
+            indices += part
+            self.consumed += len(part)
+        return indices
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(self.size))
+        random.Random(f"{self.seed}:{epoch}").shuffle(order)
+        return order
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on."""
+        return {"size": self.size, "seed": self.seed, "consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken; refuses a state over other data."""
+        if state["size"] != self.size or state["seed"] != self.seed:
+            raise ValueError(
+                f"sampler state: {state['size']} examples with seed {state['seed']}, "
+                f"wanted {self.size} with seed {self.seed}"
+            )
+        self.consumed = state["consumed"]

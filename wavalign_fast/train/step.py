@@ -1,0 +1,238 @@
+"""What one optimizer step computes, up to and including the backward pass."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.config import LossConfig, RunConfig
+from wavalign_fast.data.records import Completion, Example
+from wavalign_fast.errors import UserError
+from wavalign_fast.losses import (
+    SPEECH,
+    HybridBatch,
+    HybridObjective,
+    MixingGate,
+    ModalityLayout,
+    group_advantages,
+)
+from wavalign_fast.models import head_of, hidden_states
+from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
+from wavalign_fast.rollout import sample_completions
+from wavalign_fast.train.batch import ScoredIds, TokenTables, build_tables
+from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
+from wavalign_fast.train.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> HybridObjective:
+    """The hybrid loss as configured; without ``kl`` it asks for no reference log-probs."""
+    adaptive = config.mixing == "adaptive"
+    return HybridObjective(
+        layout,
+        policy_scope=config.policy_scope,
+        anchor_scope=config.anchor_scope,
+        text_weight=config.text_weight,
+        speech_weight=config.speech_weight,
+        anchor_text_weight=config.anchor_text_weight,
+        anchor_speech_weight=config.anchor_speech_weight,
+        text_kl=config.text_kl if kl else 0.0,
+        speech_kl=config.speech_kl if kl else 0.0,
+        kl_scope=config.kl_scope,
+        clip=config.clip,
+        advantage_std=config.advantage_std,
+        gate=MixingGate(**config.gate.model_dump()) if adaptive else float(config.mixing),
+        options=LossOptions(backend=config.backend),
+    )
+
+
+def scored_ids(objective: HybridObjective) -> ScoredIds:
+    """The ids whose class has a weight in some term of the loss."""
+    speech = objective.layout.classify(torch.arange(objective.layout.vocab_size)) == SPEECH
+    policy, anchor, kl = (
+        torch.tensor(weights.speech > 0).where(speech, torch.tensor(weights.text > 0))
+        for weights in (objective.policy_weights, objective.anchor_weights, objective.kl_weights)
+    )
+    if objective.kl_scope == "completion" and bool(kl.any()):
+        # The mean of this KL is over all completion tokens, the unscored ones too.
+        policy = torch.ones_like(policy)
+    return ScoredIds(policy, anchor)
+
+
+class Stopwatch:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+    def metrics(self) -> dict[str, float]:
+        """``perf/<phase>_s`` of every phase that took place."""
+        return {f"perf/{phase}_s": spent for phase, spent in self.seconds.items()}
+
+
+class HybridStep:
+    """Rollouts → rewards → reference log-probs → hybrid loss → gradients.
+
+    What the configuration has no use for is not done: no rollouts, no demonstrations, no reference.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        model: "PreTrainedModel",
+        reference: "PreTrainedModel | None",
+        generator: torch.Generator,
+        rng: random.Random,
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.model = model
+        self.reference = reference
+        self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
+        self.scored = scored_ids(self.objective)
+        self.generator = generator
+        self.rng = rng
+
+    @property
+    def examples_needed(self) -> int:
+        """Training examples a step consumes; rollouts and anchor share the first ones."""
+        prompts = self.config.rollout.prompts if self.config.needs_rollouts else 0
+        return max(prompts, self.config.anchor.rows if self.config.needs_anchor else 0)
+
+    def __call__(self, examples: Sequence[Example], clock: Stopwatch) -> dict[str, Tensor]:
+        """Adds the step's gradients to the model; metrics as 0-d tensors."""
+        completions: list[Completion] = []
+        rewards = torch.empty(0, self.config.rollout.group_size)
+        if self.config.needs_rollouts:
+            with clock("rollout"):
+                completions = self._rollouts(examples[: self.config.rollout.prompts])
+            with clock("reward"):
+                rewards = self._rewards(completions)
+        rows = self.config.anchor.rows if self.config.needs_anchor else 0
+        shown = self.task.demonstrations(examples[:rows], self.rng) if rows else []
+        tables = build_tables(
+            completions,
+            shown,
+            pad_id=self.task.pad_id,
+            scored=self.scored,
+            block_tokens=self.config.train.block_tokens,
+            skipped=self._without_gradient(rewards),
+        )
+        reference_logp = None
+        if self.reference is not None:
+            with clock("reference"):
+                reference_logp = self._reference_logp(self.reference, tables)
+        with clock("forward_backward"):
+            metrics = self._backward(tables, rewards, reference_logp)
+        trained = [(done.example.prompt_ids, done.ids) for done in completions]
+        trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]
+        metrics["tokens"] = torch.tensor(float(sum(len(p) + len(a) for p, a in trained)))
+        return metrics | completion_metrics(completions)
+
+    def _rollouts(self, examples: Sequence[Example]) -> list[Completion]:
+        rollout = self.config.rollout
+        sampled = sample_completions(
+            self.model,
+            [example.prompt_ids for example in examples],
+            group_size=rollout.group_size,
+            max_new_tokens=rollout.max_new_tokens,
+            eos_id=self.task.eos_id,
+            pad_id=self.task.pad_id,
+            temperature=rollout.temperature,
+            generator=self.generator,
+        )
+        return [
+            Completion(
+                example=examples[row // rollout.group_size],
+                ids=tuple(ids),
+                ended=bool(ids) and ids[-1] == self.task.eos_id,
+            )
+            for row, ids in enumerate(sampled)
+        ]
+
+    def _rewards(self, completions: Sequence[Completion]) -> Tensor:
+        rewards = self.task.rewards(completions)
+        if len(rewards) != len(completions):
+            raise ValueError(
+                f"rewards: {len(rewards)} given for {len(completions)} completions, wanted one each"
+            )
+        # A judge that failed is a missing reward: its rollout is left out of its group.
+        values = [float("nan") if reward is None else float(reward) for reward in rewards]
+        return torch.tensor(values).view(-1, self.config.rollout.group_size)
+
+    def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
+        """Completions that cannot change the loss: no advantage and no KL on them.
+
+        Their groups were answered all alike. They still count in every mean of the loss and of the
+        reward; only the model's forward and backward pass over their tokens is saved.
+        """
+        if self.reference is not None or rewards.numel() == 0:
+            return frozenset()
+        advantages = group_advantages(rewards, std=self.config.loss.advantage_std)
+        return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
+
+    @torch.no_grad()
+    def _reference_logp(self, reference: "PreTrainedModel", tables: TokenTables) -> Tensor:
+        """Log-probs [T] of the sampled tokens under the frozen base; 0 elsewhere."""
+        logp = torch.zeros(tables.targets.shape)
+        positions = tables.rollout_positions
+        sampled = tables.policy_row[:positions] >= 0
+        weight, bias = head_of(reference)
+        scored = linear_logprob(
+            hidden_states(reference, tables.blocks[: tables.rollout_blocks]),
+            weight,
+            tables.targets[:positions].where(sampled, IGNORE_INDEX),
+            bias=bias,
+            temperature=self.config.rollout.temperature,
+            ignore_index=IGNORE_INDEX,
+            options=self.objective.options,
+        )
+        logp[:positions] = scored.logp
+        return logp
+
+    def _backward(
+        self, tables: TokenTables, rewards: Tensor, reference_logp: Tensor | None
+    ) -> dict[str, Tensor]:
+        self.model.train()
+        hidden = hidden_states(self.model, tables.blocks)
+        weight, bias = head_of(self.model)
+        batch = HybridBatch(
+            tables.targets, tables.policy_row, tables.anchor_row, rewards, ref_logp=reference_logp
+        )
+        hidden = self._at_sampling_temperature(hidden, tables.rollout_positions, bias)
+        out = self.objective(hidden, weight, batch, bias=bias)
+        out.loss.backward()
+        return named_metrics(
+            out.metrics,
+            rollouts=rewards.numel() > 0,
+            anchored=len(tables.blocks) > tables.rollout_blocks,
+        )
+
+    def _at_sampling_temperature(
+        self, hidden: Tensor, rollout_positions: int, bias: Tensor | None
+    ) -> Tensor:
+        """Divides the rollouts' hidden states: log-probs as they were when sampled."""
+        temperature = self.config.rollout.temperature
+        if temperature == 1.0 or rollout_positions == 0:
+            return hidden
+        if bias is not None:
+            raise UserError(
+                f"rollout.temperature: {temperature} given, wanted 1 for a head with a bias"
+            )
+        return torch.cat([hidden[:rollout_positions] / temperature, hidden[rollout_positions:]])

@@ -1,0 +1,69 @@
+"""The names under which a training step's figures are logged."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.data.records import Completion
+
+ALWAYS = {
+    "combined_loss": "loss/total",
+    "effective_rl_weight": "gate/lambda",
+}
+WITH_ANCHOR = {
+    "sft_loss": "loss/anchor",
+    "anchor_text_tokens": "tokens/anchor_text",
+    "anchor_speech_tokens": "tokens/anchor_speech",
+}
+WITH_ROLLOUTS = {
+    "rl_loss": "loss/policy",
+    "kl_loss": "loss/kl",
+    "adaptive_lambda_raw": "gate/raw",
+    "adaptive_reward_gate": "gate/reward",
+    "adaptive_info_gate": "gate/information",
+    "reward": "reward/mean",
+    "reward_std": "reward/std",
+    "missing_rewards": "reward/failed",
+    "frac_reward_zero_std": "frac_reward_zero_std",
+    "policy_text_tokens": "tokens/policy_text",
+    "policy_speech_tokens": "tokens/policy_speech",
+    "text_kl": "text_kl",
+    "speech_kl": "speech_kl",
+    "text_entropy": "text_entropy",
+    "speech_entropy": "speech_entropy",
+    "clip_ratio/low_mean": "clip_ratio/low_mean",
+    "clip_ratio/high_mean": "clip_ratio/high_mean",
+}
+BROADEST = {
+    "kl": ("kl", "text_kl", "speech_kl"),
+    "entropy": ("total_entropy", "text_entropy", "speech_entropy"),
+}
+
+
+def named_metrics(
+    metrics: dict[str, Tensor], *, rollouts: bool, anchored: bool
+) -> dict[str, Tensor]:
+    """The objective's metrics [0-d] under the trainer's names; none about what was absent.
+
+    ``kl`` and ``entropy`` are over all completion tokens where those were scored, else over the
+    one class that was.
+    """
+    names = ALWAYS | (WITH_ANCHOR if anchored else {}) | (WITH_ROLLOUTS if rollouts else {})
+    named = {name: metrics[source] for source, name in names.items() if source in metrics}
+    if not rollouts:
+        return named
+    for name, sources in BROADEST.items():
+        found = [metrics[source] for source in sources if source in metrics]
+        if found:
+            named[name] = found[0]
+    return named
+
+
+def completion_metrics(completions: Sequence[Completion]) -> dict[str, Tensor]:
+    """Mean length in tokens, and the share that ran into the length limit."""
+    if not completions:
+        return {}
+    lengths = torch.tensor([float(len(done.ids)) for done in completions])
+    ended = torch.tensor([float(done.ended) for done in completions])
+    return {"completion_length": lengths.mean(), "completion_clipped": 1.0 - ended.mean()}
