@@ -1,16 +1,23 @@
-"""Fused losses and a training engine for spoken dialogue models (WavAlign, arXiv 2604.14932)."""
+"""Fused losses and a training engine for spoken dialogue models (WavAlign, arXiv 2604.14932).
 
-from wavalign_fast.losses import (
-    SPEECH,
-    TEXT,
-    HybridBatch,
-    HybridObjective,
-    HybridOutput,
-    MixingGate,
-    ModalityLayout,
-    group_advantages,
-)
-from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
+Names are imported when first used, so that the command line answers without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wavalign_fast.losses import (
+        SPEECH,
+        TEXT,
+        HybridBatch,
+        HybridObjective,
+        HybridOutput,
+        MixingGate,
+        ModalityLayout,
+        group_advantages,
+    )
+    from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
 
 __all__ = [
     "SPEECH",
@@ -25,3 +32,16 @@ __all__ = [
     "group_advantages",
     "linear_logprob",
 ]
+_OPS = {"LogProb", "LossOptions", "linear_logprob"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module("wavalign_fast.ops" if name in _OPS else "wavalign_fast.losses")
+    globals()[name] = getattr(home, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

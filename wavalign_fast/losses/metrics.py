@@ -46,13 +46,15 @@ def step_metrics(
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
+    """Means over the groups that have a reward: one without any is missing, not 0."""
     stats = group_stats(batch.rewards)
-    groups = max(batch.rewards.shape[0], 1)
+    scored = stats.scored > 0
+    groups = scored.sum().clamp(min=1)
     return {
-        "reward": stats.mean.sum() / groups,
+        "reward": (stats.mean * scored).sum() / groups,
         # With the floor of the advantage's denominator, as released.
-        "reward_std": (group_std(stats, std) + 1e-4).sum() / groups,
-        "frac_reward_zero_std": (stats.max == stats.min).sum() / groups,
+        "reward_std": ((group_std(stats, std) + 1e-4) * scored).sum() / groups,
+        "frac_reward_zero_std": (scored & (stats.max == stats.min)).sum() / groups,
         "missing_rewards": torch.isnan(batch.rewards).sum(),
     }
 
@@ -90,8 +92,7 @@ def _class_metrics(
     if entropy is not None:
         prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
         weights = members.to(entropy.dtype)
-        shares = row_shares(weights, prompt, row_sums(weights, prompt, groups))
-        metrics[f"{name}_entropy"] = torch.where(members, shares * entropy, 0.0).sum() / max(
-            groups, 1
-        )
+        sums = row_sums(weights, prompt, groups)
+        total = torch.where(members, row_shares(weights, prompt, sums) * entropy, 0.0).sum()
+        metrics[f"{name}_entropy"] = total / (sums > 0).sum().clamp(min=1)
     return metrics
