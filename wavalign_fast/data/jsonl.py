@@ -1,7 +1,7 @@
 """Reading JSONL files with errors that name the file and the line."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -44,7 +44,7 @@ def _record(line: bytes, keys: Sequence[str], where: str) -> dict[str, str]:
     return record
 
 
-def _names(keys: Sequence[str]) -> str:
+def _names(keys: Iterable[str]) -> str:
     return ", ".join(map(repr, keys))
 
 

@@ -1,0 +1,1 @@
+"""Spoken arithmetic: a small model that answers sums in text and speech."""

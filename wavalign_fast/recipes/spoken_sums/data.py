@@ -1,0 +1,74 @@
+"""Problems, their split, and spoken answers as interleaved token ids."""
+
+import functools
+import random
+from collections.abc import Sequence
+
+from wavalign_fast.data.records import Example
+from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
+from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, SpeechAssets
+
+TEXT_CHUNK = 2
+SPEECH_CHUNK = 8
+NUM_TRAIN = 610
+WRONG_SHARE = 0.4
+"""Share of imperfect demonstrations whose answer is drawn at random."""
+
+
+def answer_text(number: int) -> str:
+    """``"the answer is ninety three"``"""
+    return f"{vocab.ANSWER_PREFIX} {vocab.number_words(number)}"
+
+
+def make_example(prompt: str, number: int, *, id: str) -> Example:
+    """An example of the task; an unknown word in the prompt raises ``ValueError``."""
+    return Example(
+        id=id,
+        prompt=prompt,
+        prompt_ids=vocab.encode_prompt(prompt),
+        reference=answer_text(number),
+    )
+
+
+@functools.cache
+def built_in_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """610 sums to train on and 200 held-out ones: a + b with a < 90 and 1 <= b <= 9."""
+    problems = [(a, b) for a in range(90) for b in range(1, 10)]
+    random.Random(0).shuffle(problems)
+    examples = [
+        make_example(f"{vocab.number_words(a)} plus {vocab.number_words(b)}", a + b, id=f"{a}+{b}")
+        for a, b in problems
+    ]
+    return tuple(examples[:NUM_TRAIN]), tuple(examples[NUM_TRAIN:])
+
+
+def example_number(example: Example) -> int:
+    """The right sum of an example as a number."""
+    return vocab.NUMBERS[example.reference.removeprefix(vocab.ANSWER_PREFIX).strip()]
+
+
+def interleave(text: str, codes: Sequence[int]) -> tuple[int, ...]:
+    """Two words, then eight speech codes, and so on; the last chunk takes what is left."""
+    words = vocab.encode_words(text)
+    speech = vocab.encode_codes(codes)
+    chunks = min(-(-len(words) // TEXT_CHUNK), -(-len(speech) // SPEECH_CHUNK))
+    ids: list[int] = []
+    for chunk in range(chunks):
+        last = chunk == chunks - 1
+        words_end = len(words) if last else (chunk + 1) * TEXT_CHUNK
+        speech_end = len(speech) if last else (chunk + 1) * SPEECH_CHUNK
+        ids += words[chunk * TEXT_CHUNK : words_end]
+        ids += [vocab.BEGIN_AUDIO, *speech[chunk * SPEECH_CHUNK : speech_end], vocab.END_AUDIO]
+    return (*ids, vocab.EOS)
+
+
+def spoken_answer(number: int, assets: SpeechAssets, rng: random.Random) -> tuple[int, ...]:
+    """An answer that says what it writes, at one of the recorded speaking rates."""
+    return interleave(answer_text(number), rng.choice(assets.recordings[number]))
+
+
+def demonstrated_number(example: Example, wrong_share: float, rng: random.Random) -> int:
+    """The right sum, or with probability ``wrong_share`` any number that was recorded."""
+    if rng.random() < wrong_share:
+        return rng.randrange(NUM_ANSWERS)
+    return example_number(example)

@@ -1,0 +1,60 @@
+"""Recording the answers with flite and learning the codebook from them (build time only)."""
+
+import shutil
+import subprocess
+import tempfile
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, STRETCHES, SpeechAssets
+from wavalign_fast.recipes.spoken_sums.data import answer_text
+from wavalign_fast.recipes.spoken_sums.mel import SAMPLE_RATE
+from wavalign_fast.recipes.spoken_sums.tokenizer import mel_blocks, nearest_centroids
+from wavalign_fast.recipes.spoken_sums.vocabulary import NUM_CODES
+
+VOICE = "rms"
+
+
+def synthesize(text: str, stretch: float, directory: Path) -> np.ndarray:
+    """flite's reading of ``text``, float32 [samples] at 16 kHz."""
+    if shutil.which("flite") is None:
+        raise RuntimeError("flite is missing: install it with `apt-get install flite`")
+    path = directory / "speech.wav"
+    rate = ["--setf", f"duration_stretch={stretch}"]
+    subprocess.run(["flite", "-voice", VOICE, *rate, "-t", text, "-o", path], check=True)
+    with wave.open(str(path)) as file:
+        if file.getframerate() != SAMPLE_RATE:
+            raise RuntimeError(f"flite wrote {file.getframerate()} Hz, wanted {SAMPLE_RATE}")
+        pcm = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+    return pcm.astype(np.float32) / 32768
+
+
+def build_speech_assets(seed: int) -> SpeechAssets:
+    """Reads every answer aloud at every rate and fits the k-means codebook."""
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise RuntimeError(
+            "scikit-learn is missing: install it with `pip install scikit-learn`"
+        ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        blocks = [
+            [
+                mel_blocks(synthesize(f"{answer_text(number)}.", stretch, Path(scratch)))
+                for stretch in STRETCHES
+            ]
+            for number in range(NUM_ANSWERS)
+        ]
+    frames = np.concatenate([block for by_rate in blocks for block in by_rate])
+    kmeans = MiniBatchKMeans(NUM_CODES, n_init=2, batch_size=4096, max_iter=100, random_state=seed)
+    # The codes must be those of the centroids as stored, hence the rounding before they are used.
+    with threadpool_limits(1):  # the order of sums over threads would change the centroids
+        centroids = kmeans.fit(frames).cluster_centers_.astype(np.float16).astype(np.float32)
+    recordings = tuple(
+        tuple(tuple(nearest_centroids(block, centroids).tolist()) for block in by_rate)
+        for by_rate in blocks
+    )
+    return SpeechAssets(centroids, recordings)

@@ -1,0 +1,167 @@
+"""``SpokenSums``: the recipe as the training loop sees it."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from wavalign_fast.data.jsonl import read_jsonl
+from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
+from wavalign_fast.losses import ModalityLayout
+from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
+from wavalign_fast.recipes.spoken_sums.assets import ASSETS, NUM_ANSWERS, load_speech_assets
+from wavalign_fast.recipes.spoken_sums.base_model import load_base
+from wavalign_fast.recipes.spoken_sums.data import (
+    WRONG_SHARE,
+    built_in_split,
+    demonstrated_number,
+    make_example,
+    spoken_answer,
+)
+from wavalign_fast.recipes.spoken_sums.evaluate import evaluate, sample_answers, spoken_sample
+from wavalign_fast.recipes.spoken_sums.judge import Judge, recogniser_installed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WRONG_SHARES = {"imperfect": WRONG_SHARE, "gold": 0.0}
+
+
+def read_examples(path: str | Path) -> tuple[Example, ...]:
+    """Examples from JSONL lines like ``{"prompt": "one plus two", "answer": "three"}``."""
+    examples = []
+    for where, record in read_jsonl(path, keys=("prompt", "answer")):
+        answer = " ".join(record["answer"].split())
+        number = vocab.NUMBERS.get(answer)
+        if number is None or number >= NUM_ANSWERS:
+            raise ValueError(
+                f"{where}: answer is {record['answer']!r}, wanted a number in words from 'zero' "
+                f"to {vocab.number_words(NUM_ANSWERS - 1)!r}"
+            )
+        try:
+            examples.append(make_example(" ".join(record["prompt"].split()), number, id=where))
+        except ValueError as error:
+            raise ValueError(f"{where}: prompt: {error}") from error
+    return tuple(examples)
+
+
+class SpokenSums:
+    """Sums answered in text and speech.
+
+    Args:
+        train_path: JSONL of problems to train on; the built-in 610 without it. Evaluation is on the
+            built-in 200 held-out sums either way.
+        demonstrations: ``"imperfect"``: two in five give a random answer, spoken as written;
+            ``"gold"``: all are right.
+        eos_as: which class the end of the answer belongs to, and so which loss owns it.
+        asr_reward: share of the reward that needs the right sum to be heard; the rest needs it
+            written.
+        judge_workers: processes of the speech recogniser.
+        assets: directory of ``build_recipe``; the shipped one by default.
+    """
+
+    pad_id = vocab.PAD
+    eos_id = vocab.EOS
+
+    def __init__(
+        self,
+        *,
+        train_path: str | Path | None = None,
+        demonstrations: Literal["imperfect", "gold"] = "imperfect",
+        eos_as: Literal["speech", "text"] = "speech",
+        asr_reward: float = 0.0,
+        judge_workers: int = 2,
+        assets: str | Path = ASSETS,
+    ) -> None:
+        if demonstrations not in WRONG_SHARES:
+            raise ValueError(
+                f"demonstrations is {demonstrations!r}, wanted one of {', '.join(WRONG_SHARES)}"
+            )
+        if not 0 <= asr_reward <= 1:
+            raise ValueError(f"asr_reward is {asr_reward}, wanted 0 to 1")
+        self.wrong_share = WRONG_SHARES[demonstrations]
+        self.asr_reward = asr_reward
+        self.directory = Path(assets)
+        self.assets = load_speech_assets(self.directory)
+        self.judge = Judge(self.assets.centroids, workers=judge_workers)
+        self.layout = ModalityLayout(
+            vocab_size=vocab.VOCAB_SIZE,
+            speech=((vocab.SPEECH_START, vocab.SPEECH_END),),
+            boundary=(vocab.BEGIN_AUDIO, vocab.END_AUDIO),
+            boundary_as="speech",
+            eos=(vocab.EOS,),
+            eos_as=eos_as,
+        )
+        built_in, self.held_out = built_in_split()
+        self.train_examples = built_in if train_path is None else read_examples(train_path)
+
+    def load_model(self) -> "PreTrainedModel":
+        """The base model, fp32, in eval mode."""
+        return load_base(self.directory / "base")
+
+    def demonstrations(
+        self, examples: Sequence[Example], rng: random.Random
+    ) -> list[Demonstration]:
+        """One spoken demonstration an example; the speech always says what the text says."""
+        return [
+            Demonstration(
+                prompt_ids=example.prompt_ids,
+                answer_ids=spoken_answer(
+                    demonstrated_number(example, self.wrong_share, rng), self.assets, rng
+                ),
+            )
+            for example in examples
+        ]
+
+    def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
+        """1 (wrong text) to 5 (right text); ``asr_reward`` of the range goes to right speech."""
+        answers = [vocab.split_answer(completion.ids) for completion in completions]
+        right = [
+            float(text == completion.example.reference)
+            for (text, _), completion in zip(answers, completions, strict=True)
+        ]
+        if self.asr_reward:
+            heard = self.judge.hear([codes for _, codes in answers])
+            said = [
+                float(words == completion.example.reference)
+                for words, completion in zip(heard, completions, strict=True)
+            ]
+            weight = self.asr_reward
+            right = [(1 - weight) * r + weight * s for r, s in zip(right, said, strict=True)]
+        return [1 + 4 * share for share in right]
+
+    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
+        """Held-out evaluation; the metrics are those of ``spoken_sums.evaluate.evaluate``."""
+        return evaluate(
+            model, self.held_out, assets=self.assets, judge=self.judge, items=items, seed=seed
+        )
+
+    def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
+        """One sampled answer to a prompt such as ``"eighty seven plus six"``.
+
+        ``heard`` is empty where pocketsphinx is not installed: an answer needs no judge.
+        """
+        words = " ".join(prompt.split())
+        left, plus, right = words.partition(" plus ")
+        known = plus and left in vocab.NUMBERS and right in vocab.NUMBERS
+        total = vocab.NUMBERS[left] + vocab.NUMBERS[right] if known else None
+        if total is None or total >= NUM_ANSWERS:
+            raise ValueError(
+                f"prompt is {prompt!r}, wanted two numbers in words with a sum of at most "
+                f"{NUM_ANSWERS - 1}, e.g. 'eighty seven plus six'"
+            )
+        example = make_example(words, total, id=words)
+        ids = sample_answers(model, [example], temperature=1.0, seed=seed)[0]
+        text, codes = vocab.split_answer(ids)
+        heard = self.judge.hear([codes])[0] if recogniser_installed() else ""
+        metrics = {
+            "text_accuracy": float(text == example.reference),
+            "ended": float(ids[-1] == vocab.EOS),
+            "speech_length": float(len(codes)),
+        }
+        return Evaluation(
+            metrics=metrics, samples=[spoken_sample(example, text, codes, heard, self.assets)]
+        )
+
+
+TASK = SpokenSums
