@@ -93,7 +93,7 @@ def test_missing_pocketsphinx_is_named_only_when_it_is_needed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     judge = judging.Judge(ASSETS.centroids)
     assert judge.hear([]) == []
-    with pytest.raises(RuntimeError, match="pip install pocketsphinx"):
+    with pytest.raises(ModuleNotFoundError, match="pip install pocketsphinx"):
         judge.hear([ASSETS.recordings[0][0]])
 
 

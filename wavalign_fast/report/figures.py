@@ -138,7 +138,11 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     """Axis numbers, all with as many decimals as the finest of them needs."""
     largest = max((abs(value) for value in values), default=0.0)
     if largest and not 0.001 <= largest < 100_000:
-        return [f"{value:.1e}".replace("-", "−") for value in values]
+        texts = [f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") for value in values]
+        return [
+            "0" if value == 0 else t.replace("-", "−")
+            for value, t in zip(values, texts, strict=True)
+        ]
     decimals = next(
         (count for count in range(6) if all(_is_round(value, count) for value in values)), 6
     )

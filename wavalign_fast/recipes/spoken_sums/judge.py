@@ -32,11 +32,12 @@ def recogniser_installed() -> bool:
 
 
 def check_recogniser() -> None:
-    """Raises a ``RuntimeError`` that says how to install pocketsphinx where it is missing."""
+    """Raises a ``ModuleNotFoundError`` that says how to install pocketsphinx where it is missing."""
     if not recogniser_installed():
-        raise RuntimeError(
+        raise ModuleNotFoundError(
             "pocketsphinx is missing and the speech cannot be judged without it: install it "
-            "with `pip install pocketsphinx==5.1.1`"
+            "with `pip install pocketsphinx==5.1.1`",
+            name="pocketsphinx",
         )
 
 
