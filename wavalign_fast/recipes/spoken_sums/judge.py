@@ -32,7 +32,7 @@ def recogniser_installed() -> bool:
 
 
 def check_recogniser() -> None:
-    """Raises a ``ModuleNotFoundError`` that says how to install pocketsphinx where it is missing."""
+    """Raises an error that says how to install pocketsphinx where it is missing."""
     if not recogniser_installed():
         raise ModuleNotFoundError(
             "pocketsphinx is missing and the speech cannot be judged without it: install it "
