@@ -129,16 +129,20 @@ def short(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 10000 or abs(value) < 0.0005:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        return _exponent(value)
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _exponent(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """Axis numbers, all with as many decimals as the finest of them needs."""
     largest = max((abs(value) for value in values), default=0.0)
     if largest and not 0.001 <= largest < 100_000:
-        texts = [f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") for value in values]
+        texts = [_exponent(value).replace(".0e", "e") for value in values]
         return [
             "0" if value == 0 else t.replace("-", "−")
             for value, t in zip(values, texts, strict=True)
