@@ -3,11 +3,11 @@
 import torch
 
 
-def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    """Largest absolute error as a share of the largest true magnitude."""
+def relative_error(value: torch.Tensor, truth: torch.Tensor, *, at_least: float = 0.0) -> float:
+    """Largest absolute error as a share of the largest true magnitude, or of ``at_least``."""
     if truth.numel() == 0:
         return 0.0
-    scale = truth.abs().max().item() or 1.0
+    scale = max(truth.abs().max().item(), at_least) or 1.0
     return (value.double() - truth.double()).abs().max().item() / scale
 
 

@@ -175,5 +175,14 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
     row = torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match=r"policy_row: got 2, want -1 or a row in \[0, B·G = 2\)"):
         wf.HybridBatch(row, row + 2, row - 1, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="anchor_row: got -2, want -1 or a row"):
+        wf.HybridBatch(row, row, row - 2, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"ref_logp: got shape \(3,\), want \(4,\)"):
         wf.HybridBatch(row, row, row - 1, torch.zeros(1, 2), torch.zeros(3))
+
+
+def test_a_demonstration_without_a_position_leaves_a_gap() -> None:
+    row = torch.zeros(1, dtype=torch.long)
+    batch = wf.HybridBatch(row, row - 1, row + 7, torch.zeros(0, 2))
+    out = wf.HybridObjective(layout(), gate=0.0)(torch.zeros(1, 4), torch.zeros(12, 4), batch)
+    torch.testing.assert_close(out.anchor_loss, torch.tensor(12.0).log())

@@ -65,7 +65,11 @@ def test_cpu_agrees_with_the_reference(n, h, v, dtype, bias, temperature, terms,
         floor = FLOOR[dtype] * (2 if name.startswith("grad") else 1)
         if not name.startswith("grad"):
             floor = FLOOR[torch.float32] * 5  # statistics are float32 whatever the operands
-        assert relative_error(value, truth[name]) <= floor, name
+        # Values are nats, differences of logits: below one nat their error is absolute.
+        # A gradient is a sum of entries of about 1 / V, which may cancel or, where p is near 1,
+        # vanish: its error is measured against what it is a sum of.
+        at_least = max(n, 1) ** 0.5 / v if name.startswith("grad") else 1.0
+        assert relative_error(value, truth[name], at_least=at_least) <= floor, name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

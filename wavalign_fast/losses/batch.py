@@ -17,7 +17,7 @@ class HybridBatch:
     Args:
         targets: [T] int64 ids; anything where both rows are -1.
         policy_row: [T] int64, in [0, B·G): rollout g of prompt b is row b·G + g.
-        anchor_row: [T] int64, in [0, T).
+        anchor_row: [T] int64, any index of a demonstration (on another device than the CPU < T).
         rewards: [B, G] floats, NaN = missing.
         ref_logp: [T] log-probs of the targets under the reference, for the KL terms.
         old_logp: [T] log-probs under the policy that sampled; absent: the policy itself.
@@ -44,7 +44,15 @@ class HybridBatch:
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
-        self._check_rows("anchor_row", shape[0], "T")
+        self._check_rows("anchor_row", self.anchor_rows, "T")
+
+    @property
+    def anchor_rows(self) -> int:
+        """At least the number of demonstrations; a device is not waited for to count them."""
+        length = self.anchor_row.shape[0]
+        if self.anchor_row.device.type != "cpu" or length == 0:
+            return length
+        return int(self.anchor_row.max()) + 1
 
     def _check_rows(self, name: str, end: int, meaning: str) -> None:
         rows = getattr(self, name)

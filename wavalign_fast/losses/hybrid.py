@@ -225,7 +225,7 @@ class HybridObjective(nn.Module):
 
 
 def _anchor_loss(batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
-    sums = row_sums(plan.anchor, batch.anchor_row, plan.anchor.shape[0])
+    sums = row_sums(plan.anchor, batch.anchor_row, batch.anchor_rows)
     shares = row_shares(plan.anchor, batch.anchor_row, sums)
     rows = (sums > 0).sum().clamp(min=1)
     return -torch.where(plan.anchor > 0, shares * logp, 0.0).sum() / rows
