@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from wavalign_fast.losses import (
         SPEECH,
         TEXT,
+        DPOOutput,
         HybridBatch,
         HybridObjective,
         HybridOutput,
         MixingGate,
         ModalityLayout,
+        dpo_loss,
+        fused_dpo_loss,
         group_advantages,
     )
     from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEECH",
     "TEXT",
+    "DPOOutput",
     "HybridBatch",
     "HybridObjective",
     "HybridOutput",
@@ -29,6 +33,8 @@ __all__ = [
     "LossOptions",
     "MixingGate",
     "ModalityLayout",
+    "dpo_loss",
+    "fused_dpo_loss",
     "group_advantages",
     "linear_logprob",
 ]

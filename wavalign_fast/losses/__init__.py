@@ -2,6 +2,7 @@
 
 from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.dpo import DPOOutput, dpo_loss, fused_dpo_loss
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.hybrid import HybridObjective, HybridOutput
 from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
@@ -9,10 +10,13 @@ from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
 __all__ = [
     "SPEECH",
     "TEXT",
+    "DPOOutput",
     "HybridBatch",
     "HybridObjective",
     "HybridOutput",
     "MixingGate",
     "ModalityLayout",
+    "dpo_loss",
+    "fused_dpo_loss",
     "group_advantages",
 ]

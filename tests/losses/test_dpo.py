@@ -1,0 +1,102 @@
+"""Preference loss: the authors' values and gradients, and the edges."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import wavalign_fast as wf
+
+CASES = sorted((Path(__file__).parents[1] / "data" / "dpo").glob("*.safetensors"))
+LAYOUT = wf.ModalityLayout(vocab_size=20, speech=((10, 20),), boundary=(8, 9))
+
+
+@pytest.mark.parametrize("backend, dtype, tolerance", [
+    ("reference", torch.float64, 1e-6), ("cpu", torch.float32, 1e-5),
+])  # fmt: skip
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_released_values_and_gradients(path, backend, dtype, tolerance) -> None:
+    with safe_open(path, "pt") as file:
+        config, expected = (json.loads(file.metadata()[k]) for k in ("config", "expected"))
+        case = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    hidden = case["hidden"].to(dtype, copy=True).requires_grad_()
+    weight = case["weight"].to(dtype, copy=True).requires_grad_()
+    targets = torch.full_like(case["labels"], -100)
+    targets[:, :-1] = case["labels"][:, 1:]
+    sequence = torch.arange(len(targets)).unsqueeze(1).expand_as(targets)
+    layout = wf.ModalityLayout(
+        vocab_size=config["vocab"],
+        speech=((config["audio_start"], config["vocab"]),),
+        boundary=(config["begin_of_audio"], config["end_of_audio"]),
+        boundary_as="speech" if config["boundaries_are_speech"] else "text",
+    )
+    out = wf.fused_dpo_loss(
+        hidden.flatten(0, 1),
+        weight,
+        targets.flatten(),
+        sequence.flatten(),
+        torch.tensor(config["pairs"]),
+        layout=layout,
+        scope=config["scope"],
+        beta=config["beta"],
+        ref_logp=case["reference_sequence_logps"] if config["use_reference"] else None,
+        options=wf.LossOptions(backend=backend),
+    )
+    out.loss.backward()
+    for value, want in (
+        (out.loss, torch.tensor(expected["loss"])),
+        (out.sequence_logp, case["policy_sequence_logps"]),
+    ):
+        torch.testing.assert_close(value.double(), want.double(), rtol=tolerance, atol=1e-12)
+    for leaf, name in ((hidden, "grad_hidden"), (weight, "grad_weight")):
+        worst = (leaf.grad.double() - case[name]).abs().max()
+        assert worst <= tolerance * case[name].abs().max(), name
+
+
+def small(targets: list[int], sequence: list[int], **options) -> wf.DPOOutput:
+    torch.manual_seed(0)
+    hidden = torch.randn(len(targets), 4, requires_grad=True)
+    return wf.fused_dpo_loss(
+        hidden, torch.randn(20, 4), torch.tensor(targets), torch.tensor(sequence),
+        torch.tensor([[0, 1], [2, 3]]), layout=LAYOUT, **options,
+    )  # fmt: skip
+
+
+def test_a_pair_without_a_token_in_scope_is_left_out() -> None:
+    targets, sequence = [1, 2, 3, 12, 13, -100], [0, 0, 1, 2, 3, 3]
+    ref = torch.tensor([-1.0, -2.0, float("nan"), 0.0])
+    out = small(targets, sequence, ref_logp=ref)
+    alone = small(targets, sequence, scope="all")
+    assert out.metrics["pairs"] == 1 and out.metrics["skipped_pairs"] == 1
+    assert alone.metrics["pairs"] == 2
+    assert torch.isfinite(out.loss)
+    margin = (out.sequence_logp[0] - out.sequence_logp[1]) - 1.0
+    torch.testing.assert_close(out.loss, -torch.nn.functional.logsigmoid(0.1 * margin))
+
+
+def test_without_usable_pairs_the_loss_is_a_connected_zero() -> None:
+    out = small([-100, 12], [0, 1])
+    out.loss.backward()
+    assert out.loss == 0
+
+
+def test_length_normalisation_divides_both_models() -> None:
+    targets, sequence = [1, 2, 3, 1, 2], [0, 0, 1, 2, 3]
+    plain, mean = small(targets, sequence), small(targets, sequence, length_normalised=True)
+    torch.testing.assert_close(mean.sequence_logp[0], plain.sequence_logp[0] / 2)
+    ref = torch.tensor([-2.0, -1.0, -1.0, -1.0])
+    normalised = small(targets, sequence, length_normalised=True, ref_logp=ref)
+    assert normalised.metrics["ref_chosen_logp"] == pytest.approx(-1.0)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"got sequence 3, want \[0, 3\)"):
+        small([1, 2], [0, 1], ref_logp=torch.zeros(3))
+    with pytest.raises(ValueError, match="beta: got 0, want > 0"):
+        small([1, 2], [0, 1], beta=0)
+    with pytest.raises(ValueError, match="dpo_scope: got 'audio'"):
+        small([1, 2], [0, 1], scope="audio")
+    with pytest.raises(ValueError, match="want one shape"):
+        wf.dpo_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(1), beta=0.1)
