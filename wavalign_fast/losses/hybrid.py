@@ -12,7 +12,7 @@ from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.metrics import step_metrics
 from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
 from wavalign_fast.losses.policy import Clip, PolicyTokens, clip_bounds, policy_tokens
-from wavalign_fast.losses.rows import row_shares, row_sums
+from wavalign_fast.losses.rows import sum_of_row_means
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
 
 
@@ -212,10 +212,8 @@ class HybridObjective(nn.Module):
         weighted_kl = zero if tokens.kl is None else plan.beta * tokens.kl
 
         def mean(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            sums = row_sums(weights, batch.policy_row, rollouts)
-            shares = row_shares(weights, batch.policy_row, sums)
-            # A weight of 0 leaves its token out, whatever its value.
-            return torch.where(weights > 0, shares * values, 0.0).sum() / max(rollouts, 1)
+            total, _ = sum_of_row_means(values, weights, batch.policy_row, rollouts)
+            return total / max(rollouts, 1)
 
         if self.kl_scope == "policy":
             policy = mean(plan.policy, per_token + weighted_kl)
@@ -225,10 +223,8 @@ class HybridObjective(nn.Module):
 
 
 def _anchor_loss(batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
-    sums = row_sums(plan.anchor, batch.anchor_row, batch.anchor_rows)
-    shares = row_shares(plan.anchor, batch.anchor_row, sums)
-    rows = (sums > 0).sum().clamp(min=1)
-    return -torch.where(plan.anchor > 0, shares * logp, 0.0).sum() / rows
+    total, rows = sum_of_row_means(logp, plan.anchor, batch.anchor_row, batch.anchor_rows)
+    return -total / rows.clamp(min=1)
 
 
 def _where_live(values: torch.Tensor | None, live: torch.Tensor) -> torch.Tensor | None:

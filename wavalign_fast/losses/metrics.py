@@ -6,7 +6,7 @@ from wavalign_fast.losses.advantage import Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.plan import StepPlan
 from wavalign_fast.losses.policy import PolicyTokens
-from wavalign_fast.losses.rows import row_shares, row_sums
+from wavalign_fast.losses.rows import sum_of_row_means
 
 
 def step_metrics(
@@ -80,19 +80,13 @@ def _class_metrics(
 ) -> dict[str, torch.Tensor]:
     """KL as the mean over rollouts of token means, entropy as the token mean of each group."""
     groups, size = batch.rewards.shape
+    weights = members.to(torch.float64)
     metrics = {}
     if tokens.kl is not None:
-        weights = members.to(tokens.kl.dtype)
-        shares = row_shares(
-            weights, batch.policy_row, row_sums(weights, batch.policy_row, groups * size)
-        )
-        metrics["kl" if name == "total" else f"{name}_kl"] = torch.where(
-            members, shares * tokens.kl, 0.0
-        ).sum() / max(groups * size, 1)
+        total, _ = sum_of_row_means(tokens.kl, weights, batch.policy_row, groups * size)
+        metrics["kl" if name == "total" else f"{name}_kl"] = total / max(groups * size, 1)
     if entropy is not None:
         prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
-        weights = members.to(entropy.dtype)
-        sums = row_sums(weights, prompt, groups)
-        total = torch.where(members, row_shares(weights, prompt, sums) * entropy, 0.0).sum()
-        metrics[f"{name}_entropy"] = total / (sums > 0).sum().clamp(min=1)
+        total, scored = sum_of_row_means(entropy, weights, prompt, groups)
+        metrics[f"{name}_entropy"] = total / scored.clamp(min=1)
     return metrics

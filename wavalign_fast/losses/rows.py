@@ -9,7 +9,14 @@ def row_sums(values: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tenso
     return values.new_zeros(count + 1).index_add(0, slot, values)[:count]
 
 
-def row_shares(weights: torch.Tensor, row: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """``weights / Σ weights of the row``: a sum over positions becomes a sum of row means."""
-    floor = torch.cat([sums, sums.new_ones(1)]).clamp(min=1e-6)  # index -1 is the extra element
-    return weights / floor[row]
+def sum_of_row_means(
+    values: torch.Tensor, weights: torch.Tensor, row: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ over rows of the row's weighted mean of ``values`` [T], and how many rows have a weight.
+
+    A weight of 0 leaves its position out, whatever its value.
+    """
+    sums = row_sums(weights, row, count)
+    floor = torch.cat([sums, sums.new_ones(1)]).clamp(min=1e-6)  # row -1 reads the extra element
+    total = torch.where(weights > 0, weights / floor[row] * values, 0.0).sum()
+    return total, (sums > 0).sum()
