@@ -186,3 +186,9 @@ def test_a_demonstration_without_a_position_leaves_a_gap() -> None:
     batch = wf.HybridBatch(row, row - 1, row + 7, torch.zeros(0, 2))
     out = wf.HybridObjective(layout(), gate=0.0)(torch.zeros(1, 4), torch.zeros(12, 4), batch)
     torch.testing.assert_close(out.anchor_loss, torch.tensor(12.0).log())
+
+
+def test_the_rounding_of_a_mean_is_no_advantage() -> None:
+    row = torch.full((1, 3), 0.1, dtype=torch.float64)
+    assert row.sum() / 3 != row[0, 0]
+    assert torch.equal(wf.group_advantages(row), torch.zeros_like(row))

@@ -290,3 +290,18 @@ def test_the_other_instruction_sets_agree(capability: str, tmp_path: Path) -> No
         ours = results(problem(70, 24, 600, dtype, bias=True), CPU, terms="logp entropy")
         for name, value in theirs[str(dtype)].items():
             assert relative_error(value, ours[name]) <= FLOOR[dtype], (dtype, name)
+
+
+@pytest.mark.parametrize("scoring", [True, False])
+def test_probabilities_are_kept_only_for_a_backward_pass(scoring: bool) -> None:
+    p = problem(20, 8, 300, torch.float32, ignored=False)
+    weight = p.weight.clone().requires_grad_()
+    with torch.set_grad_enabled(not scoring):
+        out = linear_logprob(p.hidden, weight, p.targets, options=CPU).logp
+    if scoring:
+        assert out.grad_fn is None
+    with torch.profiler.profile(profile_memory=True) as seen, torch.set_grad_enabled(not scoring):
+        linear_logprob(p.hidden, weight, p.targets, options=CPU)
+    # 32 lanes of 300 probabilities and more, against statistics of a few hundred bytes a tile.
+    largest = max(event.self_cpu_memory_usage for event in seen.events())
+    assert (largest < 20_000) is scoring
