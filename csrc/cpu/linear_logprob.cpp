@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/huge_pages.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
@@ -36,9 +37,9 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
   float top = -std::numeric_limits<float>::infinity();
   bool poisoned = false;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const float max = *stats.at(tile, lane).max;
-    poisoned |= std::isnan(max);
-    top = std::max(top, max);
+    const TileStats s = stats.at(tile, lane);
+    poisoned |= std::isnan(*s.sum);
+    top = std::max(top, *s.max);
   }
   double sum = 0, weighted = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -141,7 +142,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
   const auto options = hidden.options().dtype(at::kFloat);
   at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
              lse = at::zeros_like(logp);
-  at::Tensor store = at::empty({store_bytes}, hidden.options().dtype(at::kByte));
+  at::Tensor store = on_huge_pages(at::empty({store_bytes}, hidden.options().dtype(at::kByte)));
   if (panels.tokens() == 0) return {logp, entropy, lse, store};
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {

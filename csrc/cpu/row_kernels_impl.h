@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/row_kernels.h"
 
@@ -15,6 +16,16 @@ namespace {
 using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kWidth = Vec::size();
 static_assert(kLaneAlign % kWidth == 0);
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+}  // namespace wavalign::cpu
+
+#include "cpu/isa/vec_exp.h"
+
+namespace wavalign::cpu {
+namespace CPU_CAPABILITY {
+namespace {
 
 Vec load(const float* p) { return Vec::loadu(p); }
 
@@ -47,27 +58,54 @@ void scale_logits(float* raw, int64_t rows, int64_t lanes, float scale, const fl
   }
 }
 
+// `count` vectors of lanes side by side: whole cache lines of a row, and independent sums.
+template <int count, typename T>
+void softmax_stats_of(const float* logits, int64_t rows, int64_t lanes, TileStats stats, T* probs) {
+  const Vec lowest(-std::numeric_limits<float>::infinity()), zero(0.f), least(kLowestExponent);
+  Vec top[count], shift[count], sum[count], weighted[count];
+  for (int j = 0; j < count; ++j) {
+    top[j] = lowest;
+    sum[j] = weighted[j] = zero;
+  }
+  for (int64_t v = 0; v < rows; ++v) {
+    for (int j = 0; j < count; ++j) {
+      // A NaN is passed over here and reaches the sum.
+      top[j] = maximum(load(logits + v * lanes + j * kWidth), top[j]);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    // A tile of banned ids has max -inf; subtracting it would turn -inf - -inf into NaN.
+    shift[j] = Vec::blendv(top[j], zero, top[j] == lowest);
+  }
+  for (int64_t v = 0; v < rows; ++v) {
+    for (int j = 0; j < count; ++j) {
+      const int64_t i = v * lanes + j * kWidth;
+      const Vec below = maximum(least, load(logits + i) - shift[j]);
+      const Vec e = exp_nonpositive(below);
+      sum[j] = sum[j] + e;
+      weighted[j] = at::vec::fmadd(e, below, weighted[j]);
+      if (probs != nullptr) store(e, probs + i);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    store(top[j], stats.max + j * kWidth);
+    store(sum[j], stats.sum + j * kWidth);
+    store(weighted[j], stats.weighted + j * kWidth);
+  }
+}
+
 template <typename T>
 void softmax_stats(const float* logits, int64_t rows, int64_t lanes, TileStats stats, T* probs) {
-  const Vec lowest(-std::numeric_limits<float>::infinity()), zero(0.f);
-  for (int64_t n = 0; n < lanes; n += kWidth) {
-    Vec top = lowest;
-    for (int64_t v = 0; v < rows; ++v) top = at::vec::maximum(top, load(logits + v * lanes + n));
-    // A tile of banned ids has max -inf; subtracting it would turn -inf - -inf into NaN.
-    const Vec shift = Vec::blendv(top, zero, top == lowest);
-    Vec sum(0.f), weighted(0.f);
-    for (int64_t v = 0; v < rows; ++v) {
-      const Vec below = load(logits + v * lanes + n) - shift;
-      const Vec e = below.exp();
-      sum = sum + e;
-      // 0 * -inf is 0 in an entropy.
-      weighted = weighted + e * Vec::blendv(below, zero, below == lowest);
-      if (probs != nullptr) store(e, probs + v * lanes + n);
-    }
-    store(top, stats.max + n);
-    store(sum, stats.sum + n);
-    store(weighted, stats.weighted + n);
-  }
+  constexpr int kBlock = 4;
+  int64_t n = 0;
+  const auto block = [&](auto count) {
+    softmax_stats_of<count()>(logits + n, rows, lanes,
+                              {stats.max + n, stats.sum + n, stats.weighted + n},
+                              probs == nullptr ? nullptr : probs + n);
+    n += count() * kWidth;
+  };
+  while (n + kBlock * kWidth <= lanes) block(std::integral_constant<int, kBlock>());
+  while (n < lanes) block(std::integral_constant<int, 1>());
 }
 
 template <typename T>
@@ -98,13 +136,15 @@ void grad_from_logits(const float* logits, int64_t rows, int64_t lanes, TokenGra
 template <typename T>
 void transpose(const T* tile, int64_t rows, int64_t lanes, T* out, int64_t ld_out) {
   constexpr int64_t kBlock = 16;
-  for (int64_t v0 = 0; v0 < rows; v0 += kBlock) {
-    const int64_t v1 = std::min(v0 + kBlock, rows);
-    for (int64_t n0 = 0; n0 < lanes; n0 += kBlock) {
-      for (int64_t n = n0; n < n0 + kBlock; ++n) {
-        for (int64_t v = v0; v < v1; ++v) out[n * ld_out + v] = tile[v * lanes + n];
-      }
+  const int64_t whole = rows / kBlock * kBlock;
+  for (int64_t v = 0; v < whole; v += kBlock) {
+    for (int64_t n = 0; n < lanes; n += kBlock) {
+      at::vec::transpose_mxn<T, kBlock, kBlock>(tile + v * lanes + n, lanes, out + n * ld_out + v,
+                                                ld_out);
     }
+  }
+  for (int64_t v = whole; v < rows; ++v) {
+    for (int64_t n = 0; n < lanes; ++n) out[n * ld_out + v] = tile[v * lanes + n];
   }
 }
 
