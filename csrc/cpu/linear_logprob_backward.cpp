@@ -6,7 +6,6 @@
 
 #include <cmath>
 
-#include "cpu/huge_pages.h"
 #include "cpu/linear_logprob.h"
 #include "cpu/vocab_tiles.h"
 
@@ -333,9 +332,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
   const bool none = active.panels.tokens() == 0;
   at::Tensor grad_hidden, grad_weight, grad_bias;
   if (need_hidden) grad_hidden = at::zeros_like(hidden);
-  if (need_weight) {
-    grad_weight = none ? at::zeros_like(weight) : on_huge_pages(at::empty_like(weight));
-  }
+  if (need_weight) grad_weight = none ? at::zeros_like(weight) : at::empty_like(weight);
   if (need_bias) grad_bias = at::zeros({weight.size(0)}, hidden.options().dtype(at::kFloat));
   if (!none) {
     const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
