@@ -5,10 +5,12 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "cpu/huge_pages.h"
+#include "cpu/skipping.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
@@ -31,9 +33,10 @@ struct StatsTable {
 };
 
 // Merges one token's tiles in vocabulary order, in double: the order and the type are what make
-// the result independent of threads and as exact as the tiles themselves.
+// the result independent of threads and as exact as the tiles themselves. `mass` gets each tile's
+// part of the probability.
 void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float target_logit,
-                 float& logp, float& entropy, float& lse) {
+                 float& logp, float& entropy, float& lse, std::vector<double>& mass) {
   float top = -std::numeric_limits<float>::infinity();
   bool poisoned = false;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -42,11 +45,13 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
     top = std::max(top, *s.max);
   }
   double sum = 0, weighted = 0;
+  mass.assign(tiles, 0.0);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const TileStats s = stats.at(tile, lane);
     if (*s.max == -std::numeric_limits<float>::infinity()) continue;
     const double below = static_cast<double>(*s.max) - top, scale = std::exp(below);
-    sum += scale * *s.sum;
+    mass[tile] = scale * *s.sum;
+    sum += mass[tile];
     weighted += scale * (*s.weighted + below * *s.sum);
   }
   if (poisoned) sum = std::numeric_limits<double>::quiet_NaN();
@@ -56,12 +61,14 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
   logp = static_cast<float>(std::min(0.0, static_cast<double>(target_logit) - top - log_sum));
   entropy = static_cast<float>(std::max(0.0, log_sum - weighted / sum));
   if (poisoned) logp = entropy = lse;
+  for (double& part : mass) part /= sum;
 }
 
 template <typename Stored, typename Operand>
 void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* targets,
              const at::Tensor& bias, double temperature, const TokenPanels& panels, float* logp,
-             float* entropy, float* lse, const at::Tensor& store_bytes) {
+             float* entropy, float* lse, const at::Tensor& store_bytes, const SkipTable& skip,
+             double skip_tolerance) {
   const VocabTiles tiles{weight.size(0)};
   const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
   const TileStore<Operand> store(store_bytes, panels);
@@ -90,9 +97,12 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
   });
 
   at::parallel_for(0, panels.tokens(), 16, [&](int64_t first, int64_t last) {
+    std::vector<double> mass;
     for (int64_t n = first; n < last; ++n) {
       const int64_t row = panels.rows[n];
-      merge_token(stats, tiles.count(), n, target_logits[n], logp[row], entropy[row], lse[row]);
+      merge_token(stats, tiles.count(), n, target_logits[n], logp[row], entropy[row], lse[row],
+                  mass);
+      if (skip.used()) skip.choose(n, mass, targets[row] / kTileRows, skip_tolerance);
     }
   });
 }
@@ -101,7 +111,7 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
 
 TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
                         const at::Tensor& targets, const std::optional<at::Tensor>& bias,
-                        double temperature, int64_t ignore_index) {
+                        double temperature, int64_t ignore_index, bool by_target) {
   TORCH_CHECK_VALUE(hidden.dim() == 2 && hidden.is_contiguous(), "hidden: want a contiguous [T, H]",
                     " tensor, got shape ", hidden.sizes());
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous() && weight.size(0) > 0,
@@ -131,26 +141,36 @@ TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
                       " is outside [0, ", vocab, ") and is not ignore_index ", ignore_index);
     panels.rows.push_back(row);
   }
+  if (by_target) {
+    std::stable_sort(panels.rows.begin(), panels.rows.end(),
+                     [&](int64_t a, int64_t b) { return ids[a] < ids[b]; });
+  }
   return panels;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
     const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const std::optional<at::Tensor>& bias, double temperature, int64_t ignore_index,
-    int64_t store_bytes) {
-  const TokenPanels panels = live_tokens(hidden, weight, targets, bias, temperature, ignore_index);
+    int64_t store_bytes, double skip_tolerance) {
+  const bool skipping = skip_tolerance > 0;
+  const TokenPanels panels =
+      live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipping);
   const auto options = hidden.options().dtype(at::kFloat);
   at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
              lse = at::zeros_like(logp);
   at::Tensor store = on_huge_pages(at::empty({store_bytes}, hidden.options().dtype(at::kByte)));
-  if (panels.tokens() == 0) return {logp, entropy, lse, store};
+  std::vector<int64_t> skip_shape{0};
+  if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
+  const at::Tensor skipped = at::zeros(skip_shape, store.options());
+  if (panels.tokens() == 0) return {logp, entropy, lse, store, skipped};
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
-        logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(), store);
+        logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(), store,
+        SkipTable(skipped), skip_tolerance);
   });
-  return {logp, entropy, lse, store};
+  return {logp, entropy, lse, store, skipped};
 }
 
 }  // namespace wavalign::cpu

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "cpu/linear_logprob.h"
+#include "cpu/skipping.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
@@ -91,8 +92,8 @@ class Backward {
  public:
   Backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
            double temperature, const TokenPanels& live, const ActiveTokens& active,
-           const at::Tensor& store, at::Tensor& grad_hidden, at::Tensor& grad_weight,
-           at::Tensor& grad_bias)
+           const at::Tensor& store, const SkipTable& skip, at::Tensor& grad_hidden,
+           at::Tensor& grad_weight, at::Tensor& grad_bias)
       : tiles_{weight.size(0)},
         hidden_size_(weight.size(1)),
         temperature_(static_cast<float>(temperature)),
@@ -100,6 +101,8 @@ class Backward {
         live_(live),
         active_(active),
         panels_(active.panels),
+        skip_(skip),
+        lanes_(skip, tiles_, panels_, active.source),
         store_(store, live),
         // An entropy gradient needs the logits themselves, not rounded probabilities.
         kept_(active.with_entropy || !store_.readable() ? 0
@@ -125,6 +128,10 @@ class Backward {
         const GemmScope scope;
         Workspace<Operand> work(panels_.lanes());
         for (int64_t tile = begin; tile < end; ++tile) {
+          if (lanes_.none(tile)) {
+            if (grad_weight_ != nullptr) no_weight_rows(tile);
+            continue;
+          }
           dlogits(tile, work);
           if (hidden_out_.defined()) turn(tile, tile - first, work);
           if (grad_bias_ != nullptr) sum_bias(tile, work);
@@ -175,6 +182,7 @@ class Backward {
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
       const int64_t tokens = std::min(width, panels_.tokens() - lane);
+      if (lanes_.at(tile, panel).size() == 0) continue;
       Operand* out = work.dlogits.data() + lane * kTileRows;
       if (active_.with_entropy) {
         source_->compute(tile, panel, work.logits.data(), work.widened);
@@ -189,7 +197,8 @@ class Backward {
         const Operand* tile_probs = probs(tile, panel, work);
         for (int64_t n = 0; n < tokens; ++n) {
           const float share = std::exp(work.max[n] - active_.lse[lane + n]);
-          work.factor[n] = scale * active_.softmax[lane + n] * share;
+          const bool skipped = skip_.skipped(tile, active_.source[lane + n]);
+          work.factor[n] = skipped ? 0.f : scale * active_.softmax[lane + n] * share;
         }
         std::fill(work.factor.begin() + tokens, work.factor.begin() + width, 0.f);
         kernels().grad_from_probs(tile_probs, rows, width, work.factor.data(), out);
@@ -211,6 +220,7 @@ class Backward {
   void turn(int64_t tile, int64_t slot, const Workspace<Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+      if (lanes_.at(tile, panel).size() == 0) continue;
       const int64_t width = panels_.width(panel);
       Operand* out = turned(slot, panel);
       kernels().transpose(work.dlogits.data() + panels_.begin(panel) * kTileRows, rows, width, out,
@@ -226,9 +236,10 @@ class Backward {
     for (int64_t v = 0; v < tiles_.rows(tile); ++v) {
       float sum = 0.f;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
-        const int64_t width = panels_.width(panel);
-        const Operand* row = work.dlogits.data() + panels_.begin(panel) * kTileRows + v * width;
-        for (int64_t n = 0; n < width; ++n) sum += static_cast<float>(row[n]);
+        const Operand* row =
+            work.dlogits.data() + panels_.begin(panel) * kTileRows + v * panels_.width(panel);
+        const LaneRange range = lanes_.at(tile, panel);
+        for (int64_t n = range.first; n < range.last; ++n) sum += static_cast<float>(row[n]);
       }
       grad_bias_[tiles_.begin(tile) + v] = sum * temperature_;
     }
@@ -242,15 +253,24 @@ class Backward {
     constexpr int64_t kPair = std::is_same_v<Operand, c10::BFloat16> ? 2 : 1;
     for (int64_t h = 0; h < hidden_size_; h += kHiddenBlock) {
       const int64_t n = std::min(kHiddenBlock, hidden_size_ - h);
+      bool accumulate = false;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
-        const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
-        gemm(rows, n, width, work.dlogits.data() + lane * kTileRows, width,
-             tokens + lane * hidden_size_ + h * kPair, hidden_size_, work.logits.data(), n,
-             panel > 0);
+        const LaneRange range = lanes_.at(tile, panel);
+        if (range.size() == 0) continue;
+        const int64_t lane = panels_.begin(panel);
+        gemm(rows, n, range.size(), work.dlogits.data() + lane * kTileRows + range.first,
+             panels_.width(panel), tokens + (lane + range.first) * hidden_size_ + h * kPair,
+             hidden_size_, work.logits.data(), n, accumulate);
+        accumulate = true;
       }
       write_rows(work.logits.data(), rows, n, n,
                  grad_weight_ + tiles_.begin(tile) * hidden_size_ + h, hidden_size_);
     }
+  }
+
+  void no_weight_rows(int64_t tile) const {
+    const int64_t elements = tiles_.rows(tile) * hidden_size_;
+    std::fill_n(grad_weight_ + tiles_.begin(tile) * hidden_size_, elements, Stored(0.f));
   }
 
   // dH += dlogits W over a group of tiles. A thread owns columns of dH and walks the vocabulary in
@@ -265,6 +285,7 @@ class Backward {
       for (int64_t h = begin * block; h < std::min(end * block, hidden_size_); h += block) {
         const int64_t n = std::min(block, hidden_size_ - h);
         for (int64_t tile = first; tile < last; ++tile) {
+          if (lanes_.none(tile)) continue;
           const int64_t rows = tiles_.rows(tile);
           int64_t ld = 0;
           const Operand* rows_of_w = weight_block<Stored, Operand>(
@@ -272,9 +293,11 @@ class Backward {
           kernels().pack_rows(rows_of_w, rows, n, ld, packed.data());
           const int64_t depth = std::is_same_v<Operand, c10::BFloat16> ? (rows + 1) / 2 * 2 : rows;
           for (int64_t panel = 0; panel < panels_.count(); ++panel) {
-            gemm(panels_.width(panel), n, depth, turned(tile - first, panel), kTileRows,
-                 packed.data(), n, out + panels_.begin(panel) * hidden_size_ + h, hidden_size_,
-                 true);
+            const LaneRange range = lanes_.at(tile, panel);
+            if (range.size() == 0) continue;
+            const Operand* tokens = turned(tile - first, panel) + range.first * kTileRows;
+            gemm(range.size(), n, depth, tokens, kTileRows, packed.data(), n,
+                 out + (panels_.begin(panel) + range.first) * hidden_size_ + h, hidden_size_, true);
           }
         }
       }
@@ -299,6 +322,8 @@ class Backward {
   const TokenPanels& live_;
   const ActiveTokens& active_;
   const TokenPanels& panels_;
+  SkipTable skip_;
+  ActiveLanes lanes_;
   TileStore<Operand> store_;
   int64_t kept_;
   int64_t group_;  // tiles between two additions to dH
@@ -322,8 +347,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& lse,
-    const at::Tensor& store, bool need_hidden, bool need_weight, bool need_bias) {
-  const TokenPanels live = live_tokens(hidden, weight, targets, bias, temperature, ignore_index);
+    const at::Tensor& store, const at::Tensor& skipped, bool need_hidden, bool need_weight,
+    bool need_bias) {
+  const TokenPanels live =
+      live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipped.numel() > 0);
   at::Tensor logp_grad, entropy_grad, lse_grad;
   const ActiveTokens active = active_tokens(
       live, targets.const_data_ptr<int64_t>(), data_of(grad_logp, logp_grad),
@@ -336,9 +363,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
   if (need_bias) grad_bias = at::zeros({weight.size(0)}, hidden.options().dtype(at::kFloat));
   if (!none) {
     const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
+    // Its bound is one on p; an entropy's gradient weighs p with its own logarithm.
+    const SkipTable skip(active.with_entropy ? at::Tensor() : skipped);
     with_operand_types(weight, [&](auto stored, auto operand) {
       Backward<decltype(stored), decltype(operand)>(hidden, weight, bias_f32, temperature, live,
-                                                    active, store, grad_hidden, grad_weight,
+                                                    active, store, skip, grad_hidden, grad_weight,
                                                     grad_bias)
           .run();
     });

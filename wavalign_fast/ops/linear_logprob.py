@@ -72,8 +72,9 @@ def linear_logprob(
         store = _store_bytes(
             rows, weight, DEFAULT_MEMORY_BUDGET if budget is None else budget, wants_grad
         )
-        logp, entropy, lse, _ = torch.ops.wavalign_fast.linear_logprob(
-            rows, weight.contiguous(), ids, bias, temperature, ignore_index, store
+        tolerance = options.skip_tolerance if wants_grad else 0.0
+        logp, entropy, lse, _, _ = torch.ops.wavalign_fast.linear_logprob(
+            rows, weight.contiguous(), ids, bias, temperature, ignore_index, store, tolerance
         )
     shape = targets.shape
     return LogProb(
@@ -152,24 +153,24 @@ def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int, wants_gr
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    hidden, weight, targets, bias, temperature, ignore_index, _ = inputs
+    hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, targets, bias, *output)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    hidden, weight, targets, bias, logp, entropy, lse, store = ctx.saved_tensors
-    grad_logp, grad_entropy, grad_lse, _ = grads
+    hidden, weight, targets, bias, *results = ctx.saved_tensors
+    grad_logp, grad_entropy, grad_lse, *_ = grads
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-    results = torch.ops.wavalign_fast.linear_logprob_backward(
+    operand_grads = torch.ops.wavalign_fast.linear_logprob_backward(
         *(grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias),
-        *(ctx.temperature, ctx.ignore_index, logp, entropy, lse, store, *needs),
+        *(ctx.temperature, ctx.ignore_index, *results, *needs),
     )
     grad_hidden, grad_weight, grad_bias = (
-        g if needed else None for g, needed in zip(results, needs, strict=True)
+        g if needed else None for g, needed in zip(operand_grads, needs, strict=True)
     )
-    return grad_hidden, grad_weight, None, grad_bias, None, None, None
+    return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
@@ -190,10 +191,13 @@ def _register() -> None:
     )
 
     @torch.library.register_fake("wavalign_fast::linear_logprob")
-    def _(hidden, weight, targets, bias, temperature, ignore_index, store_bytes):  # type: ignore[no-untyped-def]
+    def _(hidden, weight, targets, bias, temperature, ignore_index, store_bytes, skip_tolerance):  # type: ignore[no-untyped-def]
         per_row = hidden.new_empty(targets.shape, dtype=torch.float32)
         store = hidden.new_empty([store_bytes], dtype=torch.uint8)
-        return per_row, torch.empty_like(per_row), torch.empty_like(per_row), store
+        tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
+        table = [tiles, targets.shape[0]] if skip_tolerance > 0 else [0]
+        skipped = hidden.new_empty(table, dtype=torch.uint8)
+        return per_row, torch.empty_like(per_row), torch.empty_like(per_row), store, skipped
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(*args):  # type: ignore[no-untyped-def]

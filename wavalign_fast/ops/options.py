@@ -24,7 +24,11 @@ class LossOptions:
     deterministic: bool = True
     """Same input, same bits. ``False`` permits a backend to trade that for speed."""
     skip_tolerance: float = 0.0
-    """Softmax mass of a vocabulary segment up to which the gradient may leave it out."""
+    """How much of a row's softmax its gradient may leave out: the parts of the vocabulary with the
+    least mass, together at most this much. A speech row then meets a tenth of the head instead of
+    all of it. With ``g = dL/dlogp`` of a row, ``h`` its hidden state and ``w`` the head's rows:
+    ``|Δ dL/dh| <= |g| · skip_tolerance · max |w|`` in each row, ``|Δ dL/dW| <= skip_tolerance ·
+    Σ |g| |h|`` over the rows. Values stay exact, and so do gradients of an entropy."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
