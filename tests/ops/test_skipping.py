@@ -68,7 +68,7 @@ def test_error_stays_within_the_bound(n, h, v, apart, seed, tolerance, budget):
 def test_error_stays_within_the_bound_where_it_is_nearly_reached(
     tolerance: float, share: float, left_out: bool
 ) -> None:
-    """The rest of the mass on one id of another tile, about as much as may be, its row the longest."""
+    """All other mass on one id of another tile, about as much as may be, its row the longest."""
     v, n = 4 * TILE, 40
     weight = torch.zeros(v, 2)
     weight[3 * TILE + 5] = torch.tensor([0.0, 50.0])
