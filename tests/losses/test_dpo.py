@@ -91,6 +91,51 @@ def test_length_normalisation_divides_both_models() -> None:
     assert normalised.metrics["ref_chosen_logp"] == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("scope", ["all", "text", "speech"])
+@pytest.mark.parametrize("length_normalised", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+def test_every_scope_is_its_formula(scope, length_normalised, reference) -> None:
+    torch.manual_seed(0)
+    targets = torch.tensor([1, 12, 2, 13, 14, 15, -100, 1, 8, 2, 16, 3, 17])
+    sequence = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3])
+    pairs = torch.tensor([[0, 1], [3, 2], [0, 3]])
+    hidden = torch.randn(13, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    ref = -5 * torch.rand(4) if reference else None
+    out = wf.fused_dpo_loss(
+        hidden, weight, targets, sequence, pairs, layout=LAYOUT, scope=scope, beta=0.3,
+        ref_logp=ref, length_normalised=length_normalised,
+        options=wf.LossOptions(backend="reference"),
+    )  # fmt: skip
+    table = torch.log_softmax(hidden @ weight.T, -1)
+    sums = []
+    for s in range(4):
+        logps = [
+            table[t, y]
+            for t, y in enumerate(targets.tolist())
+            if sequence[t] == s and y >= 0 and scope in ("all", "text" if y < 8 else "speech")
+        ]
+        total = sum(logps) - (ref[s].double() if reference else 0.0)
+        sums.append(total / len(logps) if length_normalised else total)
+    losses = [torch.log1p((-0.3 * (sums[c] - sums[r])).exp()) for c, r in pairs.tolist()]
+    want = sum(losses) / 3
+    torch.testing.assert_close(out.loss, want, rtol=1e-12, atol=0)
+    leaves = hidden, weight
+    got, truth = (torch.autograd.grad(loss, leaves) for loss in (out.loss, want))
+    for ours, theirs in zip(got, truth, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("side, at", [("chosen", 2), ("rejected", 3)])
+def test_a_reference_that_is_not_finite_is_named(side, at) -> None:
+    ref = torch.zeros(4)
+    ref[at] = -torch.inf
+    with pytest.raises(
+        ValueError, match=rf"{side} ref_logp\[1\]: got -inf, want a finite log-prob"
+    ):
+        small([1, 2, 3, 1], [0, 1, 2, 3], ref_logp=ref)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"got sequence 3, want \[0, 3\)"):
         small([1, 2], [0, 1], ref_logp=torch.zeros(3))

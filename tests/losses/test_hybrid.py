@@ -1,6 +1,5 @@
 """The objective against its formula written out token by token, and at its edges."""
 
-import math
 import random
 
 import pytest
@@ -9,82 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wavalign_fast as wf
+from tests.losses.formula import LAYOUT, Formula, H, V, random_batch
 
 NAN = float("nan")
-V, H = 24, 6
-LAYOUT = wf.ModalityLayout(vocab_size=V, speech=((12, 22),), boundary=(3, 4), eos=(5,))
-
-
-def random_batch(
-    rng: random.Random, prompts: int, group: int, anchors: int, *, reference: bool, old: bool
-) -> tuple[wf.HybridBatch, torch.Tensor, torch.Tensor]:
-    policy, anchor = [], []
-    for row in range(prompts * group):
-        length = rng.randrange(0, 9)
-        policy += [-1] * rng.randrange(3) + [row] * length
-        anchor += [-1] * (len(policy) - len(anchor))
-    for row in range(anchors):
-        length = rng.randrange(0, 9)
-        anchor += [row] * length
-        policy += [-1] * length
-    t = len(policy)
-    g = torch.Generator().manual_seed(rng.randrange(2**31))
-    rewards = torch.randint(1, 6, (prompts, group), generator=g).float()
-    batch = wf.HybridBatch(
-        torch.randint(0, V, (t,), generator=g),
-        torch.tensor(policy, dtype=torch.long),
-        torch.tensor(anchor, dtype=torch.long),
-        rewards,
-        -3 * torch.rand(t, generator=g) if reference else None,
-        -3 * torch.rand(t, generator=g) if old else None,
-    )
-    hidden = torch.randn(t, H, generator=g, dtype=torch.float64)
-    return batch, hidden, torch.randn(V, H, generator=g, dtype=torch.float64)
-
-
-def by_the_formula(batch, hidden, weight, *, lam, config) -> float:
-    """DESIGN's section on the mathematics, in Python floats, one token at a time."""
-    table = torch.log_softmax(hidden @ weight.T, -1)
-    advantages = wf.group_advantages(batch.rewards).flatten().tolist()
-    speech = LAYOUT.classify(batch.targets).tolist()
-    weights = {"policy": (config["text_weight"], config["speech_weight"]), "anchor": (1.0, 2.0)}
-
-    def token_weight(kind: str, t: int) -> float:
-        scope = config[f"{kind}_scope"]
-        return weights[kind][speech[t]] * (scope in ("all", ("text", "speech")[speech[t]]))
-
-    policy = kl_loss = anchor = 0.0
-    rollouts = batch.rewards.numel()
-    for row in range(rollouts):
-        tokens = [t for t in range(len(speech)) if batch.policy_row[t] == row]
-        total, kl_total, mass = 0.0, 0.0, sum(token_weight("policy", t) for t in tokens)
-        for t in tokens:
-            logp = table[t, batch.targets[t]].item()
-            old = logp if batch.old_logp is None else batch.old_logp[t].item()
-            ratio = math.exp(logp - old)
-            s = ratio * advantages[row]
-            if config["clip"] is not None:
-                low, high = config["clip"]
-                s = min(s, min(max(ratio, 1 - low), 1 + high) * advantages[row])
-            k = 0.0
-            if batch.ref_logp is not None:
-                gap = batch.ref_logp[t].item() - logp
-                k = math.exp(gap) - gap - 1
-            k *= (config["text_kl"], config["speech_kl"])[speech[t]]
-            own = config["kl_scope"] == "completion"
-            total += token_weight("policy", t) * (-s + (0.0 if own else k))
-            kl_total += k if own else 0.0
-        policy += total / max(mass, 1e-6) / rollouts
-        kl_loss += kl_total / max(len(tokens), 1e-6) / rollouts
-    rows = []
-    for row in set(batch.anchor_row.tolist()) - {-1}:
-        tokens = [t for t in range(len(speech)) if batch.anchor_row[t] == row]
-        mass = sum(token_weight("anchor", t) for t in tokens)
-        if mass > 0:
-            nll = [-table[t, batch.targets[t]].item() * token_weight("anchor", t) for t in tokens]
-            rows.append(sum(nll) / max(mass, 1e-6))
-    anchor = sum(rows) / max(len(rows), 1)
-    return lam * policy + (1 - lam) * anchor + kl_loss
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,10 +21,12 @@ def by_the_formula(batch, hidden, weight, *, lam, config) -> float:
     anchor_scope=st.sampled_from(["all", "text", "speech"]),
     kl_scope=st.sampled_from(["policy", "completion"]),
     clip=st.sampled_from([None, (0.2, 0.3)]), speech_weight=st.sampled_from([0.0, 0.5, 1.0]),
+    level=st.sampled_from(["token", "sequence"]),
+    normalisation=st.sampled_from(["token", "sequence"]),
 )  # fmt: skip
 def test_objective_is_its_formula(
     seed, prompts, group, anchors, reference, old, policy_scope, anchor_scope, kl_scope, clip,
-    speech_weight,
+    speech_weight, level, normalisation,
 ):  # fmt: skip
     batch, hidden, weight = random_batch(
         random.Random(seed), prompts, group, anchors, reference=reference, old=old
@@ -106,27 +34,33 @@ def test_objective_is_its_formula(
     config = {
         "policy_scope": policy_scope, "anchor_scope": anchor_scope, "kl_scope": kl_scope,
         "clip": clip, "text_weight": 2.0, "speech_weight": speech_weight,
-        "text_kl": 0.1 * reference, "speech_kl": 0.3 * reference,
+        "anchor_speech_weight": 2.0, "text_kl": 0.1 * reference, "speech_kl": 0.3 * reference,
+        "importance_sampling_level": level, "normalisation": normalisation,
     }  # fmt: skip
-    reference_backend = wf.LossOptions(backend="reference")
-    objective = wf.HybridObjective(
-        LAYOUT, anchor_speech_weight=2.0, gate=0.6, options=reference_backend, **config
-    )
-    hidden.requires_grad_()
-    out = objective(hidden, weight, batch)
-    want = by_the_formula(batch, hidden.detach(), weight, lam=0.6, config=config)
-    assert out.loss.item() == pytest.approx(want, rel=1e-6, abs=1e-7)
-    out.loss.backward()
-    assert torch.isfinite(hidden.grad).all()
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    want = Formula(batch, hidden, weight, config).loss(0.625)
+    want_grads = torch.autograd.grad(want + 0.0 * (hidden.sum() + weight.sum()), leaves)
 
-    fast = wf.HybridObjective(
-        LAYOUT, anchor_speech_weight=2.0, gate=0.6, options=wf.LossOptions(backend="cpu"), **config
+    exact = wf.HybridObjective(
+        LAYOUT, gate=0.625, options=wf.LossOptions(backend="reference"), **config
     )
+    out = exact(hidden, weight, batch)
+    assert out.loss.item() == pytest.approx(want.item(), rel=1e-12, abs=1e-12)
+    for got, truth in zip(torch.autograd.grad(out.loss, leaves), want_grads, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12 * (1 + scale(truth)))
+
+    fast = wf.HybridObjective(LAYOUT, gate=0.625, options=wf.LossOptions(backend="cpu"), **config)
     low = hidden.detach().float().requires_grad_()
-    fast_out = fast(low, weight.float(), batch)
+    fast_out = fast(low, weight.detach().float(), batch)
     fast_out.loss.backward()
-    assert fast_out.loss.item() == pytest.approx(want, rel=1e-4, abs=1e-5)
-    torch.testing.assert_close(low.grad.double(), hidden.grad, rtol=1e-3, atol=1e-5)
+    assert fast_out.loss.item() == pytest.approx(want.item(), rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(
+        low.grad.double(), want_grads[0], rtol=1e-3, atol=1e-5 * (1 + scale(want_grads[0]))
+    )
+
+
+def scale(gradient: torch.Tensor) -> float:
+    return gradient.abs().max().item() if gradient.numel() else 0.0
 
 
 def simple_batch(rewards: list[float], *, anchors: bool = True) -> wf.HybridBatch:
@@ -232,7 +166,9 @@ def test_eos_follows_its_owner() -> None:
         ({"clip": (1.5, 0.2)}, r"clip: got \(1.5, 0.2\)"),
         ({"gate": 1.5}, r"gate: got 1.5, want a MixingGate or a λ in \[0, 1\]"),
         ({"text_weight": -1.0}, "policy weights: got text -1.0"),
-        ({"advantage_std": "none"}, "advantage_std: got 'none'"),
+        ({"advantage_std": "none"}, "advantage_std: got 'none', want 'population' or 'sample'"),
+        ({"importance_sampling_level": "row"}, "importance_sampling_level: got 'row'"),
+        ({"normalisation": "mean"}, "normalisation: got 'mean', want 'sequence' or 'token'"),
     ],
 )
 def test_a_bad_objective_is_refused(settings: dict, message: str) -> None:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from wavalign_fast.losses.checks import check_finite, check_normaliser
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
+from wavalign_fast.losses.normalise import normalised
 from wavalign_fast.losses.plan import Scope, ScopeWeights
 from wavalign_fast.losses.rows import row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
@@ -58,6 +60,7 @@ def fused_dpo_loss(
     beta: float = 0.1,
     ref_logp: torch.Tensor | None = None,
     length_normalised: bool = False,
+    normaliser: torch.Tensor | float | None = None,
     bias: torch.Tensor | None = None,
     options: LossOptions | None = None,
 ) -> DPOOutput:
@@ -73,14 +76,18 @@ def fused_dpo_loss(
         sequence_id: [T] int64, the sequence of each scored position, in [0, S).
         pairs: [P, 2] int64 sequence indices (chosen, rejected).
         ref_logp: [S] log-probs under the reference, summed over the same tokens; ``None``: no
-            reference, its margin is 0.
+            reference, its margin is 0, and a device is waited for to count the sequences.
         length_normalised: average a sequence's log-probs (and the reference's) over its tokens.
+        normaliser: what the sum over the pairs is divided by, a number or 0-d, for pairs that are
+            a part of a step: ``count_pairs`` of the whole step. The loss is then their share.
+
+    Raises:
+        ValueError: what does not fit; on the CPU also a ``ref_logp`` that is not finite in a pair.
     """
-    weights = ScopeWeights.of("dpo", scope, 1.0, 1.0)
+    if normaliser is not None:
+        check_normaliser("normaliser", normaliser)
     sequences = _check(targets, sequence_id, pairs, ref_logp)
-    scored = targets != IGNORE_INDEX
-    speech = layout.classify(torch.where(scored, targets, 0)) == SPEECH
-    mask = weights.per_token(speech, scored)
+    mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     scores = linear_logprob(
         hidden,
         weight,
@@ -89,30 +96,69 @@ def fused_dpo_loss(
         options=options,
     )
     row = torch.where(mask > 0, sequence_id, -1)
-    tokens = row_sums(mask, row, sequences)
     divisor = tokens.clamp(min=1.0) if length_normalised else torch.ones_like(tokens)
     policy = row_sums(scores.logp.to(torch.float64), row, sequences) / divisor
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
 
-    chosen, rejected = pairs.unbind(1)
-    usable = (tokens[chosen] > 0) & (tokens[rejected] > 0)
+    usable = _usable(tokens, pairs)
     # Nothing of a pair that is left out, a non-finite reference least of all, reaches the rest.
     sides = _Sides(
         *(
             torch.where(usable, values[side], 0.0)
             for values in (policy, reference)
-            for side in (chosen, rejected)
+            for side in pairs.unbind(1)
         )
     )
+    check_finite("chosen ref_logp", sides.ref_chosen, usable)
+    check_finite("rejected ref_logp", sides.ref_rejected, usable)
     losses = dpo_loss(*sides, beta=beta)
-    count = usable.sum().clamp(min=1)
-    loss = torch.where(usable, losses, 0.0).sum() / count
+    count = usable.sum() if normaliser is None else normaliser
+    loss = normalised(torch.where(usable, losses, 0.0).sum(), count)
     dtype = scores.logp.dtype
     with torch.no_grad():
         metrics = _metrics(sides, usable, beta)
     return DPOOutput(
         loss.to(dtype), policy.detach().to(dtype), metrics | {"loss": loss.detach().to(dtype)}
     )
+
+
+def count_pairs(
+    targets: torch.Tensor,
+    sequence_id: torch.Tensor,
+    pairs: torch.Tensor,
+    *,
+    layout: ModalityLayout,
+    scope: Scope = "text",
+) -> torch.Tensor:
+    """How many pairs have a token in scope on both sides, 0-d: the ``normaliser`` of these alone.
+
+    Added up over micro-batches (and over ranks, divided by their number where gradients are
+    averaged) it is that of a step. The arguments are those of ``fused_dpo_loss``.
+    """
+    sequences = _check(targets, sequence_id, pairs, None)
+    _, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
+    return _usable(tokens, pairs).sum()
+
+
+def _tokens_in_scope(
+    targets: torch.Tensor,
+    sequence_id: torch.Tensor,
+    sequences: int,
+    layout: ModalityLayout,
+    scope: Scope,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 at tokens in scope [T], and their number in each sequence [S], float64."""
+    weights = ScopeWeights.of("dpo", scope, 1.0, 1.0)
+    scored = targets != IGNORE_INDEX
+    speech = layout.classify(torch.where(scored, targets, 0)) == SPEECH
+    mask = weights.per_token(speech, scored)
+    return mask, row_sums(mask, torch.where(mask > 0, sequence_id, -1), sequences)
+
+
+def _usable(tokens: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Which pairs [P] have a token on both sides."""
+    chosen, rejected = pairs.unbind(1)
+    return (tokens[chosen] > 0) & (tokens[rejected] > 0)
 
 
 class _Sides(NamedTuple):
@@ -160,18 +206,15 @@ def _check(
     for name, table in (("targets", targets), ("sequence_id", sequence_id), ("pairs", pairs)):
         if table.dtype != torch.int64:
             raise ValueError(f"{name}: got {table.dtype}, want torch.int64")
-    named = torch.cat([sequence_id[targets != IGNORE_INDEX], pairs.reshape(-1)])
-    if ref_logp is None:
-        sequences = int(named.max()) + 1 if named.numel() else 0
-    elif ref_logp.dim() != 1:
+    if ref_logp is not None and ref_logp.dim() != 1:
         raise ValueError(f"ref_logp: got shape {tuple(ref_logp.shape)}, want [S]")
-    else:
-        sequences = ref_logp.shape[0]
-    if named.device.type == "cpu" and named.numel() > 0:
-        low, high = int(named.min()), int(named.max())
-        if low < 0 or high >= sequences:
-            raise ValueError(
-                f"sequence_id and pairs: got sequence {low if low < 0 else high}, want [0, "
-                f"{sequences})"
-            )
+    if ref_logp is not None and targets.device.type != "cpu":
+        return ref_logp.shape[0]  # what follows would wait for the device
+    named = torch.cat([sequence_id[targets != IGNORE_INDEX], pairs.reshape(-1)])
+    low, high = (int(named.min()), int(named.max())) if named.numel() else (0, -1)
+    sequences = high + 1 if ref_logp is None else ref_logp.shape[0]
+    if low < 0 or high >= sequences:
+        raise ValueError(
+            f"sequence_id and pairs: got sequence {low if low < 0 else high}, want [0, {sequences})"
+        )
     return sequences

@@ -1,18 +1,26 @@
 """The WavAlign objective: group-relative policy term, anchor and adaptive mixture in one pass."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from wavalign_fast.losses.advantage import Std, group_advantages
 from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.metrics import step_metrics
+from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised, total_of
 from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
-from wavalign_fast.losses.policy import Clip, PolicyTokens, clip_bounds, policy_tokens
-from wavalign_fast.losses.rows import sum_of_row_means
+from wavalign_fast.losses.policy import (
+    Clip,
+    ImportanceLevel,
+    PolicyTokens,
+    clip_bounds,
+    policy_tokens,
+)
+from wavalign_fast.losses.rows import at_positions, row_means
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
 
 
@@ -49,6 +57,12 @@ class HybridObjective(nn.Module):
         kl_scope: "policy": the KL is a part of the policy term and of its scope (the released
             code). "completion": it has a mean of its own over all completion tokens, outside λ.
         clip: ε or (low, high) for PPO clipping against ``batch.old_logp``; ``None`` is off.
+        importance_sampling_level: "token": each token has its own ratio ρ to ``batch.old_logp``;
+            "sequence": all tokens of a rollout share the exponential of their weighted mean
+            log-ratio (GSPO, arXiv 2507.18071), and ``clip`` clips that. On-policy both have the
+            same value and gradient.
+        normalisation: "sequence": the means above. "token": every token of the batch weighs the
+            same, Σ weight·term / Σ weight over all rows (DAPO, arXiv 2503.14476), in each term.
         advantage_std: "population" or "sample".
         gate: a ``MixingGate`` (the default: a new one) or a constant λ.
         options: how it is computed.
@@ -67,15 +81,22 @@ class HybridObjective(nn.Module):
         speech_kl: float = 0.0,
         kl_scope: KLScope = "policy",
         clip: Clip | None = None,
+        importance_sampling_level: ImportanceLevel = "token",
+        normalisation: Normalisation = "sequence",
         advantage_std: Std = "population",
         gate: MixingGate | float | None = None,
         options: LossOptions | None = None,
     ) -> None:
         super().__init__()
-        if kl_scope not in ("policy", "completion"):
-            raise ValueError(f"kl_scope: got {kl_scope!r}, want 'policy' or 'completion'")
-        if advantage_std not in ("population", "sample"):
-            raise ValueError(f"advantage_std: got {advantage_std!r}, want 'population' or 'sample'")
+        for name, value, choices in (
+            ("kl_scope", kl_scope, KLScope),
+            ("importance_sampling_level", importance_sampling_level, ImportanceLevel),
+            ("normalisation", normalisation, Normalisation),
+            ("advantage_std", advantage_std, Std),
+        ):
+            if value not in get_args(choices):
+                first, second = get_args(choices)
+                raise ValueError(f"{name}: got {value!r}, want {first!r} or {second!r}")
         clip_bounds(clip)
         self.layout = layout
         self.policy_weights = ScopeWeights.of("policy", policy_scope, text_weight, speech_weight)
@@ -85,6 +106,8 @@ class HybridObjective(nn.Module):
         self.kl_weights = ScopeWeights.of("kl", "all", text_kl, speech_kl)
         self.kl_scope = kl_scope
         self.clip = clip
+        self.importance_sampling_level = importance_sampling_level
+        self.normalisation: Normalisation = normalisation
         self.advantage_std: Std = advantage_std
         self.gate = MixingGate() if gate is None else _checked_weight(gate, "gate")
         self.options = options
@@ -96,6 +119,7 @@ class HybridObjective(nn.Module):
         batch: HybridBatch,
         bias: torch.Tensor | None = None,
         rl_weight: torch.Tensor | float | None = None,
+        normalisers: Normalisers | None = None,
     ) -> HybridOutput:
         """One step's loss.
 
@@ -106,6 +130,13 @@ class HybridObjective(nn.Module):
             bias: [V] of the head.
             rl_weight: a λ computed before (another head, accumulation, late rewards); the gate
                 then does not move.
+            normalisers: what the terms are divided by, for a batch that is a part of a step; the
+                losses are then this part's share. Groups must be whole in it, for the advantages.
+
+        Raises:
+            ValueError: what does not fit; on the CPU also a log-prob in ``batch.old_logp`` or
+                ``batch.ref_logp`` that is not finite at a token of their term (elsewhere the loss
+                is then not finite).
         """
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if hidden.shape[0] != batch.targets.shape[0]:
@@ -133,7 +164,7 @@ class HybridObjective(nn.Module):
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self.combine(batch, plan, scores, lam)
+        output = self.combine(batch, plan, scores, lam, normalisers)
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def plan(self, batch: HybridBatch) -> StepPlan:
@@ -147,6 +178,14 @@ class HybridObjective(nn.Module):
             kl_scope=self.kl_scope,
         )
 
+    def normalisers(self, batch: HybridBatch) -> Normalisers:
+        """What ``batch``, were it a whole step, divides its terms by: 0-d float64 tensors.
+
+        Rollouts, demonstrations with a label in scope, rollouts; under ``normalisation="token"``
+        the summed weights of the tokens of each, for the KL the number of completion tokens.
+        """
+        return Normalisers.of(batch, self.plan(batch), self.normalisation)
+
     def _mix(
         self, rewards: torch.Tensor, rl_weight: torch.Tensor | float | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -159,24 +198,28 @@ class HybridObjective(nn.Module):
         return torch.tensor(value, device=rewards.device), {}
 
     def combine(
-        self, batch: HybridBatch, plan: StepPlan, scores: LogProb, lam: torch.Tensor
+        self,
+        batch: HybridBatch,
+        plan: StepPlan,
+        scores: LogProb,
+        lam: torch.Tensor,
+        normalisers: Normalisers | None = None,
     ) -> HybridOutput:
         """The step's loss from log-probabilities that are there already; λ is ``lam``."""
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
         logp = scores.logp.to(torch.float64)
         advantages = group_advantages(batch.rewards, std=self.advantage_std).to(logp.dtype)
-        # Row -1 reads the appended zero.
-        advantage = torch.cat([advantages.reshape(-1), advantages.new_zeros(1)])[batch.policy_row]
+        advantage = at_positions(advantages.reshape(-1), batch.policy_row)
         tokens = policy_tokens(
-            logp,
+            self._log_ratio(batch, plan, logp),
             advantage,
-            old_logp=_where_live(batch.old_logp, plan.live),
-            ref_logp=_where_live(batch.ref_logp, plan.live),
+            ref_gap=self._ref_gap(batch, plan, logp),
             clip=self.clip,
         )
-        policy_loss, kl_loss = self._policy_loss(batch, plan, tokens)
-        anchor_loss = _anchor_loss(batch, plan, logp)
+        by = normalisers or Normalisers.of(batch, plan, self.normalisation)
+        policy_loss, kl_loss = self._policy_loss(batch, plan, tokens, by)
+        anchor_loss = self._anchor_loss(batch, plan, logp, by)
         mix = lam.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
         terms = {
@@ -190,7 +233,13 @@ class HybridObjective(nn.Module):
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
             metrics = terms | step_metrics(
-                batch, plan, tokens, entropy, advantage, std=self.advantage_std
+                batch,
+                plan,
+                tokens,
+                entropy,
+                advantage,
+                std=self.advantage_std,
+                level=self.importance_sampling_level,
             )
         dtype = scores.logp.dtype
         return HybridOutput(
@@ -203,33 +252,67 @@ class HybridObjective(nn.Module):
             {name: value.detach() for name, value in metrics.items()},
         )
 
+    def _log_ratio(self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
+        """``ℓ - ℓ_old`` [T], or its mean over the policy tokens of the position's rollout.
+
+        Without ``old_logp`` the policy itself, so the ratio is exactly 1 and only carries the
+        gradient.
+        """
+        old = logp.detach()
+        if batch.old_logp is not None:
+            scored = plan.policy > 0
+            check_finite("old_logp", batch.old_logp, scored)
+            # What stands at other positions must not reach the loss, NaN least of all.
+            old = torch.where(scored, batch.old_logp.to(logp), 0.0)
+        ratio = logp - old
+        if self.importance_sampling_level == "token":
+            return ratio
+        means = row_means(ratio, plan.policy, batch.policy_row, batch.rewards.numel())
+        return at_positions(means, batch.policy_row)
+
+    def _ref_gap(
+        self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor
+    ) -> torch.Tensor | None:
+        """``r - ℓ`` [T], with a gradient at the tokens of the KL term alone."""
+        if batch.ref_logp is None:
+            return None
+        scored = (plan.beta > 0) & (self._kl_weights(plan) > 0)
+        check_finite("ref_logp", batch.ref_logp, scored)
+        # The metrics report the KL of tokens without a β too.
+        ref = torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0)
+        return ref - torch.where(scored, logp, logp.detach())
+
+    def _kl_weights(self, plan: StepPlan) -> torch.Tensor:
+        own = self.kl_scope == "completion"
+        return plan.completion.to(plan.policy) if own else plan.policy
+
     def _policy_loss(
-        self, batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens
+        self, batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens, by: Normalisers
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy term, and the KL where it is not a part of it."""
         rollouts = batch.rewards.numel()
-        per_token = -tokens.surrogate
-        zero = torch.zeros_like(per_token)
-        weighted_kl = zero if tokens.kl is None else plan.beta * tokens.kl
 
-        def mean(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            total, _ = sum_of_row_means(values, weights, batch.policy_row, rollouts)
-            return total / max(rollouts, 1)
+        def mean(
+            weights: torch.Tensor, values: torch.Tensor, by: torch.Tensor | float
+        ) -> torch.Tensor:
+            total = total_of(values, weights, batch.policy_row, rollouts, self.normalisation)
+            return normalised(total, by)
 
+        loss = -tokens.surrogate
+        zero = torch.zeros_like(loss)
+        kl = zero if tokens.kl is None else torch.where(plan.beta > 0, plan.beta * tokens.kl, 0.0)
         if self.kl_scope == "policy":
-            policy = mean(plan.policy, per_token + weighted_kl)
+            policy = mean(plan.policy, loss + kl, by.policy)
             return policy, torch.zeros_like(policy)
-        policy = mean(plan.policy, per_token)
-        return policy, mean(plan.completion.to(torch.float64), weighted_kl)
+        return mean(plan.policy, loss, by.policy), mean(self._kl_weights(plan), kl, by.kl)
 
-
-def _anchor_loss(batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
-    total, rows = sum_of_row_means(logp, plan.anchor, batch.anchor_row, batch.anchor_rows)
-    return -total / rows.clamp(min=1)
-
-
-def _where_live(values: torch.Tensor | None, live: torch.Tensor) -> torch.Tensor | None:
-    """What stands at positions without loss must not reach it, NaN least of all."""
-    return None if values is None else torch.where(live, values, 0.0)
+    def _anchor_loss(
+        self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor, by: Normalisers
+    ) -> torch.Tensor:
+        total = total_of(
+            -logp, plan.anchor, batch.anchor_row, batch.anchor_rows, self.normalisation
+        )
+        return normalised(total, by.anchor)
 
 
 def _checked_weight(value: MixingGate | float, name: str) -> MixingGate | float:

@@ -5,8 +5,8 @@ import torch
 from wavalign_fast.losses.advantage import Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.plan import StepPlan
-from wavalign_fast.losses.policy import PolicyTokens
-from wavalign_fast.losses.rows import sum_of_row_means
+from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
+from wavalign_fast.losses.rows import rows_with_weight, sum_of_row_means, weighted_sum
 
 
 def step_metrics(
@@ -17,6 +17,7 @@ def step_metrics(
     advantage: torch.Tensor,
     *,
     std: Std,
+    level: ImportanceLevel,
 ) -> dict[str, torch.Tensor]:
     """0-d tensors on the batch's device; nothing waits for the device.
 
@@ -32,17 +33,33 @@ def step_metrics(
     for name, (scored, members) in classes.items():
         if scored:
             metrics |= _class_metrics(batch, members, tokens, entropy, name)
-    weight = plan.policy
-    scale = weight.sum().clamp(min=1e-6)
-    metrics["clip_ratio/low_mean"] = (weight * tokens.clipped_low).sum() / scale
-    metrics["clip_ratio/high_mean"] = (weight * tokens.clipped_high).sum() / scale
+    metrics |= _clip_metrics(batch, plan, tokens, level)
     clipped = tokens.clipped_low | tokens.clipped_high
-    metrics["clip_ratio/region_mean"] = (weight * clipped).sum() / scale
-    moved = (weight > 0) & (advantage != 0) & ~clipped
+    moved = (plan.policy > 0) & (advantage != 0) & ~clipped
     metrics["zero_gradient_rows"] = (
         plan.live & ~moved & (plan.anchor == 0) & (plan.beta == 0)
     ).sum()
     return metrics
+
+
+def _clip_metrics(
+    batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens, level: ImportanceLevel
+) -> dict[str, torch.Tensor]:
+    """Clipped share of the ratios: of the weighted tokens, or of the rollouts with one in scope."""
+    rollouts = batch.rewards.numel()
+
+    def share(clipped: torch.Tensor) -> torch.Tensor:
+        flags = clipped.to(torch.float64)
+        if level == "token":
+            return weighted_sum(flags, plan.policy) / plan.policy.sum().clamp(min=1e-6)
+        total = sum_of_row_means(flags, plan.policy, batch.policy_row, rollouts)
+        return total / rows_with_weight(plan.policy, batch.policy_row, rollouts).clamp(min=1)
+
+    return {
+        "clip_ratio/low_mean": share(tokens.clipped_low),
+        "clip_ratio/high_mean": share(tokens.clipped_high),
+        "clip_ratio/region_mean": share(tokens.clipped_low | tokens.clipped_high),
+    }
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
@@ -83,10 +100,11 @@ def _class_metrics(
     weights = members.to(torch.float64)
     metrics = {}
     if tokens.kl is not None:
-        total, _ = sum_of_row_means(tokens.kl, weights, batch.policy_row, groups * size)
+        total = sum_of_row_means(tokens.kl, weights, batch.policy_row, groups * size)
         metrics["kl" if name == "total" else f"{name}_kl"] = total / max(groups * size, 1)
     if entropy is not None:
         prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
-        total, scored = sum_of_row_means(entropy, weights, prompt, groups)
+        total = sum_of_row_means(entropy, weights, prompt, groups)
+        scored = rows_with_weight(weights, prompt, groups)
         metrics[f"{name}_entropy"] = total / scored.clamp(min=1)
     return metrics

@@ -1,10 +1,16 @@
 """Policy-gradient and KL terms of rollout tokens, from log-probs."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 
 Clip = float | tuple[float, float]
+ImportanceLevel = Literal["token", "sequence"]
+
+LINEAR_FROM = 20.0
+"""Nats from which ratios grow along their tangent."""
 
 
 class PolicyTokens(NamedTuple):
@@ -28,21 +34,38 @@ def clip_bounds(clip: Clip | None) -> tuple[float, float] | None:
     return 1.0 - low, 1.0 + high
 
 
+def linear_beyond(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """``function`` (exp or expm1) up to 20 nats, and its tangent from there on.
+
+    Finite and increasing where exp overflows, and the gradient keeps its sign: to clamp ``x``
+    would take the gradient away just from the tokens that are furthest off.
+    """
+    slope = math.exp(LINEAR_FROM)
+    return function(x.clamp(max=LINEAR_FROM)) + slope * torch.relu(x - LINEAR_FROM)
+
+
 def policy_tokens(
-    logp: torch.Tensor,
+    log_ratio: torch.Tensor,
     advantage: torch.Tensor,
     *,
-    old_logp: torch.Tensor | None = None,
-    ref_logp: torch.Tensor | None = None,
+    ref_gap: torch.Tensor | None = None,
     clip: Clip | None = None,
 ) -> PolicyTokens:
     """``s = ρA``, or ``min(ρA, clip(ρ)A)`` when clipping is on, and ``k = e^(r-ℓ) - (r-ℓ) - 1``.
 
-    ``ρ = exp(logp - old_logp)``; without ``old_logp`` the policy itself, so ρ is exactly 1 and
-    only carries the gradient. All arguments and results are [T].
+    ``ρ = e^log_ratio``. Both exponentials are ``linear_beyond`` 20 nats.
+
+    Args:
+        log_ratio: ``ℓ - ℓ_old``, of each token or the mean of its sequence.
+        advantage: A.
+        ref_gap: ``r - ℓ``, log-probs under the reference less those under the policy.
+
+    Returns:
+        Terms of the shape of the arguments, [T].
     """
-    old = logp.detach() if old_logp is None else old_logp.to(logp)
-    ratio = torch.exp(logp - old)
+    ratio = linear_beyond(torch.exp, log_ratio)
     surrogate = ratio * advantage
     nothing = torch.zeros_like(ratio, dtype=torch.bool)
     low, high = nothing, nothing
@@ -52,9 +75,6 @@ def policy_tokens(
         low = (ratio < bounds[0]) & (advantage < 0)
         high = (ratio > bounds[1]) & (advantage > 0)
         surrogate = torch.minimum(surrogate, clipped)
-    kl = None
-    if ref_logp is not None:
-        gap = ref_logp.to(logp) - logp
-        # expm1 keeps the digits of a small KL, where e^x - 1 has none.
-        kl = torch.expm1(gap) - gap
+    # expm1 keeps the digits of a small KL, where e^x - 1 has none.
+    kl = None if ref_gap is None else linear_beyond(torch.expm1, ref_gap) - ref_gap
     return PolicyTokens(surrogate, kl, low, high)

@@ -1,4 +1,4 @@
-"""Means over ragged rows of a flat table."""
+"""Sums and means over ragged rows of a flat table."""
 
 import torch
 
@@ -9,14 +9,44 @@ def row_sums(values: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tenso
     return values.new_zeros(count + 1).index_add(0, slot, values)[:count]
 
 
-def sum_of_row_means(
+def at_positions(table: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """``table[row]`` [T] of a table with an entry a row; 0 for positions in none."""
+    return torch.cat([table, table.new_zeros(1)])[row]  # row -1 reads the extra element
+
+
+def row_means(
     values: torch.Tensor, weights: torch.Tensor, row: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ over rows of the row's weighted mean of ``values`` [T], and how many rows have a weight.
+) -> torch.Tensor:
+    """Weighted mean of ``values`` [T] over each of ``count`` rows; 0 for a row without a weight.
 
     A weight of 0 leaves its position out, whatever its value.
     """
-    sums = row_sums(weights, row, count)
-    floor = torch.cat([sums, sums.new_ones(1)]).clamp(min=1e-6)  # row -1 reads the extra element
-    total = torch.where(weights > 0, weights / floor[row] * values, 0.0).sum()
-    return total, (sums > 0).sum()
+    return row_sums(_weighed(_shares(weights, row, count), values), row, count)
+
+
+def sum_of_row_means(
+    values: torch.Tensor, weights: torch.Tensor, row: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Sum of ``row_means`` over the rows, 0-d."""
+    return _weighed(_shares(weights, row, count), values).sum()
+
+
+def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of ``weights · values``, 0-d; a weight of 0 leaves its position out."""
+    return _weighed(weights, values).sum()
+
+
+def rows_with_weight(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
+    """How many of ``count`` rows have a weight above 0, 0-d."""
+    return (row_sums(weights, row, count) > 0).sum()
+
+
+def _shares(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
+    """The part of each position in its row's mean, [T]."""
+    floor = row_sums(weights, row, count).clamp(min=1e-6)
+    return weights / torch.cat([floor, floor.new_ones(1)])[row]
+
+
+def _weighed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """0 · NaN is NaN, and so is its gradient: a weight of 0 must not multiply."""
+    return torch.where(weights > 0, weights * values, 0.0)

@@ -1,0 +1,31 @@
+"""Checks that several losses make of what they are given."""
+
+import math
+
+import torch
+
+
+def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
+    """Refuses a log-prob that is not finite where it is ``used``, both [T].
+
+    A ratio to a probability of 0 has no value that could be trained on: an id that the sampler
+    banned was forced, not sampled, and belongs to no row. Only on the CPU, for elsewhere the check
+    would wait for the device; there the loss itself is not finite.
+    """
+    if logps.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad = torch.nonzero(used & ~torch.isfinite(logps))
+    if bad.numel() > 0:
+        at = int(bad[0, 0])
+        raise ValueError(
+            f"{name}[{at}]: got {float(logps[at])}, want a finite log-prob where it carries loss"
+        )
+
+
+def check_normaliser(name: str, value: torch.Tensor | float) -> None:
+    """Refuses a number that is not above 0 and a tensor that is not 0-d, whatever it holds."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, want a number or 0-d")
+    elif not 0 < value < math.inf:
+        raise ValueError(f"{name}: got {value}, want a finite number > 0")

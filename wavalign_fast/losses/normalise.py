@@ -1,0 +1,87 @@
+"""What the terms of the objective are divided by."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.checks import check_normaliser
+from wavalign_fast.losses.plan import StepPlan
+from wavalign_fast.losses.rows import rows_with_weight, sum_of_row_means, weighted_sum
+
+Normalisation = Literal["sequence", "token"]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisers:
+    """Denominators of the policy term, the anchor and the KL of its own, each a number or 0-d.
+
+    ``HybridObjective.normalisers`` counts them for one batch, ``+`` and ``sum`` add batches up.
+    Gradients that accumulate over micro-batches are then those of the whole batch::
+
+        total = sum(objective.normalisers(batch) for batch in batches)
+        lam = objective.gate(torch.cat([batch.rewards for batch in batches]))
+        for hidden, batch in ...:
+            objective(hidden, weight, batch, rl_weight=lam, normalisers=total).loss.backward()
+
+    Over ranks, add the counts up too; a wrapper that averages gradients (DDP, FSDP) has divided by
+    the number of ranks already, so the counts must be::
+
+        counts = torch.stack([total.policy, total.anchor, total.kl])
+        torch.distributed.all_reduce(counts)
+        total = wf.Normalisers(*(counts / torch.distributed.get_world_size()))
+
+    The gate reduces over the ranks by itself. A tensor of 0 divides by 1: nothing was counted, so
+    nothing is divided.
+
+    Raises:
+        ValueError: a number that is not above 0, a tensor that is not 0-d.
+    """
+
+    policy: torch.Tensor | float
+    anchor: torch.Tensor | float
+    kl: torch.Tensor | float
+
+    def __post_init__(self) -> None:
+        for name in ("policy", "anchor", "kl"):
+            check_normaliser(f"normalisers.{name}", getattr(self, name))
+
+    def __add__(self, other: "Normalisers") -> "Normalisers":
+        return Normalisers(
+            self.policy + other.policy, self.anchor + other.anchor, self.kl + other.kl
+        )
+
+    def __radd__(self, other: Any) -> "Normalisers":
+        # `sum` starts from 0.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    @classmethod
+    def of(cls, batch: HybridBatch, plan: StepPlan, level: Normalisation) -> "Normalisers":
+        """Those of ``batch`` itself, float64 on its device; nothing waits for the device."""
+        if level == "token":
+            return cls(plan.policy.sum(), plan.anchor.sum(), plan.completion.sum().double())
+        rollouts = plan.policy.new_full((), batch.rewards.numel())
+        anchors = rows_with_weight(plan.anchor, batch.anchor_row, batch.anchor_rows)
+        return cls(rollouts, anchors.double(), rollouts)
+
+
+def normalised(total: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
+    """``total / by``; by 1 where ``by`` is a tensor of 0."""
+    if isinstance(by, torch.Tensor):
+        by = by.detach().to(total)
+        by = torch.where(by > 0, by, 1.0)
+    return total / by
+
+
+def total_of(
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    row: torch.Tensor,
+    count: int,
+    level: Normalisation,
+) -> torch.Tensor:
+    """The sum that a normaliser divides: of row means, or of weighted tokens. All [T]."""
+    if level == "token":
+        return weighted_sum(values, weights)
+    return sum_of_row_means(values, weights, row, count)
