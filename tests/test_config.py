@@ -85,6 +85,10 @@ def test_a_dumped_config_reads_back_the_same(overrides):
             "loss.mixing=1.5",
             "loss.mixing: 1.5 given, wanted adaptive or a number >= 0.0 and <= 1.0",
         ),
+        (
+            "loss.normalisation=mean",
+            "loss.normalisation: 'mean' given, wanted one of sequence, token",
+        ),
         ("train.steps", "'train.steps' given, wanted key=value, e.g. train.steps=20"),
         (".a=1", "'.a=1' given, wanted key=value, e.g. train.steps=20"),
         ("a=[1", "a:1: not valid YAML"),

@@ -22,7 +22,7 @@ print(json.dumps({"seconds": seconds, "modules": sorted(set(sys.modules) - befor
 """
 
 HEAVY = {"transformers", "triton", "pydantic", "numpy", "yaml", "rich", "tensorboard"}
-OURS = {"cli", "config", "data", "models", "recipes", "report", "rollout", "train"}
+OURS = {"cli", "config", "data", "recipes", "report", "rollout", "train"}
 
 
 def import_once() -> dict:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         fused_dpo_loss,
         group_advantages,
     )
+    from wavalign_fast.models import OutputHead, output_head
     from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
 
 __all__ = [
@@ -36,19 +37,27 @@ __all__ = [
     "MixingGate",
     "ModalityLayout",
     "Normalisers",
+    "OutputHead",
     "count_pairs",
     "dpo_loss",
     "fused_dpo_loss",
     "group_advantages",
     "linear_logprob",
+    "output_head",
 ]
-_OPS = {"LogProb", "LossOptions", "linear_logprob"}
+_ELSEWHERE = {
+    "LogProb": "ops",
+    "LossOptions": "ops",
+    "linear_logprob": "ops",
+    "OutputHead": "models",
+    "output_head": "models",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module("wavalign_fast.ops" if name in _OPS else "wavalign_fast.losses")
+    home = import_module(f"wavalign_fast.{_ELSEWHERE.get(name, 'losses')}")
     globals()[name] = getattr(home, name)
     return globals()[name]
 

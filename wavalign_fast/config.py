@@ -88,6 +88,10 @@ class LossConfig(Group):
     """``policy``: KL on the policy term's tokens; ``completion``: a mean of its own over all."""
     clip: ClipLow | Annotated[tuple[ClipLow, Positive], BeforeValidator(_pair)] | None = None
     """Clip range of the probability ratio, one ε or [low, high]; none on purely on-policy steps."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """One ratio a token or a completion; the same on purely on-policy steps."""
+    normalisation: Literal["sequence", "token"] = "sequence"
+    """Means over rows of token means, or over all tokens alike, in policy, anchor and KL."""
     advantage_std: Literal["population", "sample"] = "population"
     """Which standard deviation scales the advantages."""
     mixing: Literal["adaptive"] | Fraction = "adaptive"

@@ -3,9 +3,16 @@
 from wavalign_fast.models.causal_lm import (
     check_vocabulary,
     frozen_copy,
-    head_of,
     hidden_states,
     load_checkpoint,
 )
+from wavalign_fast.models.head import OutputHead, output_head
 
-__all__ = ["check_vocabulary", "frozen_copy", "head_of", "hidden_states", "load_checkpoint"]
+__all__ = [
+    "OutputHead",
+    "check_vocabulary",
+    "frozen_copy",
+    "hidden_states",
+    "load_checkpoint",
+    "output_head",
+]

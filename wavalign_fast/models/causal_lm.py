@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.losses import ModalityLayout
+from wavalign_fast.models.head import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,20 +34,9 @@ def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
     )
 
 
-def head_of(model: "PreTrainedModel") -> tuple[Tensor, Tensor | None]:
-    """Weight [V, H] and bias [V] (or None) of the output head."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise UserError(
-            f"output head of {type(model).__name__}: {type(head).__name__} given, "
-            "wanted a torch.nn.Linear"
-        )
-    return head.weight, head.bias
-
-
 def check_vocabulary(model: "PreTrainedModel", layout: ModalityLayout) -> None:
     """Refuses a model whose head does not have exactly the layout's rows."""
-    rows = head_of(model)[0].shape[0]
+    rows = output_head(model).weight.shape[0]
     if rows != layout.vocab_size:
         raise UserError(
             f"model vocabulary: {rows} rows in the head, wanted {layout.vocab_size} as in layout"

@@ -20,7 +20,7 @@ from wavalign_fast.losses import (
     ModalityLayout,
     group_advantages,
 )
-from wavalign_fast.models import head_of, hidden_states
+from wavalign_fast.models import hidden_states, output_head
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.rollout import sample_completions
 from wavalign_fast.train.batch import ScoredIds, TokenTables, build_tables
@@ -46,6 +46,8 @@ def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> 
         speech_kl=config.speech_kl if kl else 0.0,
         kl_scope=config.kl_scope,
         clip=config.clip,
+        importance_sampling_level=config.importance_sampling_level,
+        normalisation=config.normalisation,
         advantage_std=config.advantage_std,
         gate=MixingGate(**config.gate.model_dump()) if adaptive else float(config.mixing),
         options=LossOptions(backend=config.backend),
@@ -180,9 +182,11 @@ class HybridStep:
         """Completions that cannot change the loss: no advantage and no KL on them.
 
         Their groups were answered all alike. They still count in every mean of the loss and of the
-        reward; only the model's forward and backward pass over their tokens is saved.
+        reward; only the model's forward and backward pass over their tokens is saved. Where a mean
+        is over tokens, theirs have to be there.
         """
-        if self.reference is not None or rewards.numel() == 0:
+        by_token = self.config.loss.normalisation == "token"
+        if self.reference is not None or rewards.numel() == 0 or by_token:
             return frozenset()
         advantages = group_advantages(rewards, std=self.config.loss.advantage_std)
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
@@ -193,7 +197,7 @@ class HybridStep:
         logp = torch.zeros(tables.targets.shape)
         positions = tables.rollout_positions
         sampled = tables.policy_row[:positions] >= 0
-        weight, bias = head_of(reference)
+        weight, bias = output_head(reference)
         scored = linear_logprob(
             hidden_states(reference, tables.blocks[: tables.rollout_blocks]),
             weight,
@@ -211,7 +215,7 @@ class HybridStep:
     ) -> dict[str, Tensor]:
         self.model.train()
         hidden = hidden_states(self.model, tables.blocks)
-        weight, bias = head_of(self.model)
+        weight, bias = output_head(self.model)
         batch = HybridBatch(
             tables.targets, tables.policy_row, tables.anchor_row, rewards, ref_logp=reference_logp
         )
