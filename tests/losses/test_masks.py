@@ -49,7 +49,29 @@ def test_nan_where_nothing_is_scored_changes_no_bit(config, options) -> None:
         out = objective(*leaves, mixed_batch(**tables))
         return out.loss, *torch.autograd.grad(out.loss, leaves)
 
-    for got, want in zip(run(poisoned, dirty), run(hidden, clean), strict=True):
+    wanted = run(hidden, clean)
+    with torch.autograd.set_detect_anomaly(True):  # not even on the way, to be masked later
+        on_the_way = run(hidden, dirty)
+    for results in (run(poisoned, dirty), on_the_way):
+        for got, want in zip(results, wanted, strict=True):
+            assert torch.isfinite(want).all() and torch.equal(got, want)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(c.values()))
+@pytest.mark.parametrize("bad", [NAN, -torch.inf, torch.inf])
+def test_a_reference_without_a_coefficient_changes_no_bit(bad, config) -> None:
+    """Speech is in the policy's scope, but has no β."""
+    speech = torch.tensor([0, 1, 0, 0, 1, 0, 0, 1, 0], dtype=torch.bool)
+    clean = torch.full((9,), -1.0)
+    hidden = torch.randn(9, H, requires_grad=True)
+    objective = wf.HybridObjective(
+        LAYOUT, policy_scope="all", text_kl=0.1, gate=0.5, options=OPTIONS[0], **config
+    )
+    results = []
+    for ref in (clean, torch.where(speech, bad, clean)):
+        loss = objective(hidden, torch.ones(V, H), mixed_batch(ref_logp=ref)).loss
+        results.append((loss, torch.autograd.grad(loss, hidden)[0]))
+    for want, got in zip(*results, strict=True):
         assert torch.isfinite(want).all() and torch.equal(got, want)
 
 

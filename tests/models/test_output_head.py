@@ -233,6 +233,18 @@ def test_a_copy_in_modules_to_save_is_the_head() -> None:
         torch.testing.assert_close(log_probs_of_head(model), log_probs_of_logits(model))
 
 
+def test_an_adapter_without_a_copy_of_its_own_takes_the_original() -> None:
+    model = adapted(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapper = model.get_output_embeddings()
+    nn.init.normal_(wrapper.modules_to_save["default"].weight)
+    import peft
+
+    model.add_adapter("bare", peft.LoraConfig(r=R, target_modules=["q_proj"]))
+    model.double().set_adapter("bare")
+    assert wf.output_head(model).weight is wrapper.original_module.weight
+    torch.testing.assert_close(log_probs_of_head(model), log_probs_of_logits(model))
+
+
 def test_float32_adapters_on_a_bfloat16_base_are_not_rounded_away() -> None:
     """A step of 1e-5 in B is far below bfloat16's resolution of the base."""
     model = adapted(base=causal_lm(dtype=torch.bfloat16), target_modules=["lm_head"])

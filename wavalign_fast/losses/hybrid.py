@@ -273,14 +273,12 @@ class HybridObjective(nn.Module):
     def _ref_gap(
         self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor
     ) -> torch.Tensor | None:
-        """``r - ℓ`` [T], with a gradient at the tokens of the KL term alone."""
+        """``r - ℓ`` [T], of tokens without a β too: the metrics report them."""
         if batch.ref_logp is None:
             return None
         scored = (plan.beta > 0) & (self._kl_weights(plan) > 0)
         check_finite("ref_logp", batch.ref_logp, scored)
-        # The metrics report the KL of tokens without a β too.
-        ref = torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0)
-        return ref - torch.where(scored, logp, logp.detach())
+        return torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0) - logp
 
     def _kl_weights(self, plan: StepPlan) -> torch.Tensor:
         own = self.kl_scope == "completion"
