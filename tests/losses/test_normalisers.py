@@ -7,6 +7,7 @@ import torch
 
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, H, V, random_batch
+from wavalign_fast.ops import LogProb
 
 REFERENCE = wf.LossOptions(backend="reference")
 PROMPTS, GROUP, ANCHORS = 4, 3, 5
@@ -173,3 +174,24 @@ def test_no_pair_and_a_count_of_zero() -> None:
               normaliser=torch.tensor(0))  # fmt: skip
     out.loss.backward()
     assert out.loss == 0 and not hidden.grad.any()
+
+
+@pytest.mark.parametrize("normalisation", ["sequence", "token"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("kl_scope", ["policy", "completion"])
+def test_nothing_waits_for_the_device(normalisation, level, kl_scope) -> None:
+    """On meta tensors, which have no values: whoever asks for one raises."""
+    row, logp = torch.zeros(6, dtype=torch.long, device="meta"), torch.zeros(6, device="meta")
+    batch = wf.HybridBatch(row, row, row, torch.zeros(1, 2, device="meta"), logp, logp)
+    objective = wf.HybridObjective(
+        LAYOUT, policy_scope="all", text_kl=0.1, clip=0.2, kl_scope=kl_scope,
+        importance_sampling_level=level, normalisation=normalisation,
+    )  # fmt: skip
+    total = sum(objective.normalisers(part) for part in (batch, batch))
+    leaf = logp.clone().requires_grad_()
+    scores = LogProb(leaf, None, leaf)
+    lam = torch.zeros((), device="meta")
+    objective.combine(batch, objective.plan(batch), scores, lam, total).loss.backward()
+    assert total.policy.device.type == "meta" and leaf.grad.shape == (6,)
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        total.policy.item()

@@ -21,6 +21,9 @@ class HybridBatch:
         rewards: [B, G] floats, NaN = missing.
         ref_logp: [T] log-probs of the targets under the reference, for the KL terms.
         old_logp: [T] log-probs under the policy that sampled; absent: the policy itself.
+
+    Both log-probs are finite at the tokens of their term, and anything elsewhere. A token that was
+    forced, not sampled, may have -inf and belongs to no ``policy_row``.
     """
 
     targets: torch.Tensor
