@@ -66,13 +66,14 @@ struct Workspace {
         dlogits(kTileRows * lanes),
         factor(kPanelLanes),
         entropy_grad(kPanelLanes),
+        shift(kPanelLanes),
         max(kPanelLanes),
         unused(2 * kPanelLanes) {}
 
   std::vector<float> logits;     // one tile by one panel; then a block of dW
   std::vector<Operand> dlogits;  // one tile by all lanes, panel after panel
   std::vector<Operand> probs, widened;
-  std::vector<float> factor, entropy_grad, max, unused;
+  std::vector<float> factor, entropy_grad, shift, max, unused;
 };
 
 template <typename Stored>
@@ -104,9 +105,7 @@ class Backward {
         skip_(skip),
         lanes_(skip, tiles_, panels_, active.source),
         store_(store, live),
-        // An entropy gradient needs the logits themselves, not rounded probabilities.
-        kept_(active.with_entropy || !store_.readable() ? 0
-                                                        : std::min(store_.kept(), tiles_.count())),
+        kept_(store_.readable() ? std::min(store_.kept(), tiles_.count()) : 0),
         group_(std::min(tiles_.count(), std::max<int64_t>(8, 2 * at::get_num_threads()))),
         grad_weight_(grad_weight.defined() ? grad_weight.data_ptr<Stored>() : nullptr),
         grad_bias_(grad_bias.defined() ? grad_bias.data_ptr<float>() : nullptr),
@@ -175,6 +174,22 @@ class Backward {
     return work.probs.data();
   }
 
+  // What exp(z - max) of a tile is multiplied with, token by token; 0 in padding and where skipped.
+  void token_factors(int64_t tile, int64_t panel, Workspace<Operand>& work) const {
+    const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
+    const int64_t tokens = std::min(width, panels_.tokens() - lane);
+    for (int64_t n = 0; n < width; ++n) {
+      work.factor[n] = work.entropy_grad[n] = work.shift[n] = 0.f;
+      if (n >= tokens || skip_.skipped(tile, active_.source[lane + n])) continue;
+      const float shift = work.max[n] - active_.lse[lane + n];
+      const float share = std::exp(shift) / temperature_;
+      work.factor[n] = share * active_.softmax[lane + n];
+      work.entropy_grad[n] = share * active_.entropy_grad[lane + n];
+      // A tile of banned ids has no probability to multiply, and must not make 0 * inf of it.
+      work.shift[n] = share == 0.f ? 0.f : shift;
+    }
+  }
+
   // dL/d(W h): the temperature's factor is in it.
   void dlogits(int64_t tile, Workspace<Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
@@ -184,23 +199,13 @@ class Backward {
       const int64_t tokens = std::min(width, panels_.tokens() - lane);
       if (lanes_.at(tile, panel).size() == 0) continue;
       Operand* out = work.dlogits.data() + lane * kTileRows;
+      const Operand* tile_probs = probs(tile, panel, work);
+      token_factors(tile, panel, work);
       if (active_.with_entropy) {
-        source_->compute(tile, panel, work.logits.data(), work.widened);
-        for (int64_t n = 0; n < width; ++n) {
-          work.factor[n] = scale * active_.softmax[lane + n];
-          work.entropy_grad[n] = scale * active_.entropy_grad[lane + n];
-        }
-        const TokenGrads grads{work.factor.data(), work.entropy_grad.data(),
-                               active_.lse.data() + lane, active_.entropy.data() + lane};
-        kernels().grad_from_logits(work.logits.data(), rows, width, grads, out);
+        const TokenGrads grads{work.factor.data(), work.entropy_grad.data(), work.shift.data(),
+                               active_.entropy.data() + lane};
+        kernels().entropy_grad_from_probs(tile_probs, rows, width, grads, out);
       } else {
-        const Operand* tile_probs = probs(tile, panel, work);
-        for (int64_t n = 0; n < tokens; ++n) {
-          const float share = std::exp(work.max[n] - active_.lse[lane + n]);
-          const bool skipped = skip_.skipped(tile, active_.source[lane + n]);
-          work.factor[n] = skipped ? 0.f : scale * active_.softmax[lane + n] * share;
-        }
-        std::fill(work.factor.begin() + tokens, work.factor.begin() + width, 0.f);
         kernels().grad_from_probs(tile_probs, rows, width, work.factor.data(), out);
       }
       for (int64_t n = 0; n < tokens; ++n) {

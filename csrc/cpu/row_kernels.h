@@ -20,12 +20,12 @@ struct TileStats {
   float* weighted;
 };
 
-// Per-token factors of dL/dz = p * (softmax - entropy_grad * (z - lse + entropy)), without the
-// target's own term.
+// Per-token factors of dL/dz = e * (softmax - entropy_grad * (log e + shift + entropy)) with e =
+// exp(z - max) and shift = max - lse, without the target's own term.
 struct TokenGrads {
   const float* softmax;
   const float* entropy_grad;
-  const float* lse;
+  const float* shift;
   const float* entropy;
 };
 
@@ -39,8 +39,8 @@ struct TileKernels {
   // dlogits = probs * factor[lane].
   void (*grad_from_probs)(const T* probs, int64_t rows, int64_t lanes, const float* factor,
                           T* dlogits);
-  void (*grad_from_logits)(const float* logits, int64_t rows, int64_t lanes, TokenGrads grads,
-                           T* dlogits);
+  void (*entropy_grad_from_probs)(const T* probs, int64_t rows, int64_t lanes, TokenGrads grads,
+                                  T* dlogits);
   // [rows, lanes] -> [lanes, ld_out]
   void (*transpose)(const T* tile, int64_t rows, int64_t lanes, T* out, int64_t ld_out);
   // Row-major B operand [k, n] -> what the GEMM of this type wants (pairs along k for bf16).

@@ -118,17 +118,18 @@ void grad_from_probs(const T* probs, int64_t rows, int64_t lanes, const float* f
   }
 }
 
+// With the logarithm of the rounded probability: as exact as the product that it goes into.
 template <typename T>
-void grad_from_logits(const float* logits, int64_t rows, int64_t lanes, TokenGrads grads,
-                      T* dlogits) {
-  const Vec zero(0.f), lowest(-std::numeric_limits<float>::infinity());
-  for (int64_t n = 0; n < lanes; n += kWidth) {
-    const Vec lse = load(grads.lse + n), factor = load(grads.softmax + n);
-    const Vec ge = load(grads.entropy_grad + n), entropy = load(grads.entropy + n);
-    for (int64_t v = 0; v < rows; ++v) {
-      const Vec logp = load(logits + v * lanes + n) - lse;
-      const Vec finite = Vec::blendv(logp, zero, logp == lowest);
-      store(logp.exp() * (factor - ge * (finite + entropy)), dlogits + v * lanes + n);
+void entropy_grad_from_probs(const T* probs, int64_t rows, int64_t lanes, TokenGrads grads,
+                             T* dlogits) {
+  const Vec tiny(std::numeric_limits<float>::min());
+  for (int64_t v = 0; v < rows; ++v) {
+    for (int64_t n = 0; n < lanes; n += kWidth) {
+      const Vec e = load(probs + v * lanes + n);
+      // The entropy's logarithm of 0 is finite, for it is multiplied with that 0.
+      const Vec surprise = maximum(tiny, e).log() + load(grads.shift + n) + load(grads.entropy + n);
+      const Vec factor = load(grads.softmax + n) - load(grads.entropy_grad + n) * surprise;
+      store(e * factor, dlogits + v * lanes + n);
     }
   }
 }
@@ -179,7 +180,7 @@ void round_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, T* out,
 
 template <typename T>
 TileKernels<T> tile_kernels() {
-  return {scale_logits, softmax_stats<T>, grad_from_probs<T>, grad_from_logits<T>,
+  return {scale_logits, softmax_stats<T>, grad_from_probs<T>, entropy_grad_from_probs<T>,
           transpose<T>, pack_rows,        round_rows<T>};
 }
 
