@@ -19,7 +19,7 @@ from .case import Case, record_case, serves
 from .options import Options, parse
 from .providers import available
 from .record import load, save
-from .shapes import AXES, GrowthShape, growth
+from .shapes import AXES, growth
 
 NAME = "growth"
 PLAIN = "torch"

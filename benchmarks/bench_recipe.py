@@ -18,7 +18,6 @@ from typing import Any
 
 from .record import machine, save
 
-
 RECIPE = "spoken-sums"
 ARMS = "wavalign,on-policy,rl-all,sft-imperfect"
 

@@ -17,6 +17,7 @@ from .shapes import Head
 from .truth import OURS, RIVALS, Result, Truth
 
 BOUND = "three_gemms"
+COMPILING = ("torch-compile", "cce")
 DEVICE_OF = {"ours-cpu": "cpu", "ours-triton": "cuda", "ours-cuda": "cuda"}
 """Providers that serve one kind of device only."""
 
@@ -64,11 +65,17 @@ def provider_sides(
     options: Options, step: Callable[[Any], Callable[[], Result] | None]
 ) -> list[Side]:
     """A side for every provider; ``step`` makes its run from its calls, or has none."""
-    return [
-        _provider_side(loaded, step)
-        for loaded in available(options.providers)
-        if serves(loaded.provider, options.device)
+    chosen = [
+        loaded for loaded in available(options.providers) if serves(loaded.provider, options.device)
     ]
+    if options.quick and options.providers is None:
+        chosen = [
+            Loaded(loaded.provider, None, "compiling takes longer than all the rest of --quick")
+            if loaded.calls is not None and loaded.provider.name in COMPILING
+            else loaded
+            for loaded in chosen
+        ]
+    return [_provider_side(loaded, step) for loaded in chosen]
 
 
 def serves(provider: Provider, device: str) -> bool:
@@ -76,9 +83,7 @@ def serves(provider: Provider, device: str) -> bool:
     return DEVICE_OF.get(provider.name, device) == device
 
 
-def _provider_side(
-    loaded: Loaded, step: Callable[[Any], Callable[[], Result] | None]
-) -> Side:
+def _provider_side(loaded: Loaded, step: Callable[[Any], Callable[[], Result] | None]) -> Side:
     provider, calls, reason = loaded
     run = None if calls is None else step(calls)
     return Side(
@@ -124,9 +129,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     facts = machine(options.device)
     sides = _checked(case)
     clock = timing.clock_for(options.device)
-    running = {
-        side.name: side.run for side in case.sides if sides[side.name]["outcome"] == "right"
-    }
+    running = {side.name: side.run for side in case.sides if sides[side.name]["outcome"] == "right"}
     bounds = {BOUND: lambda: three_gemms(case.rows, case.weight)}
     copy = timing.copy_side(options.device)
     times = timing.paired(running | bounds | {"copy": copy}, rounds=options.rounds, clock=clock)

@@ -192,6 +192,7 @@ LOGPROB = {
     )
 }
 
+
 def _step(head: Head, text: int, speech: int, rows: str) -> HybridShape:
     """One prompt, eight rollouts and one demonstration, 112 tokens each."""
     return HybridShape(

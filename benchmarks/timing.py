@@ -37,18 +37,25 @@ class HostClock:
         return time.perf_counter() - before[0], time.process_time() - before[1]
 
     def peak_extra_bytes(self, run: Run) -> int | None:
-        """Resident memory; ``None`` where the kernel lets no process reset its own peak."""
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return None
-        before = _status("VmRSS")
-        kept = run()
-        peak = _status("VmHWM")
-        del kept
-        return peak - before
+        return peak_extra_bytes(run)
+
+
+def peak_extra_bytes(run: Run) -> int | None:
+    """How far the process's resident memory rises above its level before ``run``.
+
+    ``None`` where the kernel does not let a process reset its own peak.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    kept = run()
+    peak = _status("VmHWM")
+    del kept
+    return peak - before
 
 
 def clock_for(device: str) -> Clock:

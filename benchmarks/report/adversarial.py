@@ -19,9 +19,7 @@ def failures(record: dict[str, Any]) -> dict[str, Counter[str]]:
     """provider -> how many cases came out in which way."""
     return {
         name: Counter(
-            case["outcomes"][name]["status"]
-            for case in record["cases"]
-            if name in case["outcomes"]
+            case["outcomes"][name]["status"] for case in record["cases"] if name in case["outcomes"]
         )
         for name in record["providers"]
     }
@@ -45,7 +43,7 @@ def adversarial_section(record: dict[str, Any]) -> str:
     return (
         f"{_key(record)}"
         '<div class="scroll"><table class="marks"><thead><tr><th scope="col">case</th>'
-        f"{heads}</tr></thead><tbody>{body}</tbody><tfoot><tr><th scope=\"row\">failed, of those "
+        f'{heads}</tr></thead><tbody>{body}</tbody><tfoot><tr><th scope="row">failed, of those '
         f"it takes</th>{foot}</tr></tfoot></table></div>{_left_out(record)}"
     )
 
@@ -89,4 +87,6 @@ def _left_out(record: dict[str, Any]) -> str:
     )
     if not entries:
         return ""
-    return f"<details><summary>Items that no such case can show</summary><ul>{entries}</ul></details>"
+    return (
+        f"<details><summary>Items that no such case can show</summary><ul>{entries}</ul></details>"
+    )

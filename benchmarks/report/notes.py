@@ -1,23 +1,28 @@
 """Why a rival is ahead, in words. Whether one is ahead is read from the figures."""
 
+from typing import Any
+
 from .rows import Place
 
+COMPILED = (
+    "torch.compile fuses the softmax into passes over the whole logits, which it keeps in the "
+    "operands' type"
+)
 WHY = {
-    ("time", "torch-compile"): (
-        "the compiler fuses the softmax into two passes over logits in the operands' type, which "
-        "it keeps whole: fast while they fit, at the price that the memory and error columns show"
-    ),
-    ("time", "cce"): (
-        "its torch.compile path keeps the whole logits in the operands' type, like a plain "
-        "compiled cross-entropy, and reads them twice"
-    ),
-    ("time", "torch"): (
-        "at this size the full logits fit the caches, and the fixed cost of a call decides"
-    ),
+    ("time", "torch-compile"): COMPILED,
+    ("time", "cce"): COMPILED,
+    ("memory", "torch-compile"): COMPILED,
+    ("memory", "cce"): COMPILED,
 }
+SMALL_BYTES = 32 * 2**20
+SMALL = "the full logits fit the caches, and the fixed cost of a call decides"
 UNKNOWN = "not yet explained"
 
 
-def why(place: Place) -> str:
-    """The reason that is known for a rival being ahead in a metric."""
+def why(place: Place, case: dict[str, Any]) -> str:
+    """The reason that is known for a rival being ahead in a metric of a case."""
+    item = 2 if case["dtype"] == "bf16" else 4
+    small = case["shape"]["live"] * case["shape"]["vocab"] * item <= SMALL_BYTES
+    if place.metric.key == "time" and small:
+        return SMALL
     return WHY.get((place.metric.key, place.best.name), UNKNOWN)

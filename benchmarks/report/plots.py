@@ -58,7 +58,7 @@ def figures(records: Records) -> dict[str, Draw]:
 
 def plot_names(records: Records) -> list[str]:
     """The plots that these records give."""
-    names = ["overview"] if compared_cases(records) else []
+    names = ["overview"] if len(compared_cases(records)) > 1 else []
     names += [name for name in COMPARED if cases_of(records, name)]
     return names + (["growth"] if len(cases_of(records, "growth")) > 1 else [])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names
-from .rows import standings
+from .rows import error_name, standings
 from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
 
 README = Path(__file__).parents[2] / "README.md"
@@ -39,11 +39,7 @@ def picture(name: str) -> str:
 
 def overview(records: Records) -> str:
     """How often ours is first, and the plot of all cases."""
-    cases = compared_cases(records)
-    parts = [standing_text(cases)]
-    if len(cases) > 1:
-        parts.append(picture("overview"))
-    return "\n\n".join(parts)
+    return f"{standing_text(compared_cases(records))}\n\n{picture('overview')}"
 
 
 def standing_text(cases: list[dict[str, Any]]) -> str:
@@ -53,21 +49,23 @@ def standing_text(cases: list[dict[str, Any]]) -> str:
         level = f", level in {standing.level}" if standing.level else ""
         behind = f", behind in {standing.behind}" if standing.behind else ""
         parts.append(f"{standing.metric.title} in {standing.first}{level}{behind}")
-    number = len(cases)
-    return f"Over the {number} measured case{'s' * (number != 1)}, ours is first in " + (
-        "; in ".join(parts) + "."
-    )
+    return f"Over the {len(cases)} measured cases, ours is first in {'; in '.join(parts)}."
 
 
-def benchmark(name: str) -> Callable[[Records], str]:
-    """The table of a benchmark's main case, its verdicts, and where it was measured."""
+def benchmark(name: str, lead: str) -> Callable[[Records], str]:
+    """``lead``, the table of a benchmark's main case, its verdicts, and where it was measured."""
 
     def make(records: Records) -> str:
         case = main_cases(cases_of(records, name))[0]
         own = own_error(case)
         notes = [f"{text[0].upper()}{text[1:]}." for text in case_verdicts(case)]
         facts = [f"{machine_line(case)}. Medians.", rates_line(case), own]
-        parts = [markdown_table(case), " ".join(notes), " ".join(fact for fact in facts if fact)]
+        parts = [
+            lead,
+            markdown_table(case),
+            " ".join(notes),
+            " ".join(fact for fact in facts if fact),
+        ]
         return "\n\n".join(part for part in parts if part)
 
     return make
@@ -77,7 +75,7 @@ def own_error(case: dict[str, Any]) -> str:
     """The error of our log-probabilities where no rival returns any."""
     sides = case["sides"].values()
     errors = next((side["errors"] for side in sides if side.get("ours") and "errors" in side), {})
-    if "logp" not in errors:
+    if "logp" not in errors or error_name(case) == "logp":
         return ""
     return (
         "Largest error of our log-probabilities against float64 on the same operands: "
@@ -99,7 +97,8 @@ def growth(records: Records) -> str:
         if "time" in figures
     ]
     text = "Slopes of ours in the log-log plot (1 is linear, 0 is flat): " + "; ".join(lines) + "."
-    return f"{picture('growth')}\n\n{text}" if lines else picture("growth")
+    parts = ["Growth, one axis at a time:", picture("growth"), *([text] if lines else [])]
+    return "\n\n".join(parts)
 
 
 def spoken_sums(records: Records) -> str:
@@ -131,8 +130,10 @@ def spoken_sums(records: Records) -> str:
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
     "overview": overview,
-    "hybrid_loss": benchmark("hybrid_loss"),
-    "linear_logprob": benchmark("linear_logprob"),
+    "hybrid_loss": benchmark("hybrid_loss", "The hybrid step on the paper's head:"),
+    "linear_logprob": benchmark(
+        "linear_logprob", "Log-probabilities of chosen ids, as every such trainer needs them:"
+    ),
     "growth": growth,
     "spoken_sums": spoken_sums,
 }

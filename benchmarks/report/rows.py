@@ -45,7 +45,8 @@ class Metric:
 
 
 METRICS = (
-    Metric(key="time", title="time", of=lambda row: row.wall),
+    # Ratios are taken round by round, so they are steadier than the seconds on a shared machine.
+    Metric(key="time", title="time", of=lambda row: row.ratio),
     Metric(key="memory", title="extra memory", of=lambda row: row.extra),
     Metric(key="error", title="error", of=lambda row: row.error),
 )
@@ -63,7 +64,8 @@ class Place:
     """The best rival's figure over ours; ``None`` where ours is 0."""
     first: bool
     level: bool
-    """The quartile ranges of the two times overlap: the order may be chance."""
+    """No difference worth a word: times whose quartile ranges overlap, so that their order may be
+    chance; memory within 5 %; errors within a factor of two, which is the order of summation."""
 
 
 def rows_of(case: dict[str, Any]) -> list[Row]:
@@ -111,7 +113,7 @@ def places(case: dict[str, Any]) -> list[Place]:
                 best=best,
                 factor=theirs / own if own else None,
                 first=own <= theirs,
-                level=metric.key == "time" and _overlap(ours, best),
+                level=_level(metric, ours, best),
             )
         )
     return found
@@ -170,6 +172,16 @@ def _row(name: str, side: dict[str, Any], primary: str | None, value: str) -> Ro
             (value for key, value in errors.items() if key.startswith("grad")), default=None
         ),
     )
+
+
+def _level(metric: Metric, ours: Row, best: Row) -> bool:
+    if metric.key == "time":
+        return _overlap(ours, best)
+    own, theirs = metric.of(ours) or 0.0, metric.of(best) or 0.0
+    if own == theirs:
+        return True
+    margin = {"memory": 1.05, "error": 2.0}[metric.key]
+    return max(own, theirs) <= margin * min(own, theirs)
 
 
 def _overlap(a: Row, b: Row) -> bool:

@@ -42,7 +42,8 @@ def _case_panels(part: Any, case: dict[str, Any], rows: Sequence[Row], theme: Th
     axes = part.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     bound = next((row.wall for row in rows if row.bound), None)
     for ax, (title, figure_of, text) in zip(axes, panels, strict=True):
-        _dots(ax, shown, figure_of, text, theme)
+        also = bound if ax is axes[0] else None
+        _dots(ax, shown, figure_of, text, theme, also)
         ax.set_title(title, fontsize=9, fontweight="normal", color=theme.soft)
     if bound:
         axes[0].axvline(bound, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -67,9 +68,11 @@ def _dots(
     figure_of: Callable[[Row], float | None],
     text: Format,
     theme: Theme,
+    also: float | None,
 ) -> None:
+    """One panel; ``also`` is a value beside the rows' that must be in view."""
     values = [figure_of(row) for row in rows]
-    measured = [value for value in values if value]
+    measured = [value for value in (*values, also) if value]
     low, high = min(measured), max(measured)
     ax.set_xscale("log")
     # Room at the right for the last label.

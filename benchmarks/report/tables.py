@@ -69,7 +69,6 @@ COLUMNS = (
         page_only=True,
     ),
 )
-OUTCOMES = {"wrong": "wrong result, not timed", "error": "failed", "absent": "not run"}
 
 
 def used_columns(case: dict[str, Any], rows: list[Row], *, page: bool) -> list[Column]:
@@ -91,7 +90,8 @@ def text_table(case: dict[str, Any]) -> str:
     lines = [" " * width + "".join(f"{column.head:>18}" for column in columns)]
     for row in timed:
         lines.append(f"{row.label:{width}}" + "".join(f"{c.of(row):>18}" for c in columns))
-    lines += [f"{row.label:{width}}  {_why(row)}" for row in rows if row.wall is None]
+    lines += [f"{row.label:{width}}  {why}" for row, why in _failed(rows)]
+    lines += absent(rows)
     return "\n".join(f"  {line.rstrip()}" for line in lines)
 
 
@@ -122,22 +122,27 @@ def html_table(case: dict[str, Any]) -> str:
     best = {column.head: _best(column, timed) for column in columns}
     heads = "".join(f'<th scope="col">{html.escape(column.head)}</th>' for column in columns)
     body = []
-    for row in rows:
+    for row in timed:
         kind = "ours" if row.ours else "bound" if row.bound else "rival"
-        version = f" <small>{html.escape(row.version)}</small>" if row.version else ""
-        name = f'<th scope="row">{html.escape(row.label)}{version}</th>'
-        if row.wall is None:
-            cells = f'<td class="why" colspan="{len(columns)}">{html.escape(_why(row))}</td>'
-        else:
-            cells = "".join(
-                f'<td{" class=best" if row is best[c.head] else ""}>{html.escape(c.of(row))}</td>'
-                for c in columns
-            )
-        body.append(f'<tr class="{kind}">{name}{cells}</tr>')
+        cells = "".join(
+            f"<td{' class=best' if row is best[c.head] else ''}>{html.escape(c.of(row))}</td>"
+            for c in columns
+        )
+        body.append(f'<tr class="{kind}">{_name(row)}{cells}</tr>')
+    for row, reason in _failed(rows):
+        why = f'<td class="why" colspan="{len(columns)}">{html.escape(reason)}</td>'
+        body.append(f'<tr class="rival">{_name(row)}{why}</tr>')
+    note = " ".join(f"{line}." for line in absent(rows))
     return (
         f'<div class="scroll"><table><caption>{html.escape(caption(case))}</caption><thead><tr>'
         f'<th scope="col">side</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        + (f'<p class="note">{html.escape(note)}</p>' if note else "")
     )
+
+
+def _name(row: Row) -> str:
+    version = f" <small>{html.escape(row.version)}</small>" if row.version else ""
+    return f'<th scope="row">{html.escape(row.label)}{version}</th>'
 
 
 def caption(case: dict[str, Any]) -> str:
@@ -184,13 +189,25 @@ def rates_line(case: dict[str, Any]) -> str:
 
 
 def verdict(place: Place) -> str:
-    """One sentence on where ours stands in a metric."""
-    best, title = place.best.label, place.metric.title
+    """One clause on where ours stands in a metric."""
+    return f"{place.metric.title}: {standing(place)}"
+
+
+def standing(place: Place) -> str:
+    """Where ours stands, beside whom, and by how much."""
+    best = place.best.label
     if place.level:
-        return f"{title}: level with {best}, the quartiles overlap"
+        return f"level with {best}"
     if not place.first:
-        return f"{title}: behind {best}, {_times(1 / place.factor if place.factor else None)}"
-    return f"{title}: first, {_times(place.factor)} before {best}"
+        return f"behind {best}, {_times(1 / place.factor if place.factor else None)}"
+    return f"first, {_times(place.factor)} before {best}"
+
+
+def short_standing(place: Place) -> str:
+    """The same for a narrow table: the rival is named where it is ahead."""
+    if place.level or not place.first:
+        return "level" if place.level else standing(place)
+    return f"first, {_times(place.factor)}"
 
 
 def _times(factor: float | None) -> str:
@@ -203,11 +220,25 @@ def case_verdicts(case: dict[str, Any]) -> list[str]:
     return [verdict(place) for place in places(case)]
 
 
+def _failed(rows: list[Row]) -> list[tuple[Row, str]]:
+    """The sides that ran and are not timed, and why."""
+    return [(row, _why(row)) for row in rows if row.outcome in ("wrong", "error")]
+
+
 def _why(row: Row) -> str:
-    reason = OUTCOMES.get(row.outcome, row.outcome)
     if row.outcome == "wrong":
-        return f"{reason}: error {scientific(row.error)}, gradient {scientific(row.gradient_error)}"
-    return f"{reason}: {row.detail}" if row.detail else reason
+        errors = f"error {scientific(row.error)}, gradient {scientific(row.gradient_error)}"
+        return f"wrong result, not timed: {errors}"
+    return f"fails: {row.detail}"
+
+
+def absent(rows: list[Row]) -> list[str]:
+    """The sides that did not run, one line a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        if row.outcome == "absent":
+            by_reason.setdefault(row.detail or "no reason given", []).append(row.label)
+    return [f"Not run ({reason}): {', '.join(labels)}" for reason, labels in by_reason.items()]
 
 
 def _best(column: Column, rows: list[Row]) -> Row | None:
