@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_growth [--quick] [--dtype bf16] [--save]
 
-One axis at a time, the other two small; forward and backward of log-probs. Plain torch stops where
-its memory would pass a cap. The slopes are those of straight lines through the logarithms: 1 is
-linear, 0 is flat.
+One axis at a time, the other two small; forward and backward of log-probs. Ours runs with its
+default memory budget and with a small one; plain torch stops where its memory would pass a cap.
+The slopes are those of straight lines through the logarithms: 1 is linear, 0 is flat.
 """
 
 import math
@@ -14,15 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .bench_linear_logprob import make_case
+from torch import Tensor
+
+import wavalign_fast as wf
+
+from .bench_linear_logprob import Own, make_case
 from .case import Case, record_case, serves
 from .options import Options, parse
-from .providers import available
+from .providers import Calls, available
 from .record import load, save
 from .shapes import AXES, growth
 
 NAME = "growth"
 PLAIN = "torch"
+BUDGETED = "ours-budget"
+BUDGET = 16 * 2**20
 MEMORY_CAP = 4 * 2**30
 FIGURES = {"time": "wall_s", "extra_memory": "extra_bytes_beyond_gradients"}
 
@@ -31,11 +37,12 @@ def run(options: Options) -> int:
     # In float32 the lines are the same ones, further up.
     dtypes = options.dtypes if len(options.dtypes) == 1 else ("bf16",)
     options = replace(options, providers=(our_name(options.device), PLAIN))
+    own = [_budgeted()] if options.device == "cpu" else []
     for dtype in dtypes:
         for axis in AXES:
             expected = 0
             for shape in growth(axis, quick=options.quick):
-                case = make_case(shape, dtype, "logp", options)
+                case = make_case(shape, dtype, "logp", options, own)
                 if expected > MEMORY_CAP:
                     _leave_out(case, expected)
                 record = record_case(NAME, case, options)
@@ -57,6 +64,15 @@ def our_name(device: str) -> str:
         if loaded.calls is not None and loaded.provider.name.startswith("ours")
         if serves(loaded.provider, device)
     )
+
+
+def _budgeted() -> Own:
+    budget = wf.LossOptions(memory_budget=BUDGET)
+
+    def logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return wf.linear_logprob(hidden, weight, targets, options=budget).logp
+
+    return BUDGETED, f"wavalign_fast, budget {BUDGET // 2**20} MiB", Calls(logp=logp)
 
 
 def _leave_out(case: Case, expected: int) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import Case, provider_sides, run_cases
+from .case import Case, Side, provider_sides, run_cases
 from .options import DTYPES, Options, parse
+from .providers import Calls
 from .shapes import LOGPROB, LogprobShape
 from .truth import Result, truth_of
 
@@ -24,6 +25,10 @@ NAME = "linear_logprob"
 RETURNS = {"logp": ("logp",), "logp+entropy": ("logp", "entropy"), "mean CE": ("loss",)}
 LOGIT_STD = 4.0
 """Of the order of a trained model's."""
+
+
+Own = tuple[str, str, Calls]
+"""Name, label and calls of one more side of ours."""
 
 
 class Operands:
@@ -47,7 +52,9 @@ class Operands:
         if operation == "mean CE":
             return -logp.mean()
         loss = (logp * self.of_logp).sum()
-        return loss if operation == "logp" else loss + (entropy * self.of_entropy).sum()
+        if operation == "logp" or entropy is None:
+            return loss
+        return loss + (entropy * self.of_entropy).sum()
 
     def values(self, operation: str, calls: Any) -> Callable[..., dict[str, Tensor]] | None:
         """The named results of a provider's call; ``None`` where it has no such function."""
@@ -82,13 +89,20 @@ class Operands:
         return run
 
 
-def make_case(shape: LogprobShape, dtype: str, operation: str, options: Options) -> Case:
+def make_case(
+    shape: LogprobShape, dtype: str, operation: str, options: Options, own: Sequence[Own] = ()
+) -> Case:
+    """The providers, and our calls ``own`` beside them."""
     operands = Operands(shape, DTYPES[dtype], options.device)
     return Case(
         shape=shape,
         operation=operation,
         dtype=dtype,
-        sides=provider_sides(options, partial(operands.step, operation)),
+        sides=provider_sides(options, partial(operands.step, operation))
+        + [
+            Side(name=name, label=label, run=operands.step(operation, calls), ours=True)
+            for name, label, calls in own
+        ],
         truth=lambda: truth_of(
             operands.hidden,
             operands.weight,

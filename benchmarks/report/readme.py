@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names
-from .rows import error_name, standings
+from .rows import error_name, primary_of, standings
 from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
 
 README = Path(__file__).parents[2] / "README.md"
@@ -73,8 +73,8 @@ def benchmark(name: str, lead: str) -> Callable[[Records], str]:
 
 def own_error(case: dict[str, Any]) -> str:
     """The error of our log-probabilities where no rival returns any."""
-    sides = case["sides"].values()
-    errors = next((side["errors"] for side in sides if side.get("ours") and "errors" in side), {})
+    primary = primary_of(case)
+    errors = {} if primary is None else case["sides"][primary].get("errors", {})
     if "logp" not in errors or error_name(case) == "logp":
         return ""
     return (
@@ -86,7 +86,7 @@ def own_error(case: dict[str, Any]) -> str:
 def growth(records: Records) -> str:
     """The plot and the slopes of ours."""
     record = records.get("growth") or {}
-    ours = {
+    ours: dict[str, dict[str, float]] = {
         axis: next((figures for name, figures in sides.items() if name.startswith("ours")), {})
         for axis, sides in record.get("slopes", {}).items()
     }

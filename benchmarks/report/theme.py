@@ -15,17 +15,19 @@ class Theme:
     soft: str
     rule: str
     ours: str
+    second: str
+    """Another side of ours."""
     best: str
     rival: str
 
 
 LIGHT = Theme(
     name="light", paper="#ffffff", ink="#1d1c1a", soft="#66625b", rule="#e4e1da",
-    ours="#0a6aa8", best="#c2480b", rival="#a39e94",
+    ours="#0a6aa8", second="#08795a", best="#c2480b", rival="#a39e94",
 )  # fmt: skip
 DARK = Theme(
     name="dark", paper="#0d1117", ink="#e9e7e2", soft="#a29e96", rule="#30363d",
-    ours="#62b3ee", best="#f58a4b", rival="#7d7a74",
+    ours="#62b3ee", second="#3fc49a", best="#f58a4b", rival="#7d7a74",
 )  # fmt: skip
 # The same on the paper of our own page.
 PAGE_LIGHT, PAGE_DARK = replace(LIGHT, paper="#fbfaf7"), replace(DARK, paper="#151618")
