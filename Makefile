@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= demo
 ARMS ?= wavalign,rl-all,sft-imperfect
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 
 # On Linux a plain `torch` is the CUDA build with gigabytes of libraries beside it, and its newest
 # release need not be one these kernels were tested with. Where a CPU build of the pinned release is
@@ -71,8 +72,8 @@ format: install ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(KERNEL_SOURCES)
 
-bench: install ## time the hybrid step on the paper's head
-	$(BIN)/python -m benchmarks.bench_hybrid_loss
+bench: install ## time the losses beside the installed rivals and write a page
+	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)
 
 clean: ## remove build products and caches; keeps .venv and runs
 	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) .mypy_cache .pytest_cache .ruff_cache

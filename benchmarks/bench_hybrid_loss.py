@@ -1,176 +1,181 @@
-"""The hybrid step on a large head: ours, the released order of operations, and three GEMMs.
+"""The hybrid step on a large head: ours, the released order of operations, and rivals.
 
-    python -m benchmarks.bench_hybrid_loss [--quick] [--rounds N] [--save]
+    python -m benchmarks.bench_hybrid_loss [--quick] [--shape NAME] [--dtype bf16] [--save]
 
-Forward and backward to hidden states and head. Checks ours against float64 first; a failed check
-ends with exit code 1, a timing never does.
+Forward and backward to hidden states and head. Checks against float64 first; a failed check of
+ours ends with exit code 1, a timing never does.
 """
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import wavalign_fast as wf
-from benchmarks import timing
-from benchmarks.released import released_step
-from benchmarks.shapes import PAPER, QUICK, HybridShape
 
+from .bench_linear_logprob import LOGIT_STD
+from .case import Case, Side, provider_sides, run_cases
+from .options import DTYPES, Options, parse
+from .record import package_version
+from .released import hybrid_loss, released_step
+from .shapes import HYBRID, PAPER, HybridShape
+from .truth import Result, Truth, truth_of
+
+NAME = "hybrid_loss"
 RL_WEIGHT = 0.5
-LOGP_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-2
-"""Of the largest gradient: dlogits are bf16 operands, with a relative rounding of 2^-8."""
+REWARDS = (1.0, 5.0, 2.0, 4.0, 1.0, 3.0, 5.0, 2.0)
 
 
 class Step:
-    """Random operands and tables of one step of a shape, bf16."""
+    """Random operands and tables of one step of a shape."""
 
-    def __init__(self, shape: HybridShape) -> None:
+    def __init__(self, shape: HybridShape, dtype: torch.dtype, device: str = "cpu") -> None:
         g = torch.Generator().manual_seed(0)
         self.shape = shape
         rows, length = shape.rollouts + shape.anchors, shape.length
-        self.hidden = torch.randn(rows, length, shape.hidden, generator=g).bfloat16()
-        self.weight = torch.empty(shape.vocab, shape.hidden, dtype=torch.bfloat16)
-        self.weight.normal_(0.0, 4.0 / shape.hidden**0.5, generator=g)
-        self.layout = wf.ModalityLayout(
-            vocab_size=shape.vocab,
-            speech=((shape.speech_start, shape.vocab),),
-            boundary=shape.boundary,
-        )
-        prompt = length - shape.text_tokens - shape.speech_tokens
-        text = torch.randint(0, shape.boundary[0], (rows, length), generator=g)
-        speech = torch.randint(shape.speech_start, shape.vocab, (rows, length), generator=g)
-        self.input_ids = text
-        self.input_ids[:, prompt + shape.text_tokens :] = speech[:, prompt + shape.text_tokens :]
-        self.labels = torch.full_like(text, -100)
-        anchor_start = length - shape.anchor_tokens
-        self.labels[shape.rollouts :, anchor_start:] = text[shape.rollouts :, anchor_start:]
+        self.hidden = torch.randn(rows, length, shape.hidden, generator=g).to(device, dtype)
+        weight = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
+        weight.normal_(0.0, LOGIT_STD / shape.hidden**0.5, generator=g)
+        self.weight = weight.to(device)
+        completion = shape.text_tokens + shape.speech_tokens
+        self.prompt = length - completion
+        first_special = min(shape.speech[0], *shape.boundary) if shape.boundary else shape.speech[0]
+        ids = torch.randint(0, first_special, (rows, length), generator=g)
+        speech = torch.randint(*shape.speech, (rows, length), generator=g)
+        spoken = slice(self.prompt + shape.text_tokens, None)
+        ids[:, spoken] = speech[:, spoken]
+        self.labels = torch.full_like(ids, -100)
+        labelled = slice(length - shape.anchor_tokens, None)
+        self.labels[shape.rollouts :, labelled] = ids[shape.rollouts :, labelled]
+        self.rewards = torch.tensor([REWARDS] * shape.prompts, device=device)
+        if self.rewards.numel() != shape.rollouts:
+            raise ValueError(
+                f"{shape.name}: {shape.rollouts} rollouts, want {self.rewards.numel()}"
+            )
+        self.input_ids, self.labels = ids.to(device), self.labels.to(device)
+        position = torch.arange(1, length, device=device).expand(shape.rollouts, -1)
+        self.completion = position >= self.prompt
+        self.policy_mask = self.completion & (position < self.prompt + shape.text_tokens)
         self.batch = wf.HybridBatch.from_padded(
             self.input_ids,
-            torch.ones(shape.rollouts, shape.text_tokens + shape.speech_tokens),
+            torch.ones(shape.rollouts, completion, device=device),
             self.labels,
-            torch.tensor([[1.0, 5.0, 2.0, 4.0, 1.0, 3.0, 5.0, 2.0]])[:, : shape.rollouts],
-            torch.tensor([prompt]),
+            self.rewards,
+            torch.full((shape.prompts,), self.prompt, device=device),
         )
-        self.objective = wf.HybridObjective(self.layout, gate=RL_WEIGHT)
+        layout = wf.ModalityLayout(
+            vocab_size=shape.vocab, speech=(shape.speech,), boundary=shape.boundary
+        )
+        self.objective = wf.HybridObjective(layout, gate=RL_WEIGHT)
 
-    def leaves(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def leaves(self) -> tuple[Tensor, Tensor]:
         return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
 
-    def ours(self) -> tuple[wf.HybridOutput, torch.Tensor, torch.Tensor]:
+    def live(self) -> Tensor:
+        """Flat indices of the positions that carry loss: state t predicts id t + 1."""
+        marked = torch.zeros_like(self.labels, dtype=torch.bool)
+        marked[: self.shape.rollouts, :-1] = self.policy_mask
+        marked[self.shape.rollouts :, :-1] = self.labels[self.shape.rollouts :, 1:] != -100
+        return torch.nonzero(marked.flatten()).squeeze(-1)
+
+    def ours(self) -> Result:
         hidden, weight = self.leaves()
         out = self.objective(hidden, weight, self.batch)
-        return (out, *torch.autograd.grad(out.loss, (hidden, weight)))
+        grads = torch.autograd.grad(out.loss, (hidden, weight))
+        return _result({"loss": out.loss.detach(), "logp": out.logp}, *grads)
 
-    def released(self) -> tuple[torch.Tensor, ...]:
+    def released(self) -> Result:
         hidden, weight = self.leaves()
-        tables = (self.input_ids, self.labels, self.batch, self.layout, RL_WEIGHT)
-        return torch.autograd.grad(released_step(hidden, weight, *tables), (hidden, weight))
-
-    def three_gemms(self) -> tuple[torch.Tensor, ...]:
-        """What no exact method can do without: logits, dH and dW of the live rows."""
-        rows = self.hidden.flatten(0, 1)[: self.shape.live]
-        logits = rows @ self.weight.T
-        return logits @ self.weight, logits.T @ rows
-
-
-def check(step: Step) -> dict[str, float]:
-    """Largest errors against float64 on the same bf16 operands, computed in vocabulary slices."""
-    out, grad_hidden, grad_weight = step.ours()
-    live = torch.nonzero(out.logp).squeeze(-1)
-    rows = step.hidden.flatten(0, 1)[live].double()
-    targets = step.batch.targets[live]
-    slices = [slice(v, v + 16384) for v in range(0, step.shape.vocab, 16384)]
-    lse = torch.stack([(rows @ step.weight[s].double().T).logsumexp(-1) for s in slices])
-    lse = lse.logsumexp(0)
-    truth = (rows * step.weight[targets].double()).sum(-1) - lse
-
-    logp = truth.clone().requires_grad_()
-    table = torch.zeros(step.batch.targets.shape, dtype=torch.float64).index_put((live,), logp)
-    scores = wf.LogProb(table, None, table)
-    plan = step.objective.plan(step.batch)
-    loss = step.objective.combine(step.batch, plan, scores, torch.tensor(RL_WEIGHT)).loss
-    (g,) = torch.autograd.grad(loss, logp)
-    want_hidden = g[:, None] * step.weight[targets].double()
-    worst_weight = largest = 0.0
-    for s in slices:
-        block = step.weight[s].double()
-        p = torch.exp(rows @ block.T - lse[:, None]) * g[:, None]  # [live, slice]
-        want_hidden -= p @ block
-        inside = (targets >= s.start) & (targets < s.start + block.shape[0])
-        want = -(p.T @ rows).index_add_(0, targets[inside] - s.start, -(g[:, None] * rows)[inside])
-        worst_weight = max(worst_weight, (grad_weight[s].double() - want).abs().max().item())
-        largest = max(largest, want.abs().max().item())
-    hidden_error = (grad_hidden.flatten(0, 1)[live].double() - want_hidden).abs().max()
-    return {
-        "logp_max_error": (out.logp[live] - truth).abs().max().item(),
-        "grad_hidden_max_error": (hidden_error / want_hidden.abs().max()).item(),
-        "grad_weight_max_error": worst_weight / largest,
-    }
-
-
-def measure(step: Step, rounds: int) -> dict[str, Any]:
-    """Times and memory of the three sides."""
-    sides: dict[str, Callable[[], Any]] = {
-        "wavalign_fast": step.ours,
-        "released": step.released,
-        "three_gemms": step.three_gemms,
-    }
-    gradients = (step.hidden.numel() + step.weight.numel()) * 2
-    sides_report = timing.paired(sides, rounds=rounds)
-    for name, run in sides.items():
-        peak = timing.peak_extra_bytes(run)
-        extra = None if peak is None else max(0, peak - gradients)
-        sides_report[name]["extra_bytes_beyond_gradients"] = extra
-    return sides_report
-
-
-def table(shape: HybridShape, report: dict[str, Any]) -> str:
-    lines = [
-        f"{shape.name}: H {shape.hidden}, V {shape.vocab}, {shape.positions} positions, "
-        f"{shape.live} live",
-        f"{'':16}{'wall s':>9}{'CPU s':>9}{'it / ours':>11}{'extra MB':>11}",
-    ]
-    for name, side in report.items():
-        ratio = side["wall_ratio_to"].get("wavalign_fast")
-        extra = side["extra_bytes_beyond_gradients"]
-        lines.append(
-            f"{name:16}{side['wall_s']:9.3f}{side['cpu_s']:9.3f}"
-            f"{'' if ratio is None else f'{ratio:.2f}':>11}"
-            f"{'?' if extra is None else f'{extra / 2**20:.0f}':>11}"
+        loss = released_step(
+            *(hidden, weight, self.input_ids, self.labels, self.completion),
+            *(self.policy_mask, self.rewards, RL_WEIGHT),
         )
-    return "\n".join(lines)
+        return _result({"loss": loss.detach()}, *torch.autograd.grad(loss, (hidden, weight)))
+
+    def provider(self, calls: Any) -> Callable[[], Result] | None:
+        """A library's GRPO over the completions and its log-probs of the labelled tokens."""
+        if calls.grpo is None:
+            return None
+        rollouts, first = self.shape.rollouts, self.prompt - 1
+        labelled = self.labels[rollouts:, 1:] != -100
+        targets = self.labels[rollouts:, 1:][labelled]
+        ids = self.input_ids[:rollouts, first + 1 :].contiguous()
+        mask = self.policy_mask[:, first:].float()
+        per_row = labelled.sum(1, keepdim=True).expand_as(labelled)[labelled]
+
+        def run() -> Result:
+            hidden, weight = self.leaves()
+            policy = calls.grpo(hidden[:rollouts, first:-1], weight, ids, mask, self.rewards)
+            logp = calls.logp(hidden[rollouts:, :-1][labelled], weight, targets)
+            anchor = -(logp / per_row).sum() / labelled.shape[0]
+            loss = RL_WEIGHT * policy + (1 - RL_WEIGHT) * anchor
+            grads = torch.autograd.grad(loss, (hidden, weight))
+            return _result({"loss": loss.detach()}, *grads)
+
+        return run
+
+    def truth(self) -> Truth:
+        live, rollouts = self.live(), self.shape.rollouts
+        shape = (self.labels.shape[0], self.labels.shape[1])
+
+        def objective(logp: Tensor, _: Tensor) -> Tensor:
+            table = logp.new_zeros(self.labels.numel()).index_put((live,), logp).view(shape)
+            labelled = self.labels[rollouts:, 1:] != -100
+            policy, anchor = table[:rollouts, :-1], table[rollouts:, :-1]
+            rewards = self.rewards.double()
+            return hybrid_loss(policy, self.policy_mask, anchor, labelled, rewards, RL_WEIGHT)
+
+        targets = torch.roll(self.input_ids, -1, dims=1).flatten()[live]
+        rows = self.hidden.flatten(0, 1)[live]
+        truth = truth_of(rows, self.weight, targets, objective)
+        return truth.scattered(live, self.labels.numel())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def _result(values: dict[str, Tensor], grad_hidden: Tensor, grad_weight: Tensor) -> Result:
+    return Result(values, grad_hidden.flatten(0, 1), grad_weight)
+
+
+def make_case(shape: HybridShape, dtype: str, options: Options) -> Case:
+    step = Step(shape, DTYPES[dtype], options.device)
+    # Ours is not composed of the providers' parts: the whole step is one of its calls.
+    rivals = [s for s in provider_sides(options, step.provider) if not s.ours and s.run]
+    return Case(
+        shape=shape,
+        operation="hybrid step",
+        dtype=dtype,
+        sides=[
+            Side(
+                name="ours",
+                label="wavalign_fast",
+                run=step.ours,
+                ours=True,
+                version=package_version(),
+            ),
+            Side(name="released", label="released order of operations", run=step.released),
+            *rivals,
+        ],
+        truth=step.truth,
+        rows=step.hidden.flatten(0, 1)[step.live()],
+        weight=step.weight,
+        positions=shape.positions,
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a small head, for continuous integration"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="write results/hybrid_loss.json")
-    arguments = parser.parse_args()
-    shape = QUICK if arguments.quick else PAPER
-    machine = timing.machine()
-    step = Step(shape)
-    errors = check(step)
-    print("errors against float64:", ", ".join(f"{k} {v:.1e}" for k, v in errors.items()))
-    passed = errors["logp_max_error"] <= LOGP_TOLERANCE and all(
-        v <= GRADIENT_TOLERANCE for k, v in errors.items() if k.startswith("grad")
-    )
-    if not passed:
-        print("FAILED: the results are wrong, nothing is timed", file=sys.stderr)
-        return 1
-    report = measure(step, arguments.rounds)
-    print(table(shape, report))
-    if arguments.save:
-        record = {"shape": vars(shape), "machine": machine, "errors": errors, "sides": report}
-        print(f"wrote {timing.save('hybrid_loss', record)}")
-    return 0
+
+
+def cases(options: Options) -> Iterator[Callable[[], Case]]:
+    for name in options.shapes or (("quick",) if options.quick else (PAPER.name,)):
+        for dtype in options.dtypes:
+            yield partial(make_case, HYBRID[name], dtype, options)
+
+
+def run(options: Options) -> int:
+    return run_cases(NAME, cases(options), options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(parse(__doc__, shapes=HYBRID, argv=argv))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
+from .record import machine, save
 
 RECIPE = "spoken-sums"
 ARMS = "wavalign,on-policy,rl-all,sft-imperfect"
@@ -67,19 +67,19 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="write results/spoken_sums.json")
     arguments = parser.parse_args()
     arms, seeds = arguments.arms.split(","), [int(s) for s in arguments.seeds.split(",")]
-    machine = timing.machine()
+    facts = machine()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         pending = {
             arm: [pool.submit(train, arm, seed, arguments.output) for seed in seeds] for arm in arms
         }
         records = {arm: [job.result() for job in jobs] for arm, jobs in pending.items()}
-    report: dict[str, Any] = {"recipe": RECIPE, "machine": machine, "seeds": seeds, "arms": {}}
+    report: dict[str, Any] = {"recipe": RECIPE, "machine": facts, "seeds": seeds, "arms": {}}
     report["base"] = spread(next(iter(records.values())), "base")
     for arm, runs in records.items():
         report["arms"][arm] = spread(runs, "final")
         report["arms"][arm]["seconds"] = {"values": [run["seconds"] for run in runs]}
     if arguments.save:
-        print(f"wrote {timing.save('spoken_sums', report)}")
+        print(f"wrote {save('spoken_sums', report)}")
     return 0
 
 

@@ -2,57 +2,45 @@
 
 import ctypes
 import gc
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from .gpu import CudaClock
+
+Run = Callable[[], Any]
+
+COPY_BYTES = 2**28
+"""Far beyond any cache, so that the copy shows the memory and not the caches."""
 
 
-def paired(sides: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, dict[str, Any]]:
-    """Runs every side once per round, in turn, after one warm-up each.
+class Clock(Protocol):
+    """Takes the time of one call."""
 
-    Returns for each side the median and quartiles of its wall seconds and of its CPU seconds (all
-    threads), and the median over rounds of its wall time divided by each other side's.
-    """
-    for run in sides.values():
+    def time(self, run: Run) -> tuple[float, float]:
+        """(seconds, CPU seconds of all threads of the process)."""
+
+    def peak_extra_bytes(self, run: Run) -> int | None:
+        """How far memory rises above its level before ``run``; ``None`` where none can tell."""
+
+
+class HostClock:
+    """The clock of work on the CPU."""
+
+    def time(self, run: Run) -> tuple[float, float]:
+        before = time.perf_counter(), time.process_time()
         run()
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            gc.collect()
-            before = time.perf_counter(), time.process_time()
-            run()
-            wall[name].append(time.perf_counter() - before[0])
-            cpu[name].append(time.process_time() - before[1])
-    report: dict[str, dict[str, Any]] = {}
-    for name in sides:
-        low, middle, high = statistics.quantiles(wall[name], n=4, method="inclusive")
-        report[name] = {
-            "wall_s": middle,
-            "wall_quartiles_s": [low, high],
-            "cpu_s": statistics.median(cpu[name]),
-            "wall_ratio_to": {
-                other: statistics.median(
-                    a / b for a, b in zip(wall[name], wall[other], strict=True)
-                )
-                for other in sides
-                if other != name
-            },
-        }
-    return report
+        return time.perf_counter() - before[0], time.process_time() - before[1]
+
+    def peak_extra_bytes(self, run: Run) -> int | None:
+        return peak_extra_bytes(run)
 
 
-def peak_extra_bytes(run: Callable[[], Any]) -> int | None:
+def peak_extra_bytes(run: Run) -> int | None:
     """How far the process's resident memory rises above its level before ``run``.
 
     ``None`` where the kernel does not let a process reset its own peak.
@@ -70,39 +58,65 @@ def peak_extra_bytes(run: Callable[[], Any]) -> int | None:
     return peak - before
 
 
+def clock_for(device: str) -> Clock:
+    """The clock of a device type, "cpu" or "cuda"."""
+    return CudaClock() if device == "cuda" else HostClock()
+
+
+def paired(
+    sides: Mapping[str, Run], *, rounds: int, clock: Clock | None = None
+) -> dict[str, dict[str, Any]]:
+    """Runs every side once per round, in turn and back again, after one warm-up each.
+
+    Returns for each side the medians and quartiles of its seconds and of its CPU seconds (all
+    threads), and the median over rounds of its time divided by each other side's.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds: got {rounds}, want >= 2, for there are no quartiles of one")
+    clock = clock or HostClock()
+    for run in sides.values():
+        run()
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
+    for _ in range(rounds):
+        for name in order:
+            gc.collect()
+            seconds, cpu_seconds = clock.time(sides[name])
+            wall[name].append(seconds)
+            cpu[name].append(cpu_seconds)
+        order.reverse()  # or a side would always find the caches as the same neighbour left them
+    report: dict[str, dict[str, Any]] = {}
+    for name in sides:
+        report[name] = {
+            "rounds": rounds,
+            **_spread("wall", wall[name]),
+            **_spread("cpu", cpu[name]),
+            "wall_ratio_to": {
+                other: statistics.median(
+                    a / b for a, b in zip(wall[name], wall[other], strict=True)
+                )
+                for other in sides
+                if other != name
+            },
+        }
+    return report
+
+
+def _spread(name: str, seconds: list[float]) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {f"{name}_s": middle, f"{name}_quartiles_s": [low, high]}
+
+
+def copy_side(device: str) -> Run:
+    """A side that copies ``COPY_BYTES``: reads and writes that many."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source)
+
+
 def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((ln.split(":")[1].strip() for ln in info.splitlines() if "model name" in ln), "?")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def save(name: str, record: dict[str, Any]) -> Path:
-    """Writes ``results/<name>.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    return path

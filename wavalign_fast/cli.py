@@ -5,6 +5,7 @@ answer at once.
 """
 
 import argparse
+import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("recipe", help="e.g. spoken-sums")
     build.add_argument("--output", type=Path, help="directory; by default ./RECIPE-assets")
     build.set_defaults(command=_build_recipe)
+
+    bench = commands.add_parser("bench", help="time the losses beside the rivals on this machine")
+    bench.add_argument("--quick", action="store_true", help="small shapes, at most three minutes")
+    bench.add_argument(
+        "--device", choices=("cpu", "cuda"), help="by default the CPU, and the GPU if there is one"
+    )
+    bench.add_argument(
+        "--output", type=Path, default=Path("wavalign-bench"), help="where JSON and page go"
+    )
+    bench.set_defaults(command=_bench)
 
     doctor = commands.add_parser("doctor", help="report backends, compiler, CPU and versions")
     doctor.set_defaults(command=_doctor)
@@ -270,6 +281,29 @@ def _build_recipe(args: argparse.Namespace) -> int:
     except RuntimeError as error:
         raise UserError(one_line(error)) from error
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    suite = _benchmarks("suite")
+    with user_input("bench"):
+        devices = suite.devices(args.device)
+        args.output.mkdir(parents=True, exist_ok=True)
+    return int(suite.bench(quick=args.quick, devices=devices, output=args.output))
+
+
+def _benchmarks(name: str) -> Any:
+    """A module of the benchmarks: of the installed package, or of the checkout around this one."""
+    package = "wavalign_fast.benchmarks"
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if importlib.util.find_spec(package) is None and (folder / "suite.py").exists():
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[package] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _doctor(args: argparse.Namespace) -> int:

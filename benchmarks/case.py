@@ -1,0 +1,199 @@
+"""One comparison: the gate first, then time, CPU time and memory of all sides in one process."""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import timing
+from .options import DTYPES, Options
+from .providers import Loaded, Provider, Unsupported, available, version
+from .record import add_case, machine
+from .report.tables import text_table
+from .shapes import Head
+from .truth import OURS, RIVALS, Result, Truth
+
+BOUND = "three_gemms"
+COMPILING = ("torch-compile", "cce")
+DEVICE_OF = {"ours-cpu": "cpu", "ours-triton": "cuda", "ours-cuda": "cuda"}
+"""Providers that serve one kind of device only."""
+
+
+class WrongResultError(Exception):
+    """One of our own sides is not within its tolerance: nothing may be timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One way to compute the case."""
+
+    name: str
+    label: str
+    run: Callable[[], Result] | None
+    """Forward and backward; ``None`` where ``reason`` says why it cannot run."""
+    ours: bool = False
+    version: str | None = None
+    reason: str | None = None
+
+
+@dataclass(kw_only=True)
+class Case:
+    """Operands, sides and the truth of one comparison."""
+
+    shape: Head
+    operation: str
+    dtype: str
+    sides: list[Side]
+    truth: Callable[[], Truth]
+    rows: Tensor
+    """[N, H], the rows that carry loss."""
+    weight: Tensor
+    positions: int
+    """Rows of the hidden states that get a gradient, with or without loss."""
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What every side must hold in the end."""
+        numbers = self.positions * self.rows.shape[1] + self.weight.numel()
+        return numbers * self.weight.element_size()
+
+
+def provider_sides(
+    options: Options, step: Callable[[Any], Callable[[], Result] | None]
+) -> list[Side]:
+    """A side for every provider; ``step`` makes its run from its calls, or has none."""
+    chosen = [
+        loaded for loaded in available(options.providers) if serves(loaded.provider, options.device)
+    ]
+    if options.quick and options.providers is None:
+        chosen = [
+            Loaded(loaded.provider, None, "compiling takes longer than all the rest of --quick")
+            if loaded.calls is not None and loaded.provider.name in COMPILING
+            else loaded
+            for loaded in chosen
+        ]
+    return [_provider_side(loaded, step) for loaded in chosen]
+
+
+def serves(provider: Provider, device: str) -> bool:
+    """Whether a provider is for tensors of this device type."""
+    return DEVICE_OF.get(provider.name, device) == device
+
+
+def _provider_side(loaded: Loaded, step: Callable[[Any], Callable[[], Result] | None]) -> Side:
+    provider, calls, reason = loaded
+    run = None if calls is None else step(calls)
+    return Side(
+        name=provider.name,
+        label=provider.label,
+        run=run,
+        ours=provider.name.startswith("ours"),
+        version=version(provider),
+        reason=reason or (None if run else "has no such function"),
+    )
+
+
+def run_cases(name: str, cases: Iterable[Callable[[], Case]], options: Options) -> int:
+    """Measures one case after the other; 1 as soon as one of ours is wrong."""
+    for build in cases:
+        if record_case(name, build(), options) is None:
+            return 1
+    return 0
+
+
+def record_case(name: str, case: Case, options: Options) -> dict[str, Any] | None:
+    """Measures, prints and writes a case; ``None``, and a message, if one of ours is wrong."""
+    print(f"{name}: {case.shape.title}, {case.operation}, {case.dtype}", flush=True)
+    try:
+        record = measure(case, options)
+    except WrongResultError as error:
+        print(f"FAILED: {error}: nothing is timed", file=sys.stderr)
+        return None
+    print(text_table(record), flush=True)
+    if options.directory is not None:
+        print(f"wrote {add_case(name, record, options.directory)}", flush=True)
+    return record
+
+
+def measure(case: Case, options: Options) -> dict[str, Any]:
+    """The record of a case.
+
+    Raises:
+        WrongResultError: a side of ours fails the gate. A rival that fails it is not timed.
+    """
+    # Otherwise the second shape is compiled for any shape, and the rivals' time depends on order.
+    torch.compiler.reset()
+    facts = machine(options.device)
+    sides = _checked(case)
+    clock = timing.clock_for(options.device)
+    running: dict[str, Callable[[], Any]] = {
+        side.name: side.run
+        for side in case.sides
+        if side.run is not None and sides[side.name]["outcome"] == "right"
+    }
+    running[BOUND] = lambda: three_gemms(case.rows, case.weight)
+    copy = timing.copy_side(options.device)
+    times = timing.paired(running | {"copy": copy}, rounds=options.rounds, clock=clock)
+    copied = times.pop("copy")["wall_s"]
+    del copy
+    sides[BOUND] = {"label": "three products alone", "bound": True, "outcome": "right"}
+    for name, run in running.items():
+        times[name]["wall_ratio_to"].pop("copy")
+        peak = clock.peak_extra_bytes(run)
+        extra = None if peak is None else max(0, peak - case.gradient_bytes)
+        sides[name] |= times[name] | {"extra_bytes_beyond_gradients": extra}
+    flops = 6 * case.rows.numel() * case.weight.shape[0]
+    return {
+        "shape": asdict(case.shape) | {"live": case.rows.shape[0]},
+        "operation": case.operation,
+        "dtype": case.dtype,
+        "device": options.device,
+        "machine": facts,
+        "tolerance": asdict(OURS[DTYPES[case.dtype]]),
+        "rates": {
+            "flops": flops,
+            "gemm_flops_per_s": flops / times[BOUND]["wall_s"],
+            "copy_bytes_per_s": 2 * timing.COPY_BYTES / copied,
+        },
+        "sides": sides,
+    }
+
+
+def three_gemms(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What no exact method can do without: logits, dH and dW of the rows that carry loss."""
+    logits = rows @ weight.T
+    return logits @ weight, logits.T @ rows
+
+
+def _checked(case: Case) -> dict[str, dict[str, Any]]:
+    """Every side's entry, with its errors against float64 and what came of the gate."""
+    truth = case.truth()
+    dtype = DTYPES[case.dtype]
+    entries: dict[str, dict[str, Any]] = {}
+    for side in case.sides:
+        entry: dict[str, Any] = {"label": side.label, "version": side.version, "ours": side.ours}
+        entries[side.name] = entry
+        if side.run is None:
+            entry |= {"outcome": "absent", "detail": side.reason}
+            continue
+        try:
+            errors = truth.errors(side.run())
+        except Exception as error:  # a rival may raise whatever it likes
+            if side.ours and not isinstance(error, Unsupported):
+                raise
+            entry |= {"outcome": "error", "detail": _first_line(error)}
+            continue
+        refused = (OURS if side.ours else RIVALS)[dtype].refuses(errors)
+        entry |= {"outcome": "wrong" if refused else "right", "errors": errors}
+        if refused and side.ours:
+            found = ", ".join(f"{name} {errors[name]:.1e}" for name in refused)
+            raise WrongResultError(f"{side.name} is off in {found}, want {OURS[dtype]}")
+    return entries
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,67 @@
+"""The command line that the benchmarks share."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .record import RESULTS
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a benchmark is run."""
+
+    shapes: tuple[str, ...] = ()
+    """Names of shapes; empty: the benchmark's own choice."""
+    dtypes: tuple[str, ...] = ("bf16", "fp32")
+    providers: tuple[str, ...] | None = None
+    """Keys of ``providers.py``; ``None``: all that load."""
+    rounds: int = 5
+    device: str = "cpu"
+    quick: bool = False
+    directory: Path | None = None
+    """Where the JSON goes; ``None``: nowhere."""
+
+
+def parse(
+    description: str | None,
+    *,
+    shapes: Iterable[str] = (),
+    argv: Sequence[str] | None = None,
+) -> Options:
+    """Options from the command line; ``shapes`` are the names it accepts."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = tuple(shapes)
+    if names:
+        parser.add_argument(
+            "--shape", action="append", choices=names, help="may be given several times"
+        )
+    parser.add_argument("--dtype", action="append", choices=tuple(DTYPES), help="both by default")
+    parser.add_argument("--providers", help="keys of providers.py, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a small shape, for CI")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--save", action="store_true", help="write into benchmarks/results")
+    target.add_argument("--output", type=Path, metavar="DIR", help="write the JSON there")
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds: got {args.rounds}, want >= 2")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: got cuda, want cpu: this torch sees no GPU")
+    return Options(
+        shapes=tuple(getattr(args, "shape", None) or ()),
+        dtypes=tuple(args.dtype or DTYPES),
+        providers=None if args.providers is None else tuple(args.providers.split(",")),
+        rounds=args.rounds,
+        device=args.device,
+        quick=args.quick,
+        directory=RESULTS if args.save else args.output,
+    )

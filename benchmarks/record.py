@@ -1,0 +1,95 @@
+"""Result files: what was measured, on which machine, at which commit."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import gpu
+
+RESULTS = Path(__file__).parent / "results"
+FORMAT = 2
+KEY = ("device", "dtype", "operation")
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures are measured on, and with which version of the package."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((ln.split(":")[1].strip() for ln in info.splitlines() if "model name" in ln), "?")
+    facts = {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "wavalign_fast": package_version(),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return facts | (gpu.describe() if device == "cuda" else {})
+
+
+def package_version() -> str | None:
+    try:
+        return metadata.version("wavalign-fast")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit; ``None`` for an installed package, which lies in no checkout."""
+    folder = Path(__file__).parent
+    if folder.name != "benchmarks" or not (folder.parent / "pyproject.toml").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def save(name: str, record: dict[str, Any], directory: Path = RESULTS) -> Path:
+    """Writes ``<name>.json``, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(name: str, directory: Path = RESULTS) -> dict[str, Any] | None:
+    """The record of a benchmark; ``None`` where it was not run."""
+    path = directory / f"{name}.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def case_key(case: dict[str, Any]) -> tuple[str, ...]:
+    """Two cases with one key are measurements of the same thing."""
+    return (case["shape"]["name"], *(case[name] for name in KEY))
+
+
+def add_case(name: str, case: dict[str, Any], directory: Path) -> Path:
+    """Puts a case into ``<name>.json``, in the place of an earlier one of the same thing."""
+    record = load(name, directory) or {"benchmark": name, "format": FORMAT, "cases": []}
+    keys = [case_key(old) for old in record["cases"]]
+    if case_key(case) in keys:
+        record["cases"][keys.index(case_key(case))] = case
+    else:
+        record["cases"].append(case)
+    return save(name, record, directory)

@@ -1,0 +1,51 @@
+"""Makes README's tables, the plots and the page again from benchmarks/results/*.json.
+
+python -m benchmarks.report [--check]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..record import RESULTS, load
+from .page import write_page
+from .plots import NoMatplotlibError, Records, write_plots
+from .readme import README, rendered
+
+NAMES = ("linear_logprob", "hybrid_loss", "dpo", "growth", "adversarial", "spoken_sums")
+PLOTS = RESULTS.parent / "plots"
+PAGE = RESULTS.parent / "results.html"
+
+
+def read_records(directory: Path) -> Records:
+    """name -> record, ``None`` where a benchmark was not run."""
+    return {name: load(name, directory) for name in NAMES}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; 1 if README.md is out of date"
+    )
+    arguments = parser.parse_args(argv)
+    records = read_records(RESULTS)
+    before = README.read_text(encoding="utf-8")
+    after = rendered(before, records)
+    if arguments.check:
+        return int(before != after)
+    try:
+        written = write_plots(records, PLOTS)
+    except NoMatplotlibError as error:
+        print(f"benchmarks.report: error: {error}", file=sys.stderr)
+        return 2
+    README.write_text(after, encoding="utf-8")
+    for path in (README, *written, write_page(records, PAGE)):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Why a rival is ahead, in words. Whether one is ahead is read from the figures."""
+
+from typing import Any
+
+from .rows import Place
+
+COMPILED = (
+    "torch.compile fuses the softmax into passes over the whole logits, which it keeps in the "
+    "operands' type"
+)
+WHY = {
+    ("time", "torch-compile"): COMPILED,
+    ("time", "cce"): COMPILED,
+    ("memory", "torch-compile"): COMPILED,
+    ("memory", "cce"): COMPILED,
+}
+SMALL_BYTES = 32 * 2**20
+SMALL = "the full logits fit the caches, and the fixed cost of a call decides"
+UNKNOWN = "not yet explained"
+
+
+def why(place: Place, case: dict[str, Any]) -> str:
+    """The reason that is known for a rival being ahead in a metric of a case."""
+    item = 2 if case["dtype"] == "bf16" else 4
+    small = case["shape"]["live"] * case["shape"]["vocab"] * item <= SMALL_BYTES
+    if place.metric.key == "time" and small:
+        return SMALL
+    return WHY.get((place.metric.key, place.best.name), UNKNOWN)

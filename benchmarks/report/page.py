@@ -1,0 +1,174 @@
+"""One self-contained page of all measurements; nothing on it is fetched."""
+
+import html
+import os
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from .adversarial import adversarial_section
+from .notes import why
+from .plots import NoMatplotlibError, Records, cases_of, compared_cases, data_uri, figures
+from .rows import Place, Standing, places, standings
+from .tables import caption, html_table, machine_line, rates_line, verdict
+from .theme import PAGE_DARK, PAGE_LIGHT
+
+TITLES = {
+    "linear_logprob": "Log-probabilities under a large head",
+    "hybrid_loss": "The hybrid step",
+    "dpo": "Preference loss",
+}
+METHOD = (
+    "Every side is checked against float64 on the same operands before anything is timed: values "
+    "and gradients. Then all sides run in turn and back again in one process; times are medians, "
+    "forward and backward together, and a ratio is the median over rounds. CPU time counts all "
+    "threads. Extra memory is the peak beyond operands and gradients. “Of the GEMM rate” is the "
+    "time of torch's own three products (logits, dH, dW) on the rows that carry loss, in the same "
+    "run, over the side's time. The best figure of a column is underlined. “Level” "
+    "is said of times whose quartile ranges overlap, of memory within 5 % and of errors within a "
+    "factor of two, which the order of a summation makes."
+)
+
+
+def write_page(records: Records, path: Path) -> Path:
+    """Writes the page of these records; without matplotlib it has no plots and says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(render(records), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(records: Records) -> str:
+    """The whole page as text."""
+    cases = compared_cases(records)
+    plots, missing = _plots(records)
+    sections = [_section("Overview", plots["overview"])] if "overview" in plots else []
+    for name, title in TITLES.items():
+        content = _benchmark(cases_of(records, name), plots.get(name, ""))
+        sections.append(_section(title, content))
+    sections.append(_section("Growth", plots.get("growth", "") + _slopes(records)))
+    adversarial = records.get("adversarial")
+    if adversarial:
+        sections.append(_section("Who fails what", adversarial_section(adversarial)))
+    sections.append(_section("How it is measured", f'<p class="note">{html.escape(METHOD)}</p>'))
+    style = files("wavalign_fast.report").joinpath("style.css").read_text(encoding="utf-8")
+    template = Template(_asset("page.html"))
+    return template.substitute(
+        style=style + _asset("page.css"),
+        headline=html.escape(_headline(cases)),
+        lead=html.escape(_lead(records)),
+        standing=_standing(standings(cases)),
+        sections="".join(sections),
+        footer=html.escape(missing),
+    )
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _plots(records: Records) -> tuple[dict[str, str], str]:
+    """name -> picture, and what to say where none can be drawn."""
+    try:
+        drawn = figures(records)
+    except NoMatplotlibError as error:
+        return {}, f"No plots: {error}."
+    return {
+        name: '<picture><source media="(prefers-color-scheme: dark)" '
+        f'srcset="{data_uri(draw, PAGE_DARK)}">'
+        f'<img alt="Plot: {html.escape(name)}" src="{data_uri(draw, PAGE_LIGHT)}"></picture>'
+        for name, draw in drawn.items()
+    }, ""
+
+
+def _headline(cases: list[dict[str, Any]]) -> str:
+    time = next((s for s in standings(cases) if s.metric.key == "time"), None)
+    if time is None:
+        return "Measurements without a rival"
+    if time.first == time.cases:
+        return f"First in time in all {time.cases} comparisons"
+    level = f", level in {time.level}" if time.level else ""
+    behind = f", behind in {time.behind}" if time.behind else ""
+    return f"First in time in {time.first} of {time.cases} comparisons{level}{behind}"
+
+
+def _lead(records: Records) -> str:
+    machines = {machine_line(case) for case in compared_cases(records)}
+    return "; ".join(sorted(machines)) or "Nothing was compared."
+
+
+def _standing(found: list[Standing]) -> str:
+    items = "".join(
+        f"<li><b>{html.escape(s.metric.title)}</b>: first in {s.first}, level in {s.level}, behind "
+        f"in {s.behind} of {s.cases}</li>"
+        for s in found
+    )
+    return f'<ul class="findings">{items}</ul>' if items else ""
+
+
+def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
+    """The plot, the first shape's tables in view, those of the others folded."""
+    parts = [plot]
+    grouped = groupby(cases, key=lambda case: (case["shape"]["name"], case["device"]))
+    for index, (_, group) in enumerate(grouped):
+        same = list(group)
+        tables = "".join(_case(case) for case in same)
+        shape = same[0]["shape"]
+        source = f'<p class="note">Source of the shape: {html.escape(shape["source"])}.</p>'
+        if index == 0:
+            parts.append(tables + source)
+            continue
+        head = caption(same[0]).rsplit(", ", 2)[0]
+        summary = f"<summary>{html.escape(head)}: {html.escape(_short(same))}</summary>"
+        parts.append(f"<details>{summary}{tables}{source}</details>")
+    return "".join(parts)
+
+
+def _case(case: dict[str, Any]) -> str:
+    rates = rates_line(case)
+    note = f'<p class="note">{html.escape(rates)}</p>' if rates else ""
+    items = "".join(f"<li>{_verdict(place, case)}</li>" for place in places(case))
+    return f'{html_table(case)}<ul class="verdicts">{items}</ul>{note}'
+
+
+def _verdict(place: Place, case: dict[str, Any]) -> str:
+    kind = "even" if place.level else "ahead" if place.first else "behind"
+    text = f'<span class="{kind}">{html.escape(verdict(place))}</span>'
+    return f"{text}. Why: {html.escape(why(place, case))}." if kind == "behind" else text
+
+
+def _short(cases: list[dict[str, Any]]) -> str:
+    parts = [f"{s.metric.title} first in {s.first} of {s.cases}" for s in standings(cases)]
+    return ", ".join(parts) or "no rival"
+
+
+def _slopes(records: Records) -> str:
+    slopes = (records.get("growth") or {}).get("slopes", {})
+    lines = [
+        f"<tr><th scope=row>{html.escape(axis)}</th><td>{html.escape(side)}</td>"
+        f"<td>{figures['time']:.2f}</td><td>{_slope(figures.get('extra_memory'))}</td></tr>"
+        for axis, sides in slopes.items()
+        for side, figures in sides.items()
+        if "time" in figures
+    ]
+    if not lines:
+        return ""
+    return (
+        '<div class="scroll"><table><caption>Slopes in the log-log plot: 1 is linear, 0 is flat'
+        "</caption><thead><tr><th>axis</th><th>side</th><th>time</th><th>extra memory</th></tr>"
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _slope(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}".replace("-", "−")

@@ -1,0 +1,156 @@
+"""The measured part of README.md, between its markers."""
+
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .plots import Records, cases_of, compared_cases, main_cases, plot_names
+from .rows import error_name, primary_of, standings
+from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
+
+README = Path(__file__).parents[2] / "README.md"
+PLOTS = "benchmarks/plots"
+ALT = {
+    "overview": "Time of every rival over ours, case by case",
+    "linear_logprob": "Time, extra memory and error of log-probabilities, by implementation",
+    "hybrid_loss": "Time, extra memory and error of the hybrid step, by implementation",
+    "dpo": "Time, extra memory and error of the preference loss, by implementation",
+    "growth": "Time and extra memory against rows, vocabulary and hidden size",
+}
+FIGURES = {
+    "text_accuracy": "text right",
+    "speech_matches_text": "speech = own text",
+    "speech_says_sum": "speech right",
+    "speech_ce": "speech CE",
+    "text_ce": "text CE",
+    "ended": "ends",
+}
+
+
+def picture(name: str) -> str:
+    """The plot in the reader's own colours."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{PLOTS}/{name}-dark.png">'
+        f'<img alt="{ALT[name]}" src="{PLOTS}/{name}-light.png"></picture>'
+    )
+
+
+def overview(records: Records) -> str:
+    """How often ours is first, and the plot of all cases."""
+    return f"{standing_text(compared_cases(records))}\n\n{picture('overview')}"
+
+
+def standing_text(cases: list[dict[str, Any]]) -> str:
+    """One sentence on all cases together."""
+    parts = []
+    for standing in standings(cases):
+        level = f", level in {standing.level}" if standing.level else ""
+        behind = f", behind in {standing.behind}" if standing.behind else ""
+        parts.append(f"{standing.metric.title} in {standing.first}{level}{behind}")
+    return f"Over the {len(cases)} measured cases, ours is first in {'; in '.join(parts)}."
+
+
+def benchmark(name: str, lead: str) -> Callable[[Records], str]:
+    """``lead``, the table of a benchmark's main case, its verdicts, and where it was measured."""
+
+    def make(records: Records) -> str:
+        case = main_cases(cases_of(records, name))[0]
+        own = own_error(case)
+        notes = [f"{text[0].upper()}{text[1:]}." for text in case_verdicts(case)]
+        facts = [f"{machine_line(case)}. Medians.", rates_line(case), own]
+        parts = [
+            lead,
+            markdown_table(case),
+            " ".join(notes),
+            " ".join(fact for fact in facts if fact),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    return make
+
+
+def own_error(case: dict[str, Any]) -> str:
+    """The error of our log-probabilities where no rival returns any."""
+    primary = primary_of(case)
+    errors = {} if primary is None else case["sides"][primary].get("errors", {})
+    if "logp" not in errors or error_name(case) == "logp":
+        return ""
+    return (
+        "Largest error of our log-probabilities against float64 on the same operands: "
+        f"{scientific(errors['logp'])}."
+    )
+
+
+def growth(records: Records) -> str:
+    """The plot and the slopes of ours."""
+    record = records.get("growth") or {}
+    ours: dict[str, dict[str, float]] = {
+        axis: next((figures for name, figures in sides.items() if name.startswith("ours")), {})
+        for axis, sides in record.get("slopes", {}).items()
+    }
+    lines = [
+        f"{axis}: time {figures['time']:.2f}"
+        + (f", extra memory {figures['extra_memory']:.2f}" if "extra_memory" in figures else "")
+        for axis, figures in ours.items()
+        if "time" in figures
+    ]
+    text = "Slopes of ours in the log-log plot (1 is linear, 0 is flat): " + "; ".join(lines) + "."
+    parts = ["Growth, one axis at a time:", picture("growth"), *([text] if lines else [])]
+    return "\n\n".join(parts)
+
+
+def spoken_sums(records: Records) -> str:
+    """The recipe's arms: mean and spread over the seeds."""
+    record = records["spoken_sums"]
+    assert record is not None
+    lines = [
+        "| arm | " + " | ".join(FIGURES.values()) + " | training |",
+        "|---" * (len(FIGURES) + 2) + "|",
+    ]
+    for arm, figures in ({"base": record["base"]} | record["arms"]).items():
+        cells = []
+        for name in FIGURES:
+            mean, deviation = figures[name]["mean"], figures[name]["std"]
+            cells.append(f"{mean:.3f}" + ("" if arm == "base" else f" ± {deviation:.3f}"))
+        seconds = figures.get("seconds")
+        spent = f"{statistics.mean(seconds['values']):.0f} s" if seconds else ""
+        label = arm if arm == "base" else f"`{arm}`"
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {spent} |")
+    items = record["base"]["items"]["mean"]
+    lines += [
+        "",
+        f"{items:.0f} held-out spoken answers each, sampled at T = 1; one thread a run, two runs "
+        f"at a time on {record['machine']['cores']} shared cores, {record['machine']['date']}. "
+        "CE is cross-entropy in nats per token on right demonstrations.",
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Records], str]] = {
+    "overview": overview,
+    "hybrid_loss": benchmark("hybrid_loss", "The hybrid step on the paper's head:"),
+    "linear_logprob": benchmark(
+        "linear_logprob", "Log-probabilities of chosen ids, as every such trainer needs them:"
+    ),
+    "growth": growth,
+    "spoken_sums": spoken_sums,
+}
+
+
+def rendered(text: str, records: Records) -> str:
+    """README with every block made anew; a block of something not measured is empty."""
+    measured = {*plot_names(records), *(name for name, record in records.items() if record)}
+    for name, make in BLOCKS.items():
+        block = f"\n{make(records)}" if name in measured else ""
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        text, count = re.subn(
+            f"{re.escape(begin)}.*?{re.escape(end)}",
+            lambda _, block=block, begin=begin, end=end: f"{begin}{block}\n{end}",
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"README.md has {count} places for {name}, want 1")
+    return text

@@ -1,0 +1,287 @@
+"""Tables, page and README from records: true to them, and whole where pieces are missing."""
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from benchmarks.report import __main__ as report
+from benchmarks.report import plots, readme
+from benchmarks.report.adversarial import adversarial_section, failures
+from benchmarks.report.notes import SMALL, UNKNOWN, WHY, why
+from benchmarks.report.page import render
+from benchmarks.report.rows import METRICS, places, rows_of, standings
+from benchmarks.report.tables import (
+    case_verdicts,
+    html_table,
+    markdown_table,
+    mebibytes,
+    seconds,
+    text_table,
+)
+from tests.benchmarks.synthetic import adversarial, case, growth, records
+
+NOTHING = dict.fromkeys(report.NAMES)
+VOID = {"meta", "img", "source", "br"}
+
+
+class Balanced(HTMLParser):
+    """Collects the text; fails where an element is closed that is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def page_text(found) -> str:
+    parser = Balanced()
+    parser.feed(render(found))
+    parser.close()
+    assert parser.open == []
+    return parser.text
+
+
+def verdict(rivals, **options) -> dict[str, str]:
+    return dict(text.split(": ", 1) for text in case_verdicts(case(rivals, **options)))
+
+
+def test_who_is_first_is_read_from_the_figures():
+    assert verdict({"torch": 2.0, "trl": 3.0})["time"] == "first, 2.00× before Rival torch"
+    assert verdict({"torch": 2.0, "trl": 0.8})["time"] == "behind Rival trl, 1.25×"
+    assert verdict({"torch": 1.005})["time"] == "level with Rival torch"
+    assert verdict({"torch": 0.995})["time"] == "level with Rival torch"
+
+
+def test_memory_and_error_have_margins_of_their_own():
+    found = verdict({"torch": 2.0}, extra=5 * 2**20, errors={"logp": 1e-2, "grad_weight": 1e-3})
+    assert found["extra memory"] == "behind Rival torch, 2.00×"
+    assert found["error"] == "first, 10000× before Rival torch"
+    found = verdict({"torch": 2.0}, extra=int(9.8 * 2**20), errors={"logp": 6e-7})
+    assert found["extra memory"] == found["error"] == "level with Rival torch"
+
+
+def test_ours_with_no_extra_memory_at_all_is_first():
+    one = case({"torch": 2.0})
+    one["sides"]["ours-cpu"]["extra_bytes_beyond_gradients"] = 0
+    assert "extra memory: first, by any factor before Rival torch" in case_verdicts(one)
+
+
+def test_the_bound_is_no_rival_and_wrong_sides_are_none():
+    one = case({"torch": 0.1})
+    one["sides"]["torch"]["outcome"] = "wrong"
+    del one["sides"]["torch"]["wall_s"], one["sides"]["torch"]["wall_quartiles_s"]
+    assert places(one) == []
+    assert "wrong result, not timed" in html_table(one)
+
+
+def test_errors_are_compared_in_what_all_sides_return():
+    one = case({"released": 2.0}, errors={"loss": 1e-2})
+    one["sides"]["ours-cpu"]["errors"] = {"logp": 1e-6, "loss": 1e-5}
+    rows = {row.name: row for row in rows_of(one)}
+    assert (rows["ours-cpu"].error, rows["released"].error) == (1e-5, 1e-2)
+    assert "loss error" in markdown_table(one)
+    assert "1.0e-6" not in markdown_table(one)
+
+
+def test_rows_are_ours_then_by_time_then_the_bound():
+    names = [row.name for row in rows_of(case({"slow": 9.0, "quick": 0.5}))]
+    assert names == ["ours-cpu", "quick", "slow", "three_gemms"]
+
+
+def test_the_best_figure_of_a_column_is_bold_and_the_bound_is_not():
+    table = markdown_table(case({"torch": 2.0, "trl": 0.7}))
+    lines = {line.split("|")[1].strip("* "): line for line in table.splitlines()[2:]}
+    assert "**700 ms**" in lines["Rival trl"]
+    assert "**1.00 s**" not in lines["wavalign_fast"]
+    assert "**500 ms**" not in lines["three products alone"]
+    assert "50%" in lines["wavalign_fast"]
+
+
+def test_what_did_not_run_is_said_once_a_reason():
+    one = case({"torch": 2.0})
+    for name in ("a", "b"):
+        one["sides"][name] = {"label": f"Rival {name}", "outcome": "absent", "detail": "no such"}
+    one["sides"]["c"] = {"label": "Rival c", "outcome": "error", "detail": "boom"}
+    text = text_table(one)
+    assert "Not run (no such): Rival a, Rival b" in text
+    assert re.search(r"Rival c +fails: boom", text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0.00312, "3.12 ms"), (0.0456, "45.6 ms"), (0.9994, "999 ms"), (12.3, "12.30 s")],
+)
+def test_seconds(value, text):
+    assert seconds(value) == text
+
+
+def test_mebibytes():
+    assert (mebibytes(None), mebibytes(0), mebibytes(300 * 2**20)) == ("", "0.0 MiB", "300 MiB")
+
+
+def test_reasons_are_given_only_for_what_is_behind():
+    assert all(metric in {m.key for m in METRICS} for metric, _ in WHY)
+    ahead = case({"cce": 0.5})
+    text = page_text({**NOTHING, "dpo": {"cases": [ahead]}})
+    assert f"Why: {WHY['time', 'cce']}" in text
+    text = page_text({**NOTHING, "dpo": {"cases": [case({"cce": 2.0})]}})
+    assert WHY["time", "cce"] not in text
+
+
+def test_an_unexplained_rival_is_called_that():
+    one = case({"trl": 0.5})
+    place = next(place for place in places(one) if place.metric.key == "time")
+    assert why(place, one) == UNKNOWN
+    one["shape"] |= {"live": 16, "vocab": 512}
+    assert why(place, one) == SMALL
+
+
+def test_the_headline_counts():
+    one = page_text({**NOTHING, "dpo": {"cases": [case({"torch": 2.0})]}})
+    assert "First in time in all 1 comparisons" in one
+    found = records()
+    text = page_text(found)
+    assert "First in time in 3 of 4 comparisons, behind in 1" in text
+    counted = {s.metric.key: (s.first, s.level, s.behind) for s in standings(
+        found["linear_logprob"]["cases"] + found["hybrid_loss"]["cases"])}  # fmt: skip
+    assert counted == {"time": (3, 0, 1), "memory": (0, 4, 0), "error": (0, 4, 0)}
+
+
+def test_the_page_shows_every_case_and_fetches_nothing():
+    found = records()
+    text, source = page_text(found), render(found)
+    for name in ("linear_logprob", "hybrid_loss"):
+        for one in found[name]["cases"]:
+            assert f"{one['operation']}, {one['dtype']}" in text
+    assert "nobody's <head>" in text
+    assert "nobody's <head>" not in source  # escaped
+    assert not re.search(r'(src|href|srcset)="(?!data:)', source)
+
+
+@pytest.mark.parametrize("missing", [name for name in report.NAMES if records()[name]])
+def test_the_page_is_whole_without_any_one_record(missing):
+    page_text({**records(), missing: None})
+
+
+def test_the_page_of_nothing():
+    assert "Nothing was compared" in page_text(NOTHING)
+
+
+def test_a_case_without_the_newer_fields_has_fewer_columns():
+    one = case({"torch": 2.0})
+    del one["rates"], one["tolerance"]
+    for side in one["sides"].values():
+        for name in ("errors", "cpu_quartiles_s", "rounds", "version"):
+            side.pop(name, None)
+    text = page_text({**NOTHING, "hybrid_loss": {"cases": [one]}})
+    assert "gradient error" not in text and "GFLOP/s" not in text
+    assert "extra memory" in text
+
+
+def test_who_fails_what():
+    record = adversarial()
+    counts = failures(record)
+    assert counts["torch"] == {"fail": 1, "unsupported": 1, "crash": 1}
+    assert counts["ours-cpu"] == {"pass": 3}
+    section = adversarial_section(record)
+    assert "<td>0 of 3</td><td>2 of 2</td>" in section
+    assert "NaN in &lt;dX&gt;" in section
+    assert "wants two devices" in section
+    del record["not_applicable"], record["cases"][0]["outcomes"]["torch"]
+    assert "<td></td>" in adversarial_section(record)
+
+
+def test_plots_are_of_what_was_measured():
+    assert plots.plot_names(NOTHING) == []
+    assert plots.plot_names(records()) == ["overview", "linear_logprob", "hybrid_loss", "growth"]
+    assert plots.plot_names({**NOTHING, "dpo": {"cases": [case({})]}}) == ["dpo"]
+
+
+def test_plots_are_drawn_for_light_and_for_dark_pages(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = records()
+    found["linear_logprob"]["cases"][0]["sides"]["torch"]["extra_bytes_beyond_gradients"] = 0
+    written = plots.write_plots(found, tmp_path)
+    names = plots.plot_names(found)
+    assert {path.name for path in written} == {
+        f"{name}-{theme}.png" for name in names for theme in ("light", "dark")
+    }
+    for path in written:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    light, dark = (brightness(tmp_path / f"growth-{theme}.png") for theme in ("light", "dark"))
+    assert light > 200 and dark < 60
+    assert render(found).count('srcset="data:image/png') == len(names)
+
+
+def brightness(path) -> float:
+    from PIL import Image
+
+    picture = Image.open(path).convert("L")
+    return sum(picture.tobytes()) / (picture.width * picture.height)
+
+
+def test_a_plot_depends_on_nothing_but_its_record(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw = plots.figures({**NOTHING, "growth": growth()})["growth"]
+    assert plots.png(draw, plots.LIGHT) == plots.png(draw, plots.LIGHT)
+
+
+def test_without_matplotlib_the_page_says_so_and_the_command_fails(monkeypatch, capsys):
+    for name in ("side_plots", "growth_plot"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.report.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "No plots: the plots need matplotlib: pip install" in page_text(records())
+    assert report.main([]) == 2
+    assert "pip install 'wavalign-fast[bench]'" in capsys.readouterr().err
+
+
+def test_the_readme_has_the_measured_figures():
+    found = report.read_records(report.RESULTS)
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.rendered(text, found) == text, "run: python -m benchmarks.report"
+    assert report.main(["--check"]) == 0
+
+
+def test_the_plots_that_the_readme_shows_are_there():
+    text = readme.README.read_text(encoding="utf-8")
+    for path in re.findall(r'"(benchmarks/plots/[^"]+)"', text):
+        assert (readme.README.parent / path).exists(), path
+
+
+def test_a_readme_out_of_date_is_found():
+    found = report.read_records(report.RESULTS)
+    text = readme.README.read_text(encoding="utf-8")
+    side = found["hybrid_loss"]["cases"][0]["sides"]["ours"]
+    side["wall_s"] *= 1.5
+    assert readme.rendered(text, found) != text
+
+
+def test_readme_blocks_follow_the_records():
+    text = readme.README.read_text(encoding="utf-8")
+    spoken_sums = report.read_records(report.RESULTS)["spoken_sums"]
+    full = readme.rendered(text, {**records(), "spoken_sums": spoken_sums})
+    assert "Over the 4 measured cases, ours is first in time in 3, behind in 1;" in full
+    assert full.count("<picture>") == 2
+    assert "rows: time 1.00, extra memory 0.00" in full
+    empty = readme.rendered(full, NOTHING)
+    assert "Over the" not in empty and "<picture>" not in empty
+    assert readme.rendered(empty, {**records(), "spoken_sums": spoken_sums}) == full
+
+
+def test_a_readme_without_its_markers_is_an_error():
+    with pytest.raises(ValueError, match="0 places for overview, want 1"):
+        readme.rendered("# nothing here", NOTHING)
