@@ -92,8 +92,20 @@ class Operands:
 def make_case(
     shape: LogprobShape, dtype: str, operation: str, options: Options, own: Sequence[Own] = ()
 ) -> Case:
-    """The providers, and our calls ``own`` beside them."""
+    """Random operands of the shape: the providers, and our calls ``own`` beside them."""
     operands = Operands(shape, DTYPES[dtype], options.device)
+    return case_of(operands, shape, dtype, operation, options, own)
+
+
+def case_of(
+    operands: Operands,
+    shape: LogprobShape,
+    dtype: str,
+    operation: str,
+    options: Options,
+    own: Sequence[Own],
+) -> Case:
+    """The case of these operands."""
     return Case(
         shape=shape,
         operation=operation,

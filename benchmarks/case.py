@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Case:
     weight: Tensor
     positions: int
     """Rows of the hidden states that get a gradient, with or without loss."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else belongs in the record."""
 
     @property
     def gradient_bytes(self) -> int:
@@ -159,6 +161,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
             "copy_bytes_per_s": 2 * timing.COPY_BYTES / copied,
         },
         "sides": sides,
+        **case.facts,
     }
 
 

@@ -192,6 +192,12 @@ LOGPROB = {
     )
 }
 
+SKIPPING = {
+    shape.name: shape
+    for shape in (_scored(TINY, 1024), QUICK_KERNEL, _scored(VITA_AUDIO, 504))
+}
+"""504 rows: 36 times 4 text and 10 speech tokens."""
+
 
 def _step(head: Head, text: int, speech: int, rows: str) -> HybridShape:
     """One prompt, eight rollouts and one demonstration, 112 tokens each."""
