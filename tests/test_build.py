@@ -39,13 +39,21 @@ def files_under(folder: str) -> set[str]:
     }
 
 
+def installed_benchmarks() -> set[str]:
+    """All of benchmarks/ but the plots and the page, which are made from its results."""
+    return {name for name in files_under("benchmarks") if "/plots/" not in name} - {
+        "benchmarks/results.html",
+        "benchmarks/NOTES.md",
+    }
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A copy of what git would hand out, so that a build leaves nothing in the real one."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("csrc", "wavalign_fast"):
+    for name in ("csrc", "wavalign_fast", "benchmarks"):
         ignore = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     return copy
@@ -75,7 +83,7 @@ def wheel_without_compiler(sdist, tmp_path_factory) -> tuple[Path, str]:
 def test_sdist_has_everything_a_build_reads(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = files_under("csrc") | files_under("wavalign_fast")
+    wanted = files_under("csrc") | files_under("wavalign_fast") | installed_benchmarks()
     wanted |= {"pyproject.toml", "setup.py", "LICENSE", "README.md"}
     assert any(name.startswith("csrc/") for name in wanted)
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
@@ -85,12 +93,22 @@ def test_wheel_has_everything_a_run_reads(wheel_without_compiler):
     names = set(zipfile.ZipFile(wheel_without_compiler[0]).namelist())
     wanted = files_under("wavalign_fast")
     assert "wavalign_fast/py.typed" in wanted
+    wanted |= {f"wavalign_fast/{name}" for name in installed_benchmarks()}
     assert any("/assets/" in name for name in wanted)
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
     strangers = {
         name for name in names if not name.startswith(("wavalign_fast/", "wavalign_fast-"))
     }
     assert not strangers
+
+
+def test_every_package_is_listed():
+    """A new folder that is missing in the list would be missing in the wheel."""
+    listed = re.search(r"^packages = \[(.+?)\]", PYPROJECT, re.M | re.S).group(1)
+    folders = [*ROOT.glob("wavalign_fast/**/__init__.py"), *ROOT.glob("benchmarks/**/__init__.py")]
+    names = {".".join(path.parent.relative_to(ROOT).parts) for path in folders}
+    installed = {name.replace("benchmarks", "wavalign_fast.benchmarks", 1) for name in names}
+    assert set(re.findall(r'"(.+?)"', listed)) == installed
 
 
 def test_build_without_a_compiler_says_so_once(wheel_without_compiler):

@@ -35,7 +35,7 @@ def test_the_command_line_itself_imports_nothing_heavy():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("train", "say", "report", "build-recipe", "doctor"):
+    for command in ("train", "say", "report", "build-recipe", "bench", "doctor"):
         assert command in done.stdout
 
 

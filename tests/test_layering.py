@@ -131,6 +131,18 @@ def test_functions_are_short():
     assert not long, "\n".join(long)
 
 
+def test_benchmarks_import_each_other_relatively():
+    """They are `benchmarks` in a checkout and `wavalign_fast.benchmarks` where installed."""
+    for path in sources("benchmarks/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(node.module or "")
+            for name in names:
+                assert name.split(".")[0] != "benchmarks", f"{path.name}:{node.lineno}: {name}"
+                assert not name.startswith("wavalign_fast.benchmarks"), f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [
