@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,10 @@ class Unsupported(Exception):
 class Calls:
     """A provider's functions. Where one is ``None`` the provider has none that takes hidden states.
 
-    logp: hidden [N, H], weight [V, H], targets [N] -> log-probs [N]; differentiable.
+    logp: hidden [N, H], weight [V, H], targets [N], bias [V] or ``None`` -> log-probs [N];
+        differentiable.
     logp_entropy: the same arguments -> (log-probs [N], entropies [N] in nats); differentiable.
+    ce: the same arguments -> mean of ``-log p`` over the targets that are not -100.
     grpo: hidden [B, T, H], weight [V, H], ids [B, T] (position t's state predicts ``ids[:, t]``),
         mask [B, T] floats, rewards [P, G] with P * G = B (row p * G + g is rollout g of prompt p),
         keywords ``old_logp`` [B, T] or ``None`` (the policy itself) and ``clip`` (0.2) -> the mean
@@ -36,8 +38,9 @@ class Calls:
         reference), ``beta`` (0.1) -> mean over pairs of ``-log sigmoid(β margin)``.
     """
 
-    logp: Callable[[Tensor, Tensor, Tensor], Tensor]
-    logp_entropy: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    logp: Callable[..., Tensor]
+    logp_entropy: Callable[..., tuple[Tensor, Tensor]] | None = None
+    ce: Callable[..., Tensor] | None = None
     grpo: Callable[..., Tensor] | None = None
     dpo: Callable[..., Tensor] | None = None
 
@@ -67,7 +70,7 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + ADVANTAGE_EPS)).flatten()
 
 
-def grpo_from(logp: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+def grpo_from(logp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The policy loss as trainers write it on [B, T] log-probs."""
 
     def grpo(
@@ -83,7 +86,7 @@ def grpo_from(logp: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[...,
     return grpo
 
 
-def dpo_from(logp: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+def dpo_from(logp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The preference loss as trainers write it on [2P, T] log-probs."""
 
     def dpo(
@@ -101,14 +104,14 @@ def dpo_from(logp: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., 
 
 
 @lru_cache
-def _objective(vocab_size: int, clip: float, backend: str) -> Any:
+def _objective(vocab_size: int, clip: float | None, rl_weight: float, backend: str) -> Any:
     import wavalign_fast as wf
 
     return wf.HybridObjective(
         wf.ModalityLayout(vocab_size=vocab_size, speech=()),
         policy_scope="all",
         clip=clip,
-        gate=1.0,
+        gate=rl_weight,
         options=wf.LossOptions(backend=backend),
     )
 
@@ -122,12 +125,26 @@ def _ours(backend: str) -> Calls:
         raise RuntimeError(reason)
     options = wf.LossOptions(backend=backend)
 
-    def logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return wf.linear_logprob(hidden, weight, targets, options=options).logp
+    def logp(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+        return wf.linear_logprob(hidden, weight, targets, bias=bias, options=options).logp
 
-    def logp_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        out = wf.linear_logprob(hidden, weight, targets, with_entropy=True, options=options)
+    def logp_entropy(
+        hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        out = wf.linear_logprob(
+            hidden, weight, targets, bias=bias, with_entropy=True, options=options
+        )
         return out.logp, out.entropy
+
+    def ce(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+        batch = wf.HybridBatch(
+            targets=targets,
+            policy_row=torch.full_like(targets, -1),
+            anchor_row=torch.where(targets == IGNORE_INDEX, -1, 0),
+            rewards=torch.zeros(0, 0),
+        )
+        objective = _objective(weight.shape[0], None, 0.0, backend)
+        return objective(hidden, weight, batch, bias=bias).loss
 
     def grpo(
         hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, rewards: Tensor,
@@ -141,7 +158,7 @@ def _ours(backend: str) -> Calls:
             rewards=rewards,
             old_logp=None if old_logp is None else old_logp.flatten(),
         )
-        return _objective(weight.shape[0], clip, backend)(hidden, weight, batch).loss
+        return _objective(weight.shape[0], clip, 1.0, backend)(hidden, weight, batch).loss
 
     def dpo(
         hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor,
@@ -154,44 +171,53 @@ def _ours(backend: str) -> Calls:
             torch.where(mask > 0, ids, IGNORE_INDEX).flatten(),
             rows.unsqueeze(1).expand_as(ids).flatten(),
             rows.view(2, -1).T,
-            layout=_objective(weight.shape[0], 0.2, backend).layout,
+            layout=_objective(weight.shape[0], None, 1.0, backend).layout,
             scope="all",
             beta=beta,
             ref_logp=ref_logp,
             options=options,
         ).loss
 
-    return Calls(logp=logp, logp_entropy=logp_entropy, grpo=grpo, dpo=dpo)
+    return Calls(logp=logp, logp_entropy=logp_entropy, ce=ce, grpo=grpo, dpo=dpo)
 
 
-def _torch_logp_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logp = torch.log_softmax((hidden @ weight.T).float(), dim=-1)  # [N, V]
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a user writes: the product in the operands' dtype, the softmax in float32."""
+    return F.linear(hidden, weight, bias).float()
+
+
+def _torch_logp_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    logp = torch.log_softmax(_logits(hidden, weight, bias), dim=-1)  # [N, V]
     return -F.nll_loss(logp, targets, reduction="none"), -(logp.exp() * logp).sum(-1)
 
 
-def _torch_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return -F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+def _torch_logp(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return -F.cross_entropy(_logits(hidden, weight, bias), targets, reduction="none")
 
 
-def _torch() -> Calls:
-    """What a user writes: products in the operands' dtype, softmax in float32."""
-    return Calls(
-        logp=_torch_logp,
-        logp_entropy=_torch_logp_entropy,
-        grpo=grpo_from(_torch_logp),
-        dpo=dpo_from(_torch_logp),
-    )
+def _torch_ce(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return F.cross_entropy(_logits(hidden, weight, bias), targets)
+
+
+_TORCH = Calls(
+    logp=_torch_logp,
+    logp_entropy=_torch_logp_entropy,
+    ce=_torch_ce,
+    grpo=grpo_from(_torch_logp),
+    dpo=dpo_from(_torch_logp),
+)
 
 
 @lru_cache
 def _torch_compile() -> Calls:
-    """The same under ``torch.compile``; a function is compiled at its first call."""
-    return Calls(
-        logp=torch.compile(_torch_logp),
-        logp_entropy=torch.compile(_torch_logp_entropy),
-        grpo=torch.compile(grpo_from(_torch_logp)),
-        dpo=torch.compile(dpo_from(_torch_logp)),
-    )
+    """Compiles a function at its first call."""
+    return Calls(**{name: torch.compile(call) for name, call in vars(_TORCH).items()})
 
 
 def _torch_lce() -> Calls:
@@ -200,10 +226,14 @@ def _torch_lce() -> Calls:
     # Its own choice of a chunk makes it many times slower on a CPU.
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 
-    def logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return -F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
+    def loss(
+        reduction: str, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return F.linear_cross_entropy(
+            hidden, weight, targets, linear_bias=bias, reduction=reduction, options=options
+        )
 
-    return Calls(logp=logp)
+    return Calls(logp=lambda *operands: -loss("none", *operands), ce=partial(loss, "mean"))
 
 
 def _trl() -> Calls:
@@ -213,17 +243,27 @@ def _trl() -> Calls:
     importlib.import_module("trl.trainer.utils")
     columns = 32768  # the vocabulary chunk of TRL's own head
 
-    def call(hidden: Tensor, weight: Tensor, targets: Tensor, outputs: tuple[str, ...]) -> Any:
+    def call(
+        outputs: tuple[str, ...], hidden: Tensor, weight: Tensor, targets: Tensor,
+        bias: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         return ChunkedLogProbFunction.apply(
-            hidden, weight, None, targets, 1.0, columns, None, 1.0, outputs
+            hidden, weight, bias, targets, 1.0, columns, None, 1.0, outputs
         )
 
     return Calls(
-        logp=lambda hidden, weight, targets: call(hidden, weight, targets, ())[0],
-        logp_entropy=lambda hidden, weight, targets: call(hidden, weight, targets, ("entropy",))[
-            :2
-        ],
+        logp=lambda *operands: call((), *operands)[0],
+        logp_entropy=lambda *operands: call(("entropy",), *operands)[:2],
     )
+
+
+def _without_bias(call: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Any:
+        if bias is not None:
+            raise Unsupported("no bias")
+        return call(hidden, weight, targets)
+
+    return checked
 
 
 def _verl() -> Calls:
@@ -238,15 +278,19 @@ def _verl() -> Calls:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     fused = module.FusedLinearForPPO()
-    return Calls(logp=lambda *operands: fused(*operands)[0], logp_entropy=fused)
+    return Calls(
+        logp=_without_bias(lambda *operands: fused(*operands)[0]),
+        logp_entropy=_without_bias(fused),
+    )
 
 
 def _liger_selective() -> Calls:
     from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss, LigerFusedLinearGRPOLoss
     from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
 
-    def logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return LigerFusedLinearPPOBase.chunk_forward(hidden[None], weight, targets[None])[0]
+    def logp(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+        forward = LigerFusedLinearPPOBase.chunk_forward
+        return forward(hidden[None], weight, targets[None], bias=bias)[0]
 
     def grpo(
         hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, rewards: Tensor,
@@ -281,8 +325,8 @@ def _liger_scaled() -> Calls:
         return -nll, entropy
 
     return Calls(
-        logp=lambda hidden, weight, targets: -apply(hidden, weight, targets),
-        logp_entropy=logp_entropy,
+        logp=_without_bias(lambda *operands: -apply(*operands)),
+        logp_entropy=_without_bias(logp_entropy),
     )
 
 
@@ -290,12 +334,11 @@ def _cce() -> Calls:
     from cut_cross_entropy import linear_cross_entropy
 
     # The only one of its implementations that runs without a GPU.
-    def logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return -linear_cross_entropy(
-            hidden, weight, targets, reduction="none", impl="torch_compile"
-        )
-
-    return Calls(logp=logp)
+    loss = partial(linear_cross_entropy, impl="torch_compile")
+    return Calls(
+        logp=_without_bias(lambda *operands: -loss(*operands, reduction="none")),
+        ce=_without_bias(loss),
+    )
 
 
 LIGER = "liger-kernel==0.8.5"
@@ -304,7 +347,7 @@ PROVIDERS: tuple[Provider, ...] = tuple(
     for name, label, requirement, load in (
         ("ours-cpu", "wavalign_fast", None, lambda: _ours("cpu")),
         ("ours-reference", "wavalign_fast, reference", None, lambda: _ours("reference")),
-        ("torch", "PyTorch, full logits", None, _torch),
+        ("torch", "PyTorch, full logits", None, lambda: _TORCH),
         ("torch-compile", "PyTorch, full logits, torch.compile", None, _torch_compile),
         ("torch-lce", "torch F.linear_cross_entropy", None, _torch_lce),
         ("trl", "TRL ChunkedLogProbFunction", "trl==1.16.0", _trl),
