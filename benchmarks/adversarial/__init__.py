@@ -1,7 +1,9 @@
 """What users of fused vocabulary losses have run into, as cases that any provider can be put to."""
 
 from . import autograd, invariance, policy, rows, size, values  # noqa: F401  each adds its cases
-from .case import CASES, REFUSALS, Case, Failed, said
+from .case import REFUSALS, Case, Failed, added, said
 from .groups import GROUPS, NOT_APPLICABLE
+
+CASES: tuple[Case, ...] = tuple(sorted(added, key=lambda case: case.items))
 
 __all__ = ["CASES", "GROUPS", "NOT_APPLICABLE", "REFUSALS", "Case", "Failed", "said"]

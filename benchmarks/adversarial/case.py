@@ -1,4 +1,4 @@
-"""What a case is, and the list of them all."""
+"""What a case is, and how it says what it saw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Case:
     slow: bool = False
 
 
-CASES: list[Case] = []
+added: list[Case] = []
 
 
 def case(
@@ -37,7 +37,7 @@ def case(
     """Puts the function it decorates on the list."""
 
     def add(run: Callable[[Calls], str | None]) -> Callable[[Calls], str | None]:
-        CASES.append(Case(name=name, title=title, items=items, source=source, run=run, slow=slow))
+        added.append(Case(name=name, title=title, items=items, source=source, run=run, slow=slow))
         return run
 
     return add
