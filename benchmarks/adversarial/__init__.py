@@ -1,6 +1,14 @@
 """What users of fused vocabulary losses have run into, as cases that any provider can be put to."""
 
-from . import autograd, invariance, policy, rows, size, values  # noqa: F401  each adds its cases
+from . import (  # noqa: F401  each adds its cases
+    autograd,
+    invariance,
+    policy,
+    properties,
+    rows,
+    size,
+    values,
+)
 from .case import REFUSALS, Case, Failed, added, said
 from .groups import GROUPS, NOT_APPLICABLE
 
