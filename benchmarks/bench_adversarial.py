@@ -72,7 +72,7 @@ def record(outcomes: Outcomes, before: dict[str, Any] | None) -> dict[str, Any]:
             for p in PROVIDERS
             if p.name in outcomes or p.name in kept
         },
-        "items": GROUPS,
+        "items": {str(item): title for item, title in GROUPS.items()},
         "cases": [
             {
                 "name": case.name,

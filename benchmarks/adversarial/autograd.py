@@ -152,6 +152,8 @@ def _(calls: Calls) -> str:
         if not first.requires_grad:
             raise Failed("the first gradient has no graph: a penalty on it would have no effect")
         first.square().sum().backward()
+        if hidden.grad is None:
+            raise Failed("the second derivative in the hidden states is missing")
         return hidden.grad
 
     try:

@@ -97,7 +97,8 @@ def adds_up(calls: Calls, p: Problem, first: int) -> None:
 @case("never-positive", "No log-probability above 0 where the target is certain, V = 168072",
       items=(1,), source="verl#2656")  # fmt: skip
 def _(calls: Calls) -> None:
-    p = problem(48, 16, PAPER_VOCAB, std=12.0)
+    p = problem(48, 16, PAPER_VOCAB)
+    p.hidden.mul_(torch.logspace(0, 3, 48).unsqueeze(1))
     never_positive(calls, p._replace(targets=(p.hidden @ p.weight.T).argmax(-1)))
 
 

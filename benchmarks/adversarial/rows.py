@@ -31,7 +31,7 @@ def _leaves(p: Problem) -> tuple[Tensor, Tensor]:
     return p.hidden.clone().requires_grad_(), p.weight.clone().requires_grad_()
 
 
-@case("all-ignored", "Every target -100: zeros, with zero and not absent gradients", items=(7, 8),
+@case("all-ignored", "Every target -100: zeros and zero gradients, or refused", items=(7, 8),
       source="TE#2476, trl#6859")  # fmt: skip
 def _(calls: Calls) -> None:
     p = problem(12, 8, 300)
@@ -39,7 +39,7 @@ def _(calls: Calls) -> None:
     _connected_zeros(calls.logp(*leaves, torch.full((12,), IGNORE_INDEX)), *leaves)
 
 
-@case("some-ignored", "Targets of -100 hold 0, give no gradient and leave the others alone",
+@case("some-ignored", "Targets of -100 hold 0 and give no gradient, or are refused",
       items=(7,), source="Liger#974")  # fmt: skip
 def _(calls: Calls) -> None:
     p = problem(60, 16, 3001)
