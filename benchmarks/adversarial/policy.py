@@ -43,8 +43,15 @@ def _step(grpo, r: Rollouts, scale: float = 1.0) -> dict[str, Tensor]:
         raise Unsupported("no policy loss that takes hidden states")
     hidden, weight = (t.clone().requires_grad_() for t in (r.hidden, r.weight))
     loss = grpo(hidden, weight, r.ids, r.mask, r.rewards, old_logp=r.old_logp)
+    return _backward(loss, scale, hidden, weight)
+
+
+def _backward(loss: Tensor, scale: float, hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
     (loss * scale).backward()
-    return {"loss": loss.detach(), "grad_hidden": hidden.grad, "grad_weight": weight.grad}
+    seen = {"loss": loss.detach(), "grad_hidden": hidden.grad, "grad_weight": weight.grad}
+    for name, value in seen.items():
+        want(value is not None, f"{name} is None, want a tensor")
+    return seen
 
 
 def _double(r: Rollouts) -> Rollouts:
@@ -109,7 +116,6 @@ def _(calls: Calls) -> None:
     r = rollouts()
     seen = _step(calls.grpo, replace(r, mask=torch.zeros_like(r.mask)))
     for name, value in seen.items():
-        want(value is not None, f"{name} is None, want zeros")
         most = value.abs().max().item()
         want(most == 0, f"{name} is {most}, want 0")
 
@@ -190,8 +196,7 @@ def _preferences(dpo, r: Rollouts) -> dict[str, Tensor]:
         raise Unsupported("no preference loss that takes hidden states")
     hidden, weight = (t.clone().requires_grad_() for t in (r.hidden, r.weight))
     loss = dpo(hidden, weight, r.ids, r.mask, beta=0.5)
-    loss.backward()
-    return {"loss": loss.detach(), "grad_hidden": hidden.grad, "grad_weight": weight.grad}
+    return _backward(loss, 1.0, hidden, weight)
 
 
 def _right_preferences(seen: dict[str, Tensor], r: Rollouts) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.adversarial import CASES, Failed
 from benchmarks.adversarial.problem import PLAIN
-from benchmarks.providers import Calls, grpo_from
+from benchmarks.providers import Calls, dpo_from, grpo_from
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -172,3 +172,119 @@ def test_a_negative_entropy_is_found() -> None:
 
     with pytest.raises(Failed):
         BY_NAME["entropy-bounds"].run(Calls(logp=PLAIN.logp, logp_entropy=shifted))
+
+
+def off_by_a_tenth(values: Tensor) -> Tensor:
+    """The same values with gradients of 1.1 times what they should be."""
+    return values * 1.1 - values.detach() * 0.1
+
+
+GRADIENT_OFF = Calls(
+    logp=lambda *operands: off_by_a_tenth(PLAIN.logp(*operands)),
+    logp_entropy=lambda *operands: tuple(map(off_by_a_tenth, PLAIN.logp_entropy(*operands))),
+    grpo=lambda *operands, **options: off_by_a_tenth(
+        grpo_from(PLAIN.logp)(*operands, **options)
+    ),
+    dpo=lambda *operands, **options: off_by_a_tenth(dpo_from(PLAIN.logp)(*operands, **options)),
+    ce=lambda hidden, weight, targets: off_by_a_tenth(
+        -PLAIN.logp(hidden, weight, targets).sum() / (targets >= 0).sum()
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    "one-row vocab-129920 vocab-151937 vocab-168055 vocab-300007 vocab-97 vocab-2 hidden-sizes "
+    "spread-10000 offset-plus-20000 many-rows values-bf16 entropy entropy-bf16 bias banned-speech "
+    "banned-text-entropy banned-by-bias banned-by-bias-entropy strided-operands tied-head "
+    "lora-head frozen-hidden frozen-head autocast compile-fullgraph two-calls gradient-buffer "
+    "random-grad-output grpo dpo grpo-row-masked mean-some-ignored".split(),
+)
+def test_a_gradient_that_is_off_is_found(name: str) -> None:
+    with pytest.raises(Failed):
+        BY_NAME[name].run(GRADIENT_OFF)
+
+
+class _NaNGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.full_like(grad, torch.nan)
+
+
+def stateful() -> Calls:
+    """A backward pass that has used up its buffers by the second time."""
+    passes = []
+
+    def worn(dlogits: Tensor) -> Tensor:
+        passes.append(0)
+        return dlogits / len(passes)
+
+    return head(dlogits=worn)
+
+
+def by_requires_grad(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return PLAIN.logp(hidden, weight, targets) - 1e-3 * hidden.requires_grad
+
+
+def by_dtype(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    wrong = hidden.dtype != weight.dtype or targets.dtype == torch.int32
+    return PLAIN.logp(hidden.to(weight.dtype), weight, targets.long()) + 0.1 * wrong
+
+
+def of_the_shard(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return PLAIN.logp(hidden, local * 1.1, targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("retain-graph", stateful()),
+        ("no-rows", Calls(logp=lambda *_: torch.zeros(0, requires_grad=True))),
+        ("all-ignored", Calls(logp=lambda *_: torch.zeros(12, requires_grad=True))),
+        ("mean-all-ignored", GRADIENT_OFF),
+        ("vocab-1", head(logp=lambda logp: logp - 0.1)),
+        ("value-without-gradient", Calls(logp=by_requires_grad)),
+        ("int32-targets", Calls(logp=by_dtype)),
+        ("mixed-dtypes", Calls(logp=by_dtype)),
+        ("dtensor-head", Calls(logp=of_the_shard)),
+        ("batch-invariance-bf16", head(logp=lambda logp: logp - 1e-6 * len(logp))),
+        ("batch-invariance-gradient", head(grad_output=lambda g: g * (1 + 0.01 * len(g)))),
+        (
+            "entropy-without-change",
+            Calls(
+                logp=PLAIN.logp,
+                logp_entropy=lambda *operands: (PLAIN.logp(*operands) - 1e-6, None),
+            ),
+        ),
+        ("grpo-ids-under-mask", plain_grpo(mask=torch.ones_like)),
+        ("grpo-nan-scores-under-mask", plain_grpo()),
+        ("dpo-nan-under-mask", GRADIENT_OFF),
+        (
+            "grpo-micro-batches",
+            Calls(
+                logp=PLAIN.logp,
+                grpo=lambda *operands, **options: (
+                    grpo_from(PLAIN.logp)(*operands, **options) * operands[3].sum()
+                ),
+            ),
+        ),
+        (
+            "grpo-ratio-overflow",
+            Calls(
+                logp=PLAIN.logp,
+                grpo=lambda hidden, weight, *_, **__: (
+                    _NaNGradient.apply(hidden).sum() + weight.sum()
+                ),
+            ),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fault_of_its_own_is_found(name: str, calls: Calls) -> None:
+    with pytest.raises(Failed):
+        BY_NAME[name].run(calls)
