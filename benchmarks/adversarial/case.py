@@ -1,5 +1,6 @@
 """What a case is, and how it says what it saw."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,4 +66,8 @@ def refusal(call: Callable[[], object]) -> str | None:
 def said(error: BaseException) -> str:
     """Kind and first line of an error, with its message cut to what a table can hold."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # Where a compiler put its file is the machine's business.
+    first = re.sub(r"(/[^\s/]+){2,}/", "", lines[0])
+    return f"{type(error).__name__}: {first[:160]}"

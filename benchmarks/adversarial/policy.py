@@ -1,5 +1,6 @@
 """Policy and preference losses that take hidden states: masks, ratios, rows without a token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from ..providers import Calls, Unsupported, dpo_from, grpo_from
 from .case import case, want
-from .problem import IGNORE_INDEX, PLAIN, compare
+from .problem import IGNORE_INDEX, PLAIN, compare, gradient
+
+Loss = Callable[..., Tensor]
 
 PLAIN_GRPO = grpo_from(PLAIN.logp)
 PLAIN_DPO = dpo_from(PLAIN.logp)
@@ -38,7 +41,7 @@ def rollouts(*, on_policy: bool = False) -> Rollouts:
     return Rollouts(hidden, weight, ids, mask, rewards, None if on_policy else old)
 
 
-def _step(grpo, r: Rollouts, scale: float = 1.0) -> dict[str, Tensor]:
+def _step(grpo: Loss | None, r: Rollouts, scale: float = 1.0) -> dict[str, Tensor]:
     if grpo is None:
         raise Unsupported("no policy loss that takes hidden states")
     hidden, weight = (t.clone().requires_grad_() for t in (r.hidden, r.weight))
@@ -48,10 +51,11 @@ def _step(grpo, r: Rollouts, scale: float = 1.0) -> dict[str, Tensor]:
 
 def _backward(loss: Tensor, scale: float, hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
     (loss * scale).backward()
-    seen = {"loss": loss.detach(), "grad_hidden": hidden.grad, "grad_weight": weight.grad}
-    for name, value in seen.items():
-        want(value is not None, f"{name} is None, want a tensor")
-    return seen
+    return {
+        "loss": loss.detach(),
+        "grad_hidden": gradient("hidden", hidden),
+        "grad_weight": gradient("weight", weight),
+    }
 
 
 def _double(r: Rollouts) -> Rollouts:
@@ -191,7 +195,7 @@ def _(calls: Calls) -> None:
     want(bool(error <= 1e-5), f"grad_weight: off by {error:.1e}, want at most 1e-5")
 
 
-def _preferences(dpo, r: Rollouts) -> dict[str, Tensor]:
+def _preferences(dpo: Loss | None, r: Rollouts) -> dict[str, Tensor]:
     if dpo is None:
         raise Unsupported("no preference loss that takes hidden states")
     hidden, weight = (t.clone().requires_grad_() for t in (r.hidden, r.weight))

@@ -31,8 +31,8 @@ class Results(NamedTuple):
 
     logp: Tensor
     entropy: Tensor | None
-    grad_hidden: Tensor | None
-    grad_weight: Tensor | None
+    grad_hidden: Tensor
+    grad_weight: Tensor
     grad_bias: Tensor | None
 
 
@@ -94,9 +94,11 @@ def results(
 
     Without coefficients of the entropy it is not asked for.
     """
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in
-              (p.hidden, p.weight, p.bias)]  # fmt: skip
-    operands = [leaves[0], leaves[1], p.targets, *leaves[2:][: p.bias is not None]]
+    given = {"hidden": p.hidden, "weight": p.weight, "bias": p.bias}
+    leaves = {k: t.detach().clone().requires_grad_() for k, t in given.items() if t is not None}
+    operands = [leaves["hidden"], leaves["weight"], p.targets]
+    if "bias" in leaves:
+        operands.append(leaves["bias"])
     entropy = None
     if g_entropy is None:
         logp = calls.logp(*operands)
@@ -104,14 +106,23 @@ def results(
         raise Unsupported("no entropy")
     else:
         logp, entropy = calls.logp_entropy(*operands)
+        want(entropy is not None, "entropy: got None, want a tensor")
     compute = torch.float64 if p.hidden.dtype == torch.float64 else torch.float32
     g = coefficients(len(p.targets)) if g is None else g
     loss = (logp.to(compute) * g).sum()
     if entropy is not None and g_entropy is not None:
         loss = loss + (entropy.to(compute) * g_entropy).sum()
     loss.backward()
-    grads = [None if leaf is None else leaf.grad for leaf in leaves]
-    return Results(logp.detach(), None if entropy is None else entropy.detach(), *grads)
+    grads = {f"grad_{name}": gradient(name, leaf) for name, leaf in leaves.items()}
+    entropy = None if entropy is None else entropy.detach()
+    return Results(logp.detach(), entropy, **({"grad_bias": None} | grads))
+
+
+def gradient(name: str, leaf: Tensor) -> Tensor:
+    """A leaf's gradient; ``Failed`` where none came back."""
+    if leaf.grad is None:
+        raise Failed(f"{name} got no gradient")
+    return leaf.grad
 
 
 def check(
@@ -127,18 +138,13 @@ def check(
     plain = results(PLAIN, p, g=g, g_entropy=g_entropy)
     value_floor = 8 * torch.finfo(torch.float32).eps * largest_logit(p)
     for name, value, true, usual in zip(Results._fields, seen, truth, plain, strict=True):
-        if true is None:
-            continue
-        compare(name, value, true, usual, value_floor=value_floor)
+        if value is not None and true is not None and usual is not None:
+            compare(name, value, true, usual, value_floor=value_floor)
     return seen
 
 
-def compare(
-    name: str, value: Tensor | None, truth: Tensor, plain: Tensor, *, value_floor: float
-) -> None:
+def compare(name: str, value: Tensor, truth: Tensor, plain: Tensor, *, value_floor: float) -> None:
     """The rule of ``check`` for one tensor."""
-    if value is None:
-        raise Failed(f"{name}: got None, want a tensor of shape {tuple(truth.shape)}")
     want(
         value.shape == truth.shape,
         f"{name}: got shape {tuple(value.shape)}, want {tuple(truth.shape)}",

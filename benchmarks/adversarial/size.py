@@ -7,7 +7,7 @@ import torch
 from .. import timing
 from ..providers import Calls, Unsupported
 from .case import case, want
-from .problem import PLAIN, Problem, check, compare, largest_logit, problem, results
+from .problem import PLAIN, Problem, check, compare, gradient, largest_logit, problem, results
 
 PAPER_VOCAB = 168072
 
@@ -27,11 +27,11 @@ def _(calls: Calls) -> None:
     truth, plain = results(PLAIN, part.double(), g=g), results(PLAIN, part, g=g)
     floor = 8 * torch.finfo(torch.float32).eps * largest_logit(part)
     compare("logp", logp.detach()[sample], truth.logp, plain.logp, value_floor=floor)
-    compare(
-        "grad_hidden", hidden.grad[sample], truth.grad_hidden, plain.grad_hidden, value_floor=floor
-    )
+    seen = gradient("hidden", hidden)[sample]
+    compare("grad_hidden", seen, truth.grad_hidden, plain.grad_hidden, value_floor=floor)
     # Each row's dlogits sum to 0 over the vocabulary, so the rows of dW do.
-    drift = (weight.grad.double().sum(0).abs() / weight.grad.double().abs().sum(0)).max().item()
+    grad = gradient("weight", weight).double()
+    drift = (grad.sum(0).abs() / grad.abs().sum(0)).max().item()
     want(drift <= 1e-4, f"Σ_v dW_v is {drift:.1e} of its terms, want at most 1e-4")
 
 

@@ -33,6 +33,11 @@ def raising(error: Exception):
         (raising(Failed("seen")), "fail", "seen"),
         (raising(Unsupported("no bias")), "unsupported", "no bias"),
         (raising(ValueError("N: got 0")), "unsupported", "ValueError: N: got 0"),
+        (
+            raising(RuntimeError("at /a/b/c.cpp:9, x/y")),
+            "unsupported",
+            "RuntimeError: at c.cpp:9, x/y",
+        ),
         (raising(AssertionError()), "crash", "AssertionError"),
         (raising(KeyError("x")), "crash", "KeyError: 'x'"),
         (raising(RuntimeError("can't allocate memory")), "unsupported", "needs more than 10 GiB"),
