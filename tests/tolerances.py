@@ -1,17 +1,10 @@
-"""How large an error may be: as a multiple of what plain torch makes in the same dtype."""
+"""The error rule of the benchmarks, for tests."""
 
-import torch
+from benchmarks.adversarial.tolerances import (
+    FLOOR,
+    GRADIENT_FACTOR,
+    VALUE_FACTOR,
+    relative_error,
+)
 
-
-def relative_error(value: torch.Tensor, truth: torch.Tensor, *, at_least: float = 0.0) -> float:
-    """Largest absolute error as a share of the largest true magnitude, or of ``at_least``."""
-    if truth.numel() == 0:
-        return 0.0
-    scale = max(truth.abs().max().item(), at_least) or 1.0
-    return (value.double() - truth.double()).abs().max().item() / scale
-
-
-VALUE_FACTOR = 2.0
-GRADIENT_FACTOR = 3.0
-# Below these the rule would compare two roundings of one float32 number.
-FLOOR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+__all__ = ["FLOOR", "GRADIENT_FACTOR", "VALUE_FACTOR", "relative_error"]

@@ -1,0 +1,17 @@
+"""What users of fused vocabulary losses have run into, as cases that any provider can be put to."""
+
+from . import (  # noqa: F401  each adds its cases
+    autograd,
+    invariance,
+    policy,
+    properties,
+    rows,
+    size,
+    values,
+)
+from .case import REFUSALS, Case, Failed, added, said
+from .groups import GROUPS, NOT_APPLICABLE
+
+CASES: tuple[Case, ...] = tuple(sorted(added, key=lambda case: case.items))
+
+__all__ = ["CASES", "GROUPS", "NOT_APPLICABLE", "REFUSALS", "Case", "Failed", "said"]
