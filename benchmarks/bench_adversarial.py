@@ -8,17 +8,18 @@ code is 1 where ours does not pass.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import timing
 from .adversarial import CASES, GROUPS, NOT_APPLICABLE, Case
 from .adversarial.runner import Outcome, run
 from .providers import PROVIDERS, Loaded, Provider, available, version
+from .record import RESULTS, load, machine, save
 
-FILE = "adversarial.json"
+
+NAME = "adversarial"
 SYMBOL = {"pass": ".", "fail": "F", "unsupported": "-", "crash": "C", "timeout": "T"}
 OUTRIGHT_WRONG = ("fail", "crash", "timeout")
 
@@ -66,7 +67,7 @@ def record(outcomes: Outcomes, before: dict[str, Any] | None) -> dict[str, Any]:
     kept = {} if before is None else before["providers"]
     kept_cases = {} if before is None else {c["name"]: c["outcomes"] for c in before["cases"]}
     return {
-        "machine": timing.machine(),
+        "machine": machine(),
         "providers": {
             p.name: _described(p) if p.name in outcomes else kept[p.name]
             for p in PROVIDERS
@@ -93,27 +94,23 @@ def _described(provider: Provider) -> dict[str, str | None]:
 
 
 def _write(outcomes: Outcomes, folder: Path) -> Path:
-    path = folder / FILE
-    before = json.loads(path.read_text()) if path.exists() else None
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(outcomes, before), indent=1, ensure_ascii=False) + "\n")
-    return path
+    return save(NAME, record(outcomes, load(NAME, folder)), folder)
 
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--providers", type=_names, help=",".join(p.name for p in PROVIDERS))
     parser.add_argument("--cases", type=_names, help="by name; they are not saved")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each case")
-    parser.add_argument("--save", action="store_true", help=f"write results/{FILE}")
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"write DIR/{FILE}")
-    arguments = parser.parse_args()
+    parser.add_argument("--save", action="store_true", help=f"write results/{NAME}.json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"write DIR/{NAME}.json")
+    arguments = parser.parse_args(argv)
     if arguments.cases is not None and (arguments.save or arguments.output):
         parser.error("--cases: a part of the suite is not saved")
     unknown = set(arguments.cases or ()) - {case.name for case in CASES}
@@ -122,7 +119,7 @@ def main() -> int:
     cases = [c for c in CASES if arguments.cases is None or c.name in arguments.cases]
     outcomes = measure(available(arguments.providers), cases, arguments.timeout)
     print(table(outcomes, cases))
-    folder = timing.RESULTS if arguments.save else arguments.output
+    folder = RESULTS if arguments.save else arguments.output
     if folder is not None:
         print(f"wrote {_write(outcomes, folder)}")
     ours = outcomes.get("ours-cpu", {}).values()

@@ -193,8 +193,7 @@ LOGPROB = {
 }
 
 SKIPPING = {
-    shape.name: shape
-    for shape in (_scored(TINY, 1024), QUICK_KERNEL, _scored(VITA_AUDIO, 504))
+    shape.name: shape for shape in (_scored(TINY, 1024), QUICK_KERNEL, _scored(VITA_AUDIO, 504))
 }
 """504 rows: 36 times 4 text and 10 speech tokens."""
 

@@ -8,19 +8,21 @@
 
 TORCH_LIBRARY(wavalign_fast, m) {
   // Selected log-probabilities, entropies and log-sum-exps [T] in fp32 of softmax(hidden W^T /
-  // temperature + bias); rows whose target is ignore_index hold 0. `store` keeps at most
+  // temperature + bias); rows whose target is ignore_index hold 0. `norm` [2, T] is lse in two
+  // parts, the largest logit and log sum exp(z - largest): in their fp32 sum the second part of a
+  // far offset is rounded away, and with it the gradient. `store` keeps at most
   // `store_bytes` of probabilities for the backward pass; `skipped` says which tiles of the
   // vocabulary, with a mass of at most `skip_tolerance` together, a row's gradient leaves out.
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float "
       "temperature, "
       "int ignore_index, SymInt store_bytes, float skip_tolerance) -> (Tensor logp, Tensor "
-      "entropy, Tensor lse, Tensor store, Tensor skipped)");
+      "entropy, Tensor lse, Tensor norm, Tensor store, Tensor skipped)");
   // Gradients to hidden, weight and bias; the ones not needed come back empty.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
-      "int ignore_index, Tensor logp, Tensor entropy, Tensor lse, Tensor store, Tensor skipped, "
+      "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
       "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
 }
 

@@ -32,11 +32,17 @@ struct StatsTable {
   int64_t stride;
 };
 
+// What the forward pass says about each row of `hidden`; lse = top + log_sum.
+struct TokenResults {
+  float *logp, *entropy, *lse, *top, *log_sum;
+};
+
 // Merges one token's tiles in vocabulary order, in double: the order and the type are what make
 // the result independent of threads and as exact as the tiles themselves. `mass` gets each tile's
 // part of the probability.
 void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float target_logit,
-                 float& logp, float& entropy, float& lse, std::vector<double>& mass) {
+                 const TokenResults& out, int64_t row, std::vector<double>& mass) {
+  float &logp = out.logp[row], &entropy = out.entropy[row], &lse = out.lse[row];
   float top = -std::numeric_limits<float>::infinity();
   bool poisoned = false;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -61,13 +67,15 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
   logp = static_cast<float>(std::min(0.0, static_cast<double>(target_logit) - top - log_sum));
   entropy = static_cast<float>(std::max(0.0, log_sum - weighted / sum));
   if (poisoned) logp = entropy = lse;
+  out.top[row] = top;
+  out.log_sum[row] = static_cast<float>(log_sum);
   for (double& part : mass) part /= sum;
 }
 
 template <typename Stored, typename Operand>
 void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* targets,
-             const at::Tensor& bias, double temperature, const TokenPanels& panels, float* logp,
-             float* entropy, float* lse, const at::Tensor& store_bytes, const SkipTable& skip,
+             const at::Tensor& bias, double temperature, const TokenPanels& panels,
+             const TokenResults& out, const at::Tensor& store_bytes, const SkipTable& skip,
              double skip_tolerance) {
   const VocabTiles tiles{weight.size(0)};
   const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
@@ -100,8 +108,7 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
     std::vector<double> mass;
     for (int64_t n = first; n < last; ++n) {
       const int64_t row = panels.rows[n];
-      merge_token(stats, tiles.count(), n, target_logits[n], logp[row], entropy[row], lse[row],
-                  mass);
+      merge_token(stats, tiles.count(), n, target_logits[n], out, row, mass);
       if (skip.used()) skip.choose(n, mass, targets[row] / kTileRows, skip_tolerance);
     }
   });
@@ -148,7 +155,7 @@ TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
   return panels;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
     const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const std::optional<at::Tensor>& bias, double temperature, int64_t ignore_index,
     int64_t store_bytes, double skip_tolerance) {
@@ -157,20 +164,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_lo
       live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipping);
   const auto options = hidden.options().dtype(at::kFloat);
   at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
-             lse = at::zeros_like(logp);
+             lse = at::zeros_like(logp), norm = at::zeros({2, hidden.size(0)}, options);
   at::Tensor store = on_huge_pages(at::empty({store_bytes}, hidden.options().dtype(at::kByte)));
   std::vector<int64_t> skip_shape{0};
   if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
   const at::Tensor skipped = at::zeros(skip_shape, store.options());
-  if (panels.tokens() == 0) return {logp, entropy, lse, store, skipped};
+  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped};
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
-        logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(), store,
-        SkipTable(skipped), skip_tolerance);
+        TokenResults{logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(),
+                     norm.data_ptr<float>(), norm.data_ptr<float>() + hidden.size(0)},
+        store, SkipTable(skipped), skip_tolerance);
   });
-  return {logp, entropy, lse, store, skipped};
+  return {logp, entropy, lse, norm, store, skipped};
 }
 
 }  // namespace wavalign::cpu

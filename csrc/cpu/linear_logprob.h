@@ -10,7 +10,7 @@
 
 namespace wavalign::cpu {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
     const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const std::optional<at::Tensor>& bias, double temperature, int64_t ignore_index,
     int64_t store_bytes, double skip_tolerance);
@@ -19,7 +19,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
     const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& lse,
+    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
     const at::Tensor& store, const at::Tensor& skipped, bool need_hidden, bool need_weight,
     bool need_bias);
 

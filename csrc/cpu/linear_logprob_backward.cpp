@@ -20,7 +20,7 @@ struct ActiveTokens {
   TokenPanels panels;
   std::vector<int64_t> source;  // lane in the forward pass
   std::vector<int64_t> target;
-  std::vector<float> softmax, entropy_grad, lse, entropy, onehot;
+  std::vector<float> softmax, entropy_grad, top, log_sum, entropy, onehot;
   bool all = false;  // every live token, in the forward's lanes
   bool with_entropy = false;
 };
@@ -29,10 +29,12 @@ float value_or_zero(const float* values, int64_t row) {
   return values == nullptr ? 0.f : values[row];
 }
 
-ActiveTokens active_tokens(const TokenPanels& live, const int64_t* targets, const float* grad_logp,
-                           const float* grad_entropy, const float* grad_lse, const float* logp,
-                           const float* entropy, const float* lse) {
+ActiveTokens active_tokens(const TokenPanels& live, const at::Tensor& targets,
+                           const float* grad_logp, const float* grad_entropy, const float* grad_lse,
+                           const float* logp, const float* entropy, const float* norm) {
   ActiveTokens active;
+  const int64_t rows = targets.size(0);
+  const auto* ids = targets.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < live.tokens(); ++n) {
     const int64_t row = live.rows[n];
     const float g = value_or_zero(grad_logp, row), e = value_or_zero(grad_entropy, row),
@@ -40,10 +42,11 @@ ActiveTokens active_tokens(const TokenPanels& live, const int64_t* targets, cons
     if (g == 0.f && e == 0.f && l == 0.f) continue;
     active.panels.rows.push_back(row);
     active.source.push_back(n);
-    active.target.push_back(targets[row]);
+    active.target.push_back(ids[row]);
     active.softmax.push_back(l - g);
     active.entropy_grad.push_back(e);
-    active.lse.push_back(lse[row]);
+    active.top.push_back(norm[row]);
+    active.log_sum.push_back(norm[rows + row]);
     active.entropy.push_back(entropy[row]);
     const float p = std::exp(logp[row]);
     const float surprise = p > 0.f ? e * p * (logp[row] + entropy[row]) : 0.f;
@@ -52,9 +55,6 @@ ActiveTokens active_tokens(const TokenPanels& live, const int64_t* targets, cons
     active.with_entropy |= e != 0.f;
   }
   active.all = active.panels.tokens() == live.tokens();
-  for (auto* values : {&active.softmax, &active.entropy_grad, &active.lse, &active.entropy}) {
-    values->resize(active.panels.lanes(), 0.f);
-  }
   return active;
 }
 
@@ -181,12 +181,13 @@ class Backward {
     for (int64_t n = 0; n < width; ++n) {
       work.factor[n] = work.entropy_grad[n] = work.shift[n] = 0.f;
       if (n >= tokens || skip_.skipped(tile, active_.source[lane + n])) continue;
-      const float shift = work.max[n] - active_.lse[lane + n];
+      // Not max - lse: far from 0 the rounding of lse is a factor on the whole gradient.
+      const float shift = work.max[n] - active_.top[lane + n] - active_.log_sum[lane + n];
       const float share = std::exp(shift) / temperature_;
       work.factor[n] = share * active_.softmax[lane + n];
       work.entropy_grad[n] = share * active_.entropy_grad[lane + n];
       // A tile of banned ids has no probability to multiply, and must not make 0 * inf of it.
-      work.shift[n] = share == 0.f ? 0.f : shift;
+      work.shift[n] = share == 0.f ? 0.f : shift + active_.entropy[lane + n];
     }
   }
 
@@ -202,8 +203,7 @@ class Backward {
       const Operand* tile_probs = probs(tile, panel, work);
       token_factors(tile, panel, work);
       if (active_.with_entropy) {
-        const TokenGrads grads{work.factor.data(), work.entropy_grad.data(), work.shift.data(),
-                               active_.entropy.data() + lane};
+        const TokenGrads grads{work.factor.data(), work.entropy_grad.data(), work.shift.data()};
         kernels().entropy_grad_from_probs(tile_probs, rows, width, grads, out);
       } else {
         kernels().grad_from_probs(tile_probs, rows, width, work.factor.data(), out);
@@ -351,16 +351,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
     const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& lse,
+    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
     const at::Tensor& store, const at::Tensor& skipped, bool need_hidden, bool need_weight,
     bool need_bias) {
   const TokenPanels live =
       live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipped.numel() > 0);
   at::Tensor logp_grad, entropy_grad, lse_grad;
   const ActiveTokens active = active_tokens(
-      live, targets.const_data_ptr<int64_t>(), data_of(grad_logp, logp_grad),
-      data_of(grad_entropy, entropy_grad), data_of(grad_lse, lse_grad),
-      logp.const_data_ptr<float>(), entropy.const_data_ptr<float>(), lse.const_data_ptr<float>());
+      live, targets, data_of(grad_logp, logp_grad), data_of(grad_entropy, entropy_grad),
+      data_of(grad_lse, lse_grad), logp.const_data_ptr<float>(), entropy.const_data_ptr<float>(),
+      norm.const_data_ptr<float>());
   const bool none = active.panels.tokens() == 0;
   at::Tensor grad_hidden, grad_weight, grad_bias;
   if (need_hidden) grad_hidden = at::zeros_like(hidden);

@@ -20,13 +20,12 @@ struct TileStats {
   float* weighted;
 };
 
-// Per-token factors of dL/dz = e * (softmax - entropy_grad * (log e + shift + entropy)) with e =
-// exp(z - max) and shift = max - lse, without the target's own term.
+// Per-token factors of dL/dz = e * (softmax - entropy_grad * (log e + shift)) with e = exp(z - max)
+// and shift = max - lse + entropy, without the target's own term.
 struct TokenGrads {
   const float* softmax;
   const float* entropy_grad;
   const float* shift;
-  const float* entropy;
 };
 
 template <typename T>

@@ -127,7 +127,7 @@ void entropy_grad_from_probs(const T* probs, int64_t rows, int64_t lanes, TokenG
     for (int64_t n = 0; n < lanes; n += kWidth) {
       const Vec e = load(probs + v * lanes + n);
       // The entropy's logarithm of 0 is finite, for it is multiplied with that 0.
-      const Vec surprise = maximum(tiny, e).log() + load(grads.shift + n) + load(grads.entropy + n);
+      const Vec surprise = maximum(tiny, e).log() + load(grads.shift + n);
       const Vec factor = load(grads.softmax + n) - load(grads.entropy_grad + n) * surprise;
       store(e * factor, dlogits + v * lanes + n);
     }

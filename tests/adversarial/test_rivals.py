@@ -1,16 +1,15 @@
 """The saved table of who fails what still holds, where the rivals are installed."""
 
-import json
-
 import pytest
 
 from benchmarks import bench_adversarial as bench
 from benchmarks.adversarial import CASES
 from benchmarks.adversarial.runner import run
 from benchmarks.providers import PROVIDERS, available, version
+from benchmarks.record import load, machine
 
 RIVALS = [p for p in PROVIDERS if p.requirement is not None]
-SAVED = json.loads((bench.timing.RESULTS / bench.FILE).read_text())
+SAVED = load(bench.NAME)
 # Inductor compiles each case anew, which takes minutes; the largest needs gigabytes.
 COMPILED = {"cce"}
 QUICK = [case for case in CASES if not case.slow and case.name != "memory"]
@@ -28,8 +27,8 @@ def test_rivals_do_what_the_table_says(provider) -> None:
     if version(provider) != saved["version"]:
         pytest.skip(f"version {version(provider)}, the table is of {saved['version']}")
     table = {case["name"]: case["outcomes"][provider.name]["status"] for case in SAVED["cases"]}
-    machine = bench.timing.machine()
-    if any(machine[key] != SAVED["machine"][key] for key in ("cpu", "isa", "torch")):
+    here = machine()
+    if any(here[key] != SAVED["machine"][key] for key in ("cpu", "isa", "torch")):
         # How a product of floats is ordered is the machine's; faults of logic are not.
         table = {k: v for k, v in table.items() if not k.startswith("batch-invariance")}
     seen = {case.name: o for case, o in run(provider.name, QUICK, timeout=300.0)}

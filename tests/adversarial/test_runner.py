@@ -10,6 +10,7 @@ from benchmarks.adversarial import CASES, Failed, runner
 from benchmarks.adversarial.case import Case
 from benchmarks.adversarial.worker import outcome
 from benchmarks.providers import PROVIDERS, Calls, Unsupported, available
+from benchmarks.record import RESULTS, load
 
 PASS = {"status": "pass", "detail": None}
 CALLS = Calls(logp=lambda *_: None)
@@ -90,7 +91,7 @@ def test_the_table_has_a_letter_for_each_case_and_counts() -> None:
 
 
 def test_the_saved_results_are_of_these_cases() -> None:
-    saved = json.loads((bench.timing.RESULTS / bench.FILE).read_text())
+    saved = load(bench.NAME)
     now = bench.record({}, saved)
     for part in ("items", "not_applicable"):
         want = json.loads(json.dumps(now[part]))
@@ -102,7 +103,7 @@ def test_the_saved_results_are_of_these_cases() -> None:
 
 
 def test_rivals_are_pinned_where_the_file_says() -> None:
-    lines = (bench.timing.RESULTS.parent / "rivals.txt").read_text().splitlines()
+    lines = (RESULTS.parent / "rivals.txt").read_text().splitlines()
     pinned = {line for line in lines if line and not line.startswith("#")}
     assert {p.requirement for p in PROVIDERS if p.requirement is not None} == pinned
 

@@ -231,11 +231,13 @@ def test_opcheck(dtype: torch.dtype) -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     inputs = (hidden, weight, p.targets, p.bias, 0.9, -100, 4096, 0.0)
     torch.library.opcheck(op, inputs, test_utils=tests)
-    results = op(p.hidden, p.weight, p.targets, p.bias, 1.0, -100, 4096, 0.1)
+    logp, entropy, _, *kept = op(
+        p.hidden, p.weight, p.targets, p.bias, 1.0, -100, 4096, 0.1
+    )  # fmt: skip
     torch.library.opcheck(
         torch.ops.wavalign_fast.linear_logprob_backward.default,
         (torch.randn(20), None, torch.randn(20), p.hidden, p.weight, p.targets, p.bias, 1.0, -100,
-         *results, True, False, True),
+         logp, entropy, *kept, True, False, True),
         test_utils=tests,
     )  # fmt: skip
 

@@ -73,7 +73,7 @@ def linear_logprob(
             rows, weight, DEFAULT_MEMORY_BUDGET if budget is None else budget, wants_grad
         )
         tolerance = options.skip_tolerance if wants_grad else 0.0
-        logp, entropy, lse, _, _ = torch.ops.wavalign_fast.linear_logprob(
+        logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
             rows, weight.contiguous(), ids, bias, temperature, ignore_index, store, tolerance
         )
     shape = targets.shape
@@ -155,7 +155,8 @@ def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int, wants_gr
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, targets, bias, *output)
+    logp, entropy, _, norm, store, skipped = output
+    ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
 
 
@@ -197,7 +198,9 @@ def _register() -> None:
         tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
         table = [tiles, targets.shape[0]] if skip_tolerance > 0 else [0]
         skipped = hidden.new_empty(table, dtype=torch.uint8)
-        return per_row, torch.empty_like(per_row), torch.empty_like(per_row), store, skipped
+        norm = hidden.new_empty([2, targets.shape[0]], dtype=torch.float32)
+        values = (per_row, torch.empty_like(per_row), torch.empty_like(per_row))
+        return *values, norm, store, skipped
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(*args):  # type: ignore[no-untyped-def]

@@ -17,6 +17,18 @@ def linear_logprob(
     materialised. Ignored rows are left out before the product, so what stands in them is never
     read.
     """
+    with torch.autocast(hidden.device.type, enabled=False):  # it would take these products to bf16
+        return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
+
+
+def _in_full(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     live = torch.nonzero(targets != ignore_index).squeeze(-1)  # [N]
     ids = targets.index_select(0, live)
