@@ -149,6 +149,8 @@ def compare(name: str, value: Tensor, truth: Tensor, plain: Tensor, *, value_flo
         value.shape == truth.shape,
         f"{name}: got shape {tuple(value.shape)}, want {tuple(truth.shape)}",
     )
+    lost = int(value.isnan().sum())
+    want(lost == 0, f"{name}: {lost} of {value.numel()} are NaN")
     if name.startswith("grad"):
         error = relative_error(value, truth)
         allowed = GRADIENT_FACTOR * relative_error(plain, truth) + FLOOR[torch.float32]
