@@ -18,7 +18,6 @@ from .adversarial.runner import Outcome, run
 from .providers import PROVIDERS, Loaded, Provider, available, version
 from .record import RESULTS, load, machine, save
 
-
 NAME = "adversarial"
 SYMBOL = {"pass": ".", "fail": "F", "unsupported": "-", "crash": "C", "timeout": "T"}
 OUTRIGHT_WRONG = ("fail", "crash", "timeout")
