@@ -36,6 +36,8 @@ class Side:
     """Forward and backward; ``None`` where ``reason`` says why it cannot run."""
     ours: bool = False
     version: str | None = None
+    runs: str | None = None
+    """What of the provider runs here."""
     reason: str | None = None
 
 
@@ -94,6 +96,7 @@ def _provider_side(loaded: Loaded, step: Callable[[Any], Callable[[], Result] | 
         run=run,
         ours=provider.name.startswith("ours"),
         version=version(provider),
+        runs=provider.runs,
         reason=reason or (None if run else "has no such function"),
     )
 
@@ -136,9 +139,12 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         for side in case.sides
         if side.run is not None and sides[side.name]["outcome"] == "right"
     }
+    checked = list(running)
     running[BOUND] = lambda: three_gemms(case.rows, case.weight)
     copy = timing.copy_side(options.device)
-    times = timing.paired(running | {"copy": copy}, rounds=options.rounds, clock=clock)
+    times = timing.paired(
+        running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
+    )
     copied = times.pop("copy")["wall_s"]
     del copy
     sides[BOUND] = {"label": "three products alone", "bound": True, "outcome": "right"}
@@ -177,7 +183,9 @@ def _checked(case: Case) -> dict[str, dict[str, Any]]:
     dtype = DTYPES[case.dtype]
     entries: dict[str, dict[str, Any]] = {}
     for side in case.sides:
-        entry: dict[str, Any] = {"label": side.label, "version": side.version, "ours": side.ours}
+        entry: dict[str, Any] = {
+            "label": side.label, "version": side.version, "runs": side.runs, "ours": side.ours,
+        }  # fmt: skip
         entries[side.name] = entry
         if side.run is None:
             entry |= {"outcome": "absent", "detail": side.reason}

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,9 +64,11 @@ def clock_for(device: str) -> Clock:
 
 
 def paired(
-    sides: Mapping[str, Run], *, rounds: int, clock: Clock | None = None
+    sides: Mapping[str, Run], *, rounds: int, clock: Clock | None = None, warm: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Runs every side once per round, in turn and back again, after one warm-up each.
+
+    The sides named in ``warm`` have run just now and are not warmed up again.
 
     Returns for each side the medians and quartiles of its seconds and of its CPU seconds (all
     threads), and the median over rounds of its time divided by each other side's.
@@ -74,8 +76,8 @@ def paired(
     if rounds < 2:
         raise ValueError(f"rounds: got {rounds}, want >= 2, for there are no quartiles of one")
     clock = clock or HostClock()
-    for run in sides.values():
-        run()
+    for name in sides.keys() - set(warm):
+        sides[name]()
     wall: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)

@@ -11,7 +11,7 @@ from typing import Any
 from .adversarial import adversarial_section
 from .notes import why
 from .plots import NoMatplotlibError, Records, cases_of, compared_cases, data_uri, figures
-from .rows import Place, Standing, places, standings
+from .rows import Place, Standing, places, rows_of, standings
 from .tables import caption, html_table, machine_line, rates_line, verdict
 from .theme import PAGE_DARK, PAGE_LIGHT
 
@@ -56,7 +56,8 @@ def render(records: Records) -> str:
     adversarial = records.get("adversarial")
     if adversarial:
         sections.append(_section("Who fails what", adversarial_section(adversarial)))
-    sections.append(_section("How it is measured", f'<p class="note">{html.escape(METHOD)}</p>'))
+    note = f'<p class="note">{html.escape(METHOD)}</p>'
+    sections.append(_section("How it is measured", note + _what_runs(cases)))
     style = files("wavalign_fast.report").joinpath("style.css").read_text(encoding="utf-8")
     template = Template(_asset("page.html"))
     return template.substitute(
@@ -168,6 +169,16 @@ def _slopes(records: Records) -> str:
         "</caption><thead><tr><th>axis</th><th>side</th><th>time</th><th>extra memory</th></tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _what_runs(cases: list[dict[str, Any]]) -> str:
+    """What of each library ran: on a CPU it is seldom the kernel that it is known for."""
+    ran = {row.label: row.runs for case in cases for row in rows_of(case) if row.runs and row.wall}
+    entries = "".join(
+        f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(runs or '')}</dd></div>"
+        for label, runs in ran.items()
+    )
+    return f'<dl class="columns">{entries}</dl>' if entries else ""
 
 
 def _slope(value: float | None) -> str:

@@ -14,6 +14,8 @@ class Row:
     name: str
     label: str
     version: str | None = None
+    runs: str | None = None
+    """What of it ran."""
     ours: bool = False
     primary: bool = False
     """The side that stands for this package."""
@@ -156,6 +158,7 @@ def _row(name: str, side: dict[str, Any], primary: str | None, value: str) -> Ro
         name=name,
         label=side["label"],
         version=side.get("version"),
+        runs=side.get("runs"),
         ours=side.get("ours", False),
         primary=name == primary,
         bound=side.get("bound", False),

@@ -142,7 +142,8 @@ def html_table(case: dict[str, Any]) -> str:
 
 def _name(row: Row) -> str:
     version = f" <small>{html.escape(row.version)}</small>" if row.version else ""
-    return f'<th scope="row">{html.escape(row.label)}{version}</th>'
+    title = f' title="{html.escape(row.runs)}"' if row.runs else ""
+    return f'<th scope="row"{title}>{html.escape(row.label)}{version}</th>'
 
 
 def caption(case: dict[str, Any]) -> str:

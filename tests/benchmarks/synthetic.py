@@ -23,6 +23,7 @@ def side(
     return {
         "label": label,
         "version": "1.2",
+        "runs": f"the path of {label}",
         "ours": ours,
         "outcome": "right",
         "errors": {"logp": 1e-6, "grad_weight": 1e-3} if errors is None else errors,

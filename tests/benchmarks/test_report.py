@@ -166,6 +166,7 @@ def test_the_page_shows_every_case_and_fetches_nothing():
     for name in ("linear_logprob", "hybrid_loss"):
         for one in found[name]["cases"]:
             assert f"{one['operation']}, {one['dtype']}" in text
+    assert "the path of Rival trl" in text
     assert "nobody's <head>" in text
     assert "nobody's <head>" not in source  # escaped
     assert not re.search(r'(src|href|srcset)="(?!data:)', source)

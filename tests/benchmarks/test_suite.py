@@ -1,5 +1,7 @@
 """`wavalign-fast bench`: what it runs, what it leaves behind, and where it finds its modules."""
 
+import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -101,6 +103,13 @@ def test_a_gpu_is_measured_too_where_there_is_one(suite, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert suite.devices(None) == ["cpu", "cuda"]
     assert suite.devices("cuda") == ["cuda"]
+
+
+def test_the_adversarial_suite_can_be_told_where_to_write(suite):
+    if importlib.util.find_spec(suite.ADVERSARIAL) is None:
+        pytest.skip("the adversarial suite is not part of this checkout")
+    main = importlib.import_module(suite.ADVERSARIAL).main
+    inspect.signature(main).bind(["--output", "x"])
 
 
 @pytest.mark.slow

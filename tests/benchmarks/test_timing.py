@@ -33,6 +33,13 @@ def test_sides_run_in_turn_and_back_after_a_warm_up():
     assert report["b"]["wall_ratio_to"] == {"a": 2.0}
 
 
+def test_a_side_that_has_just_run_is_not_warmed_up():
+    ran = []
+    sides = {name: lambda name=name: ran.append(name) or name for name in "ab"}
+    timing.paired(sides, rounds=2, clock=CountingClock(), warm=["a"])
+    assert (ran.count("a"), ran.count("b")) == (2, 3)
+
+
 def test_one_round_has_no_quartiles():
     with pytest.raises(ValueError, match="got 1, want >= 2"):
         timing.paired({"a": lambda: None}, rounds=1)
