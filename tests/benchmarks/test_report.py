@@ -277,7 +277,7 @@ def test_readme_blocks_follow_the_records():
     full = readme.rendered(text, {**records(), "spoken_sums": spoken_sums})
     assert "Over the 4 measured cases, ours is first in time in 3, behind in 1;" in full
     assert full.count("<picture>") == 2
-    assert "rows: time 1.00, extra memory 0.00" in full
+    assert "wavalign_fast: rows: time 1.00, extra memory 0.00; vocab: time" in full
     empty = readme.rendered(full, NOTHING)
     assert "Over the" not in empty and "<picture>" not in empty
     assert readme.rendered(empty, {**records(), "spoken_sums": spoken_sums}) == full
