@@ -26,6 +26,12 @@ NOTHING = dict.fromkeys(report.NAMES)
 VOID = {"meta", "img", "source", "br"}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes most of a page's time; the plots have tests of their own."""
+    monkeypatch.setattr("benchmarks.report.page.data_uri", lambda draw, theme: "data:image/png,")
+
+
 class Balanced(HTMLParser):
     """Collects the text; fails where an element is closed that is not open."""
 
@@ -225,6 +231,8 @@ def test_plots_are_drawn_for_light_and_for_dark_pages(tmp_path):
     light, dark = (brightness(tmp_path / f"growth-{theme}.png") for theme in ("light", "dark"))
     assert light > 200 and dark < 60
     assert render(found).count('srcset="data:image/png') == len(names)
+    draw = plots.figures(found)["growth"]
+    assert plots.data_uri(draw, plots.LIGHT).startswith("data:image/png;base64,iVBOR")
 
 
 def brightness(path) -> float:
