@@ -130,7 +130,7 @@ def case_of(
 def cases(options: Options) -> Iterator[Callable[[], Case]]:
     for name in options.shapes or (("quick",) if options.quick else ("kernel",)):
         for dtype in options.dtypes:
-            for operation in RETURNS:
+            for operation in options.operations or RETURNS:
                 yield partial(make_case, LOGPROB[name], dtype, operation, options)
 
 
@@ -139,7 +139,7 @@ def run(options: Options) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(parse(__doc__, shapes=LOGPROB, argv=argv))
+    return run(parse(__doc__, shapes=LOGPROB, operations=RETURNS, argv=argv))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One comparison: the gate first, then time, CPU time and memory of all sides in one process."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -133,6 +134,10 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     torch.compiler.reset()
     facts = machine(options.device)
     sides = _checked(case)
+    # What the imports left behind stays alive; to look through it before every single timing would
+    # take longer than all of a small case.
+    gc.collect()
+    gc.freeze()
     clock = timing.clock_for(options.device)
     running: dict[str, Callable[[], Any]] = {
         side.name: side.run
@@ -153,6 +158,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         peak = clock.peak_extra_bytes(run)
         extra = None if peak is None else max(0, peak - case.gradient_bytes)
         sides[name] |= times[name] | {"extra_bytes_beyond_gradients": extra}
+    gc.unfreeze()
     flops = 6 * case.rows.numel() * case.weight.shape[0]
     return {
         "shape": asdict(case.shape) | {"live": case.rows.shape[0]},

@@ -18,6 +18,8 @@ class Options:
 
     shapes: tuple[str, ...] = ()
     """Names of shapes; empty: the benchmark's own choice."""
+    operations: tuple[str, ...] = ()
+    """Likewise."""
     dtypes: tuple[str, ...] = ("bf16", "fp32")
     providers: tuple[str, ...] | None = None
     """Keys of ``providers.py``; ``None``: all that load."""
@@ -32,17 +34,18 @@ def parse(
     description: str | None,
     *,
     shapes: Iterable[str] = (),
+    operations: Iterable[str] = (),
     argv: Sequence[str] | None = None,
 ) -> Options:
-    """Options from the command line; ``shapes`` are the names it accepts."""
+    """Options from the command line; ``shapes`` and ``operations`` are the names it accepts."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = tuple(shapes)
-    if names:
-        parser.add_argument(
-            "--shape", action="append", choices=names, help="may be given several times"
-        )
+    for flag, names in (("--shape", tuple(shapes)), ("--operation", tuple(operations))):
+        if names:
+            parser.add_argument(
+                flag, action="append", choices=names, help="may be given several times"
+            )
     parser.add_argument("--dtype", action="append", choices=tuple(DTYPES), help="both by default")
     parser.add_argument("--providers", help="keys of providers.py, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
@@ -58,6 +61,7 @@ def parse(
         parser.error("--device: got cuda, want cpu: this torch sees no GPU")
     return Options(
         shapes=tuple(getattr(args, "shape", None) or ()),
+        operations=tuple(getattr(args, "operation", None) or ()),
         dtypes=tuple(args.dtype or DTYPES),
         providers=None if args.providers is None else tuple(args.providers.split(",")),
         rounds=args.rounds,

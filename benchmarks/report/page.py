@@ -10,7 +10,15 @@ from typing import Any
 
 from .adversarial import adversarial_section
 from .notes import why
-from .plots import NoMatplotlibError, Records, cases_of, compared_cases, data_uri, figures
+from .plots import (
+    NoMatplotlibError,
+    Records,
+    cases_of,
+    compared_cases,
+    data_uri,
+    figures,
+    slope_rows,
+)
 from .rows import Place, Standing, places, rows_of, standings
 from .tables import caption, html_table, machine_line, rates_line, verdict
 from .theme import PAGE_DARK, PAGE_LIGHT
@@ -104,7 +112,11 @@ def _headline(cases: list[dict[str, Any]]) -> str:
 
 
 def _lead(records: Records) -> str:
-    machines = {machine_line(case) for case in compared_cases(records)}
+    """The machines, each once; which commit was measured is said beside each table."""
+    cases = compared_cases(records)
+    machines = {
+        machine_line(case | {"machine": case["machine"] | {"commit": ""}}) for case in cases
+    }
     return "; ".join(sorted(machines)) or "Nothing was compared."
 
 
@@ -124,8 +136,9 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
     for index, (_, group) in enumerate(grouped):
         same = list(group)
         tables = "".join(_case(case) for case in same)
-        shape = same[0]["shape"]
-        source = f'<p class="note">Source of the shape: {html.escape(shape["source"])}.</p>'
+        told = [f"Source of the shape: {same[0]['shape']['source']}."]
+        told += [f"Measured: {line}." for line in sorted({machine_line(case) for case in same})]
+        source = f'<p class="note">{html.escape(" ".join(told))}</p>'
         if index == 0:
             parts.append(tables + source)
             continue
@@ -154,19 +167,17 @@ def _short(cases: list[dict[str, Any]]) -> str:
 
 
 def _slopes(records: Records) -> str:
-    slopes = (records.get("growth") or {}).get("slopes", {})
     lines = [
-        f"<tr><th scope=row>{html.escape(axis)}</th><td>{html.escape(side)}</td>"
+        f'<tr class="{"ours" if name.startswith("ours") else "rival"}">'
+        f'<th scope="row">{html.escape(axis)}: {html.escape(label)}</th>'
         f"<td>{figures['time']:.2f}</td><td>{_slope(figures.get('extra_memory'))}</td></tr>"
-        for axis, sides in slopes.items()
-        for side, figures in sides.items()
-        if "time" in figures
+        for axis, name, label, figures in slope_rows(records)
     ]
     if not lines:
         return ""
     return (
         '<div class="scroll"><table><caption>Slopes in the log-log plot: 1 is linear, 0 is flat'
-        "</caption><thead><tr><th>axis</th><th>side</th><th>time</th><th>extra memory</th></tr>"
+        "</caption><thead><tr><th>axis and side</th><th>time</th><th>extra memory</th></tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

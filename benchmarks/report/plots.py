@@ -68,6 +68,19 @@ def cases_of(records: Records, name: str) -> list[dict[str, Any]]:
     return list((records.get(name) or {}).get("cases", []))
 
 
+def slope_rows(records: Records) -> list[tuple[str, str, str, dict[str, float]]]:
+    """(axis, side, the side's label, slopes) of everything that has a slope in time."""
+    cases = cases_of(records, "growth")
+    labels = {name: side["label"] for case in cases for name, side in case["sides"].items()}
+    slopes = (records.get("growth") or {}).get("slopes", {})
+    return [
+        (axis, name, labels[name], figures)
+        for axis, sides in slopes.items()
+        for name, figures in sides.items()
+        if "time" in figures
+    ]
+
+
 def compared_cases(records: Records) -> list[dict[str, Any]]:
     """The cases of all benchmarks in which ours stands beside rivals."""
     return [case for name in COMPARED for case in cases_of(records, name)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .plots import Records, cases_of, compared_cases, main_cases, plot_names
+from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
 from .rows import error_name, primary_of, standings
 from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
 
@@ -85,19 +85,16 @@ def own_error(case: dict[str, Any]) -> str:
 
 def growth(records: Records) -> str:
     """The plot and the slopes of ours."""
-    record = records.get("growth") or {}
-    ours: dict[str, dict[str, float]] = {
-        axis: next((figures for name, figures in sides.items() if name.startswith("ours")), {})
-        for axis, sides in record.get("slopes", {}).items()
-    }
-    lines = [
-        f"{axis}: time {figures['time']:.2f}"
-        + (f", extra memory {figures['extra_memory']:.2f}" if "extra_memory" in figures else "")
-        for axis, figures in ours.items()
-        if "time" in figures
-    ]
-    text = "Slopes of ours in the log-log plot (1 is linear, 0 is flat): " + "; ".join(lines) + "."
-    parts = ["Growth, one axis at a time:", picture("growth"), *([text] if lines else [])]
+    parts = ["Growth, one axis at a time:", picture("growth")]
+    lines: dict[str, list[str]] = {}
+    for axis, _, label, figures in slope_rows(records):
+        if label.startswith("wavalign_fast"):
+            memory = figures.get("extra_memory")
+            told = "" if memory is None else f", extra memory {memory:.2f}"
+            lines.setdefault(label, []).append(f"{axis}: time {figures['time']:.2f}{told}")
+    if lines:
+        ours = ". ".join(f"{label}: {'; '.join(found)}" for label, found in lines.items())
+        parts.append(f"Slopes in the log-log plot (1 is linear, 0 is flat). {ours}.")
     return "\n\n".join(parts)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import bench_growth, record
+from benchmarks import bench_growth, bench_linear_logprob, record
 from benchmarks.options import Options, parse
 from benchmarks.report.plots import COMPARED
 from tests.benchmarks.synthetic import case
@@ -134,3 +134,11 @@ def test_options_of_the_command_line(tmp_path):
     assert options.directory == record.RESULTS
     assert parse("", argv=["--providers", "torch,trl"]).providers == ("torch", "trl")
     assert parse("", argv=[]).directory is None
+    options = parse("", operations=("logp", "mean CE"), argv=["--operation", "mean CE"])
+    assert options.operations == ("mean CE",)
+
+
+def test_only_the_wanted_operations_are_measured():
+    options = Options(quick=True, operations=("logp",), dtypes=("fp32",), providers=("torch",))
+    (build,) = bench_linear_logprob.cases(options)
+    assert build().operation == "logp"
