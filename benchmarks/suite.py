@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import bench_dpo, bench_growth, bench_hybrid_loss, bench_linear_logprob
+from . import bench_dpo, bench_growth, bench_hybrid_loss, bench_linear_logprob, bench_skip
 from .options import Options
 from .report.__main__ import read_records
 from .report.page import write_page
@@ -17,7 +17,7 @@ from .report.plots import Records, compared_cases
 from .report.rows import METRICS, places
 from .report.tables import caption, short_standing
 
-MODULES = (bench_linear_logprob, bench_hybrid_loss, bench_dpo, bench_growth)
+MODULES = (bench_linear_logprob, bench_hybrid_loss, bench_dpo, bench_skip, bench_growth)
 QUICK_ROUNDS, ROUNDS = 3, 5
 ADVERSARIAL = f"{__package__}.bench_adversarial"
 

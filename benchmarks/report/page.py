@@ -27,6 +27,7 @@ TITLES = {
     "linear_logprob": "Log-probabilities under a large head",
     "hybrid_loss": "The hybrid step",
     "dpo": "Preference loss",
+    "skip": "Modality-aware skipping",
 }
 METHOD = (
     "Every side is checked against float64 on the same operands before anything is timed: values "
