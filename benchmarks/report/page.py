@@ -20,7 +20,7 @@ from .plots import (
     slope_rows,
 )
 from .rows import Place, Standing, places, rows_of, standings
-from .tables import caption, html_table, machine_line, rates_line, verdict
+from .tables import caption, distribution_line, html_table, machine_line, rates_line, verdict
 from .theme import PAGE_DARK, PAGE_LIGHT
 
 TITLES = {
@@ -150,8 +150,8 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
 
 
 def _case(case: dict[str, Any]) -> str:
-    rates = rates_line(case)
-    note = f'<p class="note">{html.escape(rates)}</p>' if rates else ""
+    facts = " ".join(line for line in (distribution_line(case), rates_line(case)) if line)
+    note = f'<p class="note">{html.escape(facts)}</p>' if facts else ""
     items = "".join(f"<li>{_verdict(place, case)}</li>" for place in places(case))
     return f'{html_table(case)}<ul class="verdicts">{items}</ul>{note}'
 

@@ -189,6 +189,17 @@ def rates_line(case: dict[str, Any]) -> str:
     )
 
 
+def distribution_line(case: dict[str, Any]) -> str:
+    """What the operands of a skipping case are, and the mass they put on the other modality."""
+    mass = case.get("off_modality_mass")
+    if mass is None:
+        return ""
+    return (
+        f"Rows: {case['distribution']}; probability of the other modality: median "
+        f"{scientific(mass['median'])}, at most {scientific(mass['max'])}."
+    )
+
+
 def verdict(place: Place) -> str:
     """One clause on where ours stands in a metric."""
     return f"{place.metric.title}: {standing(place)}"

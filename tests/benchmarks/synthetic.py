@@ -74,6 +74,14 @@ def case(
     }  # fmt: skip
 
 
+def skipping() -> dict[str, Any]:
+    """Ours alone, on rows whose distribution is told."""
+    return case({}, ours=2.0) | {
+        "distribution": "made up for a test",
+        "off_modality_mass": {"median": 2e-8, "max": 5e-3},
+    }
+
+
 def growth() -> dict[str, Any]:
     cases = []
     for axis in ("rows", "vocab", "hidden"):
@@ -145,6 +153,7 @@ def records() -> dict[str, Any]:
             "cases": [case({"released": 5.0}, operation="hybrid step")],
         },
         "dpo": None,
+        "skip": {"benchmark": "skip", "format": 2, "cases": [skipping()]},
         "growth": growth(),
         "adversarial": adversarial(),
         "spoken_sums": None,

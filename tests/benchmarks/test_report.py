@@ -178,6 +178,12 @@ def test_the_page_shows_every_case_and_fetches_nothing():
     assert not re.search(r'(src|href|srcset)="(?!data:)', source)
 
 
+def test_a_case_of_skipping_says_what_its_rows_are():
+    text = page_text(records())
+    assert "made up for a test" in text
+    assert "median 2.0e-8, at most 5.0e-3" in text
+
+
 @pytest.mark.parametrize("missing", [name for name in report.NAMES if records()[name]])
 def test_the_page_is_whole_without_any_one_record(missing):
     page_text({**records(), missing: None})
