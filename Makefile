@@ -18,7 +18,7 @@ TORCH ?= torch==2.13.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench clean

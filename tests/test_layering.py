@@ -99,7 +99,7 @@ def sources(*patterns: str) -> list[Path]:
 
 
 PYTHON = ["wavalign_fast/**/*.py", "benchmarks/**/*.py", "setup.py"]
-CPP = ["csrc/**/*.cpp", "csrc/**/*.h"]
+CPP = [f"csrc/**/*.{ending}" for ending in ("cpp", "h", "cu", "cuh")]
 
 
 def test_imports_go_one_way():

@@ -1,0 +1,5 @@
+"""All planted faults, rung by rung."""
+
+from .planting import Fault
+
+FAULTS: tuple[Fault, ...] = ()
