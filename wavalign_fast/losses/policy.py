@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from wavalign_fast.ops.row_kernels import LINEAR_FROM
+
 Clip = float | tuple[float, float]
 ImportanceLevel = Literal["token", "sequence"]
-
-LINEAR_FROM = 20.0
-"""Nats from which ratios grow along their tangent."""
 
 
 class PolicyTokens(NamedTuple):

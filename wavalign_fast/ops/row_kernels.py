@@ -1,0 +1,199 @@
+"""What a row kernel computes, in plain torch: the definition of the GPU backends' one job.
+
+A chunk of logits [R, V] comes out of a product; a row kernel makes of each row its statistics, its
+gradient, or both at once, and writes the gradient over the logits as the next product's operand.
+Backends offer these three functions with these signatures; here they run in any dtype, float64
+included, and say what the others must give.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+LINEAR_FROM = 20.0
+"""Nats from which ratios grow along their tangent."""
+
+
+class RowStats(NamedTuple):
+    """Statistics of each row, each [R]; 0 in dead rows, NaN where the target is not an id."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    top: torch.Tensor
+    """The largest logit."""
+    log_sum: torch.Tensor
+    """``log Σ exp(z - top)``: apart from ``top``, for in the fp32 sum of the two a far offset
+    rounds it away, and the gradient with it."""
+
+
+class RowGrads(NamedTuple):
+    """The loss's derivatives by a row's results, each [R]; ``None`` is 0."""
+
+    logp: torch.Tensor | None
+    entropy: torch.Tensor | None = None
+    lse: torch.Tensor | None = None
+
+
+class TokenTable(NamedTuple):
+    """What the hybrid loss knows of each row before its log-prob, each [R].
+
+    Coefficients hold weights, denominators and λ. A term whose coefficient is 0 is 0 whatever
+    stands in its other columns.
+    """
+
+    policy_coef: torch.Tensor
+    advantage: torch.Tensor
+    kl_coef: torch.Tensor
+    anchor_coef: torch.Tensor
+    old_logp: torch.Tensor | None = None
+    """``None``: the policy itself, ρ = 1."""
+    ref_logp: torch.Tensor | None = None
+    """``None``: no KL."""
+
+
+def token_gradient(
+    logp: torch.Tensor, table: TokenTable, clip: tuple[float, float] | None
+) -> torch.Tensor:
+    """``dL/dlogp`` of each token of the hybrid loss, from the derivatives of ``policy_tokens``.
+
+    Args:
+        logp: [R].
+        table: the step's coefficients.
+        clip: the bounds of ρ, ``(1 - low, 1 + high)``; ``None`` is off.
+    """
+    excess = torch.zeros_like(logp) if table.old_logp is None else logp - table.old_logp
+    slope = excess.clamp(max=LINEAR_FROM).exp()
+    ratio = slope + math.exp(LINEAR_FROM) * torch.relu(excess - LINEAR_FROM)
+    surrogate = slope * table.advantage
+    if clip is not None:
+        clipped = ratio.clamp(*clip) * table.advantage
+        surrogate = torch.where(ratio * table.advantage <= clipped, surrogate, 0.0)
+    g = torch.where(table.policy_coef > 0, -table.policy_coef * surrogate, 0.0)
+    g = g - table.anchor_coef
+    if table.ref_logp is not None:
+        kl = -torch.expm1((table.ref_logp - logp).clamp(max=LINEAR_FROM))
+        g = g + torch.where(table.kl_coef > 0, table.kl_coef * kl, 0.0)
+    return g
+
+
+def row_stats(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    scale: float,
+    ignore_index: int,
+) -> RowStats:
+    """Statistics of ``z = logits · scale + bias``.
+
+    Args:
+        logits: [R, V] float, rows contiguous.
+        targets: [R] int64; ``ignore_index`` marks a dead row.
+        bias: [V] or ``None``; ``-inf`` bans an id.
+    """
+    z, ids, live, bad = _rows(logits, targets, bias, scale, ignore_index)
+    top = z.amax(dim=-1)
+    below = torch.where(torch.isneginf(z), -math.inf, z - top.unsqueeze(-1))
+    e = below.exp()
+    total = e.sum(dim=-1)
+    log_sum = total.log()
+    weighted = (e * torch.where(torch.isneginf(below), 0.0, below)).sum(dim=-1)
+    at_target = z.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    # log p <= 0 and entropy >= 0 hold exactly, not only up to rounding.
+    values = RowStats(
+        logp=(at_target - top - log_sum).clamp(max=0.0),
+        entropy=(log_sum - weighted / total).clamp(min=0.0),
+        top=top,
+        log_sum=log_sum,
+    )
+    return RowStats(*(torch.where(live, v.masked_fill(bad, math.nan), 0.0) for v in values))
+
+
+def row_gradient_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    stats: RowStats,
+    grads: RowGrads,
+    *,
+    scale: float,
+    ignore_index: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``logits``.
+
+    With g, e, l the derivatives by log-prob, entropy and lse:
+    ``dL/dz = (l - g) p + g onehot - e p (log p + entropy)``. Rows that are dead, that have a bad
+    target or whose derivatives are all 0 hold zeros, whatever their logits are.
+    """
+    z, ids, live, bad = _rows(logits, targets, bias, scale, ignore_index)
+    zero = torch.zeros_like(stats.logp)
+    g, e, by_lse = (zero if grad is None else grad for grad in grads)
+    logp = z - stats.top.unsqueeze(-1) - stats.log_sum.unsqueeze(-1)
+    p = logp.exp()
+    surprise = torch.where(p > 0, p * (logp + stats.entropy.unsqueeze(-1)), 0.0)
+    dz = (by_lse - g).unsqueeze(-1) * p - e.unsqueeze(-1) * surprise
+    # (l - g) p + g at the target, without the cancellation at p near 1.
+    p_target = stats.logp.exp()
+    own = torch.where(p_target > 0, p_target * (stats.logp + stats.entropy), 0.0)
+    onehot = by_lse * p_target - g * torch.expm1(stats.logp) - e * own
+    dz = dz.scatter(-1, ids.unsqueeze(-1), onehot.unsqueeze(-1))
+    active = live & ~bad & ((g != 0) | (e != 0) | (by_lse != 0))
+    dz = torch.where(active.unsqueeze(-1), dz * scale, 0.0)
+    return operand_view(logits, out_dtype).copy_(dz)
+
+
+def hybrid_rows_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: TokenTable,
+    *,
+    scale: float,
+    ignore_index: int,
+    clip: tuple[float, float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
+    """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one go."""
+    stats = row_stats(logits, targets, bias, scale=scale, ignore_index=ignore_index)
+    g = torch.where(targets == ignore_index, 0.0, token_gradient(stats.logp, table, clip))
+    dlogits = row_gradient_(
+        *(logits, targets, bias, stats, RowGrads(logp=g)),
+        scale=scale,
+        ignore_index=ignore_index,
+        out_dtype=out_dtype,
+    )
+    return stats, g, dlogits
+
+
+def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The memory of ``logits`` [R, V] as [R, V] of a type no wider, each row at its old place."""
+    wide, narrow = logits.element_size(), dtype.itemsize
+    pitch = logits.stride(0) if logits.shape[0] > 1 else logits.shape[1]
+    if logits.stride(1) != 1 or narrow > wide:
+        raise ValueError(
+            f"logits: got {logits.dtype} of strides {logits.stride()}, want contiguous rows of a "
+            f"type no narrower than {dtype}"
+        )
+    # The last row may end at V: its view is as long in elements, and no longer in bytes.
+    size = (logits.shape[0], pitch * wide // narrow)
+    flat = logits.as_strided((size[0] * pitch - pitch + logits.shape[1],), (1,)).view(dtype)
+    return flat.as_strided((size[0], logits.shape[1]), (size[1], 1))
+
+
+def _rows(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    ignore_index: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits z, ids that can be gathered, and which rows are live, which have a bad id."""
+    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    z = logits.to(compute) * scale
+    if bias is not None:
+        z = z + bias.to(compute)
+    live = targets != ignore_index
+    bad = live & ((targets < 0) | (targets >= logits.shape[1]))
+    return z, torch.where(live & ~bad, targets, 0), live, bad
