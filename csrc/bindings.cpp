@@ -4,6 +4,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/linear_logprob.h"
+#include "cpu/recycled.h"
 #include "cpu/row_kernels.h"
 
 TORCH_LIBRARY(wavalign_fast, m) {
@@ -40,7 +41,12 @@ PyObject* build_info(PyObject*, PyObject*) {
                        wavalign::cpu::brgemm_available(at::kBFloat16) ? Py_True : Py_False);
 }
 
+PyObject* release_recycled(PyObject*, PyObject*) {
+  return PyLong_FromLongLong(wavalign::cpu::release_recycled());
+}
+
 PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, "torch version, ISA, GEMM kind."},
+                         {"release_recycled", release_recycled, METH_NOARGS, "Bytes given back."},
                          {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

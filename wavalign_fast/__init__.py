@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         group_advantages,
     )
     from wavalign_fast.models import OutputHead, output_head
-    from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
+    from wavalign_fast.ops import LogProb, LossOptions, empty_cache, linear_logprob
 
 __all__ = [
     "SPEECH",
@@ -40,6 +40,7 @@ __all__ = [
     "OutputHead",
     "count_pairs",
     "dpo_loss",
+    "empty_cache",
     "fused_dpo_loss",
     "group_advantages",
     "linear_logprob",
@@ -48,6 +49,7 @@ __all__ = [
 _ELSEWHERE = {
     "LogProb": "ops",
     "LossOptions": "ops",
+    "empty_cache": "ops",
     "linear_logprob": "ops",
     "OutputHead": "models",
     "output_head": "models",

@@ -9,8 +9,9 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/huge_pages.h"
+#include "cpu/recycled.h"
 #include "cpu/skipping.h"
+#include "cpu/tasks.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
@@ -84,11 +85,11 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
   const StatsTable stats(tiles.count(), panels.lanes());
   std::vector<float> target_logits(panels.tokens());
 
-  at::parallel_for(0, tiles.count() * panels.count(), 1, [&](int64_t first, int64_t last) {
+  parallel_tasks(tiles.count() * panels.count(), [&](const auto& next) {
     const GemmScope scope;
     std::vector<float> logits(kTileRows * kPanelLanes);
     std::vector<Operand> widened;
-    for (int64_t task = first; task < last; ++task) {
+    for (int64_t task; (task = next()) >= 0;) {
       const int64_t tile = task / panels.count(), panel = task % panels.count();
       const int64_t rows = tiles.rows(tile), width = panels.width(panel),
                     lane = panels.begin(panel);
@@ -165,7 +166,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const auto options = hidden.options().dtype(at::kFloat);
   at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
              lse = at::zeros_like(logp), norm = at::zeros({2, hidden.size(0)}, options);
-  at::Tensor store = on_huge_pages(at::empty({store_bytes}, hidden.options().dtype(at::kByte)));
+  at::Tensor store = recycled({store_bytes}, hidden.options().dtype(at::kByte));
   std::vector<int64_t> skip_shape{0};
   if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
   const at::Tensor skipped = at::zeros(skip_shape, store.options());

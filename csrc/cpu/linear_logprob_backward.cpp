@@ -6,57 +6,19 @@
 
 #include <cmath>
 
+#include "cpu/active_tokens.h"
 #include "cpu/linear_logprob.h"
+#include "cpu/recycled.h"
 #include "cpu/skipping.h"
+#include "cpu/stages.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
 
 namespace {
 
-// The tokens with a gradient, in the lanes of this pass. With g = dL/dlogp, e = dL/dentropy and
-// l = dL/dlse:  dL/dz = (l - g) p + g onehot - e p (log p + entropy).
-struct ActiveTokens {
-  TokenPanels panels;
-  std::vector<int64_t> source;  // lane in the forward pass
-  std::vector<int64_t> target;
-  std::vector<float> softmax, entropy_grad, top, log_sum, entropy, onehot;
-  bool all = false;  // every live token, in the forward's lanes
-  bool with_entropy = false;
-};
-
-float value_or_zero(const float* values, int64_t row) {
-  return values == nullptr ? 0.f : values[row];
-}
-
-ActiveTokens active_tokens(const TokenPanels& live, const at::Tensor& targets,
-                           const float* grad_logp, const float* grad_entropy, const float* grad_lse,
-                           const float* logp, const float* entropy, const float* norm) {
-  ActiveTokens active;
-  const int64_t rows = targets.size(0);
-  const auto* ids = targets.const_data_ptr<int64_t>();
-  for (int64_t n = 0; n < live.tokens(); ++n) {
-    const int64_t row = live.rows[n];
-    const float g = value_or_zero(grad_logp, row), e = value_or_zero(grad_entropy, row),
-                l = value_or_zero(grad_lse, row);
-    if (g == 0.f && e == 0.f && l == 0.f) continue;
-    active.panels.rows.push_back(row);
-    active.source.push_back(n);
-    active.target.push_back(ids[row]);
-    active.softmax.push_back(l - g);
-    active.entropy_grad.push_back(e);
-    active.top.push_back(norm[row]);
-    active.log_sum.push_back(norm[rows + row]);
-    active.entropy.push_back(entropy[row]);
-    const float p = std::exp(logp[row]);
-    const float surprise = p > 0.f ? e * p * (logp[row] + entropy[row]) : 0.f;
-    // (l - g) p + g, without the cancellation at p near 1.
-    active.onehot.push_back(l * p - g * std::expm1(logp[row]) - surprise);
-    active.with_entropy |= e != 0.f;
-  }
-  active.all = active.panels.tokens() == live.tokens();
-  return active;
-}
+// A gradient of this size is no longer in a cache when its reader comes.
+constexpr size_t kBeyondCaches = 32 << 20;
 
 // Buffers of one thread.
 template <typename Operand>
@@ -72,19 +34,19 @@ struct Workspace {
 
   std::vector<float> logits;     // one tile by one panel; then a block of dW
   std::vector<Operand> dlogits;  // one tile by all lanes, panel after panel
-  std::vector<Operand> probs, widened;
+  std::vector<Operand> probs, widened, packed;
   std::vector<float> factor, entropy_grad, shift, max, unused;
 };
 
 template <typename Stored>
 void write_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, Stored* out,
-                int64_t ld_out) {
+                int64_t ld_out, bool stream) {
   if constexpr (std::is_same_v<Stored, c10::Half>) {
     for (int64_t r = 0; r < rows; ++r) {
       std::copy_n(in + r * ld_in, n, out + r * ld_out);
     }
   } else {
-    row_kernels().tile<Stored>().round_rows(in, rows, n, ld_in, out, ld_out);
+    row_kernels().tile<Stored>().round_rows(in, rows, n, ld_in, out, ld_out, stream);
   }
 }
 
@@ -106,8 +68,10 @@ class Backward {
         lanes_(skip, tiles_, panels_, active.source),
         store_(store, live),
         kept_(store_.readable() ? std::min(store_.kept(), tiles_.count()) : 0),
-        group_(std::min(tiles_.count(), std::max<int64_t>(8, 2 * at::get_num_threads()))),
+        group_(group_of_tiles()),
+        hidden_block_(hidden_size_ < kHiddenBlock * at::get_num_threads() ? 64 : kHiddenBlock),
         grad_weight_(grad_weight.defined() ? grad_weight.data_ptr<Stored>() : nullptr),
+        stream_(weight.nbytes() > kBeyondCaches),
         grad_bias_(grad_bias.defined() ? grad_bias.data_ptr<float>() : nullptr),
         hidden_out_(grad_hidden) {
     if (kept_ < tiles_.count()) {
@@ -115,38 +79,58 @@ class Backward {
     }
     if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(hidden, panels_);
     if (hidden_out_.defined()) {
-      by_token_ = at::empty({group_ * kTileRows * panels_.lanes()}, operand_type());
+      by_token_ =
+          at::empty({Stages::kBuffers * group_ * kTileRows * panels_.lanes()}, operand_type());
       grad_hidden_ = at::zeros({panels_.lanes(), hidden_size_}, at::kFloat);
     }
   }
 
   void run() {
-    for (int64_t first = 0; first < tiles_.count(); first += group_) {
-      const int64_t last = std::min(first + group_, tiles_.count());
-      at::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-        const GemmScope scope;
-        Workspace<Operand> work(panels_.lanes());
-        for (int64_t tile = begin; tile < end; ++tile) {
-          if (lanes_.none(tile)) {
-            if (grad_weight_ != nullptr) no_weight_rows(tile);
-            continue;
-          }
-          dlogits(tile, work);
-          if (hidden_out_.defined()) turn(tile, tile - first, work);
-          if (grad_bias_ != nullptr) sum_bias(tile, work);
-          if (grad_weight_ != nullptr) weight_rows(tile, work);
+    const int64_t blocks =
+        hidden_out_.defined() ? (hidden_size_ + hidden_block_ - 1) / hidden_block_ : 0;
+    Stages stages(tiles_.count(), group_, blocks);
+    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+      const GemmScope scope;
+      Workspace<Operand> work(panels_.lanes());
+      stages.work([&](const Stages::Step& step) {
+        if (step.second) {
+          add_hidden(step.group, step.index * hidden_block_, work);
+        } else {
+          tile(step.index, work);
         }
       });
-      if (hidden_out_.defined()) add_hidden(first, last);
-    }
+    });
     if (hidden_out_.defined()) scatter_hidden();
   }
 
  private:
+  // Large groups add to dH less often; small ones leave room in the caches, and every thread wants
+  // a tile.
+  int64_t group_of_tiles() const {
+    constexpr int64_t kBytes = 2 << 20, kMost = 8, kLeast = 2;
+    const int64_t threads = at::get_num_threads(),
+                  tile = kTileRows * panels_.lanes() * static_cast<int64_t>(sizeof(Operand));
+    const int64_t tiles =
+        std::clamp(kBytes / tile, std::max(kLeast, threads), std::max(kMost, threads));
+    return std::min(tiles, tiles_.count());
+  }
+
   static constexpr at::ScalarType operand_type() {
     return c10::CppTypeToScalarType<Operand>::value;
   }
   static const TileKernels<Operand>& kernels() { return row_kernels().tile<Operand>(); }
+
+  // Everything of a tile but its part of dH.
+  void tile(int64_t tile, Workspace<Operand>& work) const {
+    if (lanes_.none(tile)) {
+      if (grad_weight_ != nullptr) no_weight_rows(tile);
+      return;
+    }
+    dlogits(tile, work);
+    if (hidden_out_.defined()) turn(tile, work);
+    if (grad_bias_ != nullptr) sum_bias(tile, work);
+    if (grad_weight_ != nullptr) weight_rows(tile, work);
+  }
 
   // exp(z - max) of a tile in this pass's lanes, and `max` into work.max: kept by the forward pass,
   // or made again with the same operations on the same numbers, which gives the same bits.
@@ -216,18 +200,20 @@ class Backward {
     }
   }
 
-  // The tile by token, as the left operand of dH = dlogits W: [panel][width][kTileRows].
-  Operand* turned(int64_t slot, int64_t panel) const {
+  // The tile by token, as the left operand of dH = dlogits W: [panel][width][kTileRows]. The groups
+  // under way have a place each.
+  Operand* turned(int64_t tile, int64_t panel) const {
+    const int64_t place = tile % (Stages::kBuffers * group_);
     return by_token_.data_ptr<Operand>() +
-           (slot * panels_.lanes() + panels_.begin(panel)) * kTileRows;
+           (place * panels_.lanes() + panels_.begin(panel)) * kTileRows;
   }
 
-  void turn(int64_t tile, int64_t slot, const Workspace<Operand>& work) const {
+  void turn(int64_t tile, const Workspace<Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       if (lanes_.at(tile, panel).size() == 0) continue;
       const int64_t width = panels_.width(panel);
-      Operand* out = turned(slot, panel);
+      Operand* out = turned(tile, panel);
       kernels().transpose(work.dlogits.data() + panels_.begin(panel) * kTileRows, rows, width, out,
                           kTileRows);
       // The pair of an odd last row.
@@ -269,7 +255,7 @@ class Backward {
         accumulate = true;
       }
       write_rows(work.logits.data(), rows, n, n,
-                 grad_weight_ + tiles_.begin(tile) * hidden_size_ + h, hidden_size_);
+                 grad_weight_ + tiles_.begin(tile) * hidden_size_ + h, hidden_size_, stream_);
     }
   }
 
@@ -278,35 +264,29 @@ class Backward {
     std::fill_n(grad_weight_ + tiles_.begin(tile) * hidden_size_, elements, Stored(0.f));
   }
 
-  // dH += dlogits W over a group of tiles. A thread owns columns of dH and walks the vocabulary in
+  // Columns [h, h + hidden_block_) of dH += dlogits W over a group of tiles. The groups come in
   // order, so the sum has one order whatever the number of threads.
-  void add_hidden(int64_t first, int64_t last) {
-    const bool narrow = hidden_size_ < kHiddenBlock * at::get_num_threads();
-    const int64_t block = narrow ? 64 : kHiddenBlock;
+  void add_hidden(int64_t group, int64_t h, Workspace<Operand>& work) {
+    const int64_t n = std::min(hidden_block_, hidden_size_ - h);
     float* out = grad_hidden_.data_ptr<float>();
-    at::parallel_for(0, (hidden_size_ + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-      const GemmScope scope;
-      std::vector<Operand> packed(kTileRows * block), widened;
-      for (int64_t h = begin * block; h < std::min(end * block, hidden_size_); h += block) {
-        const int64_t n = std::min(block, hidden_size_ - h);
-        for (int64_t tile = first; tile < last; ++tile) {
-          if (lanes_.none(tile)) continue;
-          const int64_t rows = tiles_.rows(tile);
-          int64_t ld = 0;
-          const Operand* rows_of_w = weight_block<Stored, Operand>(
-              weight_, hidden_size_, tiles_.begin(tile), rows, h, n, widened, ld);
-          kernels().pack_rows(rows_of_w, rows, n, ld, packed.data());
-          const int64_t depth = std::is_same_v<Operand, c10::BFloat16> ? (rows + 1) / 2 * 2 : rows;
-          for (int64_t panel = 0; panel < panels_.count(); ++panel) {
-            const LaneRange range = lanes_.at(tile, panel);
-            if (range.size() == 0) continue;
-            const Operand* tokens = turned(tile - first, panel) + range.first * kTileRows;
-            gemm(range.size(), n, depth, tokens, kTileRows, packed.data(), n,
-                 out + (panels_.begin(panel) + range.first) * hidden_size_ + h, hidden_size_, true);
-          }
-        }
+    work.packed.resize(kTileRows * hidden_block_);
+    const int64_t first = group * group_, last = std::min(first + group_, tiles_.count());
+    for (int64_t tile = first; tile < last; ++tile) {
+      if (lanes_.none(tile)) continue;
+      const int64_t rows = tiles_.rows(tile);
+      int64_t ld = 0;
+      const Operand* rows_of_w = weight_block<Stored, Operand>(
+          weight_, hidden_size_, tiles_.begin(tile), rows, h, n, work.widened, ld);
+      kernels().pack_rows(rows_of_w, rows, n, ld, work.packed.data());
+      const int64_t depth = std::is_same_v<Operand, c10::BFloat16> ? (rows + 1) / 2 * 2 : rows;
+      for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+        const LaneRange range = lanes_.at(tile, panel);
+        if (range.size() == 0) continue;
+        const Operand* tokens = turned(tile, panel) + range.first * kTileRows;
+        gemm(range.size(), n, depth, tokens, kTileRows, work.packed.data(), n,
+             out + (panels_.begin(panel) + range.first) * hidden_size_ + h, hidden_size_, true);
       }
-    });
+    }
   }
 
   void scatter_hidden() const {
@@ -315,7 +295,7 @@ class Backward {
     at::parallel_for(0, panels_.tokens(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         write_rows(from + n * hidden_size_, 1, hidden_size_, hidden_size_,
-                   to + panels_.rows[n] * hidden_size_, hidden_size_);
+                   to + panels_.rows[n] * hidden_size_, hidden_size_, /*stream=*/false);
       }
     });
   }
@@ -331,8 +311,10 @@ class Backward {
   ActiveLanes lanes_;
   TileStore<Operand> store_;
   int64_t kept_;
-  int64_t group_;  // tiles between two additions to dH
+  int64_t group_;         // tiles between two additions to dH
+  int64_t hidden_block_;  // columns of dH to a task
   Stored* grad_weight_;
+  bool stream_;  // dW past the caches
   float* grad_bias_;
   at::Tensor hidden_out_;
   std::optional<TileLogits<Stored, Operand>> source_;
@@ -364,7 +346,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
   const bool none = active.panels.tokens() == 0;
   at::Tensor grad_hidden, grad_weight, grad_bias;
   if (need_hidden) grad_hidden = at::zeros_like(hidden);
-  if (need_weight) grad_weight = none ? at::zeros_like(weight) : at::empty_like(weight);
+  if (need_weight)
+    grad_weight = none ? at::zeros_like(weight) : recycled(weight.sizes(), weight.options());
   if (need_bias) grad_bias = at::zeros({weight.size(0)}, hidden.options().dtype(at::kFloat));
   if (!none) {
     const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();

@@ -44,8 +44,9 @@ struct TileKernels {
   void (*transpose)(const T* tile, int64_t rows, int64_t lanes, T* out, int64_t ld_out);
   // Row-major B operand [k, n] -> what the GEMM of this type wants (pairs along k for bf16).
   void (*pack_rows)(const T* in, int64_t k, int64_t n, int64_t ld_in, T* out);
+  // Rows of fp32 into rows of T. `stream`: past the caches, where the rows allow it.
   void (*round_rows)(const float* in, int64_t rows, int64_t n, int64_t ld_in, T* out,
-                     int64_t ld_out);
+                     int64_t ld_out, bool stream);
 };
 
 struct RowKernels {

@@ -1,7 +1,14 @@
 """Ops over the vocabulary: log-probabilities and their gradients."""
 
-from wavalign_fast.ops.library import backend_status
+from wavalign_fast.ops.library import backend_status, empty_cache
 from wavalign_fast.ops.linear_logprob import IGNORE_INDEX, LogProb, linear_logprob
 from wavalign_fast.ops.options import LossOptions
 
-__all__ = ["IGNORE_INDEX", "LogProb", "LossOptions", "backend_status", "linear_logprob"]
+__all__ = [
+    "IGNORE_INDEX",
+    "LogProb",
+    "LossOptions",
+    "backend_status",
+    "empty_cache",
+    "linear_logprob",
+]
