@@ -1,0 +1,125 @@
+"""A driver that compiles what is launched, as on a GPU, and hands each launch to a function.
+
+With it the package's own launchers run on CPU tensors: Triton looks at their arguments as it would
+look at a GPU's, compiles for the target, checks the target's limits, and then calls ``on_launch``
+where a GPU would start. Nothing computes unless that function does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.compiler import CompiledKernel
+
+from .targets import TARGETS, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argument:
+    """One parameter of the compiled function."""
+
+    name: str
+    type: str
+    """In Triton's words: ``*fp32``, ``*i64``, ``i32``, ``fp32``."""
+    value: Any
+    """What the launch passed: a tensor or a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel, compiled, and what one launch would give it."""
+
+    name: str
+    grid: tuple[int, int, int]
+    arguments: tuple[Argument, ...]
+    """In the binary's order. On NVIDIA two more pointers follow, for scratch memory: pass 0."""
+    kernel: CompiledKernel
+
+    @property
+    def metadata(self) -> Any:
+        """Triton's: ``num_warps``, ``num_stages``, ``shared`` (bytes), ``name`` (entry point)."""
+        return self.kernel.metadata
+
+    @property
+    def asm(self) -> dict[str, Any]:
+        """``ttir``, ``ttgir``, ``llir``, and ``ptx`` and ``cubin`` or ``amdgcn`` and ``hsaco``."""
+        return self.kernel.asm
+
+    @property
+    def threads(self) -> int:
+        return self.metadata.num_warps * self.metadata.target.warp_size
+
+
+class RecordingDriver:
+    """What Triton asks of a driver, for one target."""
+
+    def __init__(self, target: Target, on_launch: Callable[[Launch], None]) -> None:
+        self.target = target
+        self.on_launch = on_launch
+        self.utils = self
+
+    def get_current_target(self) -> Any:
+        return self.target.gpu
+
+    def get_current_device(self) -> int:
+        """Each target is a device of its own: compiled kernels are cached by device."""
+        return list(TARGETS).index(self.target.name)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.target.shared_per_program}
+
+    def load_binary(self, *args: Any) -> tuple[int, ...]:
+        """Module, function, registers, spills, threads: the launcher uses only the last."""
+        return 1, 1, 0, 0, 1024
+
+    def unload_module(self, module: int) -> None:
+        pass
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        kernels = source.fn.device_caches[self.get_current_device()][0].values()
+
+        def launch(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+            # Packed metadata, launch metadata and two hooks come before the kernel's arguments.
+            values = rest[4:]
+            arguments = tuple(
+                Argument(name=name, type=kind, value=value)
+                for (name, kind), value in zip(source.signature.items(), values, strict=True)
+                if kind != "constexpr"
+            )
+            compiled = next(kernel for kernel in kernels if kernel.hash == metadata.hash)
+            launched = Launch(
+                name=source.fn.__name__, grid=(x, y, z), arguments=arguments, kernel=compiled
+            )
+            # A compiled kernel keeps this function beyond the driver that asked for it.
+            triton.runtime.driver.active.on_launch(launched)
+
+        return launch
+
+
+@contextmanager
+def driver_for(target: str, on_launch: Callable[[Launch], None]) -> Iterator[RecordingDriver]:
+    """While active, launches compile for ``target`` and end in ``on_launch``."""
+    before = triton.runtime.driver._active
+    driver = RecordingDriver(TARGETS[target], on_launch)
+    triton.runtime.driver.set_active(driver)
+    try:
+        yield driver
+    finally:
+        triton.runtime.driver._active = before
+
+
+@contextmanager
+def recorded(target: str) -> Iterator[list[Launch]]:
+    """The launches inside, compiled for ``target`` and not run."""
+    launches: list[Launch] = []
+    with driver_for(target, launches.append):
+        yield launches

@@ -1,0 +1,286 @@
+"""Row kernels: statistics and gradients of a chunk of logits, one program a row.
+
+A row is read in blocks, once for its statistics and once for its gradient. Whole blocks carry no
+mask: a mask of a vocabulary that is not known to divide by 16 would cut every access to one
+element. Rows are ``64 * pitch_64`` elements apart, so that the compiler knows each to start on a
+16-byte boundary without being told the pitch. Row offsets have 64 bits, columns 32.
+"""
+
+import triton
+import triton.language as tl
+
+from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, online_step, rebase
+from wavalign_fast.ops.triton.kernels.token_math import token_gradient
+
+# Values that change between chunks and batches must not compile a kernel again.
+RUNTIME = ("vocab", "pitch_64", "ignore_index")
+# One element a row is read of these: where they start is of no use to the compiler.
+PER_ROW = ("targets", "policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_logp")
+PER_ROW += ("logp", "entropy", "top", "log_sum", "grad_logp", "grad_entropy", "grad_lse")
+
+
+@triton.jit
+def read_logits(logits, bias, columns, vocab, scale, TAIL: tl.constexpr):
+    """``z = logits * scale + bias`` of some columns; -inf beyond the vocabulary.
+
+    One fused multiply-add, written out: every read of a logit must give the same bits, or the
+    target's own logit would not be the one that is in the sum.
+    """
+    if TAIL:
+        inside = columns < vocab
+        z = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    else:
+        z = tl.load(logits + columns).to(tl.float32)
+    if bias is None:
+        return z * scale
+    if TAIL:
+        shift = tl.load(bias + columns, mask=inside, other=0.0)
+    else:
+        shift = tl.load(bias + columns)
+    return tl.fma(z, scale, shift)
+
+
+@triton.jit
+def row_statistics(logits, bias, target, vocab, scale, BLOCK: tl.constexpr):
+    """``logp, entropy, top, log_sum`` of one row.
+
+    Each lane keeps sums of its own and they meet once, at the end: the order depends on the
+    vocabulary and ``BLOCK`` alone, and no block waits for a reduction over the program.
+    """
+    lanes = tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), FLOOR, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    weighted = tl.zeros((BLOCK,), tl.float32)
+    whole = vocab // BLOCK * BLOCK
+    for start in tl.range(0, whole, BLOCK):
+        z = read_logits(logits, bias, start + lanes, vocab, scale, False)
+        top, total, weighted = online_step(z, top, total, weighted)
+    z = read_logits(logits, bias, whole + lanes, vocab, scale, True)
+    top, total, weighted = online_step(z, top, total, weighted)
+    row_top = tl.max(top, axis=0)
+    total, weighted = rebase(top, total, weighted, row_top)
+    at_target = read_logits(logits, bias, target, vocab, scale, False)
+    return finish(at_target, row_top, tl.sum(total, axis=0), tl.sum(weighted, axis=0))
+
+
+@triton.jit
+def block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum):
+    """``dL/dlogits`` of some columns; ``own`` is the target's, formed without cancellation."""
+    log_p = z - top - log_sum
+    p = tl.exp(log_p)
+    slope = by_p
+    if by_entropy is not None:
+        # 0 * -inf is 0 in an entropy.
+        slope = by_p - by_entropy * tl.where(p > 0.0, log_p + entropy, 0.0)
+    return tl.where(columns == target, own, p * slope)
+
+
+@triton.jit
+def own_gradient(g, e, by_lse, logp, entropy, scale):
+    """``dL/dlogits`` at the target: ``(l - g) p + g`` has lost its digits where p is near 1."""
+    p = tl.exp(logp)
+    own = by_lse * p - g * expm1(logp)
+    if e is not None:
+        own -= e * tl.where(p > 0.0, p * (logp + entropy), 0.0)
+    return own * scale
+
+
+@triton.jit
+def write_gradient(
+    logits, out, bias, target, own, by_p, by_entropy, stats, vocab, scale, BLOCK: tl.constexpr
+):
+    """The row's gradient over its logits.
+
+    In a narrower type, block i is written over what was block i // 2 of the logits. Warps are not
+    in step, so between the last warp's read of that block and the first warp's write must lie a
+    barrier: one that every warp passes after reading block i // 2 and before writing block i.
+    Those after reading the blocks 0, 1, 2, 4, 8, ... do: for i > 0 there is a power of two in
+    (i / 2, i], and for i = 0 there is 0. In the logits' own width each lane overwrites what it
+    has read itself, for the value it writes is made of it.
+    """
+    WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
+    NARROW: tl.constexpr = WIDE > out.dtype.element_ty.primitive_bitwidth
+    logp, entropy, top, log_sum = stats
+    lanes = tl.arange(0, BLOCK)
+    blocks = vocab // BLOCK
+    for block in tl.range(0, blocks):
+        columns = block * BLOCK + lanes
+        z = read_logits(logits, bias, columns, vocab, scale, False)
+        d = block_gradient(
+            z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum
+        )
+        if NARROW:
+            if block & (block - 1) == 0:
+                tl.debug_barrier()
+        tl.store(out + columns, d.to(out.dtype.element_ty))
+    columns = blocks * BLOCK + lanes
+    z = read_logits(logits, bias, columns, vocab, scale, True)
+    d = block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum)
+    if NARROW:
+        tl.debug_barrier()
+    tl.store(out + columns, d.to(out.dtype.element_ty), mask=columns < vocab)
+
+
+@triton.jit
+def write_zeros(out, vocab, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    zeros = tl.zeros((BLOCK,), out.dtype.element_ty)
+    whole = vocab // BLOCK * BLOCK
+    for start in tl.range(0, whole, BLOCK):
+        tl.store(out + start + lanes, zeros)
+    columns = whole + lanes
+    tl.store(out + columns, zeros, mask=columns < vocab)
+
+
+@triton.jit
+def row_starts(logits, out, row, pitch_64):
+    """The row in both types: one place in memory, two counts of elements."""
+    WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
+    RATIO: tl.constexpr = WIDE // out.dtype.element_ty.primitive_bitwidth
+    start = row * pitch_64 * 64
+    return logits + start, out + start * RATIO
+
+
+@triton.jit
+def is_known(target, vocab, ignore_index):
+    """Whether the row has statistics at all: neither dead nor with a target that is no id."""
+    return (target != ignore_index) & (target >= 0) & (target < vocab)
+
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
+def row_stats_kernel(
+    logits,
+    targets,
+    bias,
+    logp,
+    entropy,
+    top,
+    log_sum,
+    vocab,
+    pitch_64,
+    scale,
+    ignore_index,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    # Dead rows hold zeros, rows with a bad target NaN; neither is read.
+    row_logp = tl.where(target == ignore_index, 0.0, float("nan"))
+    row_entropy, row_top, row_log_sum = row_logp, row_logp, row_logp
+    if is_known(target, vocab, ignore_index):
+        row_logp, row_entropy, row_top, row_log_sum = row_statistics(
+            logits + row * pitch_64 * 64, bias, target, vocab, scale, BLOCK
+        )
+    tl.store(logp + row, row_logp)
+    tl.store(entropy + row, row_entropy)
+    tl.store(top + row, row_top)
+    tl.store(log_sum + row, row_log_sum)
+
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
+def row_gradient_kernel(
+    logits,
+    out,
+    targets,
+    bias,
+    logp,
+    entropy,
+    top,
+    log_sum,
+    grad_logp,
+    grad_entropy,
+    grad_lse,
+    vocab,
+    pitch_64,
+    scale,
+    ignore_index,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_logits, row_out = row_starts(logits, out, row, pitch_64)
+    target = tl.load(targets + row)
+    g = 0.0
+    e = 0.0
+    by_lse = 0.0
+    if grad_logp is not None:
+        g = tl.load(grad_logp + row)
+    if grad_entropy is not None:
+        e = tl.load(grad_entropy + row)
+    if grad_lse is not None:
+        by_lse = tl.load(grad_lse + row)
+    wanted = (g != 0.0) | (e != 0.0) | (by_lse != 0.0)
+    if is_known(target, vocab, ignore_index) & wanted:
+        stats = (
+            tl.load(logp + row),
+            tl.load(entropy + row),
+            tl.load(top + row),
+            tl.load(log_sum + row),
+        )
+        own = own_gradient(g, e, by_lse, stats[0], stats[1], scale)
+        by_p = (by_lse - g) * scale
+        if grad_entropy is not None:
+            write_gradient(
+                row_logits, row_out, bias, target, own, by_p, e * scale, stats, vocab, scale, BLOCK
+            )
+        else:
+            write_gradient(
+                row_logits, row_out, bias, target, own, by_p, None, stats, vocab, scale, BLOCK
+            )
+    else:
+        write_zeros(row_out, vocab, BLOCK)
+
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
+def hybrid_rows_kernel(
+    logits,
+    out,
+    targets,
+    bias,
+    policy_coef,
+    advantage,
+    kl_coef,
+    anchor_coef,
+    old_logp,
+    ref_logp,
+    logp,
+    entropy,
+    top,
+    log_sum,
+    grad_logp,
+    vocab,
+    pitch_64,
+    scale,
+    ignore_index,
+    clip_low,
+    clip_high,
+    CLIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_logits, row_out = row_starts(logits, out, row, pitch_64)
+    target = tl.load(targets + row)
+    known = is_known(target, vocab, ignore_index)
+    row_logp = tl.where(target == ignore_index, 0.0, float("nan"))
+    row_entropy, row_top, row_log_sum = row_logp, row_logp, row_logp
+    if known:
+        row_logp, row_entropy, row_top, row_log_sum = row_statistics(
+            row_logits, bias, target, vocab, scale, BLOCK
+        )
+    tl.store(logp + row, row_logp)
+    tl.store(entropy + row, row_entropy)
+    tl.store(top + row, row_top)
+    tl.store(log_sum + row, row_log_sum)
+    g = token_gradient(
+        *(row_logp, policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp, row),
+        *(clip_low, clip_high, CLIP),
+    )
+    g = tl.where(target == ignore_index, 0.0, g)
+    tl.store(grad_logp + row, g)
+    if known & (g != 0.0):
+        stats = (row_logp, row_entropy, row_top, row_log_sum)
+        own = own_gradient(g, None, 0.0, row_logp, row_entropy, scale)
+        write_gradient(
+            row_logits, row_out, bias, target, own, -g * scale, None, stats, vocab, scale, BLOCK
+        )
+    else:
+        write_zeros(row_out, vocab, BLOCK)

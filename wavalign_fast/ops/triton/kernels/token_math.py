@@ -1,0 +1,59 @@
+"""What a token's log-prob contributes to the hybrid loss: its derivative, for Triton.
+
+The definition is `token_gradient` of `wavalign_fast/ops/row_kernels.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from wavalign_fast.ops.triton.kernels.softmax import expm1
+
+# Ratios grow along their tangent from here, `LINEAR_FROM` of the definition.
+LINEAR_FROM = tl.constexpr(20.0)
+E_LINEAR_FROM = tl.constexpr(485165195.4097903)
+
+
+@triton.jit
+def surrogate_slope(logp, advantage, old_logp, row, clip_low, clip_high, CLIP: tl.constexpr):
+    """Derivative of the surrogate by ``logp``: ρ A along its tangent, 0 where it is clipped."""
+    slope = 1.0
+    ratio = 1.0
+    if old_logp is not None:
+        excess = logp - tl.load(old_logp + row)
+        # Not `minimum`, which would turn NaN into a ratio.
+        slope = tl.exp(tl.where(excess > LINEAR_FROM, LINEAR_FROM, excess))
+        beyond = tl.where(excess > LINEAR_FROM, excess - LINEAR_FROM, 0.0)
+        ratio = slope + E_LINEAR_FROM * beyond
+    by_logp = slope * advantage
+    if CLIP:
+        clipped = tl.minimum(tl.maximum(ratio, clip_low), clip_high)
+        by_logp = tl.where(ratio * advantage <= clipped * advantage, by_logp, 0.0)
+    return by_logp
+
+
+@triton.jit
+def token_gradient(
+    logp,
+    policy_coef,
+    advantage,
+    kl_coef,
+    anchor_coef,
+    old_logp,
+    ref_logp,
+    row,
+    clip_low,
+    clip_high,
+    CLIP: tl.constexpr,
+):
+    """``dL/dlogp`` of the row; a term whose coefficient is 0 is 0, whatever its inputs hold."""
+    policy = tl.load(policy_coef + row)
+    by_logp = surrogate_slope(
+        logp, tl.load(advantage + row), old_logp, row, clip_low, clip_high, CLIP
+    )
+    g = tl.where(policy > 0.0, -policy * by_logp, 0.0)
+    if ref_logp is not None:
+        gap = tl.load(ref_logp + row) - logp
+        kl = tl.load(kl_coef + row)
+        slope = -expm1(tl.where(gap > LINEAR_FROM, LINEAR_FROM, gap))
+        g += tl.where(kl > 0.0, kl * slope, 0.0)
+    return g - tl.load(anchor_coef + row)

@@ -1,0 +1,136 @@
+"""The row kernels' Python face: `wavalign_fast/ops/row_kernels.py` says what they compute."""
+
+import torch
+
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.triton.configs import row_config
+from wavalign_fast.ops.triton.kernels.rows import (
+    hybrid_rows_kernel,
+    row_gradient_kernel,
+    row_stats_kernel,
+)
+from wavalign_fast.ops.triton.launch import on_device
+
+PITCH_ALIGN = 64
+
+
+def row_stats(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    scale: float,
+    ignore_index: int,
+) -> RowStats:
+    """Statistics of ``z = logits * scale + bias`` for each row.
+
+    Args:
+        logits: [R, V] float32, bfloat16 or float16; rows a multiple of 64 elements apart, the
+            first on a 16-byte boundary. What lies between V and the next row is not touched.
+        targets: [R] int64; ``ignore_index`` marks a dead row.
+        bias: [V] float32 or ``None``.
+    """
+    _check_rows(logits, targets, bias)
+    stats = _empty_stats(logits)
+    vocab = logits.shape[1]
+    config = row_config(vocab)
+    if len(targets) > 0:
+        with on_device(logits):
+            row_stats_kernel[(len(targets),)](
+                *(logits, targets, bias, *stats),
+                *(vocab, _pitch(logits), scale, ignore_index),
+                BLOCK=config.block,
+                num_warps=config.warps,
+            )
+    return stats
+
+
+def row_gradient_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    stats: RowStats,
+    grads: RowGrads,
+    *,
+    scale: float,
+    ignore_index: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``logits``."""
+    _check_rows(logits, targets, bias)
+    out = operand_view(logits, out_dtype)
+    vocab = logits.shape[1]
+    config = row_config(vocab)
+    if len(targets) > 0:
+        with on_device(logits):
+            row_gradient_kernel[(len(targets),)](
+                *(logits, out, targets, bias, *stats, *grads),
+                *(vocab, _pitch(logits), scale, ignore_index),
+                BLOCK=config.block,
+                num_warps=config.warps,
+            )
+    return out
+
+
+def hybrid_rows_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: TokenTable,
+    *,
+    scale: float,
+    ignore_index: int,
+    clip: tuple[float, float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
+    """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one launch."""
+    _check_rows(logits, targets, bias)
+    out = operand_view(logits, out_dtype)
+    stats = _empty_stats(logits)
+    g = torch.empty_like(stats.logp)
+    vocab = logits.shape[1]
+    config = row_config(vocab)
+    if len(targets) > 0:
+        with on_device(logits):
+            hybrid_rows_kernel[(len(targets),)](
+                *(logits, out, targets, bias, *table, *stats, g),
+                *(vocab, _pitch(logits), scale, ignore_index),
+                *(clip or (0.0, 0.0)),
+                CLIP=clip is not None,
+                BLOCK=config.block,
+                num_warps=config.warps,
+            )
+    return stats, g, out
+
+
+def _empty_stats(logits: torch.Tensor) -> RowStats:
+    table = logits.new_empty((4, logits.shape[0]), dtype=torch.float32)
+    return RowStats(*table.unbind())
+
+
+def _pitch(logits: torch.Tensor) -> int:
+    """How far rows are apart, in units that keep each on a 16-byte boundary."""
+    return logits.stride(0) // PITCH_ALIGN
+
+
+def _check_rows(logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None) -> None:
+    if logits.dim() != 2 or logits.shape[1] == 0 or logits.stride(1) != 1:
+        raise ValueError(
+            f"logits: got shape {tuple(logits.shape)} of strides {logits.stride()}, want [R, V] "
+            "with V > 0 and contiguous rows"
+        )
+    if logits.shape[0] > 1 and logits.stride(0) % PITCH_ALIGN or logits.data_ptr() % 16:
+        raise ValueError(
+            f"logits: got rows {logits.stride(0)} elements apart from address "
+            f"{logits.data_ptr():#x}, want a multiple of {PITCH_ALIGN} and of 16"
+        )
+    if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets: got {targets.dtype} {tuple(targets.shape)}, want torch.int64 "
+            f"{tuple(logits.shape[:1])}"
+        )
+    if bias is not None and (bias.shape != logits.shape[1:] or bias.dtype != torch.float32):
+        raise ValueError(
+            f"bias: got {bias.dtype} {tuple(bias.shape)}, want torch.float32 "
+            f"{tuple(logits.shape[1:])}"
+        )
