@@ -5,6 +5,7 @@ look at a GPU's, compiles for the target, checks the target's limits, and then c
 where a GPU would start. Nothing computes unless that function does.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import triton
 from triton.compiler import CompiledKernel
 
 from .targets import TARGETS, Target
+
+# What the sources compile to is cached for the session, and not beyond it.
+CACHE = tempfile.TemporaryDirectory(prefix="triton-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,9 @@ def driver_for(target: str, on_launch: Callable[[Launch], None]) -> Iterator[Rec
     driver = RecordingDriver(TARGETS[target], on_launch)
     triton.runtime.driver.set_active(driver)
     try:
-        yield driver
+        with triton.knobs.cache.scope():
+            triton.knobs.cache.dir = CACHE.name
+            yield driver
     finally:
         triton.runtime.driver._active = before
 

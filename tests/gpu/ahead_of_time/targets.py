@@ -18,7 +18,9 @@ class Target:
     """Regular expression of the instruction that multiplies matrices."""
 
 
-def _nvidia(name: str, capability: int, shared: int, unit: int, threads: int, matrix: str) -> Target:
+def _nvidia(
+    name: str, capability: int, shared: int, unit: int, threads: int, matrix: str
+) -> Target:
     return Target(
         name=name,
         gpu=GPUTarget("cuda", capability, 32),

@@ -29,15 +29,17 @@ def read_logits(logits, bias, columns, vocab, scale, TAIL: tl.constexpr):
     if TAIL:
         inside = columns < vocab
         z = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        if bias is not None:
+            z = tl.fma(z, scale, tl.load(bias + columns, mask=inside, other=0.0))
+        else:
+            z = z * scale
     else:
         z = tl.load(logits + columns).to(tl.float32)
-    if bias is None:
-        return z * scale
-    if TAIL:
-        shift = tl.load(bias + columns, mask=inside, other=0.0)
-    else:
-        shift = tl.load(bias + columns)
-    return tl.fma(z, scale, shift)
+        if bias is not None:
+            z = tl.fma(z, scale, tl.load(bias + columns))
+        else:
+            z = z * scale
+    return z
 
 
 @triton.jit
@@ -106,9 +108,7 @@ def write_gradient(
     for block in tl.range(0, blocks):
         columns = block * BLOCK + lanes
         z = read_logits(logits, bias, columns, vocab, scale, False)
-        d = block_gradient(
-            z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum
-        )
+        d = block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum)
         if NARROW:
             if block & (block - 1) == 0:
                 tl.debug_barrier()

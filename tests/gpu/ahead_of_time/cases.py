@@ -1,0 +1,81 @@
+"""Calls of the public launchers that between them compile every configuration.
+
+The tensors are CPU memory that nothing reads: their shapes, types and strides are what Triton
+specialises a kernel for, as it would for a GPU's.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from wavalign_fast.ops import triton as backend
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+
+VOCAB, PITCH = 168_072, 168_128  # VITA-Audio's: divides by 8 and by no higher power of two
+IGNORE = -100
+
+
+def chunk(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.empty(rows, PITCH, dtype=dtype)[:, :VOCAB]
+    return logits, torch.empty(rows, dtype=torch.int64)
+
+
+def columns(count: int, rows: int) -> tuple[torch.Tensor, ...]:
+    return torch.empty(count, rows).unbind()
+
+
+def row_stats(dtype: torch.dtype, *, bias: bool, rows: int = 2) -> None:
+    logits, targets = chunk(rows, dtype)
+    shift = torch.empty(VOCAB) if bias else None
+    backend.row_stats(logits, targets, shift, scale=1.0, ignore_index=IGNORE)
+
+
+def row_gradient(
+    dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool, rows: int = 2
+) -> None:
+    """``every``: with gradients of entropy and lse beside the log-prob's."""
+    logits, targets = chunk(rows, dtype)
+    shift = torch.empty(VOCAB) if bias else None
+    stats = RowStats(*columns(4, rows))
+    grads = RowGrads(*columns(3 if every else 1, rows))
+    backend.row_gradient_(
+        logits, targets, shift, stats, grads, scale=1.0, ignore_index=IGNORE, out_dtype=out
+    )
+
+
+def hybrid_rows(
+    dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool, rows: int = 2
+) -> None:
+    """``every``: off-policy, with a reference and with clipping."""
+    logits, targets = chunk(rows, dtype)
+    shift = torch.empty(VOCAB) if bias else None
+    table = TokenTable(*columns(6 if every else 4, rows))
+    clip = (0.8, 1.2) if every else None
+    backend.hybrid_rows_(
+        *(logits, targets, shift, table),
+        scale=1.0,
+        ignore_index=IGNORE,
+        clip=clip,
+        out_dtype=out,
+    )
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "row_stats/fp32": lambda: row_stats(torch.float32, bias=False),
+    "row_stats/bf16+bias": lambda: row_stats(torch.bfloat16, bias=True),
+    "row_gradient/fp32-bf16": lambda: row_gradient(
+        torch.float32, torch.bfloat16, bias=False, every=False
+    ),
+    "row_gradient/fp32-bf16+all": lambda: row_gradient(
+        torch.float32, torch.bfloat16, bias=True, every=True
+    ),
+    "row_gradient/bf16-bf16": lambda: row_gradient(
+        torch.bfloat16, torch.bfloat16, bias=False, every=False
+    ),
+    "hybrid_rows/fp32-bf16": lambda: hybrid_rows(
+        torch.float32, torch.bfloat16, bias=False, every=False
+    ),
+    "hybrid_rows/fp32-bf16+all": lambda: hybrid_rows(
+        torch.float32, torch.bfloat16, bias=True, every=True
+    ),
+}
