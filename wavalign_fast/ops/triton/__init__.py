@@ -3,6 +3,16 @@
 Importing this imports triton; `wavalign_fast` does so when the backend is first used.
 """
 
+from wavalign_fast.ops.triton.compaction import compact_rows, gather_rows, scatter_rows_
 from wavalign_fast.ops.triton.rows import hybrid_rows_, row_gradient_, row_stats
+from wavalign_fast.ops.triton.scorer import score
 
-__all__ = ["hybrid_rows_", "row_gradient_", "row_stats"]
+__all__ = [
+    "compact_rows",
+    "gather_rows",
+    "hybrid_rows_",
+    "row_gradient_",
+    "row_stats",
+    "scatter_rows_",
+    "score",
+]

@@ -1,11 +1,16 @@
 """Tile shapes, chosen by architecture and shape alone: nothing is timed at run time.
 
 A choice that a timing makes differs between two machines and two starts, and with it the bits of
-the results. What a shape may depend on is the architecture, the vocabulary, the hidden size and
-the dtypes; never the number of rows, or a row's bits would depend on the batch around it.
+the results. What a shape may depend on is the architecture, the vocabulary, the hidden size, the
+dtype and the options of the call; never the number of rows, or a row's bits would depend on the
+batch around it. Registers, shared memory and instructions of every line here are held by
+`tests/gpu/ahead_of_time`; none of it has been timed on a GPU.
 """
 
 from typing import NamedTuple
+
+import torch
+import triton
 
 
 class RowConfig(NamedTuple):
@@ -13,6 +18,32 @@ class RowConfig(NamedTuple):
 
     block: int
     warps: int
+
+
+class ScorerConfig(NamedTuple):
+    """A tile of the scorer's product, and how many such tiles of ids one program takes."""
+
+    rows: int
+    ids: int
+    inner: int
+    tiles: int
+    warps: int
+    stages: int
+
+
+class MergeConfig(NamedTuple):
+    """Rows of a merging program, and parts that it reads at a time."""
+
+    rows: int
+    parts: int
+    warps: int
+
+
+MERGE = MergeConfig(rows=32, parts=32, warps=4)
+"""Its loads are independent within 32 parts: a vocabulary of 168 072 takes six round trips."""
+
+COMPACTION = RowConfig(block=2048, warps=4)
+"""Two 16-byte accesses a thread of a row in bf16, one of flags."""
 
 
 def row_config(vocab: int) -> RowConfig:
@@ -26,3 +57,31 @@ def row_config(vocab: int) -> RowConfig:
     a small block, which keeps that part small.
     """
     return RowConfig(block=2048, warps=4) if vocab > 4096 else RowConfig(block=512, warps=4)
+
+
+def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> ScorerConfig:
+    """The scorer's tile; ``plain`` is without bias and softcap. A program's span is 1024 ids.
+
+    The tile's operands pass from L2 at ``rows · ids / (rows + ids)`` products an element, and the
+    tensor cores of an H100 outrun L2 below 128 x 256. That tile takes all 255 registers of 256
+    threads: with a bias or a softcap it spills, as it does on every other architecture. The others
+    need less: 128 x 128. Three stages of 64 take 96 KiB, the most that sm_120 has; two on gfx9,
+    where a program has 64 KiB and half of it lets two share a compute unit.
+    """
+    if dtype == torch.float32:  # no tensor cores: 64 x 64 leaves registers for the products
+        return ScorerConfig(rows=64, ids=64, inner=32, tiles=16, warps=4, stages=3)
+    if hidden_size % 16:  # operands come element by element, through registers
+        return ScorerConfig(rows=128, ids=64, inner=32, tiles=16, warps=8, stages=2)
+    here = architecture()
+    if here == "sm_90" and plain:
+        return ScorerConfig(rows=128, ids=256, inner=64, tiles=4, warps=8, stages=3)
+    stages = 2 if here.startswith("gfx") else 3
+    return ScorerConfig(rows=128, ids=128, inner=64, tiles=8, warps=8, stages=stages)
+
+
+def architecture() -> str:
+    """``sm_90``, ``gfx942``, ... of the current device; ``cpu`` under Triton's interpreter."""
+    if triton.knobs.runtime.interpret:
+        return "cpu"
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)

@@ -38,7 +38,7 @@ def row_stats(
         with on_device(logits):
             row_stats_kernel[(len(targets),)](
                 *(logits, targets, bias, *stats),
-                *(vocab, _pitch(logits), scale, ignore_index),
+                *(vocab, _pitch(logits), float(scale), ignore_index),
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -65,7 +65,7 @@ def row_gradient_(
         with on_device(logits):
             row_gradient_kernel[(len(targets),)](
                 *(logits, out, targets, bias, *stats, *grads),
-                *(vocab, _pitch(logits), scale, ignore_index),
+                *(vocab, _pitch(logits), float(scale), ignore_index),
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -94,8 +94,8 @@ def hybrid_rows_(
         with on_device(logits):
             hybrid_rows_kernel[(len(targets),)](
                 *(logits, out, targets, bias, *table, *stats, g),
-                *(vocab, _pitch(logits), scale, ignore_index),
-                *(clip or (0.0, 0.0)),
+                *(vocab, _pitch(logits), float(scale), ignore_index),
+                *(float(bound) for bound in clip or (0.0, 0.0)),
                 CLIP=clip is not None,
                 BLOCK=config.block,
                 num_warps=config.warps,
@@ -119,9 +119,10 @@ def _check_rows(logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor 
             f"logits: got shape {tuple(logits.shape)} of strides {logits.stride()}, want [R, V] "
             "with V > 0 and contiguous rows"
         )
-    if logits.shape[0] > 1 and logits.stride(0) % PITCH_ALIGN or logits.data_ptr() % 16:
+    apart = logits.stride(0) if logits.shape[0] > 1 else 0
+    if apart % PITCH_ALIGN or logits.data_ptr() % 16:
         raise ValueError(
-            f"logits: got rows {logits.stride(0)} elements apart from address "
+            f"logits: got rows {apart} elements apart from address "
             f"{logits.data_ptr():#x}, want a multiple of {PITCH_ALIGN} and of 16"
         )
     if targets.shape != logits.shape[:1] or targets.dtype != torch.int64:

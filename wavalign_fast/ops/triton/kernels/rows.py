@@ -29,17 +29,11 @@ def read_logits(logits, bias, columns, vocab, scale, TAIL: tl.constexpr):
     if TAIL:
         inside = columns < vocab
         z = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        if bias is not None:
-            z = tl.fma(z, scale, tl.load(bias + columns, mask=inside, other=0.0))
-        else:
-            z = z * scale
+        shift = tl.load(bias + columns, mask=inside, other=0.0) if bias is not None else 0.0
     else:
         z = tl.load(logits + columns).to(tl.float32)
-        if bias is not None:
-            z = tl.fma(z, scale, tl.load(bias + columns))
-        else:
-            z = z * scale
-    return z
+        shift = tl.load(bias + columns) if bias is not None else 0.0
+    return tl.fma(z, scale, shift)
 
 
 @triton.jit
@@ -101,7 +95,7 @@ def write_gradient(
     has read itself, for the value it writes is made of it.
     """
     WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
-    NARROW: tl.constexpr = WIDE > out.dtype.element_ty.primitive_bitwidth
+    NARROW: tl.constexpr = out.dtype.element_ty.primitive_bitwidth < WIDE
     logp, entropy, top, log_sum = stats
     lanes = tl.arange(0, BLOCK)
     blocks = vocab // BLOCK
@@ -109,9 +103,8 @@ def write_gradient(
         columns = block * BLOCK + lanes
         z = read_logits(logits, bias, columns, vocab, scale, False)
         d = block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum)
-        if NARROW:
-            if block & (block - 1) == 0:
-                tl.debug_barrier()
+        if NARROW and block & (block - 1) == 0:
+            tl.debug_barrier()
         tl.store(out + columns, d.to(out.dtype.element_ty))
     columns = blocks * BLOCK + lanes
     z = read_logits(logits, bias, columns, vocab, scale, True)

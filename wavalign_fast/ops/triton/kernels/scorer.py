@@ -1,0 +1,189 @@
+"""Scores under a linear head without its logits: product and online softmax in one kernel.
+
+A program multiplies a block of rows with a fixed span of the vocabulary, tile by tile, and keeps
+of each row what an online softmax needs. A second kernel merges the spans in their order. The
+split depends on the vocabulary alone, so a row's bits do not depend on the rows beside it, nor on
+the number of multiprocessors; with few rows it is the spans that fill the GPU.
+"""
+
+import triton
+import triton.language as tl
+
+from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebase
+
+# Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
+RUNTIME = ("rows", "vocab", "parts", "ignore_index")
+
+
+@triton.jit
+def capped(x, cap):
+    """``cap * tanh(x / cap)``, right to fp32 for small ``x`` too."""
+    y = x / cap
+    fall = expm1(-2.0 * tl.abs(y))
+    size = cap * (-fall / (2.0 + fall))
+    return tl.where(y < 0.0, -size, size)
+
+
+@triton.jit
+def tile_product(
+    hidden,
+    weight,
+    first_id,
+    row_offsets,
+    vocab,
+    hidden_size,
+    weight_stride,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    INNER: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``hidden · weight[first_id : first_id + IDS]^T``, accumulated in fp32.
+
+    The tile's base has 64 bits, offsets inside it 32. Ids beyond the vocabulary read its last row
+    again, so that no load needs a mask for them; the caller drops their logits.
+    """
+    inner = tl.arange(0, INNER)
+    ids = tl.minimum(tl.arange(0, IDS), vocab - 1 - first_id)
+    tile = weight + tl.cast(first_id, tl.int64) * weight_stride
+    x_places = hidden + row_offsets[:, None] + inner[None, :]
+    w_places = tile + (ids * weight_stride)[:, None] + inner[None, :]
+    acc = tl.zeros((ROWS, IDS), tl.float32)
+    for k in tl.range(0, hidden_size, INNER):
+        if EVEN:
+            x = tl.load(x_places + k)
+            w = tl.load(w_places + k)
+        else:
+            inside = (k + inner < hidden_size)[None, :]
+            x = tl.load(x_places + k, mask=inside, other=0.0)
+            w = tl.load(w_places + k, mask=inside, other=0.0)
+        acc = tl.dot(x, w.T, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def tile_logits(acc, bias, ids, vocab, scale, softcap):
+    """``z`` of a tile of products; -inf beyond the vocabulary."""
+    z = acc if softcap is None else capped(acc, softcap)
+    inside = ids < vocab
+    shift = tl.load(bias + ids, mask=inside, other=0.0)[None, :] if bias is not None else 0.0
+    return tl.where(inside[None, :], tl.fma(z, scale, shift), float("-inf"))
+
+
+@triton.jit
+def online_tile(z, top, total, weighted):
+    """A tile of logits [ROWS, IDS] into the sums of each row, as in ``online_step``."""
+    z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    new_top = tl.maximum(top, tl.max(z, axis=1))
+    total, weighted = rebase(top, total, weighted, new_top)
+    below = z - new_top[:, None]
+    e = tl.exp(below)
+    return new_top, total + tl.sum(e, axis=1), weighted + tl.sum(e * below, axis=1)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def score_parts_kernel(
+    hidden,
+    weight,
+    targets,
+    bias,
+    tops,
+    totals,
+    weighteds,
+    at_target,
+    rows,
+    vocab,
+    hidden_size,
+    hidden_stride,
+    weight_stride,
+    scale,
+    softcap,
+    ignore_index,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    INNER: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    # Programs that run together have neighbouring numbers: they share a span of the weight.
+    first_row = tl.program_id(0) * ROWS
+    part = tl.program_id(1)
+    lanes = tl.arange(0, ROWS)
+    row = first_row + lanes
+    target = tl.load(targets + row, mask=row < rows, other=ignore_index)
+    known = (target != ignore_index) & (target >= 0) & (target < vocab)
+    # A block of dead rows is not multiplied.
+    if tl.max(known.to(tl.int32), axis=0) > 0:
+        row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
+        block = hidden + first_row.to(tl.int64) * hidden_stride
+        top = tl.full((ROWS,), FLOOR, tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        weighted = tl.zeros((ROWS,), tl.float32)
+        start = part * TILES * IDS
+        for first_id in tl.range(start, tl.minimum(start + TILES * IDS, vocab), IDS):
+            acc = tile_product(
+                *(block, weight, first_id, row_offsets, vocab, hidden_size, weight_stride),
+                *(ROWS, IDS, INNER, EVEN, PRECISION),
+            )
+            ids = first_id + tl.arange(0, IDS)
+            z = tile_logits(acc, bias, ids, vocab, scale, softcap)
+            own = ids[None, :] == target[:, None]
+            here = known & (target >= first_id) & (target < first_id + IDS)
+            # One column at most is not 0: the sum is that logit, to the bit.
+            tl.store(at_target + row, tl.sum(tl.where(own, z, 0.0), axis=1), mask=here)
+            top, total, weighted = online_tile(z, top, total, weighted)
+        place = part.to(tl.int64) * rows + row
+        tl.store(tops + place, top, mask=row < rows)
+        tl.store(totals + place, total, mask=row < rows)
+        tl.store(weighteds + place, weighted, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def score_merge_kernel(
+    tops,
+    totals,
+    weighteds,
+    at_target,
+    targets,
+    logp,
+    entropy,
+    top,
+    log_sum,
+    rows,
+    vocab,
+    parts,
+    ignore_index,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """The statistics of each row, from those of its parts in the vocabulary's order."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    row_top = tl.full((ROWS,), FLOOR, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS,), tl.float32)
+    for first in tl.range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        place = part.to(tl.int64)[:, None] * rows + row[None, :]
+        mask = (part < parts)[:, None] & inside[None, :]
+        part_top = tl.load(tops + place, mask=mask, other=FLOOR)
+        part_total = tl.load(totals + place, mask=mask, other=0.0)
+        part_weighted = tl.load(weighteds + place, mask=mask, other=0.0)
+        new_top = tl.maximum(row_top, tl.max(part_top, axis=0))
+        total, weighted = rebase(row_top, total, weighted, new_top)
+        part_total, part_weighted = rebase(part_top, part_total, part_weighted, new_top[None, :])
+        total += tl.sum(part_total, axis=0)
+        weighted += tl.sum(part_weighted, axis=0)
+        row_top = new_top
+    target = tl.load(targets + row, mask=inside, other=ignore_index)
+    known = (target != ignore_index) & (target >= 0) & (target < vocab)
+    own = tl.load(at_target + row, mask=inside & known, other=0.0)
+    row_logp, row_entropy, row_top, row_log_sum = finish(own, row_top, total, weighted)
+    # What no part has written holds anything: dead rows are 0, rows with a bad target NaN.
+    fill = tl.where(target == ignore_index, 0.0, float("nan"))
+    tl.store(logp + row, tl.where(known, row_logp, fill), mask=inside)
+    tl.store(entropy + row, tl.where(known, row_entropy, fill), mask=inside)
+    tl.store(top + row, tl.where(known, row_top, fill), mask=inside)
+    tl.store(log_sum + row, tl.where(known, row_log_sum, fill), mask=inside)
