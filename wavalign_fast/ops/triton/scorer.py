@@ -22,10 +22,11 @@ def score(
     softcap: float | None = None,
     ignore_index: int,
 ) -> RowStats:
-    """Statistics of ``z = cap(hidden W^T) * scale + bias``, ``cap(x) = softcap * tanh(x / softcap)``.
+    """Statistics of ``z = cap(hidden W^T) * scale + bias``, with no logit in memory.
 
-    The cap belongs to the model and comes before the temperature; a bias of -inf bans an id in
-    spite of it. Not differentiable. A row's bits do not depend on the other rows.
+    ``cap(x) = softcap * tanh(x / softcap)`` belongs to the model: it comes before the temperature, and a
+    bias of -inf bans an id in spite of it. Not differentiable. A row's bits do not depend on the
+    other rows.
 
     Args:
         hidden: [N, H] bfloat16, float16 or float32 (then without TF32); rows contiguous.

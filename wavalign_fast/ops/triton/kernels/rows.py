@@ -269,6 +269,8 @@ def hybrid_rows_kernel(
     )
     g = tl.where(target == ignore_index, 0.0, g)
     tl.store(grad_logp + row, g)
+    # The statistics' last reads come before the first write over them.
+    tl.debug_barrier()
     if known & (g != 0.0):
         stats = (row_logp, row_entropy, row_top, row_log_sum)
         own = own_gradient(g, None, 0.0, row_logp, row_entropy, scale)

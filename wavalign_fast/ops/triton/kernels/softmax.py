@@ -12,7 +12,7 @@ FLOOR = tl.constexpr(-1e30)
 def online_step(z, top, total, weighted):
     """One more logit for each lane.
 
-    ``total`` is ``Σ e^(z - top)`` of what the lane has seen, ``weighted`` ``Σ e^(z - top) (z - top)``.
+    Of what it has seen, ``total`` is ``Σ e^(z - top)`` and ``weighted`` ``Σ e^(z - top) (z - top)``.
     A banned logit (-inf) counts as ``FLOOR``, whose exponential is 0 beside any real logit. NaN
     stays NaN in ``total`` and ``weighted``, whatever the maximum makes of it.
     """
