@@ -12,6 +12,7 @@ from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
 
 VOCAB, PITCH = 168_072, 168_128  # VITA-Audio's: divides by 8 and by no higher power of two
+HIDDEN = 3584
 IGNORE = -100
 
 
@@ -60,22 +61,36 @@ def hybrid_rows(
     )
 
 
+def score(dtype: torch.dtype, *, hidden_size: int = HIDDEN, bias: bool, softcap: bool) -> None:
+    hidden = torch.empty(200, hidden_size, dtype=dtype)
+    weight = torch.empty(VOCAB, hidden_size, dtype=dtype)
+    targets = torch.empty(200, dtype=torch.int64)
+    backend.score(
+        *(hidden, weight, targets, torch.empty(VOCAB) if bias else None),
+        scale=1.0,
+        softcap=30.0 if softcap else None,
+        ignore_index=IGNORE,
+    )
+
+
+def compaction(total: int = 5000, capacity: int = 3000) -> None:
+    index, _ = backend.compact_rows(torch.empty(total, dtype=torch.bool), capacity)
+    rows = backend.gather_rows(torch.empty(total, HIDDEN, dtype=torch.bfloat16), index)
+    backend.scatter_rows_(rows, index, torch.empty(total, HIDDEN))
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
 CASES: dict[str, Callable[[], None]] = {
-    "row_stats/fp32": lambda: row_stats(torch.float32, bias=False),
-    "row_stats/bf16+bias": lambda: row_stats(torch.bfloat16, bias=True),
-    "row_gradient/fp32-bf16": lambda: row_gradient(
-        torch.float32, torch.bfloat16, bias=False, every=False
-    ),
-    "row_gradient/fp32-bf16+all": lambda: row_gradient(
-        torch.float32, torch.bfloat16, bias=True, every=True
-    ),
-    "row_gradient/bf16-bf16": lambda: row_gradient(
-        torch.bfloat16, torch.bfloat16, bias=False, every=False
-    ),
-    "hybrid_rows/fp32-bf16": lambda: hybrid_rows(
-        torch.float32, torch.bfloat16, bias=False, every=False
-    ),
-    "hybrid_rows/fp32-bf16+all": lambda: hybrid_rows(
-        torch.float32, torch.bfloat16, bias=True, every=True
-    ),
+    "row_stats/fp32": lambda: row_stats(FP32, bias=False),
+    "row_stats/bf16+bias": lambda: row_stats(BF16, bias=True),
+    "row_gradient/fp32-bf16": lambda: row_gradient(FP32, BF16, bias=False, every=False),
+    "row_gradient/fp32-bf16+all": lambda: row_gradient(FP32, BF16, bias=True, every=True),
+    "row_gradient/bf16-bf16": lambda: row_gradient(BF16, BF16, bias=False, every=False),
+    "hybrid_rows/fp32-bf16": lambda: hybrid_rows(FP32, BF16, bias=False, every=False),
+    "hybrid_rows/fp32-bf16+all": lambda: hybrid_rows(FP32, BF16, bias=True, every=True),
+    "score/bf16": lambda: score(BF16, bias=False, softcap=False),
+    "score/bf16+all": lambda: score(BF16, bias=True, softcap=True),
+    "score/bf16-odd": lambda: score(BF16, hidden_size=HIDDEN - 1, bias=False, softcap=False),
+    "score/fp32": lambda: score(FP32, bias=True, softcap=False),
+    "compaction/bf16-fp32": lambda: compaction(),
 }

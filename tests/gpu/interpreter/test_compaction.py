@@ -1,6 +1,7 @@
 """Row compaction: the kernels' sources, interpreted, against torch's own indexing."""
 
 import mmap
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 pytest.importorskip("triton")
 
 from wavalign_fast.ops import triton as backend
+from wavalign_fast.ops.triton import compaction
+from wavalign_fast.ops.triton.configs import RowConfig
 
 
 # A block has 2048 flags: none, one, exactly one block, several; every share of live rows.
@@ -22,6 +25,14 @@ def test_live_rows_are_listed_in_order(total, share):
         rest = torch.full((capacity - len(kept),), -1)
         assert torch.equal(index, torch.cat([kept, rest]))
         assert count.tolist() == [len(places)]
+
+
+def test_more_blocks_than_one_step_of_the_scan_takes():
+    live = torch.rand(3000, generator=torch.Generator().manual_seed(5)) < 0.5
+    with mock.patch.object(compaction, "COMPACTION", RowConfig(block=32, warps=1)):
+        index, count = backend.compact_rows(live, 2000)
+    places = torch.nonzero(live)[:, 0]
+    assert torch.equal(index[: len(places)], places) and count.item() == len(places)
 
 
 def test_any_byte_but_zero_is_live():

@@ -95,6 +95,16 @@ def test_every_pair_of_types(dtype, out):
     assert torch.equal(found, exact.to(out))
 
 
+def test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1():
+    c = chunk(300, kind="one", irregular=False)
+    stats = definitions(c, 1.0)[0]
+    assert -1e-4 < stats.logp[3] < 0  # 1 - p is far below the rounding of p
+    grads = RowGrads(torch.ones_like(stats.logp))
+    own = gradient(backend, c, stats, grads, 1.0, torch.float32).gather(1, c.targets[:, None])
+    wanted = -stats.logp.double().expm1()
+    torch.testing.assert_close(own[:, 0].double(), wanted, rtol=1e-6, atol=0)
+
+
 def test_rows_without_a_derivative_are_zero_whatever_they_hold():
     c = chunk(1000)
     rows = len(c.targets)

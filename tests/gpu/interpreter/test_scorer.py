@@ -16,6 +16,7 @@ from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.row_kernels import RowStats
 from wavalign_fast.ops.triton import scorer
+from wavalign_fast.ops.triton.configs import ScorerConfig
 
 
 class Head(NamedTuple):
@@ -95,6 +96,22 @@ def test_a_banned_span_of_the_vocabulary():
     p.bias[:1024] = -math.inf
     p.targets[:] = torch.tensor([1024, 2499, 2000, 7])
     check(p)
+
+
+def test_more_spans_than_one_step_of_the_merge_takes():
+    p = head(3, 16, 1024 * 34 + 5)
+    p.hidden.mul_(torch.linspace(0.5, 2.0, 3)[:, None])
+    p.weight[-1].copy_(p.hidden[1])  # the largest logit comes last
+    one_tile = ScorerConfig(rows=16, ids=1024, inner=16, tiles=1, warps=4, stages=1)
+    with mock.patch.object(scorer, "scorer_config", lambda *_, **__: one_tile):
+        check(p)
+
+
+def test_a_wide_softcap_keeps_the_digits_of_small_logits():
+    """Log-probs of a peaked head hide them; the largest logit itself does not."""
+    p = head(6, 32, 40, gain=1e-3)
+    truth = in_plain_torch(p, 1.0, 50.0, torch.float64)
+    torch.testing.assert_close(score(p, 1.0, 50.0).top.double(), truth.top, rtol=1e-5, atol=0)
 
 
 def test_no_row_one_row_and_more_than_a_block_of_rows():

@@ -13,6 +13,8 @@ from wavalign_fast.ops.triton.kernels.compaction import (
 )
 from wavalign_fast.ops.triton.launch import on_device
 
+CONVERTIBLE = {torch.bfloat16, torch.float16, torch.float32}
+
 
 def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of the live rows in ascending order, without waiting for the device.
@@ -70,6 +72,8 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
     Nothing is written where the index is -1; an index stands in the list once. Returns ``target``.
     """
     _check(target, index, "target")
+    if not {rows.dtype, target.dtype} <= CONVERTIBLE:
+        raise ValueError(f"rows {rows.dtype} into target {target.dtype}: want 16 or 32-bit floats")
     if rows.shape != (len(index), target.shape[1]):
         raise ValueError(f"rows: got {tuple(rows.shape)}, want {(len(index), target.shape[1])}")
     if rows.numel() > 0:

@@ -62,11 +62,10 @@ def row_config(vocab: int) -> RowConfig:
 def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> ScorerConfig:
     """The scorer's tile; ``plain`` is without bias and softcap. A program's span is 1024 ids.
 
-    The tile's operands pass from L2 at ``rows · ids / (rows + ids)`` products an element, and the
-    tensor cores of an H100 outrun L2 below 128 x 256. That tile takes all 255 registers of 256
-    threads: with a bias or a softcap it spills, as it does on every other architecture. The others
-    need less: 128 x 128. Three stages of 64 take 96 KiB, the most that sm_120 has; two on gfx9,
-    where a program has 64 KiB and half of it lets two share a compute unit.
+    A multiprocessor's tensor cores outrun L2 unless each operand that comes from there meets
+    enough of the others: on an H100 that takes 128 x 256. The tile takes all 255 registers of its
+    256 threads; with a bias or a softcap it spills, and so it does on the other architectures,
+    which have 128 x 128. Three stages of that are 96 KiB at most, two on gfx9 32 KiB of 64.
     """
     if dtype == torch.float32:  # no tensor cores: 64 x 64 leaves registers for the products
         return ScorerConfig(rows=64, ids=64, inner=32, tiles=16, warps=4, stages=3)

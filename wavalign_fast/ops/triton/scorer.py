@@ -10,6 +10,7 @@ from wavalign_fast.ops.triton.launch import on_device
 
 ROWS_A_LAUNCH = 16_384
 """Bounds the scratch memory, 12 bytes for each row and span of the vocabulary."""
+ROW_LIMIT = 2**31 // 512
 
 
 def score(
@@ -24,9 +25,9 @@ def score(
 ) -> RowStats:
     """Statistics of ``z = cap(hidden W^T) * scale + bias``, with no logit in memory.
 
-    ``cap(x) = softcap * tanh(x / softcap)`` belongs to the model: it comes before the temperature, and a
-    bias of -inf bans an id in spite of it. Not differentiable. A row's bits do not depend on the
-    other rows.
+    ``cap(x) = softcap * tanh(x / softcap)`` belongs to the model: it comes before the temperature,
+    and a bias of -inf bans an id in spite of it. Not differentiable. A row's bits do not depend on
+    the other rows.
 
     Args:
         hidden: [N, H] bfloat16, float16 or float32 (then without TF32); rows contiguous.
@@ -68,7 +69,7 @@ def _score_rows(
     at_target = hidden.new_empty(rows, dtype=torch.float32)
     score_parts_kernel[(triton.cdiv(rows, config.rows), parts)](
         *(hidden, weight, targets, bias, *sums, at_target),
-        *(rows, vocab, hidden_size, hidden.stride(0), weight.stride(0)),
+        *(rows, vocab, hidden_size, _apart(hidden), _apart(weight)),
         *(scale, None if softcap is None else float(softcap), ignore_index),
         EVEN=hidden_size % config.inner == 0,
         PRECISION="ieee" if hidden.dtype == torch.float32 else "tf32",
@@ -92,10 +93,14 @@ def _aligned(operand: torch.Tensor) -> torch.Tensor:
 
     Their alignment must not choose the tile: the same row would have other bits elsewhere.
     """
-    apart = operand.stride(0) if operand.shape[0] > 1 else operand.shape[1]
-    if operand.shape[1] % 16 or (apart % 16 == 0 and operand.data_ptr() % 16 == 0):
+    if operand.shape[1] % 16 or (_apart(operand) % 16 == 0 and operand.data_ptr() % 16 == 0):
         return operand
     return operand.clone(memory_format=torch.contiguous_format)
+
+
+def _apart(operand: torch.Tensor) -> int:
+    """Elements from a row to the next; the stride of a single row may be anything."""
+    return operand.stride(0) if operand.shape[0] > 1 else operand.shape[1]
 
 
 def _check(
@@ -113,6 +118,11 @@ def _check(
         raise ValueError(
             f"hidden of strides {hidden.stride()}, weight {tuple(weight.shape)} of strides "
             f"{weight.stride()}: want contiguous rows and V > 0"
+        )
+    if max(_apart(hidden), _apart(weight)) > ROW_LIMIT:
+        raise ValueError(
+            f"hidden of strides {hidden.stride()}, weight of strides {weight.stride()}: want rows "
+            f"at most {ROW_LIMIT} elements apart, for offsets in a tile have 32 bits"
         )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}, want one dtype")

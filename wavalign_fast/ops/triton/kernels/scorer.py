@@ -13,6 +13,9 @@ from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebas
 
 # Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
 RUNTIME = ("rows", "vocab", "parts", "ignore_index")
+# Slices of tables whose alignment changes with the number of rows.
+PER_ROW = ("tops", "totals", "weighteds", "at_target", "targets")
+PER_ROW += ("logp", "entropy", "top", "log_sum")
 
 
 @triton.jit
@@ -82,7 +85,7 @@ def online_tile(z, top, total, weighted):
     return new_top, total + tl.sum(e, axis=1), weighted + tl.sum(e * below, axis=1)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
 def score_parts_kernel(
     hidden,
     weight,
@@ -140,7 +143,7 @@ def score_parts_kernel(
         tl.store(weighteds + place, weighted, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
 def score_merge_kernel(
     tops,
     totals,

@@ -12,9 +12,9 @@ FLOOR = tl.constexpr(-1e30)
 def online_step(z, top, total, weighted):
     """One more logit for each lane.
 
-    Of what it has seen, ``total`` is ``Σ e^(z - top)`` and ``weighted`` ``Σ e^(z - top) (z - top)``.
-    A banned logit (-inf) counts as ``FLOOR``, whose exponential is 0 beside any real logit. NaN
-    stays NaN in ``total`` and ``weighted``, whatever the maximum makes of it.
+    With d = z - top of each that it has seen, ``total`` is Σ e^d and ``weighted`` is Σ e^d d. A
+    banned logit (-inf) counts as ``FLOOR``, whose exponential is 0 beside any real logit. NaN
+    stays NaN in both sums, whatever the maximum makes of it.
     """
     z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)
     new_top = tl.maximum(top, z)

@@ -1,0 +1,89 @@
+"""The table of budgets: what each kernel took when the table was last written.
+
+python -m tests.gpu.ahead_of_time.budgets      # compile everything, show what moved, write it
+"""
+
+import json
+import re
+from pathlib import Path
+
+import triton
+
+from .compile import CASES, TARGETS, compiled
+from .resources import Resources, resources
+
+ROOT = Path(__file__).parents[3]
+TABLE = Path(__file__).with_name("budgets.json")
+REGISTER_SLACK = 8
+"""What a change of the source may move without a word: one step in which registers are given."""
+
+Table = dict[str, dict[str, dict[str, Resources]]]
+"""By case, target and kernel."""
+
+
+def pinned_triton() -> str:
+    """The release that the table holds for, from the project's own list of tools."""
+    found = re.search(r'"triton==([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert found is not None, "pyproject.toml pins no triton"
+    return found.group(1)
+
+
+def measured(case: str, target: str) -> dict[str, Resources]:
+    return {
+        launch.name.removesuffix("_kernel"): resources(launch, target)
+        for launch in compiled(case, target)
+    }
+
+
+def read() -> Table:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        case: {
+            target: {kernel: Resources(**values) for kernel, values in kernels.items()}
+            for target, kernels in targets.items()
+        }
+        for case, targets in table.items()
+    }
+
+
+def write(table: Table) -> None:
+    """One line a kernel and target, so that a change of the table reads well."""
+    cases = []
+    for case, targets in table.items():
+        lines = []
+        for target, kernels in targets.items():
+            inner = [f'      "{k}": {json.dumps(r._asdict())}' for k, r in kernels.items()]
+            lines.append(f'    "{target}": {{\n' + ",\n".join(inner) + "\n    }")
+        cases.append(f'  "{case}": {{\n' + ",\n".join(lines) + "\n  }")
+    TABLE.write_text("{\n" + ",\n".join(cases) + "\n}\n", encoding="utf-8")
+
+
+def moved(budget: dict[str, Resources], found: dict[str, Resources]) -> list[str]:
+    """What differs, a line each; registers within their slack do not."""
+    lines = [f"{name}: no longer launched" for name in budget if name not in found]
+    for kernel, now in found.items():
+        if kernel not in budget:
+            lines.append(f"{kernel}: not in the table")
+            continue
+        for field, new in now._asdict().items():
+            old = getattr(budget[kernel], field)
+            slack = REGISTER_SLACK if field == "registers" else 0
+            if old != new and not (slack and abs(old - new) <= slack):
+                lines.append(f"{kernel}: {field} {old} -> {new}")
+    return lines
+
+
+def main() -> None:
+    if triton.__version__ != pinned_triton():
+        raise SystemExit(f"triton {triton.__version__} is installed, {pinned_triton()} is pinned")
+    before: Table = read() if TABLE.exists() else {}
+    table: Table = {case: {target: measured(case, target) for target in TARGETS} for case in CASES}
+    for case, targets in table.items():
+        for target, found in targets.items():
+            for line in moved(before.get(case, {}).get(target, {}), found):
+                print(f"{case} on {target}: {line}")
+    write(table)
+
+
+if __name__ == "__main__":
+    main()
