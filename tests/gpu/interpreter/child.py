@@ -53,9 +53,17 @@ def run(module: str, function: str, arguments: dict[str, Any]) -> str | None:
     try:
         getattr(importlib.import_module(module), function)(**arguments)
     except BaseException as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        return f"{type(error).__name__}: {lines[0]}\n\n{traceback.format_exc()}"
+        return f"{_headline(error)}\n\n{traceback.format_exc()}"
     return None
+
+
+def _headline(error: BaseException) -> str:
+    """The first line that pytest shows: what was raised first, and its line if it says nothing."""
+    while error.__cause__ is not None:  # the interpreter wraps an error once a call
+        error = error.__cause__
+    said = [line for line in str(error).splitlines() if line.strip()]
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said[0] if said else place.line}"
 
 
 def main() -> None:

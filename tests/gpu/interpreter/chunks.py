@@ -97,14 +97,27 @@ def assert_close(
     found: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, factor: float
 ) -> None:
     """NaN and infinities where the truth has them, else ``factor`` times plain torch's error."""
-    truth, kinds = truth.double(), found.double()
-    assert torch.equal(found.isnan(), truth.isnan()), (found, truth)
+    assert torch.equal(found.isnan(), truth.isnan()), f"NaN in {found}, want {truth}"
     infinite = truth.isinf()
-    assert torch.equal(kinds[infinite], truth[infinite]), (found, truth)
+    assert torch.equal(found[infinite].double(), truth[infinite]), f"got {found}, want {truth}"
     finite = truth.isfinite()
-    allowed = max(factor * relative_error(plain[finite], truth[finite]), FLOOR[torch.float32])
     error = relative_error(found[finite], truth[finite])
+    allowed = max(factor * relative_error(plain[finite], truth[finite]), FLOOR[torch.float32])
     assert error <= allowed, f"error {error:.2e}, want <= {allowed:.2e}"
+
+
+def assert_rows_close(
+    found: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, factor: float
+) -> None:
+    """Each row by itself: a ratio of e^20 in one may not hide what is wrong in another."""
+    for row, values in enumerate(zip(found, plain, truth, strict=True)):
+        one, other, wanted = (value.reshape(-1) for value in values)
+        assert torch.equal(one.isnan(), wanted.isnan()), f"NaN in row {row}: {one}, want {wanted}"
+        one, other, wanted = one.nan_to_num(), other.nan_to_num(), wanted.nan_to_num()
+        error = relative_error(one, wanted, at_least=1.0)
+        allowed = factor * relative_error(other, wanted, at_least=1.0)
+        allowed = max(allowed, FLOOR[torch.float32])
+        assert error <= allowed, f"row {row}: error {error:.2e}, want <= {allowed:.2e}"
 
 
 def definitions(c: Chunk, scale: float) -> tuple[RowStats, RowStats]:
