@@ -15,8 +15,10 @@ from wavalign_fast.ops.triton.kernels.token_math import token_gradient
 # Values that change between chunks and batches must not compile a kernel again.
 RUNTIME = ("vocab", "pitch_64", "ignore_index")
 # One element a row is read of these: where they start is of no use to the compiler.
-PER_ROW = ("targets", "policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_logp")
-PER_ROW += ("logp", "entropy", "top", "log_sum", "grad_logp", "grad_entropy", "grad_lse")
+PER_ROW = (
+    *("targets", "policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_logp"),
+    *("logp", "entropy", "top", "log_sum", "grad_logp", "grad_entropy", "grad_lse"),
+)
 
 
 @triton.jit

@@ -14,8 +14,10 @@ from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebas
 # Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
 RUNTIME = ("rows", "vocab", "parts", "ignore_index")
 # Slices of tables whose alignment changes with the number of rows.
-PER_ROW = ("tops", "totals", "weighteds", "at_target", "targets")
-PER_ROW += ("logp", "entropy", "top", "log_sum")
+PER_ROW = (
+    *("tops", "totals", "weighteds", "at_target", "targets"),
+    *("logp", "entropy", "top", "log_sum"),
+)
 
 
 @triton.jit
