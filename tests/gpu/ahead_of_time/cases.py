@@ -11,14 +11,16 @@ import torch
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
 
-VOCAB, PITCH = 168_072, 168_128  # VITA-Audio's: divides by 8 and by no higher power of two
+VOCAB = 168_072  # VITA-Audio's: divides by 8 and by no higher power of two
 HIDDEN = 3584
 IGNORE = -100
 
 
-def chunk(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = torch.empty(rows, PITCH, dtype=dtype)[:, :VOCAB]
-    return logits, torch.empty(rows, dtype=torch.int64)
+def chunk(
+    rows: int, dtype: torch.dtype, *, bias: bool, vocab: int = VOCAB
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    logits = torch.empty(rows, (vocab + 63) // 64 * 64, dtype=dtype)[:, :vocab]
+    return logits, torch.empty(rows, dtype=torch.int64), torch.empty(vocab) if bias else None
 
 
 def columns(count: int, rows: int) -> tuple[torch.Tensor, ...]:
@@ -26,37 +28,30 @@ def columns(count: int, rows: int) -> tuple[torch.Tensor, ...]:
 
 
 def row_stats(dtype: torch.dtype, *, bias: bool, rows: int = 2) -> None:
-    logits, targets = chunk(rows, dtype)
-    shift = torch.empty(VOCAB) if bias else None
-    backend.row_stats(logits, targets, shift, scale=1.0, ignore_index=IGNORE)
+    backend.row_stats(*chunk(rows, dtype, bias=bias), scale=1.0, ignore_index=IGNORE)
 
 
-def row_gradient(
-    dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool, rows: int = 2
-) -> None:
+def row_gradient(dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool) -> None:
     """``every``: with gradients of entropy and lse beside the log-prob's."""
-    logits, targets = chunk(rows, dtype)
-    shift = torch.empty(VOCAB) if bias else None
-    stats = RowStats(*columns(4, rows))
-    grads = RowGrads(*columns(3 if every else 1, rows))
+    stats, grads = RowStats(*columns(4, 2)), RowGrads(*columns(3 if every else 1, 2))
     backend.row_gradient_(
-        logits, targets, shift, stats, grads, scale=1.0, ignore_index=IGNORE, out_dtype=out
+        *(*chunk(2, dtype, bias=bias), stats, grads),
+        scale=1.0,
+        ignore_index=IGNORE,
+        out_dtype=out,
     )
 
 
 def hybrid_rows(
-    dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool, rows: int = 2
+    dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool, vocab: int = VOCAB
 ) -> None:
     """``every``: off-policy, with a reference and with clipping."""
-    logits, targets = chunk(rows, dtype)
-    shift = torch.empty(VOCAB) if bias else None
-    table = TokenTable(*columns(6 if every else 4, rows))
-    clip = (0.8, 1.2) if every else None
+    table = TokenTable(*columns(6 if every else 4, 2))
     backend.hybrid_rows_(
-        *(logits, targets, shift, table),
+        *(*chunk(2, dtype, bias=bias, vocab=vocab), table),
         scale=1.0,
         ignore_index=IGNORE,
-        clip=clip,
+        clip=(0.8, 1.2) if every else None,
         out_dtype=out,
     )
 
@@ -79,18 +74,23 @@ def compaction(total: int = 5000, capacity: int = 3000) -> None:
     backend.scatter_rows_(rows, index, torch.empty(total, HIDDEN))
 
 
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, Callable[[], None]] = {
     "row_stats/fp32": lambda: row_stats(FP32, bias=False),
     "row_stats/bf16+bias": lambda: row_stats(BF16, bias=True),
     "row_gradient/fp32-bf16": lambda: row_gradient(FP32, BF16, bias=False, every=False),
     "row_gradient/fp32-bf16+all": lambda: row_gradient(FP32, BF16, bias=True, every=True),
+    "row_gradient/fp32-fp32+all": lambda: row_gradient(FP32, FP32, bias=True, every=True),
     "row_gradient/bf16-bf16": lambda: row_gradient(BF16, BF16, bias=False, every=False),
     "hybrid_rows/fp32-bf16": lambda: hybrid_rows(FP32, BF16, bias=False, every=False),
     "hybrid_rows/fp32-bf16+all": lambda: hybrid_rows(FP32, BF16, bias=True, every=True),
+    "hybrid_rows/fp32-bf16+all-small": lambda: hybrid_rows(
+        FP32, BF16, bias=True, every=True, vocab=4000
+    ),
     "score/bf16": lambda: score(BF16, bias=False, softcap=False),
     "score/bf16+all": lambda: score(BF16, bias=True, softcap=True),
     "score/bf16-odd": lambda: score(BF16, hidden_size=HIDDEN - 1, bias=False, softcap=False),
+    "score/fp16-ragged": lambda: score(FP16, hidden_size=HIDDEN + 16, bias=False, softcap=False),
     "score/fp32": lambda: score(FP32, bias=True, softcap=False),
     "compaction/bf16-fp32": lambda: compaction(),
 }

@@ -26,7 +26,7 @@ def test_one_program_a_row():
     assert launch.name == "row_stats_kernel"
     assert launch.grid == (1000, 1, 1) and launch.threads == 128
     passed = {argument.name: argument.value for argument in launch.arguments}
-    assert passed["vocab"] == cases.VOCAB and passed["pitch_64"] * 64 == cases.PITCH
+    assert passed["vocab"] == cases.VOCAB and passed["pitch_64"] * 64 == 168_128
 
 
 # 168 072 ids are 165 spans of 1024; 200 rows are two blocks of 128.

@@ -157,7 +157,16 @@ def test_hybrid_rows_with_old_and_reference_log_probs(clip):
     check_hybrid(c, table(24, every=True), clip)
 
 
-@pytest.mark.parametrize("vocab", [1, 31, 512, 4003, 4099])
+@pytest.mark.parametrize("clip", [None, (0.5, 2.0), (-math.inf, math.inf)])
+@pytest.mark.parametrize("given", ["", "old", "ref"])
+def test_hybrid_rows_without_some_columns(given, clip):
+    every = table(12, every=True)
+    old = every.old_logp if given == "old" else None
+    ref = every.ref_logp if given == "ref" else None
+    check_hybrid(chunk(300, rows=12), every._replace(old_logp=old, ref_logp=ref), clip, 1.3)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 31, 512, 4003, 4099])
 def test_hybrid_rows_of_every_length(vocab):
     check_hybrid(chunk(vocab, bias=vocab % 2 == 1), table(6, every=True))
 

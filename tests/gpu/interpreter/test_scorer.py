@@ -15,7 +15,7 @@ from tests.tolerances import VALUE_FACTOR
 from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.row_kernels import RowStats
-from wavalign_fast.ops.triton import scorer
+from wavalign_fast.ops.triton import configs, scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 
 
@@ -79,6 +79,12 @@ def test_every_option(bias, softcap):
 )
 def test_every_shape(hidden_size, vocab):
     check(head(5, hidden_size, vocab))
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
+def test_the_tile_of_other_architectures(architecture):
+    with mock.patch.object(configs, "architecture", lambda: architecture):
+        check(head(5, 80, 2100))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
