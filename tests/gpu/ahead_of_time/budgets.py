@@ -17,6 +17,9 @@ TABLE = Path(__file__).with_name("budgets.json")
 REGISTER_SLACK = 8
 """What a change of the source may move without a word: one step in which registers are given."""
 
+MOVES_ROWS = {"row_stats", "row_gradient", "hybrid_rows", "score_parts"}
+MOVES_ROWS |= {"gather_rows", "scatter_rows"}
+
 Table = dict[str, dict[str, dict[str, Resources]]]
 """By case, target and kernel."""
 
@@ -33,6 +36,21 @@ def measured(case: str, target: str) -> dict[str, Resources]:
         launch.name.removesuffix("_kernel"): resources(launch, target)
         for launch in compiled(case, target)
     }
+
+
+def broken_rules(case: str, target: str, found: dict[str, Resources]) -> list[str]:
+    """What no table may permit, a line each."""
+    lines = []
+    for kernel, taken in found.items():
+        if taken.spills:
+            lines.append(f"{kernel}: spills {taken.spills} bytes and instructions")
+        if taken.shared > TARGETS[target].shared_per_program or taken.programs < 1:
+            lines.append(f"{kernel}: {taken.shared} bytes of shared memory do not fit")
+        if kernel == "score_parts" and not taken.matrix and "fp32" not in case:
+            lines.append(f"{kernel}: multiplies without matrix instructions")
+        if kernel in MOVES_ROWS and not taken.wide and "odd" not in case:
+            lines.append(f"{kernel}: moves no 16 bytes at a time")
+    return lines
 
 
 def read() -> Table:
@@ -78,10 +96,14 @@ def main() -> None:
         raise SystemExit(f"triton {triton.__version__} is installed, {pinned_triton()} is pinned")
     before: Table = read() if TABLE.exists() else {}
     table: Table = {case: {target: measured(case, target) for target in TARGETS} for case in CASES}
+    broken = []
     for case, targets in table.items():
         for target, found in targets.items():
             for line in moved(before.get(case, {}).get(target, {}), found):
                 print(f"{case} on {target}: {line}")
+            broken += [f"{case} on {target}: {x}" for x in broken_rules(case, target, found)]
+    if broken:
+        raise SystemExit("\n".join(["not written, for no table permits:", *broken]))
     write(table)
 
 

@@ -92,5 +92,6 @@ CASES: dict[str, Callable[[], None]] = {
     "score/bf16-odd": lambda: score(BF16, hidden_size=HIDDEN - 1, bias=False, softcap=False),
     "score/fp16-ragged": lambda: score(FP16, hidden_size=HIDDEN + 16, bias=False, softcap=False),
     "score/fp32": lambda: score(FP32, bias=True, softcap=False),
+    "score/fp32+all-odd": lambda: score(FP32, hidden_size=HIDDEN - 1, bias=True, softcap=True),
     "compaction/bf16-fp32": lambda: compaction(),
 }

@@ -68,7 +68,7 @@ ROWS = (
         "rows.py",
         "if NARROW and block & (block - 1) == 0:",
         "if NARROW and block == 0:",
-        GRADIENTS + "test_every_length_of_a_row[4003]",
+        GRADIENTS + "test_every_length_of_a_row[10241]",
     ),
     _wrong(
         "barrier-missing-in-tail",
@@ -93,7 +93,7 @@ ROWS = (
         "softmax.py",
         "total = kept * total + e",
         "total = total + e",
-        STATS + "test_every_length_of_a_row[1000]",
+        STATS + "test_every_length_of_a_row[4003]",
     ),
     _wrong(
         "entropy-not-rescaled",
@@ -101,7 +101,7 @@ ROWS = (
         "softmax.py",
         "weighted = kept * (weighted + fall * total) + e * below",
         "weighted = kept * weighted + e * below",
-        STATS + "test_every_length_of_a_row[1000]",
+        STATS + "test_every_length_of_a_row[4003]",
     ),
     _wrong(
         "nan-lost",

@@ -38,11 +38,11 @@ def check(c: Chunk, scale: float) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_logits(kind, bias):
-    check(chunk(1021, kind=kind, bias=bias), 0.7)
+    check(chunk(2111, kind=kind, bias=bias), 0.7)
 
 
-# One block is 512 columns up to 4096, then 2048: less than one, exactly one, several, and a tail.
-@pytest.mark.parametrize("vocab", [1, 2, 31, 257, 512, 513, 1000, 4003, 4099])
+# One block is 1024 columns up to 4096, then 2048: less than one, exactly one, several, and a tail.
+@pytest.mark.parametrize("vocab", [1, 2, 31, 257, 1000, 1024, 1025, 4003, 4099])
 def test_every_length_of_a_row(vocab):
     check(chunk(vocab, bias=vocab % 2 == 1), 1.0)
 
@@ -58,7 +58,7 @@ def test_no_row_and_one_row():
 
 
 def test_a_row_has_the_same_bits_in_every_place():
-    c = chunk(1021, rows=9, bias=True)
+    c = chunk(2111, rows=9, bias=True)
     places = [8, 0, 5]
     together, apart = stats_of(c, 0.7), stats_of(c.rows(places), 0.7)
     for whole, part in zip(together, apart, strict=True):
@@ -66,7 +66,7 @@ def test_a_row_has_the_same_bits_in_every_place():
 
 
 def test_a_row_of_nan_is_nan_and_alone():
-    c = chunk(1021)
+    c = chunk(2111)
     c.logits[0, 700] = math.nan
     c.logits[DEAD, :] = math.nan
     c.logits[5, :] = -math.inf  # every id banned: no distribution

@@ -56,7 +56,7 @@ def row_config(vocab: int) -> RowConfig:
     What does not fill a block is read under a mask, element by element: a small vocabulary takes
     a small block, which keeps that part small.
     """
-    return RowConfig(block=2048, warps=4) if vocab > 4096 else RowConfig(block=512, warps=4)
+    return RowConfig(block=2048, warps=4) if vocab > 4096 else RowConfig(block=1024, warps=4)
 
 
 def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> ScorerConfig:
@@ -67,8 +67,8 @@ def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> Score
     256 threads; with a bias or a softcap it spills, and so it does on the other architectures,
     which have 128 x 128. Three stages of that are 96 KiB at most, two on gfx9 32 KiB of 64.
     """
-    if dtype == torch.float32:  # no tensor cores: 64 x 64 leaves registers for the products
-        return ScorerConfig(rows=64, ids=64, inner=32, tiles=16, warps=4, stages=3)
+    if dtype == torch.float32:  # no tensor cores; every larger tile spills somewhere
+        return ScorerConfig(rows=64, ids=64, inner=16, tiles=16, warps=4, stages=3)
     if hidden_size % 16:  # operands come element by element, through registers
         return ScorerConfig(rows=128, ids=64, inner=32, tiles=16, warps=8, stages=2)
     here = architecture()

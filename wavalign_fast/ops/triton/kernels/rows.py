@@ -99,6 +99,7 @@ def write_gradient(
     WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
     NARROW: tl.constexpr = out.dtype.element_ty.primitive_bitwidth < WIDE
     logp, entropy, top, log_sum = stats
+    target = target.to(tl.int32)  # it is an id, and each column is compared with it
     lanes = tl.arange(0, BLOCK)
     blocks = vocab // BLOCK
     for block in tl.range(0, blocks):

@@ -119,6 +119,7 @@ def score_parts_kernel(
     row = first_row + lanes
     target = tl.load(targets + row, mask=row < rows, other=ignore_index)
     known = (target != ignore_index) & (target >= 0) & (target < vocab)
+    target = tl.where(known, target, -1).to(tl.int32)
     # A block of dead rows is not multiplied.
     if tl.max(known.to(tl.int32), axis=0) > 0:
         row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
@@ -135,7 +136,7 @@ def score_parts_kernel(
             ids = first_id + tl.arange(0, IDS)
             z = tile_logits(acc, bias, ids, vocab, scale, softcap)
             own = ids[None, :] == target[:, None]
-            here = known & (target >= first_id) & (target < first_id + IDS)
+            here = (target >= first_id) & (target < first_id + IDS)
             # One column at most is not 0: the sum is that logit, to the bit.
             tl.store(at_target + row, tl.sum(tl.where(own, z, 0.0), axis=1), mask=here)
             top, total, weighted = online_tile(z, top, total, weighted)
