@@ -89,7 +89,9 @@ def table(rows: int, *, every: bool, seed: int = 1) -> TokenTable:
     if not every:
         return TokenTable(policy, advantage, torch.zeros(rows), anchor)
     old, ref = (-8.0 * torch.rand(2, rows, generator=g)).unbind()
-    old[2], old[::3], ref[1::3] = -60.0, math.nan, math.nan
+    # Beyond the point from which ratios grow linearly; NaN where nothing may look.
+    old[2], ref[5:6], advantage[2] = -60.0, 40.0, 1.0
+    old[::3], ref[1::3] = math.nan, math.nan
     return TokenTable(policy, advantage, kl, anchor, old, ref)
 
 

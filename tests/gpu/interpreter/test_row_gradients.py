@@ -157,7 +157,7 @@ def test_hybrid_rows_with_old_and_reference_log_probs(clip):
     check_hybrid(c, table(24, every=True), clip)
 
 
-@pytest.mark.parametrize("clip", [None, (0.5, 2.0), (-math.inf, math.inf)])
+@pytest.mark.parametrize("clip", [None, (0.5, 2.0), (0.5, 1e9), (-math.inf, math.inf)])
 @pytest.mark.parametrize("given", ["", "old", "ref"])
 def test_hybrid_rows_without_some_columns(given, clip):
     every = table(12, every=True)

@@ -133,6 +133,10 @@ def test_a_row_of_nan_is_nan_and_alone():
     p.hidden[2, 5] = math.nan
     for value in score(p):
         assert value.isnan().tolist() == [row == 2 for row in range(6)]
+    p = head(6, 64, 300)
+    p.weight[77, 3], p.targets[4] = math.nan, IGNORE  # one logit of every row
+    for value in score(p):
+        assert value.isnan().tolist() == [row != 4 for row in range(6)]
 
 
 def test_a_row_has_the_same_bits_in_every_batch():
