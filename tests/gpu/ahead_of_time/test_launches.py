@@ -127,6 +127,26 @@ def test_what_the_row_kernels_cannot_read_is_refused(changes, message):
 
 
 @pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (torch.empty(3), r"advantage: got torch.float32 \(3,\)"),
+        (torch.empty(2, dtype=torch.float64), "advantage: got torch.float64"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_rows_is_refused(column, message):
+    table = TokenTable(*torch.empty(4, 2))._replace(advantage=column)
+    with recorded(H100) as launches, pytest.raises(ValueError, match=message):
+        backend.hybrid_rows_(
+            *(torch.empty(2, 128)[:, :100], torch.zeros(2, dtype=torch.int64), None, table),
+            scale=1.0,
+            ignore_index=-100,
+            clip=None,
+            out_dtype=torch.bfloat16,
+        )
+    assert launches == []
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"weight": torch.empty(9, 7)}, r"\(9, 7\)"),

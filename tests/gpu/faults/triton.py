@@ -163,6 +163,14 @@ SCORES = (
         SCORER + "test_every_shape[80-31]",
     ),
     _wrong(
+        "nan-lost-in-a-tile",
+        "the running maximum takes a NaN logit for a banned one",
+        "scorer.py",
+        "z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)",
+        "z = tl.maximum(z, FLOOR)",
+        SCORER + "test_a_row_of_nan_is_nan_and_alone",
+    ),
+    _wrong(
         "programs-race",
         "every span writes the logit of every target",
         "scorer.py",

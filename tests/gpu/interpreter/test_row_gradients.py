@@ -106,6 +106,17 @@ def test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1(
     torch.testing.assert_close(own[:, 0].double(), wanted, rtol=1e-6, atol=0)
 
 
+def test_columns_may_be_expanded_or_every_other_number():
+    """The derivative of a sum reaches a kernel as one number with stride 0."""
+    c = chunk(300, irregular=False, bias=True)
+    stats, one = definitions(c, 1.0)[0], torch.ones(())
+    spread = Chunk(c.fresh().logits, c.targets.repeat_interleave(2)[::2], c.bias)
+    spread = spread._replace(bias=c.bias.repeat_interleave(2)[::2])
+    found = gradient(backend, spread, stats, RowGrads(one.expand(6)), 1.0, torch.float32)
+    wanted = gradient(backend, c.fresh(), stats, RowGrads(one.repeat(6)), 1.0, torch.float32)
+    assert torch.equal(found, wanted)
+
+
 def test_rows_without_a_derivative_are_zero_whatever_they_hold():
     c = chunk(1000)
     rows = len(c.targets)

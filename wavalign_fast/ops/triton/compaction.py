@@ -59,7 +59,14 @@ def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         block, warps = COMPACTION
         with on_device(source):
             gather_rows_kernel[(len(index),)](
-                *(source, index, out, source.shape[0], source.shape[1], source.stride(0)),
+                *(
+                    source,
+                    index.contiguous(),
+                    out,
+                    source.shape[0],
+                    source.shape[1],
+                    source.stride(0),
+                ),
                 BLOCK=block,
                 num_warps=warps,
             )
@@ -80,7 +87,7 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
         block, warps = COMPACTION
         with on_device(target):
             scatter_rows_kernel[(len(index),)](
-                *(rows.contiguous(), index, target),
+                *(rows.contiguous(), index.contiguous(), target),
                 *(target.shape[0], target.shape[1], target.stride(0)),
                 BLOCK=block,
                 num_warps=warps,

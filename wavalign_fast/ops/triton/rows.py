@@ -30,7 +30,7 @@ def row_stats(
         targets: [R] int64; ``ignore_index`` marks a dead row.
         bias: [V] float32 or ``None``.
     """
-    _check_rows(logits, targets, bias)
+    targets, bias = _checked_rows(logits, targets, bias)
     stats = _empty_stats(logits)
     vocab = logits.shape[1]
     config = row_config(vocab)
@@ -57,14 +57,15 @@ def row_gradient_(
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``logits``."""
-    _check_rows(logits, targets, bias)
+    targets, bias = _checked_rows(logits, targets, bias)
+    values = (*_columns(stats, targets), *_columns(grads, targets))
     out = operand_view(logits, out_dtype)
     vocab = logits.shape[1]
     config = row_config(vocab)
     if len(targets) > 0:
         with on_device(logits):
             row_gradient_kernel[(len(targets),)](
-                *(logits, out, targets, bias, *stats, *grads),
+                *(logits, out, targets, bias, *values),
                 *(vocab, _pitch(logits), float(scale), ignore_index),
                 BLOCK=config.block,
                 num_warps=config.warps,
@@ -84,7 +85,8 @@ def hybrid_rows_(
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one launch."""
-    _check_rows(logits, targets, bias)
+    targets, bias = _checked_rows(logits, targets, bias)
+    columns = _columns(table, targets)
     out = operand_view(logits, out_dtype)
     stats = _empty_stats(logits)
     g = torch.empty_like(stats.logp)
@@ -93,7 +95,7 @@ def hybrid_rows_(
     if len(targets) > 0:
         with on_device(logits):
             hybrid_rows_kernel[(len(targets),)](
-                *(logits, out, targets, bias, *table, *stats, g),
+                *(logits, out, targets, bias, *columns, *stats, g),
                 *(vocab, _pitch(logits), float(scale), ignore_index),
                 *(float(bound) for bound in clip or (0.0, 0.0)),
                 CLIP=clip is not None,
@@ -113,7 +115,27 @@ def _pitch(logits: torch.Tensor) -> int:
     return logits.stride(0) // PITCH_ALIGN
 
 
-def _check_rows(logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _columns(
+    table: RowStats | RowGrads | TokenTable, targets: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """A table's columns as the kernels read them; autograd hands out expanded ones."""
+    columns: list[torch.Tensor | None] = []
+    for name, column in zip(table._fields, table, strict=True):
+        if column is None:
+            columns.append(None)
+            continue
+        if column.shape != targets.shape or column.dtype != torch.float32:
+            raise ValueError(
+                f"{name}: got {column.dtype} {tuple(column.shape)}, want torch.float32 "
+                f"{tuple(targets.shape)}"
+            )
+        columns.append(column.contiguous())
+    return columns
+
+
+def _checked_rows(
+    logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     if logits.dim() != 2 or logits.shape[1] == 0 or logits.stride(1) != 1:
         raise ValueError(
             f"logits: got shape {tuple(logits.shape)} of strides {logits.stride()}, want [R, V] "
@@ -135,3 +157,4 @@ def _check_rows(logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor 
             f"bias: got {bias.dtype} {tuple(bias.shape)}, want torch.float32 "
             f"{tuple(logits.shape[1:])}"
         )
+    return targets.contiguous(), None if bias is None else bias.contiguous()

@@ -38,6 +38,7 @@ def score(
     """
     _check(hidden, weight, targets, bias, softcap)
     hidden, weight = _aligned(hidden), _aligned(weight)
+    targets, bias = targets.contiguous(), None if bias is None else bias.contiguous()
     stats = RowStats(*hidden.new_empty((4, hidden.shape[0]), dtype=torch.float32).unbind())
     with on_device(hidden):
         for first in range(0, hidden.shape[0], ROWS_A_LAUNCH):
