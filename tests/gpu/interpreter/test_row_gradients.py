@@ -182,6 +182,18 @@ def test_hybrid_rows_of_every_length(vocab):
     check_hybrid(chunk(vocab, bias=vocab % 2 == 1), table(6, every=True))
 
 
+def test_each_sign_is_clipped_on_its_side():
+    ratio = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.29, 1.31, 2.0] * 2)
+    advantage = torch.tensor([1.5] * 7 + [-1.5] * 7)
+    c = chunk(300, rows=14, irregular=False)
+    one, nothing = torch.ones(14), torch.zeros(14)
+    old = definitions(c, 1.0)[0].logp - ratio.log()
+    t = TokenTable(one, advantage, nothing, nothing, old)
+    _, g, _ = hybrid(backend, c, t, (0.8, 1.3), 1.0, torch.bfloat16)
+    kept = torch.tensor([True] * 5 + [False] * 4 + [True] * 5)
+    torch.testing.assert_close(g, torch.where(kept, -ratio * advantage, 0.0), rtol=1e-5, atol=0)
+
+
 def test_clipped_rows_and_rows_of_weight_zero_are_zero():
     c = chunk(600, rows=3, irregular=False)
     logp = definitions(c, 1.0)[0].logp
