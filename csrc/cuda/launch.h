@@ -24,7 +24,7 @@ struct RowChunk {
   int64_t pitch;           // elements between rows, >= vocab, a whole number of 16 bytes
   Dtype dtype;             // kFloat32 or kBFloat16
   const int64_t* targets;  // [rows]
-  const float* bias;       // [vocab], or null
+  const float* bias;       // [vocab], starts on 16 bytes; or null
   float scale;
   int64_t ignore_index;  // targets of dead rows
 };
