@@ -9,7 +9,7 @@
 #if defined(WAVALIGN_CUDA_ON_CPU)
 
 #define WAVALIGN_SHARED(type, name) \
-  type& name = *cuda_on_cpu::static_shared<type>(__FILE__, __LINE__)
+  type& name = *static_cast<type*>(cuda_on_cpu::static_shared(__FILE__, __LINE__, sizeof(type)))
 #define WAVALIGN_DYNAMIC_SHARED(name) unsigned char* const name = cuda_on_cpu::dynamic_shared()
 
 #else
@@ -27,8 +27,8 @@ namespace wavalign::cuda {
 
 inline int cluster_rank() { return cuda_on_cpu::cluster_rank(); }
 inline int cluster_size() { return cuda_on_cpu::cluster_size(); }
-inline void cluster_arrive() { cuda_on_cpu::cluster_arrive(__FILE__, __LINE__); }
-inline void cluster_wait() { cuda_on_cpu::cluster_wait(__FILE__, __LINE__); }
+inline void cluster_arrive() { cuda_on_cpu::cluster_arrive(); }
+inline void cluster_wait() { cuda_on_cpu::cluster_wait(); }
 
 template <typename T>
 T* shared_of(T* mine, int rank) {
