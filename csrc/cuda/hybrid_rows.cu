@@ -64,11 +64,15 @@ __global__ void __launch_bounds__(kMostRowThreads)
     sums = swept(logits, chunk.bias, chunk.scale, begin, end, KeepNothing());
   }
   sums = block_merged(sums, scratch.of_warps);
-  if (thread_in_block() == 0) scratch.of_block = sums;
-  // Read before any block writes: the others' writes wait for this block's arrival. And read here,
-  // so that the way to memory and the barrier are waited for together.
-  const TokenTerms<float> terms = terms_of(params.table, row);
-  const float at_target = z_at(logits, chunk.bias, chunk.scale, target.id);
+  float at_target = 0.f;
+  TokenTerms<float> terms = {};
+  if (thread_in_block() == 0) {
+    scratch.of_block = sums;
+    // Before any block writes: the others' writes wait for this block's arrival. And not later than
+    // here, so that the way to memory and the barrier are waited for together.
+    at_target = z_at(logits, chunk.bias, chunk.scale, target.id);
+    terms = terms_of(params.table, row);
+  }
   cluster_arrive();
   cluster_wait();
   if (warp_of_block() == 0) {

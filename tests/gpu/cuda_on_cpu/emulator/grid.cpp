@@ -53,6 +53,7 @@ SharedPart::SharedPart(Site site, size_t bytes)
   if (posix_memalign(&p, kAlignment, std::max<size_t>(bytes, 1)) != 0) fail("out of memory");
   memory.reset(static_cast<unsigned char*>(p));
   std::memset(p, 0xff, bytes);
+  happens_before(&sync);
 }
 
 void SharedPart::end() {
@@ -75,7 +76,10 @@ Block::Block(Cluster* cluster, unsigned index, unsigned rank, unsigned count)
 SharedPart& Block::shared(Site site, size_t bytes) {
   size_t total = bytes;
   for (const auto& part : parts) {
-    if (part->site == site && part->bytes == bytes) return *part;
+    if (part->site == site && part->bytes == bytes) {
+      happens_after(&part->sync);
+      return *part;
+    }
     total += part->bytes;
   }
   if (total > static_cast<size_t>(device.shared_bytes)) {
@@ -150,6 +154,7 @@ bool Grid::run_round(Block& block) {
     moved |= !thread->spun;
   }
   if (block.exited == block.threads.size()) {
+    happens_after(&end_sync);
     for (const auto& part : block.parts) part->end();
   }
   return release_waiting(block) || moved;

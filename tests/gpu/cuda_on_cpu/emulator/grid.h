@@ -59,6 +59,7 @@ struct SharedPart {
 
   Site site;
   size_t bytes;
+  char sync = 0;  // its memory is the allocating thread's, and then everybody's
   std::unique_ptr<unsigned char, decltype(&std::free)> memory;
 };
 

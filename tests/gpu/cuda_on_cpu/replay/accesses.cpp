@@ -57,12 +57,13 @@ void touch(const void* address, size_t size, bool write) {
   if (me == kNobody) return;  // the host's part of a launch
   forget_earlier_launches();
   const auto* p = static_cast<const unsigned char*>(address);
-  if (size == sizeof(uint4) && reinterpret_cast<uintptr_t>(p) % sizeof(uint4) != 0) {
-    cuda_on_cpu::fail("an access of 16 bytes to an address that is no multiple of 16");
-  }
   Buffer* buffer = buffer_of(p);
   if (buffer == nullptr) return;  // stack and shared memory
   const size_t first = static_cast<size_t>(p - buffer->start);
+  if (first % size != 0) {
+    cuda_on_cpu::fail("a misaligned access of " + std::to_string(size) + " bytes to byte " +
+                      std::to_string(first) + " of " + buffer->name);
+  }
   if (first + size > buffer->bytes.size()) {
     cuda_on_cpu::fail("an access of " + std::to_string(size) + " bytes reaches beyond " +
                       buffer->name);
