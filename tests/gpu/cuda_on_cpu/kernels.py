@@ -110,6 +110,7 @@ TokenParams = structure(
     **dict.fromkeys(("clip_low", "clip_high"), c_double),
     **dict.fromkeys(("has_old", "has_ref"), c_int32),
 )
+WrongParams = structure("WrongParams", **pointers("values", "out"), blocks=c_int64, mode=c_int32)
 
 
 class LaunchError(Exception):

@@ -58,14 +58,16 @@ class Toolchain:
     folder: Path
 
     def program(self, source: str, variant: str) -> Path:
-        """The replay program of ``csrc/cuda/<source>.cu``."""
+        """The replay program of ``csrc/cuda/<source>.cu``, or of one beside this file."""
+        path = HERE / f"{source}.cu"
+        path = path if path.exists() else CSRC / "cuda" / path.name
         chosen = VARIANTS[variant]
         emulator = [*(HERE / "emulator").glob("*.cpp")]
         emulator += [HERE / "replay" / "replay.cpp", HERE / "replay" / chosen.accesses]
         kernels = (f"-DSOURCE_{source}", *chosen.kernels)
         wanted = [(path, chosen.others, variant) for path in emulator]
         wanted += [
-            (CSRC / "cuda" / f"{source}.cu", kernels, variant),
+            (path, kernels, variant),
             (HERE / "replay" / "entries.cpp", (f"-DSOURCE_{source}", *chosen.others),
              f"{variant}.{source}"),
         ]  # fmt: skip

@@ -8,14 +8,15 @@ class Fiber {
   Fiber() = default;
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
-  ~Fiber();
 
-  // Makes the next `enter` begin `entry`, which must end in `leave(true)`.
+  // Takes a stack, and makes the next `enter` begin `entry`, which must end in `leave(true)`.
   void begin(void (*entry)());
   // From the scheduler into the fiber, until it leaves.
   void enter();
   // From the fiber back to the scheduler; `last`: it will not be entered again.
   void leave(bool last);
+  // After that, gives the stack back.
+  void end();
   // The first thing on a new fiber's stack.
   void entered();
 

@@ -116,6 +116,7 @@ struct Grid {
   unsigned admitted_ = 0;
   std::vector<unsigned> order_;  // of the clusters
   std::vector<std::unique_ptr<Cluster>> resident_;
+  std::vector<std::unique_ptr<Cluster>> ended_;  // kept, for what fibers allocated is theirs
   long idle_rounds_ = 0;
 };
 

@@ -3,6 +3,7 @@
 
 #include "common/token_math.h"
 #include "cuda/launch.h"
+#include "wrong_kernels.h"
 
 using namespace wavalign;
 
@@ -84,6 +85,8 @@ const Entry entries[] = {
 #elif defined(SOURCE_copy_rows)
     LAUNCH(gather_rows, GatherRows),
     LAUNCH(scatter_rows, ScatterRows),
+#elif defined(SOURCE_wrong_kernels)
+    {"wrong", sizeof(wrong::Params), on_no_stream<wrong::Params, wrong::run>},
 #endif
     {"token_gradients_in_float", sizeof(TokenQuery), token_gradients<float>},
     {"token_gradients_in_double", sizeof(TokenQuery), token_gradients<double>},
