@@ -4,11 +4,15 @@ import math
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, TokenTable
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+
+from .kernels import Kernels
 
 IGNORE = -100
 SCALE = 0.75
 """Exact in fp32, so that float64 multiplies by the same number."""
+
+SETTINGS = {"scale": SCALE, "ignore_index": IGNORE}
 
 ORDINARY, LAST, DEAD, BEYOND, NEGATIVE, LOW, HIGH, NOT_A_NUMBER, CERTAIN, ZERO = range(10)
 ROWS = 10
@@ -82,3 +86,13 @@ def grads(*, entropy: bool = True, lse: bool = True) -> RowGrads:
 
 def doubled(values: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
     return [None if value is None else value.double() for value in values]
+
+
+def on_strategy(kernels: Kernels, strategy: str, vocab: int, dtype: torch.dtype) -> Kernels:
+    """A device on which the hybrid kernel takes this way, as far as so few logits allow it."""
+    if strategy == "held":
+        return kernels
+    if strategy == "streamed":
+        return kernels.on(arch=80, shared_bytes=600)
+    units = (vocab + 7) // 8
+    return kernels.on(shared_bytes=(units + 7) // 8 * 8 * dtype.itemsize + 512)

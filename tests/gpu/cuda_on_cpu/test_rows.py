@@ -11,7 +11,7 @@ from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
 
 from . import problems
 from .kernels import Kernels
-from .problems import IGNORE, SCALE
+from .problems import SETTINGS, on_strategy
 
 VOCABS = (1, 2, 3, 31, 255, 256, 257, 1000, 1009, 4099)
 TYPES = [
@@ -23,17 +23,6 @@ TYPES = [
 ]
 VALUE_ERROR = 3e-7
 """Of a log-prob, as a share of the row's largest logit."""
-SETTINGS = {"scale": SCALE, "ignore_index": IGNORE}
-
-
-def on_strategy(kernels: Kernels, strategy: str, vocab: int, dtype: torch.dtype) -> Kernels:
-    """A device on which the hybrid kernel takes this way, as far as so few logits allow it."""
-    if strategy == "held":
-        return kernels
-    if strategy == "streamed":
-        return kernels.on(arch=80, shared_bytes=600)
-    units = (vocab + 7) // 8
-    return kernels.on(shared_bytes=(units + 7) // 8 * 8 * dtype.itemsize + 512)
 
 
 def largest(logits: torch.Tensor) -> torch.Tensor:
