@@ -39,6 +39,17 @@ class Sparse:
     segments: dict[int, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """A buffer that starts some bytes off the alignment of an allocation."""
+
+    values: torch.Tensor
+    by: int
+
+
+Buffers = dict[str, torch.Tensor | Sparse | Shifted | None]
+
+
 @dataclass
 class Result:
     """What a launch left."""
@@ -57,7 +68,7 @@ def replay(
     program: Path,
     entry: str,
     params: ctypes.Structure,
-    buffers: dict[str, torch.Tensor | Sparse | None],
+    buffers: Buffers,
     device: Device,
 ) -> Result:
     """Calls ``entry`` with copies of the buffers.
@@ -107,11 +118,16 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def _packed(value: torch.Tensor | Sparse) -> bytes:
-    if isinstance(value, torch.Tensor):
-        data = as_bytes(value)
-        return struct.pack("<QBIQQ", len(data), 0, 1, 0, len(data)) + data
-    packed = struct.pack("<QBI", value.bytes, 1, len(value.segments))
+def _values(value: torch.Tensor | Shifted) -> torch.Tensor:
+    return value.values if isinstance(value, Shifted) else value
+
+
+def _packed(value: torch.Tensor | Sparse | Shifted) -> bytes:
+    if not isinstance(value, Sparse):
+        by = value.by if isinstance(value, Shifted) else 0
+        data = as_bytes(_values(value))
+        return struct.pack("<QBBIQQ", len(data), 0, by, 1, 0, len(data)) + data
+    packed = struct.pack("<QBBI", value.bytes, 1, 0, len(value.segments))
     for offset, tensor in value.segments.items():
         data = as_bytes(tensor)
         packed += struct.pack("<QQ", offset, len(data)) + data
@@ -138,8 +154,8 @@ def _unpacked(data: bytes, params: ctypes.Structure, filled: dict[str, Any]) -> 
         result.read[name], result.written[name] = struct.unpack_from("<QQ", view, at)
         at += 16
         result.buffers[name] = (
-            tensor_like(value)
-            if isinstance(value, torch.Tensor)
-            else {offset: tensor_like(part) for offset, part in value.segments.items()}
+            {offset: tensor_like(part) for offset, part in value.segments.items()}
+            if isinstance(value, Sparse)
+            else tensor_like(_values(value))
         )
     return result

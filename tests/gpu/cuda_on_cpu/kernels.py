@@ -11,7 +11,7 @@ import torch
 
 from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
 
-from .cases import Device, Result, Sparse, replay
+from .cases import Buffers, Device, Result, replay
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -140,7 +140,7 @@ class Kernels:
         source: str,
         entry: str,
         params: ctypes.Structure,
-        buffers: dict[str, torch.Tensor | Sparse | None],
+        buffers: Buffers,
     ) -> Result:
         """Raises ``LaunchError`` where the status is not 0."""
         program = self.program(source, self.variant)

@@ -83,7 +83,8 @@ Buffer read_buffer(File& file, std::vector<unsigned char>& params) {
   const auto place = file.number<uint64_t>();  // of the pointer in the parameters
   const auto bytes = file.number<uint64_t>();
   const bool sparse = file.number<uint8_t>() != 0;
-  buffer.memory = allocate(bytes, sparse);
+  const auto shift = file.number<uint8_t>();  // from the alignment of an allocation
+  buffer.memory = allocate(bytes + shift, sparse) + shift;
   buffer.segments.resize(file.number<uint32_t>());
   for (Segment& segment : buffer.segments) {
     segment = file.number<Segment>();
