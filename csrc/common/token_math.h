@@ -32,6 +32,12 @@ WAVALIGN_INLINE T at_least(T value, T bound) {
   return value < bound ? bound : value;
 }
 
+// How e^x is formed where a row has one for each logit; kernels may bring a cheaper one.
+template <typename T>
+struct StandardExp {
+  WAVALIGN_INLINE T operator()(T x) const { return std::exp(x); }
+};
+
 // Softmax sums of some of a row's logits z, relative to their largest: sum e^(z - top) and
 // sum e^(z - top) (z - top). A NaN is passed over by `top` and reaches the sums.
 template <typename T>
@@ -47,10 +53,10 @@ WAVALIGN_INLINE SoftmaxSums<T> no_logits() {
 }
 
 // e^x is 0 from here down, in double as well; a finite number in the place of -inf, because
-// 0 * -inf is NaN.
+// 0 * -inf is NaN. A NaN may be dropped here: its e^x has it.
 template <typename T>
 WAVALIGN_INLINE T finite_exponent(T x) {
-  return at_least(x, T(-1000));
+  return std::fmax(x, T(-1000));
 }
 
 // What logits are measured from when `top` is their largest: banned ids alone have top -inf, and
@@ -61,42 +67,37 @@ WAVALIGN_INLINE T origin(T top) {
 }
 
 // The same sums measured from `top`, which is not less than their own.
-template <typename T>
+template <typename Exp, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> measured_from(T top, const SoftmaxSums<T>& sums) {
   const T shift = finite_exponent(sums.top - origin(top));
-  const T factor = std::exp(shift);
+  const T factor = Exp()(shift);
   return {top, factor * sums.sum, factor * (sums.weighted + shift * sums.sum)};
 }
 
-template <typename T>
+template <typename Exp, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> merged(const SoftmaxSums<T>& a, const SoftmaxSums<T>& b) {
-  const T top = a.top > b.top ? a.top : b.top;
-  const SoftmaxSums<T> left = measured_from(top, a);
-  const SoftmaxSums<T> right = measured_from(top, b);
+  const T top = std::fmax(a.top, b.top);
+  const SoftmaxSums<T> left = measured_from<Exp>(top, a);
+  const SoftmaxSums<T> right = measured_from<Exp>(top, b);
   return {top, left.sum + right.sum, left.weighted + right.weighted};
 }
 
-// `sums` and a few more logits; the additions of one call are a tree of their own, so that a long
-// row is not one long chain.
-template <int count, typename T>
+// `sums` and a few more logits. They are summed by themselves first, so that a long row is not one
+// long chain of additions.
+template <typename Exp, int count, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> with_logits(const SoftmaxSums<T>& sums, const T (&z)[count]) {
   T top = sums.top;
-  for (int j = 0; j < count; ++j) top = z[j] > top ? z[j] : top;
-  SoftmaxSums<T> old = measured_from(top, sums);
-  T sum[count], weighted[count];
+  for (int j = 0; j < count; ++j) top = std::fmax(top, z[j]);
+  const SoftmaxSums<T> before = measured_from<Exp>(top, sums);
+  const T from = origin(top);
+  T sum = 0, weighted = 0;
   for (int j = 0; j < count; ++j) {
-    const T below = z[j] - origin(top);
-    sum[j] = std::exp(below);
-    weighted[j] = sum[j] * finite_exponent(below);
+    const T below = z[j] - from;
+    const T e = Exp()(below);
+    sum += e;
+    weighted += e * finite_exponent(below);
   }
-  static_assert((count & (count - 1)) == 0, "the tree halves");
-  for (int half = count / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) {
-      sum[j] += sum[j + half];
-      weighted[j] += weighted[j + half];
-    }
-  }
-  return {top, old.sum + sum[0], old.weighted + weighted[0]};
+  return {top, before.sum + sum, before.weighted + weighted};
 }
 
 // What a row says of its token.
@@ -190,9 +191,9 @@ WAVALIGN_INLINE T surprise(T p, T logp, T entropy) {
 }
 
 // dL/dz of a logit of log-probability `logp` that is not the target's.
-template <typename T>
+template <typename Exp, typename T>
 WAVALIGN_INLINE T logit_gradient(T logp, const RowGrads<T>& grads, T entropy) {
-  const T p = std::exp(logp);
+  const T p = Exp()(logp);
   const T slope = (grads.lse - grads.logp) * p;
   return grads.entropy == T(0) ? slope : slope - grads.entropy * surprise(p, logp, entropy);
 }

@@ -65,27 +65,29 @@ __device__ void write_advantages(const GroupStatistics& params, int64_t group, c
   }
 }
 
-__device__ void add_gate(const GroupStatistics& params, const Group& stats, double (&sums)[kSums]) {
+// Adds what one group says to the sums; by one thread.
+__device__ void add_gate(const GroupStatistics& params, const Group& stats, double* sums) {
   if (!(stats.scored > 0)) return;
   const double gate = 1.0 / (1.0 + exp(-params.slope * (stats.top - params.threshold)));
   const double info = at_most(at_least(stats.variance / params.variance_scale, 0.0), 1.0);
-  const double values[kSums] = {
-      params.lambda_max * gate * info, gate, info, stats.top, stats.variance, 1.0};
-#pragma unroll
-  for (int s = 0; s < kSums; ++s) sums[s] += values[s];
+  sums[0] += params.lambda_max * gate * info;
+  sums[1] += gate;
+  sums[2] += info;
+  sums[3] += stats.top;
+  sums[4] += stats.variance;
+  sums[5] += 1.0;
 }
 
-__global__ void __launch_bounds__(kThreads) group_statistics_kernel(GroupStatistics params) {
+__global__ void __launch_bounds__(kThreads, 1) group_statistics_kernel(GroupStatistics params) {
   WAVALIGN_SHARED(GroupScratch, scratch);
-  double sums[kSums] = {};
+  double* sums = scratch.sums[warp_of_block()];  // the first lane's
+  if (lane_of_warp() == 0) {
+    for (int s = 0; s < kSums; ++s) sums[s] = 0;
+  }
   for (int64_t group = warp_of_block(); group < params.groups; group += kWarps) {
     const Group stats = group_of(params.rewards + group * params.size, params.size);
     write_advantages(params, group, stats);
-    add_gate(params, stats, sums);
-  }
-  if (lane_of_warp() == 0) {
-#pragma unroll
-    for (int s = 0; s < kSums; ++s) scratch.sums[warp_of_block()][s] = sums[s];
+    if (lane_of_warp() == 0) add_gate(params, stats, sums);
   }
   __syncthreads();
   if (thread_in_block() < kSums) {

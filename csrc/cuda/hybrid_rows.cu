@@ -39,7 +39,7 @@ __device__ __forceinline__ void write_absent(const HybridRows& params, int64_t r
 // One row for each cluster, `slice` logits of it for each block. kHeld: the slice stays in shared
 // memory from the statistics to the gradient; else it is read again.
 template <typename In, typename Out, bool kHeld>
-__global__ void __launch_bounds__(kMostRowThreads)
+__global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
     hybrid_rows_kernel(HybridRows params, int slice) {
   WAVALIGN_DYNAMIC_SHARED(dynamic);
   WAVALIGN_SHARED(RowScratch, scratch);
@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
   const int64_t row = blockIdx.x / static_cast<unsigned>(blocks);
   const int vocab = static_cast<int>(chunk.vocab);
   const int begin = min(rank * slice, vocab), end = min(begin + slice, vocab);
+  const Scaling scaling = scaling_of(chunk);
   In* logits = row_start<In>(chunk, row);
   Out* result = reinterpret_cast<Out*>(logits);
   const Target target = target_of(chunk, row);
@@ -59,9 +60,9 @@ __global__ void __launch_bounds__(kMostRowThreads)
   In* held = reinterpret_cast<In*>(dynamic);
   SoftmaxSums<float> sums;
   if constexpr (kHeld) {
-    sums = swept(logits, chunk.bias, chunk.scale, begin, end, KeepIn<In>{held});
+    sums = swept(logits, scaling, begin, end, KeepIn<In>{held});
   } else {
-    sums = swept(logits, chunk.bias, chunk.scale, begin, end, KeepNothing());
+    sums = swept(logits, scaling, begin, end, KeepNothing());
   }
   sums = block_merged(sums, scratch.of_warps);
   float at_target = 0.f;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kMostRowThreads)
     scratch.of_block = sums;
     // Before any block writes: the others' writes wait for this block's arrival. And not later than
     // here, so that the way to memory and the barrier are waited for together.
-    at_target = z_at(logits, chunk.bias, chunk.scale, target.id);
+    at_target = scaling.z(widened(logits[target.id]), target.id);
     terms = terms_of(params.table, row);
   }
   cluster_arrive();
@@ -93,8 +94,8 @@ __global__ void __launch_bounds__(kMostRowThreads)
   __syncthreads();
   const RowGrads<float> grads = {scratch.grad_logp, 0.f, 0.f};
   if (any(grads)) {
-    write_gradient<!kHeld>(kHeld ? held : logits + begin, result, chunk.bias, begin, end,
-                           GradientOfRow{scratch.row, grads, chunk.scale, target.id});
+    write_gradient<!kHeld>(kHeld ? held : logits + begin, result, scaling, begin, end,
+                           GradientOfRow{scratch.row, grads, target.id});
   } else {
     write_zeros(result, begin, end);
   }

@@ -21,6 +21,24 @@
 
 namespace wavalign::cuda {
 
+// 2^x; results below 2^-126 are 0. The relative error of the instruction is at most 2^-22.
+#if defined(WAVALIGN_CUDA_ON_CPU)
+
+inline float exp2_approximate(float x) {
+  const float result = std::exp2(x);
+  return result < 0x1p-126f ? 0.f : result;
+}
+
+#else
+
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+#endif
+
 // Clusters exist from sm_90 on. Before, every block is a cluster of its own, and the barrier in two
 // halves is the block's.
 #if defined(WAVALIGN_CUDA_ON_CPU)

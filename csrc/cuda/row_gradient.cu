@@ -8,7 +8,8 @@ __device__ __forceinline__ float or_zero(const float* values, int64_t row) {
 }
 
 template <typename In, typename Out>
-__global__ void __launch_bounds__(kMostRowThreads) row_gradient_kernel(RowGradient params) {
+__global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
+    row_gradient_kernel(RowGradient params) {
   const RowChunk& chunk = params.chunk;
   const int64_t row = blockIdx.x;
   const int vocab = static_cast<int>(chunk.vocab);
@@ -23,8 +24,8 @@ __global__ void __launch_bounds__(kMostRowThreads) row_gradient_kernel(RowGradie
   }
   const RowSummary<float> stats = {params.top[row], params.log_sum[row], params.logp[row],
                                    params.entropy[row]};
-  write_gradient<true>(logits, result, chunk.bias, 0, vocab,
-                       GradientOfRow{stats, grads, chunk.scale, target.id});
+  write_gradient<true>(logits, result, scaling_of(chunk), 0, vocab,
+                       GradientOfRow{stats, grads, target.id});
 }
 
 }  // namespace

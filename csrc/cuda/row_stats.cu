@@ -8,7 +8,7 @@ struct RowScratch {
 };
 
 template <typename In>
-__global__ void __launch_bounds__(kMostRowThreads) row_stats_kernel(RowStats params) {
+__global__ void __launch_bounds__(kMostRowThreads, kRowBlocks) row_stats_kernel(RowStats params) {
   WAVALIGN_SHARED(RowScratch, scratch);
   const RowChunk& chunk = params.chunk;
   const int64_t row = blockIdx.x;
@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(kMostRowThreads) row_stats_kernel(RowStats par
   }
   const In* logits = row_start<In>(chunk, row);
   const SoftmaxSums<float> sums = block_merged(
-      swept(logits, chunk.bias, chunk.scale, 0, static_cast<int>(chunk.vocab), KeepNothing()),
+      swept(logits, scaling_of(chunk), 0, static_cast<int>(chunk.vocab), KeepNothing()),
       scratch.of_warps);
   if (thread_in_block() == 0) {
-    const float at_target = z_at(logits, chunk.bias, chunk.scale, target.id);
+    const float at_target = scaling_of(chunk).z(widened(logits[target.id]), target.id);
     write_summary(params.out, row, summary(sums, at_target));
   }
 }

@@ -5,9 +5,6 @@
 
 namespace wavalign::cuda {
 
-// Items that a thread takes at a time: whole vectors on both sides of every conversion.
-constexpr int kUnit = 8;
-
 // result[begin, end) = 0.
 template <typename Out>
 __device__ __forceinline__ void write_zeros(Out* result, int begin, int end) {
@@ -22,7 +19,6 @@ __device__ __forceinline__ void write_zeros(Out* result, int begin, int end) {
 struct GradientOfRow {
   RowSummary<float> row;
   RowGrads<float> grads;
-  float scale;
   int target;
 };
 
@@ -43,10 +39,14 @@ __device__ __forceinline__ bool overtakes_readers(int step) {
 // result[begin, end) = dL/dlogits, from the logits that `source` holds from `begin` on. `kInPlace`:
 // source and result are the same memory.
 template <bool kInPlace, typename In, typename Out>
-__device__ __forceinline__ void write_gradient(const In* source, Out* result, const float* bias,
-                                               int begin, int end, const GradientOfRow& of) {
+__device__ __forceinline__ void write_gradient(const In* source, Out* result,
+                                               const Scaling& scaling, int begin, int end,
+                                               const GradientOfRow& of) {
   const int threads = threads_of_block();
   const int size = end - begin;
+  // Of the logits before they were scaled.
+  const RowGrads<float> grads = {scaling.scale * of.grads.logp, scaling.scale * of.grads.entropy,
+                                 scaling.scale * of.grads.lse};
   const int steps = (size + kUnit * threads - 1) / (kUnit * threads);
   for (int step = 0; step < steps; ++step) {
     const int first = kUnit * (step * threads + thread_in_block());
@@ -57,15 +57,15 @@ __device__ __forceinline__ void write_gradient(const In* source, Out* result, co
       if (overtakes_readers(step)) __syncthreads();
     }
     if (n <= 0) continue;
-    to_z(values, bias == nullptr ? nullptr : bias + begin + first, of.scale, n);
+    scaling.apply(values, begin + first, n);
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
       const float logp = (values[j] - of.row.top) - of.row.log_sum;
-      values[j] = of.scale * logit_gradient(logp, of.grads, of.row.entropy);
+      values[j] = logit_gradient<RowExp>(logp, grads, of.row.entropy);
     }
     const int own = of.target - begin - first;
     if (own >= 0 && own < kUnit) {
-      const float gradient = of.scale * target_gradient(of.row, of.grads);
+      const float gradient = target_gradient(of.row, grads);
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {
         if (j == own) values[j] = gradient;
