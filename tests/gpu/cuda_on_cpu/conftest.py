@@ -1,8 +1,8 @@
 """The emulated kernels, built once for all workers of a test session."""
 
-import os
-
 import pytest
+
+from tests.gpu.builds import session_folder
 
 from .kernels import Kernels
 from .toolchain import UNAVAILABLE, Toolchain
@@ -12,7 +12,4 @@ from .toolchain import UNAVAILABLE, Toolchain
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     if UNAVAILABLE:
         pytest.skip(UNAVAILABLE)
-    base = tmp_path_factory.getbasetemp()
-    # Workers have folders of their own inside the session's.
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return Kernels(Toolchain(session / "cuda_on_cpu").program)
+    return Kernels(Toolchain(session_folder(tmp_path_factory, "cuda_on_cpu")).program)

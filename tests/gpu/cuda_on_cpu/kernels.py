@@ -4,7 +4,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from ctypes import c_bool, c_double, c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -126,14 +126,12 @@ class Kernels:
 
     program: Callable[[str, str], Path]
     variant: str = "plain"
-    device: Device = Device()
+    device: Device = field(default_factory=Device)
     last: Result | None = None
 
     def on(self, variant: str | None = None, **device: int) -> "Kernels":
         """The same on another device, or in another variant."""
-        return replace(
-            self, variant=variant or self.variant, device=replace(self.device, **device)
-        )
+        return replace(self, variant=variant or self.variant, device=replace(self.device, **device))
 
     def launch(
         self,

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.row_kernels import RowGrads, TokenTable
 
 from .kernels import Kernels
 
@@ -40,6 +40,7 @@ def chunk(
     logits[HIGH] += 2e4
     logits[NOT_A_NUMBER, vocab // 2] = math.nan
     logits[CERTAIN, targets[CERTAIN]] += 40
+    logits[ZERO, 0] = math.nan  # its coefficients are 0, and so are its gradients
     bias = torch.randn(vocab, generator=g)
     if banned and vocab > 2:
         bias[torch.randperm(vocab, generator=g)[: vocab // 3]] = -math.inf

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+
 from . import problems
 from .cases import H100_SHARED
 from .kernels import DTYPES, Kernels, LaunchError, PlanQuery
@@ -61,9 +63,7 @@ def test_how_a_row_is_held(
 def hybrid(device: Kernels, vocab: int, dtype: torch.dtype = FP32, out: torch.dtype = BF16):
     logits, targets, bias = problems.chunk(vocab, dtype)
     table = problems.table(torch.full((problems.ROWS,), -5.0))
-    return device.hybrid_rows_(
-        logits, targets, bias, table, **SETTINGS, clip=None, out_dtype=out
-    )
+    return device.hybrid_rows_(logits, targets, bias, table, **SETTINGS, clip=None, out_dtype=out)
 
 
 def test_a_device_without_room_for_a_cluster_streams(kernels: Kernels) -> None:
@@ -88,15 +88,13 @@ def test_a_device_without_room_for_a_cluster_streams(kernels: Kernels) -> None:
 def test_malformed_chunks_are_refused(kernels: Kernels, change: str, logits: torch.Tensor) -> None:
     targets, wide = torch.zeros(2, dtype=torch.int64), torch.float32
     values = torch.ones(2)
-    stats = problems.RowStats(values, values, values, values)
-    grads = problems.RowGrads(values)
+    stats = RowStats(values, values, values, values)
+    grads = RowGrads(values)
     with pytest.raises(LaunchError):
         kernels.row_gradient_(logits, targets, None, stats, grads, **SETTINGS, out_dtype=wide)
-    table = problems.TokenTable(*([values] * 6))
+    table = TokenTable(*([values] * 6))
     with pytest.raises(LaunchError):
-        kernels.hybrid_rows_(
-            logits, targets, None, table, **SETTINGS, clip=None, out_dtype=wide
-        )
+        kernels.hybrid_rows_(logits, targets, None, table, **SETTINGS, clip=None, out_dtype=wide)
     if change != "a result wider than the logits":
         with pytest.raises(LaunchError):
             kernels.row_stats(logits, targets, None, **SETTINGS)

@@ -14,13 +14,14 @@ from .kernels import Kernels
 from .problems import SETTINGS, on_strategy
 
 VOCABS = (1, 2, 3, 31, 255, 256, 257, 1000, 1009, 4099)
-TYPES = [
+PAIRS = [
     (torch.float32, torch.bfloat16),
     (torch.float32, torch.float16),
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),
     (torch.bfloat16, torch.float16),
 ]
+TYPES = [pytest.param(pair, id="-".join(str(t)[6:] for t in pair)) for pair in PAIRS]
 VALUE_ERROR = 3e-7
 """Of a log-prob, as a share of the row's largest logit."""
 
@@ -44,7 +45,7 @@ def check_values(found: RowStats, plain: RowStats, truth: RowStats, logits: torc
 def check_gradient(
     found: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, logits: torch.Tensor
 ) -> None:
-    """At most three times the error of plain torch, row by row, or what that of logp makes of it."""
+    """At most three times the error of plain torch in each row, or what that of logp makes."""
     assert torch.equal(found.isnan(), truth.isnan())
     # Where the truth is 0 without rounding, so is the gradient: dead rows, banned ids.
     absent = (truth == 0) & (plain == 0)
@@ -64,7 +65,7 @@ def garbage_is_kept(kernels: Kernels, logits: torch.Tensor) -> bool:
     return torch.equal(left.isnan(), before.isnan()) and bool(before.isnan().all())
 
 
-@pytest.mark.parametrize("types", TYPES, ids=str)
+@pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_hybrid_rows_are_those_of_the_definition(
     kernels: Kernels, vocab: int, types: tuple[torch.dtype, torch.dtype]
@@ -93,7 +94,7 @@ def test_hybrid_rows_are_those_of_the_definition(
         assert not found_dz[problems.ZERO].any()
 
 
-@pytest.mark.parametrize("types", TYPES, ids=str)
+@pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_statistics_and_gradient_are_those_of_the_definition(
     kernels: Kernels, vocab: int, types: tuple[torch.dtype, torch.dtype]
@@ -128,24 +129,27 @@ def test_columns_that_are_absent_are_terms_that_are_absent(
     logp = definition.row_stats(logits, targets, None, **SETTINGS).logp
     table = problems.table(logp, old=old, ref=ref)
     settings = {**SETTINGS, "clip": clip, "out_dtype": torch.float32}
-    _, plain_g, plain_dz = definition.hybrid_rows_(
-        logits.clone(), targets, None, table, **settings
-    )
+    _, plain_g, plain_dz = definition.hybrid_rows_(logits.clone(), targets, None, table, **settings)
     _, g, dz = kernels.hybrid_rows_(logits, targets, None, table, **settings)
     torch.testing.assert_close(g, plain_g, rtol=2e-5, atol=1e-6, equal_nan=True)
     size = plain_dz.nan_to_num().abs().amax().item()
     torch.testing.assert_close(dz, plain_dz, rtol=2e-5, atol=2e-6 * size, equal_nan=True)
 
 
+@pytest.fixture(params=[168072, 168055], scope="module")
+def large(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two rows of the model's vocabulary, or of one that fills no vector."""
+    logits, targets, bias = problems.chunk(request.param, torch.float32)
+    rows = torch.tensor([problems.ORDINARY, problems.LAST])
+    return problems.padded(logits[rows]), targets[rows], bias
+
+
 @pytest.mark.parametrize("strategy", ["held", "streamed"])
-@pytest.mark.parametrize("vocab", [168072, 168055])
-def test_the_vocabulary_of_the_model(kernels: Kernels, vocab: int, strategy: str) -> None:
+def test_hybrid_rows_of_the_models_vocabulary(kernels: Kernels, large, strategy: str) -> None:
     # On an H100 a row of it is spread over a cluster of eight; on an A100 it is read twice.
     device = kernels.on(arch=90) if strategy == "held" else kernels.on(arch=80, shared_bytes=166912)
-    rows = torch.tensor([problems.ORDINARY, problems.LAST])
-    logits, targets, bias = problems.chunk(vocab, torch.float32)
-    table = TokenTable(*(column[rows] for column in problems.table(torch.zeros(10))))
-    logits, targets = problems.padded(logits[rows]), targets[rows]
+    logits, targets, bias = large
+    table = TokenTable(*(column[:2] for column in problems.table(torch.zeros(10))))
     settings = {**SETTINGS, "clip": None, "out_dtype": torch.bfloat16}
     plain, _, plain_dz = definition.hybrid_rows_(logits.clone(), targets, bias, table, **settings)
     truth, _, dz = definition.hybrid_rows_(
@@ -155,6 +159,26 @@ def test_the_vocabulary_of_the_model(kernels: Kernels, vocab: int, strategy: str
     found, _, found_dz = device.hybrid_rows_(logits, targets, bias, table, **settings)
     check_values(found, plain, truth, logits)
     check_gradient(found_dz, plain_dz, dz, logits)
+
+
+def test_gradient_of_the_models_vocabulary(kernels: Kernels, large) -> None:
+    logits, targets, bias = large
+    stats = definition.row_stats(logits, targets, bias, **SETTINGS)
+    check_values(
+        kernels.row_stats(logits, targets, bias, **SETTINGS),
+        stats,
+        definition.row_stats(logits.double(), targets, bias.double(), **SETTINGS),
+        logits,
+    )
+    grads = RowGrads(*(grad[:2] for grad in problems.grads()))
+    settings = {**SETTINGS, "out_dtype": torch.bfloat16}
+    plain = definition.row_gradient_(logits.clone(), targets, bias, stats, grads, **settings)
+    truth = definition.row_gradient_(
+        logits.double(), targets, bias.double(), RowStats(*problems.doubled(stats)),
+        RowGrads(*problems.doubled(grads)), **{**settings, "out_dtype": torch.float64},
+    )  # fmt: skip
+    found = kernels.row_gradient_(logits, targets, bias, stats, grads, **settings)
+    check_gradient(found, plain, truth, logits)
 
 
 def test_a_row_of_banned_ids_is_nan_and_harms_no_other(kernels: Kernels) -> None:

@@ -93,9 +93,7 @@ def test_the_recompute_order_reads_twice_and_writes_once(kernels: Kernels) -> No
     stats = device.row_stats(*inputs, **SETTINGS)
     assert device.last.read["chunk.logits"] == 2 * 4 * (vocab + 1)
     assert device.last.written["chunk.logits"] == 0
-    device.row_gradient_(
-        *inputs, stats, RowGrads(torch.ones(2)), **SETTINGS, out_dtype=BF16
-    )
+    device.row_gradient_(*inputs, stats, RowGrads(torch.ones(2)), **SETTINGS, out_dtype=BF16)
     assert device.last.read["chunk.logits"] == 2 * 4 * vocab
     assert device.last.written["chunk.logits"] == 2 * 2 * vocab
 

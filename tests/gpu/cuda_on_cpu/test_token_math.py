@@ -56,9 +56,7 @@ def test_gradient_by_the_log_prob(
         has_ref=given.ref_logp is not None,
     )
     columns = torch.stack([logp, *(getattr(table, column) for column in NAMES), 0 * logp])
-    result = kernels.launch(
-        "row_stats", f"token_gradients_in_{name}", params, {"columns": columns}
-    )
+    result = kernels.launch("row_stats", f"token_gradients_in_{name}", params, {"columns": columns})
     found = result.buffers["columns"][-1]
     torch.testing.assert_close(
         found, token_gradient(logp, given, clip), rtol=rtol, atol=rtol, equal_nan=True

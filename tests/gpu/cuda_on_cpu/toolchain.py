@@ -1,15 +1,12 @@
 """Builds the replay program of one kernel source: the CUDA C++ of csrc/cuda compiled by g++."""
 
-import fcntl
-import os
 import platform
 import shutil
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.gpu.builds import made
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -74,39 +71,14 @@ class Toolchain:
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(lambda one: self._object(*one), wanted))
         command = ["g++", *chosen.link, *map(str, objects)]
-        return self._made(self.folder / f"{source}.{variant}", command)
+        program = self.folder / f"{source}.{variant}"
+        made(program, command)
+        return program
 
     def _object(self, path: Path, flags: tuple[str, ...], group: str) -> Path:
         command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         command += ["-DWAVALIGN_CUDA_ON_CPU", f"-I{HERE}", f"-I{HERE / 'include'}", f"-I{CSRC}"]
         command += [*flags, "-c", "-x", "c++", str(path)]
-        return self._made(self.folder / f"{path.stem}.{group}.o", command)
-
-    def _made(self, target: Path, command: list[str]) -> Path:
-        """Runs the command for ``target`` unless another process has."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(target.suffix + ".lock")):
-            if not target.exists():
-                partial = target.with_suffix(target.suffix + ".partial")
-                run_checked([*command, "-o", str(partial)])
-                os.replace(partial, target)
+        target = self.folder / f"{path.stem}.{group}.o"
+        made(target, command)
         return target
-
-
-def run_checked(command: list[str]) -> str:
-    """The command's output.
-
-    Raises:
-        RuntimeError: with its messages, where it failed.
-    """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

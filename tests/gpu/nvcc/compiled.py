@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.gpu.builds import made
+
 BUDGETS = Path(__file__).parent / "budgets.txt"
 CSRC = Path(__file__).parents[3] / "csrc"
 SOURCES = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
@@ -39,30 +41,32 @@ def release() -> str:
     return found[1]
 
 
-def compile_all(folder: Path) -> dict[str, list[Kernel]]:
-    """The kernels by architecture; ``folder`` gets ``<source>.<arch>.cubin``.
+def cubin(folder: Path, source: str, arch: str) -> Path:
+    """Where ``kernels_of`` leaves the code."""
+    return folder / f"{source}.{arch}.cubin"
+
+
+def kernels_of(folder: Path, source: str, arch: str) -> list[Kernel]:
+    """The kernels of one source, compiled for one architecture.
 
     Raises:
-        RuntimeError: a source does not compile, or not without warnings.
+        RuntimeError: it does not compile, or not without warnings.
     """
-    with ThreadPoolExecutor(2) as pool:
-        wanted = [(arch, source) for arch in ARCHS for source in SOURCES]
-        said = pool.map(lambda one: _compile(folder, *one), wanted)
-        kernels: dict[str, list[Kernel]] = {arch: [] for arch in ARCHS}
-        for (arch, _), messages in zip(wanted, said, strict=True):
-            kernels[arch] += _kernels(messages)
-    return {arch: sorted(found, key=lambda kernel: kernel.name) for arch, found in kernels.items()}
-
-
-def _compile(folder: Path, arch: str, source: str) -> str:
     assert NVCC is not None
     command = [NVCC, "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-DNDEBUG", f"-I{CSRC}"]
-    command += ["-Werror", "all-warnings", "-Xptxas", "-v"]
-    command += ["-o", str(folder / f"{source}.{arch}.cubin"), str(CSRC / "cuda" / f"{source}.cu")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
+    command += ["-Werror", "all-warnings", "-Xptxas", "-v", str(CSRC / "cuda" / f"{source}.cu")]
+    return _kernels(made(cubin(folder, source, arch), command))
+
+
+def compile_all(folder: Path) -> dict[str, list[Kernel]]:
+    """All kernels by architecture."""
+    with ThreadPoolExecutor(2) as pool:
+        wanted = [(source, arch) for arch in ARCHS for source in SOURCES]
+        found = list(pool.map(lambda one: kernels_of(folder, *one), wanted))
+    by_arch: dict[str, list[Kernel]] = {arch: [] for arch in ARCHS}
+    for (_, arch), kernels in zip(wanted, found, strict=True):
+        by_arch[arch] += kernels
+    return {arch: sorted(some, key=lambda kernel: kernel.name) for arch, some in by_arch.items()}
 
 
 def _kernels(messages: str) -> list[Kernel]:
