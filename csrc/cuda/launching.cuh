@@ -30,9 +30,14 @@ Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... a
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return cudaErrorInvalidValue;
   if (grid.shared_bytes > 0) {
-    // Blocks get more than 48 KB only where it was asked for.
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
+    // Blocks get more than 48 KB only where it was asked for, and two of them side by side only
+    // where the multiprocessor does not keep the memory as a cache.
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(grid.shared_bytes));
+    if (error == cudaSuccess) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
+    }
     if (error != cudaSuccess) return told(error);
   }
   cudaLaunchAttribute cluster[1] = {};

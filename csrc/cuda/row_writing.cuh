@@ -37,7 +37,7 @@ __device__ __forceinline__ bool overtakes_readers(int step) {
 }
 
 // result[begin, end) = dL/dlogits, from the logits that `source` holds from `begin` on. `kInPlace`:
-// source and result are the same memory.
+// source and result are the same memory, from the start of the row.
 template <bool kInPlace, typename In, typename Out>
 __device__ __forceinline__ void write_gradient(const In* source, Out* result,
                                                const Scaling& scaling, int begin, int end,

@@ -11,7 +11,7 @@ from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
 
 from . import problems
 from .kernels import Kernels
-from .problems import SETTINGS, on_strategy
+from .problems import IGNORE, SETTINGS, on_strategy
 
 VOCABS = (1, 2, 3, 31, 255, 256, 257, 1000, 1009, 4099)
 PAIRS = [
@@ -179,6 +179,27 @@ def test_gradient_of_the_models_vocabulary(kernels: Kernels, large) -> None:
     )  # fmt: skip
     found = kernels.row_gradient_(logits, targets, bias, stats, grads, **settings)
     check_gradient(found, plain, truth, logits)
+
+
+def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
+    # Exact in fp32 at 2e4, so that nothing is rounded before the kernel has them.
+    near = (3 * torch.randn(3, 500, generator=torch.Generator().manual_seed(0))).mul(
+        64
+    ).round() / 64
+    targets, ones = torch.tensor([3, 4, 499]), torch.ones(3)
+    table = TokenTable(ones, ones, 0 * ones, 0 * ones)
+    settings = {"scale": 1.0, "ignore_index": IGNORE, "out_dtype": torch.float32}
+    wanted, _, dz = definition.hybrid_rows_(
+        *(near.double(), targets, None, TokenTable(*problems.doubled(table))),
+        **{**settings, "clip": None, "out_dtype": torch.float64},
+    )
+    logits = problems.padded(near + 2e4)
+    stats, _, found = kernels.hybrid_rows_(logits, targets, None, table, **settings, clip=None)
+    grads = RowGrads(-ones)
+    again = kernels.row_gradient_(logits, targets, None, stats, grads, **settings)
+    torch.testing.assert_close(stats.logp.double(), wanted.logp, rtol=0, atol=1e-5)
+    for gradient in (found, again):
+        torch.testing.assert_close(gradient.double(), dz, rtol=1e-5, atol=1e-9)
 
 
 def test_a_row_of_banned_ids_is_nan_and_harms_no_other(kernels: Kernels) -> None:

@@ -35,6 +35,28 @@ def tokens() -> tuple[torch.Tensor, TokenTable]:
     return logp.double(), TokenTable(*(column.double() for column in table))
 
 
+def gradients(
+    kernels: Kernels,
+    name: str,
+    logp: torch.Tensor,
+    table: TokenTable,
+    clip: tuple[float, float] | None,
+) -> torch.Tensor:
+    low, high = clip or (-math.inf, math.inf)
+    params = TokenParams(
+        count=len(logp),
+        clip_low=low,
+        clip_high=high,
+        has_old=table.old_logp is not None,
+        has_ref=table.ref_logp is not None,
+    )
+    given = (getattr(table, column) for column in NAMES)
+    filled = [torch.zeros_like(logp) if column is None else column for column in given]
+    columns = torch.stack([logp, *filled, torch.zeros_like(logp)])
+    entry = f"token_gradients_in_{name}"
+    return kernels.launch("row_stats", entry, params, {"columns": columns}).buffers["columns"][-1]
+
+
 @pytest.mark.parametrize("clip", [None, (0.8, 1.25)])
 @pytest.mark.parametrize("absent", [(), ("old_logp",), ("ref_logp",)])
 @pytest.mark.parametrize(("name", "rtol"), [("float", 1e-5), ("double", 1e-14)])
@@ -47,17 +69,17 @@ def test_gradient_by_the_log_prob(
 ) -> None:
     logp, table = tokens()
     given = table._replace(**dict.fromkeys(absent))
-    low, high = clip or (-math.inf, math.inf)
-    params = TokenParams(
-        count=len(logp),
-        clip_low=low,
-        clip_high=high,
-        has_old=given.old_logp is not None,
-        has_ref=given.ref_logp is not None,
-    )
-    columns = torch.stack([logp, *(getattr(table, column) for column in NAMES), 0 * logp])
-    result = kernels.launch("row_stats", f"token_gradients_in_{name}", params, {"columns": columns})
-    found = result.buffers["columns"][-1]
+    found = gradients(kernels, name, logp, given, clip)
     torch.testing.assert_close(
         found, token_gradient(logp, given, clip), rtol=rtol, atol=rtol, equal_nan=True
     )
+
+
+def test_ratios_grow_beyond_20_nats(kernels: Kernels) -> None:
+    # The only bound that lies there: below it nothing is clipped, above it all is.
+    logp, one = torch.full((2,), -1.0).double(), torch.ones(2).double()
+    table = TokenTable(one, one, 0 * one, 0 * one, old_logp=logp - torch.tensor([20.5, 23.0]))
+    bound = (0.0, 2 * math.exp(20.0))
+    assert token_gradient(logp, table, bound).tolist() == [-math.exp(20.0), 0.0]
+    found = gradients(kernels, "double", logp, table, bound)
+    torch.testing.assert_close(found, token_gradient(logp, table, bound))
