@@ -24,10 +24,7 @@ namespace wavalign::cuda {
 // 2^x; results below 2^-126 are 0. The relative error of the instruction is at most 2^-22.
 #if defined(WAVALIGN_CUDA_ON_CPU)
 
-inline float exp2_approximate(float x) {
-  const float result = std::exp2(x);
-  return result < 0x1p-126f ? 0.f : result;
-}
+inline float exp2_approximate(float x) { return cuda_on_cpu::exp2_approximate(x); }
 
 #else
 

@@ -117,7 +117,7 @@ class LaunchError(Exception):
     """A launch was refused; the argument is its status."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kernels:
     """The row kernels with the signatures of their definition, in one variant, on one device.
 
@@ -143,7 +143,7 @@ class Kernels:
         """Raises ``LaunchError`` where the status is not 0."""
         program = self.program(source, self.variant)
         result = replay(program, entry, params, buffers, self.device)
-        object.__setattr__(self, "last", result)
+        self.last = result
         if result.status != 0:
             raise LaunchError(result.status)
         return result

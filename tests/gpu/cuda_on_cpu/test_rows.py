@@ -183,9 +183,8 @@ def test_gradient_of_the_models_vocabulary(kernels: Kernels, large) -> None:
 
 def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
     # Exact in fp32 at 2e4, so that nothing is rounded before the kernel has them.
-    near = (3 * torch.randn(3, 500, generator=torch.Generator().manual_seed(0))).mul(
-        64
-    ).round() / 64
+    g = torch.Generator().manual_seed(0)
+    near = (200 * torch.randn(3, 500, generator=g)).round() / 64
     targets, ones = torch.tensor([3, 4, 499]), torch.ones(3)
     table = TokenTable(ones, ones, 0 * ones, 0 * ones)
     settings = {"scale": 1.0, "ignore_index": IGNORE, "out_dtype": torch.float32}
@@ -200,6 +199,23 @@ def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
     torch.testing.assert_close(stats.logp.double(), wanted.logp, rtol=0, atol=1e-5)
     for gradient in (found, again):
         torch.testing.assert_close(gradient.double(), dz, rtol=1e-5, atol=1e-9)
+
+
+def test_near_certain_tokens_keep_their_digits(kernels: Kernels) -> None:
+    logits, targets = torch.zeros(2, 40), torch.tensor([7, 39])
+    logits[0, 7] = logits[1, 39] = 18.0
+    stats = definition.row_stats(logits.double(), targets, None, **SETTINGS)
+    settings = {**SETTINGS, "out_dtype": torch.float64}
+    wanted = definition.row_gradient_(
+        logits.double(), targets, None, stats, RowGrads(torch.ones(2).double()), **settings
+    )
+    near = RowStats(*(value.float() for value in stats))
+    settings = {**SETTINGS, "out_dtype": torch.float32}
+    found = kernels.row_gradient_(
+        problems.padded(logits), targets, None, near, RowGrads(torch.ones(2)), **settings
+    )
+    assert wanted[0, 7] < 1e-3
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
 
 
 def test_a_row_of_banned_ids_is_nan_and_harms_no_other(kernels: Kernels) -> None:

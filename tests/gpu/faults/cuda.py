@@ -302,7 +302,7 @@ MEANING = (
         TOKEN_MATH,
         "if (terms.policy_coef > T(0)) g -=",
         "g -=",
-        TOKENS_TEST,
+        "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-None]",
     ),
     _fault(
         "nan-clamped",
@@ -318,7 +318,7 @@ MEANING = (
         TOKEN_MATH,
         "grads.logp * std::expm1(row.logp) -",
         "grads.logp * (std::exp(row.logp) - T(1)) -",
-        GRADIENT_TEST + "[31-float32-float32]",
+        "rows.py::test_near_certain_tokens_keep_their_digits",
     ),
     _fault(
         "linear-tail-dropped",
@@ -329,11 +329,11 @@ MEANING = (
         "token_math.py::test_ratios_grow_beyond_20_nats",
     ),
     _fault(
-        "equal-rewards",
-        "equal rewards are told by their variance, which rounding makes of their mean",
+        "missing-rewards-count",
+        "means are taken over missing rewards as well",
         GROUPS,
-        "stats.scored > 1 && stats.top > stats.low",
-        "stats.scored > 1 && stats.variance > 0",
+        "const double divisor = fmax(scored, 1.0);",
+        "const double divisor = fmax(static_cast<double>(size), 1.0);",
         "groups.py::test_advantages_are_the_released_ones_bit_for_bit[5-8-population]",
     ),
     _fault(
@@ -371,12 +371,12 @@ MEANING = (
 )
 COMPILED = (
     _fault(
-        "values-in-local-memory",
-        "the target's gradient is placed by an index, which takes the values out of registers",
-        WRITING,
-        "        if (j == own) values[j] = gradient;",
-        "        values[(own + 0 * j) % kUnit] = gradient;",
-        "tests/gpu/nvcc/test_budgets.py::test_no_kernel_has_a_stack[row_gradient-90a]",
+        "registers-spilled",
+        "four blocks are to share a multiprocessor, which leaves a thread too few registers",
+        ROWS,
+        "constexpr int kRowBlocks = 2;",
+        "constexpr int kRowBlocks = 4;",
+        "tests/gpu/nvcc/test_budgets.py::test_no_kernel_has_a_stack[hybrid_rows-90a]",
         NVCC,
     ),
     _fault(

@@ -1,4 +1,5 @@
 // What kernels and launch functions call: the thread's place, barriers, exchanges, the runtime.
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -103,6 +104,17 @@ void* shared_of(void* mine, int rank) {
     return other.shared(part->site, part->bytes).memory.get() + offset;
   }
   fail("an address outside shared memory is mapped to another block");
+}
+
+// As wrong as the instruction may be: the last bit is lost, exact powers stay.
+float exp2_approximate(float x) {
+  const float exact = std::exp2(x);
+  uint32_t bits;
+  std::memcpy(&bits, &exact, sizeof(bits));
+  bits &= ~1u;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result < 0x1p-126f ? 0.f : result;
 }
 
 // Others go on between two looks at a word that they write.

@@ -99,6 +99,7 @@ void cluster_wait();
 void* static_shared(const char* file, int line, size_t bytes);
 unsigned char* dynamic_shared();
 void* shared_of(void* mine, int rank);
+float exp2_approximate(float x);
 uint64_t load_relaxed(const uint64_t* p);
 void store_relaxed(uint64_t* p, uint64_t value);
 unsigned long long atomic_add(unsigned long long* p, unsigned long long value);
