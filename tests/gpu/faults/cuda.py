@@ -172,7 +172,7 @@ SUMS = (
         "e^z instead of e^(z - top)",
         TOKEN_MATH,
         "const T below = z[j] - from;",
-        "const T below = z[j];",
+        "const T below = z[j] - 0 * from;",
         HYBRID_TEST + "[31-float32-bfloat16]",
     ),
     _fault(
