@@ -1,6 +1,6 @@
 """All planted faults, rung by rung."""
 
-from . import triton
+from . import cuda, triton
 from .planting import Fault
 
-FAULTS: tuple[Fault, ...] = triton.FAULTS
+FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *cuda.FAULTS)
