@@ -1,0 +1,80 @@
+// Launches: every kernel of this folder is started here.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/launch.h"
+
+namespace wavalign::cuda {
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int cluster = 1;  // of consecutive blocks
+  int64_t shared_bytes = 0;
+};
+
+// A refusal is told once, by its status: it must not be found later by somebody else's question for
+// the last error.
+inline Status told(cudaError_t error) {
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return error;
+}
+
+// Starts `kernel(args...)`; the status says whether it was accepted.
+template <typename... Args>
+Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... args) {
+  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
+  if (grid.blocks == 0) return cudaSuccess;
+  if (grid.blocks > kMostBlocks) return cudaErrorInvalidValue;
+  if (grid.shared_bytes > 0) {
+    // Blocks get more than 48 KB only where it was asked for, and two of them side by side only
+    // where the multiprocessor does not keep the memory as a cache.
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(grid.shared_bytes));
+    if (error == cudaSuccess) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
+    }
+    if (error != cudaSuccess) return told(error);
+  }
+  cudaLaunchAttribute cluster[1] = {};
+  cluster[0].id = cudaLaunchAttributeClusterDimension;
+  cluster[0].val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+  cluster[0].val.clusterDim.y = 1;
+  cluster[0].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return told(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+struct DeviceLimits {
+  int arch;              // 90 for sm_90
+  int64_t shared_bytes;  // of one block, where asked for
+};
+
+// Of the current device.
+inline Status device_limits(DeviceLimits& limits) {
+  int device = 0, major = 0, minor = 0, shared = 0;
+  const struct {
+    int* value;
+    cudaDeviceAttr attribute;
+  } wanted[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                {&minor, cudaDevAttrComputeCapabilityMinor},
+                {&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin}};
+  cudaError_t error = cudaGetDevice(&device);
+  for (const auto& [value, attribute] : wanted) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+  }
+  limits = {10 * major + minor, shared};
+  return told(error);
+}
+
+}  // namespace wavalign::cuda

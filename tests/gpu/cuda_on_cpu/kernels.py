@@ -1,0 +1,242 @@
+"""The launch functions of csrc/cuda/launch.h on the emulated device, with tensors."""
+
+import ctypes
+import math
+from collections.abc import Callable
+from ctypes import c_bool, c_double, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+
+from .cases import Buffers, Device, Result, replay
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def structure(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def pointers(*names: str) -> dict[str, type]:
+    return dict.fromkeys(names, c_void_p)
+
+
+Chunk = structure(
+    "Chunk",
+    logits=c_void_p,
+    **dict.fromkeys(("rows", "vocab", "pitch"), c_int64),
+    dtype=c_int32,
+    **pointers("targets", "bias"),
+    scale=c_float,
+    ignore_index=c_int64,
+)
+StatsOut = structure("StatsOut", **pointers("top", "log_sum", "logp", "entropy"))
+RowStatsParams = structure("RowStatsParams", chunk=Chunk, out=StatsOut)
+RowGradientParams = structure(
+    "RowGradientParams",
+    chunk=Chunk,
+    out_dtype=c_int32,
+    **pointers("top", "log_sum", "logp", "entropy", "grad_logp", "grad_entropy", "grad_lse"),
+)
+Table = structure(
+    "Table",
+    **pointers("policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_logp"),
+)
+HybridParams = structure(
+    "HybridParams",
+    chunk=Chunk,
+    out_dtype=c_int32,
+    table=Table,
+    clip_low=c_float,
+    clip_high=c_float,
+    out=StatsOut,
+    grad_logp=c_void_p,
+)
+PlanQuery = structure(
+    "PlanQuery",
+    **dict.fromkeys(("vocab", "shared_limit"), c_int64),
+    **dict.fromkeys(("arch", "dtype", "strategy", "cluster"), c_int32),
+    shared_bytes=c_int64,
+)
+GroupParams = structure(
+    "GroupParams",
+    rewards=c_void_p,
+    **dict.fromkeys(("groups", "size"), c_int64),
+    eps=c_double,
+    sample_std=c_bool,
+    **dict.fromkeys(("lambda_max", "slope", "threshold", "variance_scale"), c_double),
+    **pointers("advantages", "sums"),
+)
+MixParams = structure(
+    "MixParams",
+    **pointers("sums", "previous", "has_previous"),
+    **dict.fromkeys(("lambda_max", "ema"), c_double),
+    **{"lambda": c_void_p},
+    parts=c_void_p,
+)
+CompactParams = structure(
+    "CompactParams",
+    live=c_void_p,
+    **dict.fromkeys(("size", "capacity"), c_int64),
+    **pointers("index", "count", "workspace"),
+)
+WorkspaceParams = structure("WorkspaceParams", value=c_int64)
+GatherParams = structure(
+    "GatherParams",
+    source=c_void_p,
+    **dict.fromkeys(("size", "width"), c_int64),
+    item_bytes=c_int32,
+    index=c_void_p,
+    count=c_int64,
+    rows=c_void_p,
+)
+ScatterParams = structure(
+    "ScatterParams",
+    rows=c_void_p,
+    rows_dtype=c_int32,
+    index=c_void_p,
+    **dict.fromkeys(("count", "width"), c_int64),
+    target=c_void_p,
+    target_dtype=c_int32,
+    size=c_int64,
+)
+TokenParams = structure(
+    "TokenParams",
+    columns=c_void_p,
+    count=c_int64,
+    **dict.fromkeys(("clip_low", "clip_high"), c_double),
+    **dict.fromkeys(("has_old", "has_ref"), c_int32),
+)
+WrongParams = structure("WrongParams", **pointers("values", "out"), blocks=c_int64, mode=c_int32)
+
+
+class LaunchError(Exception):
+    """A launch was refused; the argument is its status."""
+
+
+@dataclass
+class Kernels:
+    """The row kernels with the signatures of their definition, in one variant, on one device.
+
+    Logits are [R, V] views of [R, pitch]; they are left as they are, results are copies.
+    """
+
+    program: Callable[[str, str], Path]
+    variant: str = "plain"
+    device: Device = field(default_factory=Device)
+    last: Result | None = None
+
+    def on(self, variant: str | None = None, **device: int) -> "Kernels":
+        """The same on another device, or in another variant."""
+        return replace(self, variant=variant or self.variant, device=replace(self.device, **device))
+
+    def launch(
+        self,
+        source: str,
+        entry: str,
+        params: ctypes.Structure,
+        buffers: Buffers,
+    ) -> Result:
+        """Raises ``LaunchError`` where the status is not 0."""
+        program = self.program(source, self.variant)
+        result = replay(program, entry, params, buffers, self.device)
+        self.last = result
+        if result.status != 0:
+            raise LaunchError(result.status)
+        return result
+
+    def row_stats(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        scale: float,
+        ignore_index: int,
+    ) -> RowStats:
+        params = RowStatsParams(chunk=_chunk(logits, scale, ignore_index))
+        buffers = _chunk_buffers(logits, targets, bias) | _empty_stats(len(targets))
+        result = self.launch("row_stats", "row_stats", params, buffers)
+        return _stats(result)
+
+    def row_gradient_(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        stats: RowStats,
+        grads: RowGrads,
+        *,
+        scale: float,
+        ignore_index: int,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        chunk = _chunk(logits, scale, ignore_index)
+        params = RowGradientParams(chunk=chunk, out_dtype=DTYPES[out_dtype])
+        buffers = _chunk_buffers(logits, targets, bias) | stats._asdict()
+        buffers |= {f"grad_{name}": grad for name, grad in grads._asdict().items()}
+        result = self.launch("row_gradient", "row_gradient", params, buffers)
+        return operand_view(_viewed(result, logits), out_dtype)
+
+    def hybrid_rows_(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        table: TokenTable,
+        *,
+        scale: float,
+        ignore_index: int,
+        clip: tuple[float, float] | None,
+        out_dtype: torch.dtype,
+    ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
+        low, high = clip or (-math.inf, math.inf)
+        chunk = _chunk(logits, scale, ignore_index)
+        params = HybridParams(
+            chunk=chunk, out_dtype=DTYPES[out_dtype], clip_low=low, clip_high=high
+        )
+        buffers = _chunk_buffers(logits, targets, bias) | _empty_stats(len(targets))
+        buffers |= {f"table.{name}": column for name, column in table._asdict().items()}
+        buffers["grad_logp"] = torch.full((len(targets),), math.nan)
+        result = self.launch("hybrid_rows", "hybrid_rows", params, buffers)
+        dlogits = operand_view(_viewed(result, logits), out_dtype)
+        return _stats(result), result.buffers["grad_logp"], dlogits
+
+
+def _chunk(logits: torch.Tensor, scale: float, ignore_index: int) -> ctypes.Structure:
+    return Chunk(
+        rows=logits.shape[0],
+        vocab=logits.shape[1],
+        pitch=logits.stride(0),
+        dtype=DTYPES[logits.dtype],
+        scale=scale,
+        ignore_index=ignore_index,
+    )
+
+
+def _storage(logits: torch.Tensor) -> torch.Tensor:
+    """All that the rows lie in, the garbage between them included."""
+    size = logits.untyped_storage().nbytes() // logits.element_size()
+    return logits.as_strided((size,), (1,))
+
+
+def _chunk_buffers(
+    logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    return {"chunk.logits": _storage(logits), "chunk.targets": targets, "chunk.bias": bias}
+
+
+def _empty_stats(rows: int) -> dict[str, torch.Tensor]:
+    """Filled with what no kernel writes, so that an unwritten output is seen."""
+    return {f"out.{name}": torch.full((rows,), -12345.0) for name in RowStats._fields}
+
+
+def _stats(result: Result) -> RowStats:
+    return RowStats(*(result.buffers[f"out.{name}"] for name in RowStats._fields))
+
+
+def _viewed(result: Result, logits: torch.Tensor) -> torch.Tensor:
+    return result.buffers["chunk.logits"].as_strided(logits.shape, logits.stride())

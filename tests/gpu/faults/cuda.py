@@ -1,0 +1,402 @@
+"""Faults in the CUDA kernels and in what they share with the host."""
+
+from .planting import Fault
+
+CUDA = "csrc/cuda/"
+TOKEN_MATH = "csrc/common/token_math.h"
+ROWS, WRITING, HYBRID = CUDA + "rows.cuh", CUDA + "row_writing.cuh", CUDA + "hybrid_rows.cu"
+COMPACTION, COPIES = CUDA + "compact_rows.cu", CUDA + "copy_rows.cu"
+GROUPS = CUDA + "groups.cu"
+TESTS = "tests/gpu/cuda_on_cpu/test_"
+HYBRID_TEST = "rows.py::test_hybrid_rows_are_those_of_the_definition"
+GRADIENT_TEST = "rows.py::test_statistics_and_gradient_are_those_of_the_definition"
+COMPACTION_TEST = "copies.py::test_live_rows_come_first_and_in_order"
+TOKENS_TEST = "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-clip1]"
+LARGE_TEST = "rows.py::test_gradient_of_the_models_vocabulary[168055]"
+ON_CPU = "CUDA on the CPU"
+ADDRESSES = "CUDA on the CPU, address sanitizer"
+RACES = "CUDA on the CPU, thread sanitizer"
+ACCESSES = "CUDA on the CPU, accesses recorded"
+NVCC = "nvcc, what it makes"
+
+
+LAST_PART = """\
+  __syncthreads();
+  const RowGrads<float> grads = {scratch.grad_logp, 0.f, 0.f};
+  if (any(grads)) {
+    write_gradient<!kHeld>(kHeld ? held : logits + begin, result, scaling, begin, end,
+                           GradientOfRow{scratch.row, grads, target.id});
+  } else {
+    write_zeros(result, begin, end);
+  }
+"""
+"""Of the hybrid kernel: from the row's numbers to its gradient."""
+
+
+def _fault(
+    name: str, what: str, path: str, before: str, after: str, test: str, rung: str = ON_CPU
+) -> Fault:
+    return Fault(
+        name=f"cuda-{name}",
+        what=what,
+        path=path,
+        before=before,
+        after=after,
+        rung=rung,
+        tests=(test if test.startswith("tests/") else TESTS + test,),
+    )
+
+
+SYNCHRONISATION = (
+    _fault(
+        "barrier-removed",
+        "the first warp merges the sums of the others before they stand",
+        ROWS,
+        "  __syncthreads();\n  if (warp_of_block() != 0) return sums;",
+        "  if (warp_of_block() != 0) return sums;",
+        HYBRID_TEST + "[1009-float32-bfloat16]",
+    ),
+    _fault(
+        "barrier-removed-race",
+        "the same, as a race",
+        ROWS,
+        "  __syncthreads();\n  if (warp_of_block() != 0) return sums;",
+        "  if (warp_of_block() != 0) return sums;",
+        "sanitized.py::test_races_in_hybrid_rows[held-31-dtype1-out1]",
+        RACES,
+    ),
+    _fault(
+        "cluster-barrier-removed",
+        "blocks of a cluster meet only within themselves",
+        HYBRID,
+        "  cluster_arrive();\n  cluster_wait();\n",
+        "  __syncthreads();\n",
+        HYBRID_TEST + "[1009-float32-bfloat16]",
+    ),
+    _fault(
+        "cluster-barrier-removed-race",
+        "the same, as a race",
+        HYBRID,
+        "  cluster_arrive();\n  cluster_wait();\n",
+        "  __syncthreads();\n",
+        "sanitized.py::test_races_in_hybrid_rows[cluster-257-dtype2-out2]",
+        RACES,
+    ),
+    _fault(
+        "ends-early",
+        "a block may end while another reads its shared memory",
+        HYBRID,
+        f"  cluster_arrive();  // has read the others' shared memory\n{LAST_PART}"
+        "  cluster_wait();  // shared memory ends with its block\n",
+        LAST_PART,
+        "sanitized.py::test_addresses_of_hybrid_rows[cluster-257-dtype2-out2]",
+        ADDRESSES,
+    ),
+    _fault(
+        "summary-not-waited-for",
+        "warps write the gradient before the row's numbers stand",
+        HYBRID,
+        "  __syncthreads();\n  const RowGrads<float> grads",
+        "  const RowGrads<float> grads",
+        "sanitized.py::test_races_in_hybrid_rows[held-31-dtype1-out1]",
+        RACES,
+    ),
+    _fault(
+        "in-place-barrier-removed",
+        "gradients are written over logits that others have yet to read",
+        WRITING,
+        "      if (overtakes_readers(step)) __syncthreads();\n",
+        "",
+        GRADIENT_TEST + "[1009-float32-bfloat16]",
+    ),
+    _fault(
+        "in-place-barrier-once",
+        "only the first step waits for its readers, later ones overtake them",
+        WRITING,
+        "return ((step + 1) & (step + 2)) == 0;",
+        "return step == 0;",
+        LARGE_TEST,
+    ),
+    _fault(
+        "shuffle-mask",
+        "the last lane is missing from the mask of all lanes",
+        CUDA + "warps.cuh",
+        "kAllLanes = 0xffffffffu",
+        "kAllLanes = 0x7fffffffu",
+        "groups.py::test_advantages_are_the_released_ones_bit_for_bit[5-8-population]",
+    ),
+)
+SUMS = (
+    _fault(
+        "reduction-width",
+        "a warp's sums are those of half its lanes",
+        ROWS,
+        "for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) {\n    const SoftmaxSums",
+        "for (int offset = kWarpLanes / 4; offset > 0; offset /= 2) {\n    const SoftmaxSums",
+        HYBRID_TEST + "[257-float32-bfloat16]",
+    ),
+    _fault(
+        "warp-dropped",
+        "the last warp's sums are left out",
+        ROWS,
+        "lane_of_warp() < warps ?",
+        "lane_of_warp() + 1 < warps ?",
+        HYBRID_TEST + "[1009-float32-bfloat16]",
+    ),
+    _fault(
+        "tail-dropped",
+        "the row's last logit is not summed where it fills no vector",
+        ROWS,
+        "if (last < end) {",
+        "if (last + 1 < end) {",
+        HYBRID_TEST + "[257-float32-bfloat16]",
+    ),
+    _fault(
+        "tail-rounded-up",
+        "the last vector of a row reaches beyond the vocabulary",
+        ROWS,
+        "const int vectors = (end - begin) / kItems;",
+        "const int vectors = (end - begin + kItems - 1) / kItems;",
+        HYBRID_TEST + "[257-float32-bfloat16]",
+    ),
+    _fault(
+        "absent-vector-counts",
+        "what is beyond the end of a row counts as logits of 0",
+        ROWS,
+        "v < vectors ? values[j] : -INFINITY",
+        "values[j]",
+        HYBRID_TEST + "[256-float32-bfloat16]",
+    ),
+    _fault(
+        "max-not-subtracted",
+        "e^z instead of e^(z - top)",
+        TOKEN_MATH,
+        "const T below = z[j] - from;",
+        "const T below = z[j] - 0 * from;",
+        HYBRID_TEST + "[31-float32-bfloat16]",
+    ),
+    _fault(
+        "lse-merged",
+        "top and log_sum are added before they are subtracted",
+        WRITING,
+        "(values[j] - of.row.top) - of.row.log_sum",
+        "values[j] - (of.row.top + of.row.log_sum)",
+        "rows.py::test_far_offsets_cost_no_digits",
+    ),
+    _fault(
+        "entropy-unwritten",
+        "the entropy is never written",
+        ROWS,
+        "  out.entropy[row] = values.entropy;\n",
+        "",
+        GRADIENT_TEST + "[31-float32-bfloat16]",
+    ),
+)
+MEMORY = (
+    _fault(
+        "int32-offset",
+        "a row's offset wraps at 2^31 elements",
+        ROWS,
+        "row * chunk.pitch;",
+        "static_cast<int>(row * chunk.pitch);",
+        "far.py::test_statistics_and_gradient",
+    ),
+    _fault(
+        "misaligned-slices",
+        "the blocks of a cluster share a row at any logit",
+        HYBRID,
+        "return (units + cluster - 1) / cluster * kUnit;",
+        "return (units * kUnit + cluster - 1) / cluster;",
+        "sanitized.py::test_addresses_of_hybrid_rows[cluster-300-dtype4-out4]",
+        ADDRESSES,
+    ),
+    _fault(
+        "shared-too-small",
+        "a block asks for shared memory for fewer logits than it holds",
+        HYBRID,
+        "slice_items(vocab, cluster) * item_bytes(dtype);",
+        "(vocab / cluster) * item_bytes(dtype);",
+        "sanitized.py::test_addresses_of_hybrid_rows[cluster-257-dtype2-out2]",
+        ADDRESSES,
+    ),
+    _fault(
+        "zeros-by-every-block",
+        "each block of a cluster writes the zeros of the whole dead row",
+        HYBRID,
+        "    write_zeros(result, begin, end);\n    return;",
+        "    write_zeros(result, 0, vocab);\n    return;",
+        "sanitized.py::test_each_logit_is_read_and_written_once[cluster-257-dtype2-out2]",
+        ACCESSES,
+    ),
+    _fault(
+        "row-of-the-block",
+        "every block takes a row of its own number instead of its cluster's",
+        HYBRID,
+        "blockIdx.x / static_cast<unsigned>(blocks);",
+        "blockIdx.x % static_cast<unsigned>(chunk.rows);",
+        "sanitized.py::test_each_logit_is_read_and_written_once[cluster-257-dtype2-out2]",
+        ACCESSES,
+    ),
+    _fault(
+        "tail-overwrites",
+        "the last unit of a row writes whole vectors beyond the vocabulary",
+        CUDA + "vectors.cuh",
+        "    if (j < n) p[j] = narrowed<T>(values[j]);",
+        "    p[j] = narrowed<T>(values[j]);",
+        GRADIENT_TEST + "[257-float32-float32]",
+    ),
+    _fault(
+        "bad-id-read",
+        "the id V is taken for one of the vocabulary",
+        ROWS,
+        "id < chunk.vocab;",
+        "id <= chunk.vocab;",
+        "sanitized.py::test_addresses_of_hybrid_rows[held-31-dtype1-out1]",
+        ADDRESSES,
+    ),
+    _fault(
+        "gather-reads-beyond",
+        "an index one beyond the source is taken for a row",
+        COPIES,
+        "from < params.size;",
+        "from <= params.size;",
+        "copies.py::test_gather[128-dtype0]",
+    ),
+    _fault(
+        "scatter-drops-the-rest",
+        "rows of any width are copied in whole vectors",
+        COPIES,
+        "params.width % kUnit == 0 && ",
+        "",
+        "copies.py::test_scatter[torch.float32-torch.float32-100]",
+    ),
+)
+MEANING = (
+    _fault(
+        "dead-rows-live",
+        "padding is not told from an id outside the vocabulary",
+        ROWS,
+        "const bool dead = id == chunk.ignore_index;",
+        "const bool dead = false;",
+        GRADIENT_TEST + "[31-float32-bfloat16]",
+    ),
+    _fault(
+        "zero-gradient-of-nan",
+        "a row whose loss has no gradient is NaN where its logits are",
+        HYBRID,
+        "if (any(grads)) {",
+        "if (target.valid) {",
+        HYBRID_TEST + "[31-float32-bfloat16]",
+    ),
+    _fault(
+        "clip-side",
+        "the clipped side of the ratio has the gradient, the other one has none",
+        TOKEN_MATH,
+        "ratio * terms.advantage <= clipped",
+        "ratio * terms.advantage >= clipped",
+        TOKENS_TEST,
+    ),
+    _fault(
+        "nan-under-zero",
+        "an old log-prob of NaN reaches rows whose policy coefficient is 0",
+        TOKEN_MATH,
+        "if (terms.policy_coef > T(0)) g -=",
+        "g -=",
+        "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-None]",
+    ),
+    _fault(
+        "nan-clamped",
+        "a clamp drops NaN",
+        TOKEN_MATH,
+        "return value > bound ? bound : value;",
+        "return value < bound ? value : bound;",
+        TOKENS_TEST,
+    ),
+    _fault(
+        "cancellation",
+        "e^logp - 1 instead of expm1: no digits at p near 1",
+        TOKEN_MATH,
+        "grads.logp * std::expm1(row.logp) -",
+        "grads.logp * (std::exp(row.logp) - T(1)) -",
+        "rows.py::test_near_certain_tokens_keep_their_digits",
+    ),
+    _fault(
+        "linear-tail-dropped",
+        "ratios stop growing at 20 nats",
+        TOKEN_MATH,
+        "const T ratio = slope + Linear<T>::slope * beyond;",
+        "const T ratio = slope;",
+        "token_math.py::test_ratios_grow_beyond_20_nats",
+    ),
+    _fault(
+        "missing-rewards-count",
+        "means are taken over missing rewards as well",
+        GROUPS,
+        "const double divisor = fmax(scored, 1.0);",
+        "const double divisor = fmax(static_cast<double>(size), 1.0);",
+        "groups.py::test_advantages_are_the_released_ones_bit_for_bit[5-8-population]",
+    ),
+    _fault(
+        "tiles-by-number",
+        "tiles are taken by block number: a block may wait for one that cannot run yet",
+        COMPACTION,
+        "static_cast<int64_t>(atomicAdd(taken, 1ull))",
+        "static_cast<int64_t>(blockIdx.x + 0 * *taken)",
+        "copies.py::test_tiles_find_their_place_in_any_order_of_blocks",
+    ),
+    _fault(
+        "look-back-too-far",
+        "the nearest total is added without what lies on the way to it",
+        COMPACTION,
+        "lane_of_warp() <= nearest ?",
+        "lane_of_warp() == nearest ?",
+        "copies.py::test_tiles_find_their_place_in_any_order_of_blocks",
+    ),
+    _fault(
+        "tile-not-waited-for",
+        "a tile is written before its place is known",
+        COMPACTION,
+        "  __syncthreads();\n  write_tile(",
+        "  write_tile(",
+        COMPACTION_TEST + "[0.5-4097]",
+    ),
+    _fault(
+        "rest-unmarked",
+        "the place behind the last live row is not marked",
+        COMPACTION,
+        "params.size - 1 - (dead_before + j);",
+        "params.size - (dead_before + j);",
+        COMPACTION_TEST + "[0.5-100]",
+    ),
+)
+COMPILED = (
+    _fault(
+        "registers-spilled",
+        "four blocks are to share a multiprocessor, which leaves a thread too few registers",
+        ROWS,
+        "constexpr int kRowBlocks = 2;",
+        "constexpr int kRowBlocks = 4;",
+        "tests/gpu/nvcc/test_budgets.py::test_no_kernel_has_a_stack[hybrid_rows-90a]",
+        NVCC,
+    ),
+    _fault(
+        "narrow-loads",
+        "16 bytes are loaded as four words",
+        CUDA + "vectors.cuh",
+        "  vector.bits = *reinterpret_cast<const uint4*>(p);",
+        "  const auto* words = reinterpret_cast<const unsigned*>(p);\n"
+        "  vector.bits = {words[0], words[1], words[2], words[3]};",
+        "tests/gpu/nvcc/test_budgets.py::test_logits_move_16_bytes_at_a_time[row_stats-90a]",
+        NVCC,
+    ),
+    _fault(
+        "too-many-registers",
+        "a block may use all registers of its multiprocessor",
+        ROWS,
+        "constexpr int kRowBlocks = 2;",
+        "constexpr int kRowBlocks = 1;",
+        "tests/gpu/nvcc/test_budgets.py::test_registers_are_as_written_down",
+        NVCC,
+    ),
+)
+CUDA_FAULTS: tuple[Fault, ...] = SYNCHRONISATION + SUMS + MEMORY + MEANING + COMPILED
