@@ -88,7 +88,9 @@ class TritonRowKernels(EmulatedTriton):
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
         return self._in_place(backend.hybrid_rows_, logits, *arguments, **options)
 
-    def _in_place(self, launcher: Callable[..., Any], logits: torch.Tensor, *rest: Any, **options):
+    def _in_place(
+        self, launcher: Callable[..., Any], logits: torch.Tensor, *rest: Any, **options: Any
+    ) -> Any:
         whole = logits.untyped_storage().nbytes() // logits.element_size()
         memory = logits.as_strided((whole,), (1,)).clone()
         copy = memory.as_strided(logits.shape, logits.stride())

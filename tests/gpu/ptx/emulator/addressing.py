@@ -83,7 +83,7 @@ def shared_places(
             lane = int(lanes[int(np.argmax(gone))])
             raise step.fault("shared memory of a block of the cluster that has ended", lane)
     if (own % size).any():
-        wrong = int(np.argmax(own % size != 0))
+        wrong = int((own % size).argmax())
         raise step.fault(
             f"misaligned: {size} bytes of shared memory at {own[wrong]:#x}", int(lanes[wrong])
         )

@@ -12,23 +12,23 @@ from .step import Step
 if TYPE_CHECKING:
     from .machine import Machine
 
-_MEMBER_MASK = {"shfl": -1, "vote": -1, "match": -1, "redux": -1, "elect": -1}
-"""Where the operand is that names the lanes; the last one."""
+_NAMING_LANES = {"shfl", "vote", "match", "redux", "elect"}
+"""Instructions whose last operand says which lanes take part."""
 
 
 def group_size(ins: Instruction) -> int:
     """128 for warpgroups, 32 for warps, 0 where each lane executes for itself."""
     if ins.parts[0] == "wgmma" and ins.parts[1] == "mma_async":
         return 128
-    if ins.parts[0] == "bar" or "aligned" in ins.modifiers or ins.parts[0] in _MEMBER_MASK:
+    if ins.parts[0] == "bar" or "aligned" in ins.modifiers or ins.parts[0] in _NAMING_LANES:
         return 32
     return 0
 
 
 def _member_mask(ins: Instruction) -> Operand | None:
     """The operand that names the lanes; otherwise all of the warp take part."""
-    if ins.parts[0] in _MEMBER_MASK:
-        return ins.operands[_MEMBER_MASK[ins.parts[0]]]
+    if ins.parts[0] in _NAMING_LANES:
+        return ins.operands[-1]
     if ins.parts[:2] == ("bar", "warp"):
         return ins.operands[0]
     return None

@@ -8,10 +8,6 @@ from .step import Step
 from .values import DTYPES
 
 
-def is_float(kind: str) -> bool:
-    return kind[0] == "f" or kind.startswith("bf")
-
-
 def wide_kind(kind: str) -> str:
     """The type of twice the width."""
     return kind[0] + str(2 * int(kind[1:]))
