@@ -1,6 +1,6 @@
 """All planted faults, rung by rung."""
 
-from . import cuda, triton
+from . import cuda, ptx, triton
 from .planting import Fault
 
-FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *cuda.FAULTS)
+FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *ptx.FAULTS, *cuda.FAULTS)

@@ -1,0 +1,156 @@
+"""Faults that only the compiled code shows: in instructions written out for the device, whose twins
+on the CPU are right; between the host's launch and the kernel; and in what a compiler emits."""
+
+from .planting import Fault
+
+RUNG = "PTX, emulated"
+TESTS = "tests/gpu/ptx/test_"
+INSTRUCTIONS = "csrc/cuda/ptx.cuh"
+CLUSTER = "rows.py::test_ways_of_the_cuda_kernel[cluster-together]"
+STREAMED = "rows.py::test_ways_of_the_cuda_kernel[streamed-together]"
+COMPACTION = "tables.py::test_cuda_compaction_in_any_order_of_blocks"
+SCORES = "scorer.py::test_scores"
+RAGGED = "a ragged end of the hidden size"
+
+
+def _fault(name: str, what: str, path: str, before: str, after: str, test: str) -> Fault:
+    return Fault(
+        name=f"ptx-{name}",
+        what=what,
+        path=path,
+        before=before,
+        after=after,
+        rung=RUNG,
+        tests=(TESTS + test,),
+    )
+
+
+def _mutation(name: str, what: str, test: str) -> Fault:
+    """A change of the compiler's output, by the switch of the table that holds it."""
+    path = "tests/gpu/ptx/mutations.py"
+    before = "PLANTED: str | None = None"
+    return _fault(name, what, path, before, f'PLANTED: str | None = "{name}"', test)
+
+
+FAULTS = (
+    _fault(
+        "cluster-wait-dropped",
+        "blocks of a cluster read each other's sums without waiting for them",
+        INSTRUCTIONS,
+        'asm volatile("barrier.cluster.wait.acquire;" ::: "memory");',
+        'asm volatile("" ::: "memory");',
+        CLUSTER,
+    ),
+    _fault(
+        "cluster-arrival-dropped",
+        "blocks of a cluster wait for a barrier that none arrives at",
+        INSTRUCTIONS,
+        'asm volatile("barrier.cluster.arrive.release;" ::: "memory");',
+        'asm volatile("" ::: "memory");',
+        CLUSTER,
+    ),
+    _fault(
+        "same-block-mapped",
+        "every block of a cluster merges the sums of the first one only",
+        INSTRUCTIONS,
+        '"l"(mine), "r"(rank));',
+        '"l"(mine), "r"(0));',
+        CLUSTER,
+    ),
+    _fault(
+        "cluster-rank-wrong",
+        "a block of a cluster takes their number for its own",
+        INSTRUCTIONS,
+        "%%cluster_ctarank;",
+        "%%cluster_nctarank;",
+        CLUSTER,
+    ),
+    _fault(
+        "cluster-of-two-without-clusters",
+        "where there are no clusters, a block takes itself for one of two",
+        INSTRUCTIONS,
+        "int cluster_size() { return 1; }",
+        "int cluster_size() { return 2; }",
+        STREAMED,
+    ),
+    _fault(
+        "word-of-another-tile",
+        "compaction reads the word that stands beside the one it waits for",
+        INSTRUCTIONS,
+        "ld.relaxed.gpu.global.u64 %0, [%1];",
+        "ld.relaxed.gpu.global.u64 %0, [%1 + 8];",
+        COMPACTION,
+    ),
+    _fault(
+        "half-a-word-published",
+        "compaction loses what a number is of: right in some orders of the blocks",
+        INSTRUCTIONS,
+        'asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value));',
+        'asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"((uint32_t)value));',
+        COMPACTION,
+    ),
+    _fault(
+        "too-little-shared-memory",
+        "the launch asks for half of the shared memory that the kernel uses",
+        "csrc/cuda/launching.cuh",
+        "static_cast<size_t>(grid.shared_bytes);",
+        "static_cast<size_t>(grid.shared_bytes / 2);",
+        CLUSTER,
+    ),
+    _fault(
+        "misaligned-slices",
+        "the parts of a row that blocks of a cluster take do not start on 16 bytes",
+        "csrc/cuda/hybrid_rows.cu",
+        "return (units + cluster - 1) / cluster * kUnit;",
+        "return (units + cluster - 1) / cluster * kUnit + 2 * (cluster > 1);",
+        CLUSTER,
+    ),
+    _fault(
+        "ids-of-32-bits",
+        "the scorer's offset into a large weight wraps",
+        "wavalign_fast/ops/triton/kernels/scorer.py",
+        "weight + tl.cast(first_id, tl.int64) * weight_stride",
+        "weight + first_id * weight_stride",
+        "far.py::test_the_last_ids_of_a_head_on_triton[sm_80]",
+    ),
+    _mutation(
+        "copy-wait-weakened",
+        "a tile is multiplied while its copy may be on its way",
+        f"{SCORES}[{RAGGED}-sm_80]",
+    ),
+    _mutation(
+        "product-wait-dropped",
+        "sums are used while tensor cores may still add to them",
+        f"{SCORES}[{RAGGED}-sm_90a]",
+    ),
+    _mutation(
+        "product-wait-weakened",
+        "a tile is overwritten while tensor cores may still read it",
+        f"{SCORES}[two spans and a ragged vocabulary-sm_90a]",
+    ),
+    _mutation(
+        "barrier-after-copies-removed",
+        "a warp multiplies what another warp has copied, without a barrier in between",
+        f"{SCORES}[{RAGGED}-sm_80]",
+    ),
+    _mutation(
+        "copy-mask-dropped",
+        "the last copy of a row reads past its end",
+        f"{SCORES}[{RAGGED}-sm_80]",
+    ),
+    _mutation(
+        "vector-off-by-four-bytes",
+        "a 16-byte load does not start on 16 bytes",
+        "rows.py::test_statistics_then_gradient[1031-triton-sm_80]",
+    ),
+    _mutation(
+        "initial-value-removed",
+        "lanes beyond the vocabulary use a register that nothing wrote",
+        "rows.py::test_statistics_then_gradient[1031-triton-sm_90a]",
+    ),
+    _mutation(
+        "reduction-barrier-removed",
+        "a warp reads the sums of the others before they stand",
+        "rows.py::test_hybrid_rows[1031-triton-sm_90a]",
+    ),
+)

@@ -1,0 +1,1 @@
+"""csrc/cuda compiled by nvcc and launched on a described device."""

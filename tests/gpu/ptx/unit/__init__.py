@@ -1,0 +1,1 @@
+"""The emulator on tiny programs, one group of instructions after the other."""
