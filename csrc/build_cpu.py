@@ -1,0 +1,103 @@
+"""Builds wavalign_fast._C, the C++ kernels, for setup.py. WAVALIGN_DEBUG=1: for a debugger."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension
+
+ROOT = Path(__file__).parents[1]
+NAME = "wavalign_fast._C"
+# The wheel runs on any x86-64. One source per instruction set, chosen at run time, has its flags;
+# the warnings left out are a note about gcc 4.5 and a false alarm in gcc 12's own AVX-512 header.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-Wno-maybe-uninitialized"]
+ISA_FLAGS = {
+    "csrc/cpu/isa/row_kernels_default.cpp": ["-Wno-psabi"],
+    "csrc/cpu/isa/row_kernels_avx2.cpp": AVX2,
+    "csrc/cpu/isa/row_kernels_avx512.cpp": AVX512,
+}
+
+
+def files(folder: str, *kinds: str) -> list[str]:
+    """Paths under a folder of csrc/ that end in one of ``kinds``, from the top of the checkout."""
+    found = [path for path in (ROOT / "csrc" / folder).rglob("*") if path.suffix in kinds]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+SOURCES = ["csrc/bindings.cpp", *(name for name in files("cpu", ".cpp") if name not in ISA_FLAGS)]
+# What an sdist carries beside SOURCES.
+DEPENDS = [*files("cpu", ".h"), *files("common", ".h"), *ISA_FLAGS, "csrc/build_cpu.py"]
+
+
+def switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def cxx() -> list[str]:
+    # As setuptools and ninja choose it.
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def missing_compiler() -> str | None:
+    return None if shutil.which(cxx()[0]) else f"no C++ compiler, looked for '{cxx()[0]}'"
+
+
+def extension() -> Extension:
+    """A plain module whose import registers the torch.library ops."""
+    import torch
+    from torch.utils.cpp_extension import CppExtension, include_paths
+
+    debug = switched_on("WAVALIGN_DEBUG")
+    optimisation = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-g0", "-DNDEBUG"]
+    # A directory named both by -I and by -isystem counts as a system one: our warnings are shown,
+    # torch's are not.
+    quiet = [flag for path in include_paths() for flag in ("-isystem", path)]
+    # With GCC, OpenMP is switched on for the compiler only. The symbols then resolve to the OpenMP
+    # library that torch itself has loaded; linking another copy would give the process a second
+    # thread pool that torch.set_num_threads does not reach and whose idle threads spin.
+    openmp_link = ["-fopenmp"] if "clang" in Path(cxx()[-1]).name else []
+    return CppExtension(
+        NAME,
+        SOURCES,
+        depends=DEPENDS,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("WAVALIGN_TORCH_VERSION", f'"{torch.__version__}"')],
+        extra_compile_args=["-std=c++20", "-fopenmp", "-Wall", "-Wextra", *optimisation, *quiet],
+        extra_link_args=openmp_link,
+        py_limited_api=True,  # one binary serves every Python from 3.10
+    )
+
+
+def isa_objects(extension: Extension, build_dir: Path) -> list[str]:
+    """Compiles the sources of ISA_FLAGS: torch gives all files of an extension the same flags."""
+    build_dir.mkdir(parents=True, exist_ok=True)
+    include = [f"-I{path}" for path in extension.include_dirs]
+
+    def compile_one(source: str) -> str:
+        target = str((build_dir / Path(source).stem).with_suffix(".o").resolve())
+        isa = ISA_FLAGS[source] if platform.machine() == "x86_64" else []
+        flags = ["-fPIC", *include, *extension.extra_compile_args, *isa]
+        subprocess.run([*cxx(), *flags, "-c", source, "-o", target], check=True, cwd=ROOT)
+        return target
+
+    with ThreadPoolExecutor(max_workers=int(os.environ["MAX_JOBS"])) as pool:
+        return list(pool.map(compile_one, ISA_FLAGS))
+
+
+def say_without(reason: str) -> None:
+    """Reports a build without the C++ kernels."""
+    print(
+        f"\nwavalign-fast: installing WITHOUT its C++ kernels: {reason.splitlines()[0]}\n"
+        "  What is slower: every loss runs on the plain PyTorch backend ('reference'): the same\n"
+        "  numbers, several times slower, with the full logits in memory.\n"
+        "  What to do: install a C++20 compiler and Python's headers (Debian: apt install g++\n"
+        "  python3-dev) and install again. 'wavalign-fast doctor' shows the state.\n",
+        file=sys.stderr,
+    )
