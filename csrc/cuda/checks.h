@@ -93,6 +93,12 @@ inline Dtype operand_dtype(ScalarType type, const RowChunk& chunk) {
   return dtype;
 }
 
+inline void check_aligned(const char* name, const Tensor& tensor) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  check(address % 16 == 0, name, ": got memory that starts ", address % 16,
+        " bytes beyond a multiple of 16, want 0");
+}
+
 // A chunk of logits as the kernels take it.
 inline RowChunk row_chunk(const Tensor& logits, const Tensor& targets,
                           const std::optional<Tensor>& bias, double scale, int64_t ignore_index) {
@@ -107,8 +113,7 @@ inline RowChunk row_chunk(const Tensor& logits, const Tensor& targets,
   check((logits.stride(1) == 1 || vocab == 1) && pitch >= vocab && pitch % vector == 0,
         "logits: got strides [", logits.stride(0), ", ", logits.stride(1),
         "], want [P, 1] with P at least ", vocab, " and a multiple of ", vector);
-  check(reinterpret_cast<uintptr_t>(logits.const_data_ptr()) % 16 == 0,
-        "logits: got memory that does not start on 16 bytes, want that it does");
+  check_aligned("logits", logits);
   check_vector("targets", targets, ScalarType::Long, rows, logits);
   RowChunk chunk;
   chunk.logits = logits.data_ptr();
@@ -118,6 +123,7 @@ inline RowChunk row_chunk(const Tensor& logits, const Tensor& targets,
   chunk.dtype = dtype_of("logits", type);
   chunk.targets = targets.const_data_ptr<int64_t>();
   chunk.bias = floats("bias", bias, vocab, logits);
+  if (bias.has_value()) check_aligned("bias", *bias);
   chunk.scale = static_cast<float>(scale);
   chunk.ignore_index = ignore_index;
   return chunk;

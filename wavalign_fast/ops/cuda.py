@@ -1,0 +1,210 @@
+"""The CUDA kernels: whether they can be used, and the functions that the chunk loop calls.
+
+Row kernels have the signatures of ``ops/row_kernels.py``. Every function enqueues on the current
+stream of its tensors' device and returns without waiting. Tensors are contiguous; the logits of a
+chunk may have a row stride, a multiple of 16 bytes.
+"""
+
+import functools
+import importlib
+import importlib.util
+import math
+import re
+from typing import Any
+
+import torch
+
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+
+NAMESPACE = "wavalign_fast"
+
+
+def _load_extension() -> dict[str, str] | str:
+    """What the compiled module was built for, or why it cannot be used."""
+    if importlib.util.find_spec("wavalign_fast._C_cuda") is None:
+        return "the CUDA kernels were not built (no nvcc at installation)"
+    try:
+        kernels = importlib.import_module("wavalign_fast._C_cuda")
+    except ImportError as error:
+        return f"the CUDA kernels do not load: {error}"
+    info: dict[str, str] = kernels.build_info()
+    return info
+
+
+# At import, once: a traced call must not load anything.
+EXTENSION = _load_extension()
+OPS: Any = getattr(torch.ops, NAMESPACE)
+
+
+def status(device: torch.device | None = None) -> str | None:
+    """``None`` where the kernels run on ``device``, by default the current one; else why not."""
+    if isinstance(EXTENSION, str):
+        return EXTENSION
+    if not torch.cuda.is_available():
+        return "there is no GPU that this torch sees"
+    index = None if device is None else device.index
+    return _device_status(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _device_status(index: int) -> str | None:
+    assert not isinstance(EXTENSION, str)
+    built, capability = EXTENSION["archs"], torch.cuda.get_device_capability(index)
+    if not runs_on(built, capability):
+        return (
+            f"the CUDA kernels were built for {built}, this GPU is of architecture "
+            f"{capability[0]}{capability[1]}: install again with WAVALIGN_CUDA_ARCHS"
+        )
+    # Within a major release the driver's own age does not matter.
+    driver = torch._C._cuda_getDriverVersion() // 1000  # type: ignore[attr-defined]
+    if driver < int(EXTENSION["cuda"].partition(".")[0]):
+        return (
+            f"the CUDA kernels were built with CUDA {EXTENSION['cuda']}, this driver serves up to "
+            f"CUDA {driver}: update it, or install again with an older nvcc"
+        )
+    return None
+
+
+def runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``archs``, as in ``80;90a;100f;120+PTX``, runs on a GPU.
+
+    Code runs on later minor versions too, with an ``f`` likewise, with an ``a`` on its own version
+    only; PTX is compiled by the driver for any later GPU.
+    """
+    for major, minor, letter, ptx in re.findall(r"(\d+)(\d)([af]?)(\+PTX)?", archs):
+        built = (int(major), int(minor))
+        if capability == built or (ptx and capability > built):
+            return True
+        if letter != "a" and capability[0] == built[0] and capability[1] > built[1]:
+            return True
+    return False
+
+
+def row_stats(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    scale: float,
+    ignore_index: int,
+) -> RowStats:
+    """See ``row_kernels.row_stats``; the logits are float32 or bfloat16."""
+    return RowStats(*OPS.row_stats(logits, targets, bias, scale, ignore_index))
+
+
+def row_gradient_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    stats: RowStats,
+    grads: RowGrads,
+    *,
+    scale: float,
+    ignore_index: int,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """See ``row_kernels.row_gradient_``."""
+    OPS.row_gradient_(logits, targets, bias, *stats, *grads, scale, ignore_index, out_dtype)
+    return operand_view(logits, out_dtype)
+
+
+def hybrid_rows_(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: TokenTable,
+    *,
+    scale: float,
+    ignore_index: int,
+    clip: tuple[float, float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
+    """See ``row_kernels.hybrid_rows_``."""
+    low, high = clip or (-math.inf, math.inf)
+    *stats, g = OPS.hybrid_rows_(
+        *(logits, targets, bias, *table, scale, ignore_index, low, high, out_dtype)
+    )
+    return RowStats(*stats), g, operand_view(logits, out_dtype)
+
+
+def group_statistics(
+    rewards: torch.Tensor,
+    *,
+    eps: float,
+    sample_std: bool,
+    lambda_max: float,
+    slope: float,
+    threshold: float,
+    variance_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``group_advantages`` of rewards [B, G], float32, and the sums [6] that λ is made of.
+
+    The sums over groups that have a reward are of λ_raw, its two gates, the largest reward and the
+    variance; the sixth is the number of such groups. Sums of ranks add up.
+    """
+    return OPS.group_statistics(
+        rewards, eps, sample_std, lambda_max, slope, threshold, variance_scale
+    )
+
+
+def mix(
+    sums: torch.Tensor,
+    previous: torch.Tensor,
+    has_previous: torch.Tensor,
+    *,
+    lambda_max: float,
+    ema: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``MixingGate``'s λ [1] after the step whose sums these are, and its parts [5].
+
+    Args:
+        previous: λ of the step before, [1]; counts where ``has_previous``, bool [1].
+    """
+    return OPS.mix(sums, previous, has_previous, lambda_max, ema)
+
+
+def compact_rows(live: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices [capacity] of the true among ``live`` [T] in ascending order, then -1; their number.
+
+    Where the capacity is too small, the first ones are there; the number [1] is of all.
+    """
+    return OPS.compact_rows(live, capacity)
+
+
+def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows [N, H] of ``source`` [T, H]; zeros where the index [N] is -1."""
+    return OPS.gather_rows(source, index)
+
+
+def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Writes rows [N, H] into ``target`` [T, H], in its dtype; those of index -1 nowhere."""
+    OPS.scatter_rows_(rows, index, target)
+    return target
+
+
+def register_fakes(namespace: str) -> None:
+    """Tells torch the shapes of what the ops of a namespace return."""
+
+    def fake(name: str) -> Any:
+        return torch.library.register_fake(f"{namespace}::{name}")
+
+    def per_row(logits: torch.Tensor, results: int) -> tuple[torch.Tensor, ...]:
+        size = logits.shape[:1]
+        return tuple(logits.new_empty(size, dtype=torch.float32) for _ in range(results))
+
+    fake("row_stats")(lambda logits, *rest: per_row(logits, 4))
+    fake("row_gradient_")(lambda *args: None)
+    fake("hybrid_rows_")(lambda logits, *rest: per_row(logits, 5))
+    fake("group_statistics")(
+        lambda rewards, *rest: (torch.empty_like(rewards), rewards.new_empty(6))
+    )
+    fake("mix")(lambda sums, *rest: (sums.new_empty(1), sums.new_empty(5)))
+    fake("compact_rows")(
+        lambda live, capacity: tuple(live.new_empty(n, dtype=torch.int64) for n in (capacity, 1))
+    )
+    fake("gather_rows")(lambda source, index: source.new_empty((index.shape[0], source.shape[1])))
+    fake("scatter_rows_")(lambda *args: None)
+
+
+if not isinstance(EXTENSION, str):
+    register_fakes(NAMESPACE)
