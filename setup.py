@@ -57,10 +57,12 @@ def build_command() -> type[build_ext]:
 
         def do_without(self, ext: Extension, reason: str) -> None:
             BUILDERS[ext.name].say_without(reason)
-            # Later steps accept the absence of an optional extension's file; in a checkout that of
-            # an earlier build must not stand in for it.
+            # Later steps accept the absence of an optional extension's file; that of an earlier
+            # build must not stand in for it.
             ext.optional = True
-            Path(ROOT, *ext.name.split(".")).with_suffix(".abi3.so").unlink(missing_ok=True)
+            built = self.get_ext_fullpath(ext.name)
+            for folder in (Path(built).parent, ROOT / "wavalign_fast"):
+                (folder / Path(built).name).unlink(missing_ok=True)
 
     return BuildKernels
 

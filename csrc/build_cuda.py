@@ -165,7 +165,7 @@ def link(target: Path, objects: Sequence[str], nvcc: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     run(
         [
-            *(*with_host_compiler(nvcc), "-shared", "-cudart=static"),
+            *(*with_host_compiler(nvcc), "-shared", "--no-device-link", "-cudart=static"),
             # The runtime's names must not meet those of another copy in the process.
             "-Xlinker=--exclude-libs,ALL",
             *("-o", str(target), *objects),

@@ -44,6 +44,17 @@ def test_missing_kernels_are_said_with_the_reason(monkeypatch):
     assert shown["cpu"].good is False
 
 
+def test_what_was_built_for_gpus_is_shown_without_a_gpu(monkeypatch):
+    info = {"cuda": "13.0", "archs": "80;90a;120+PTX"}
+    monkeypatch.setattr(doctor.cuda, "EXTENSION", info)
+    assert facts("Backends")["CUDA kernels"] == "built with CUDA 13.0 for 80, 90a, 120+PTX"
+    reason = "the CUDA kernels were not built (no nvcc at installation)"
+    monkeypatch.setattr(doctor.cuda, "EXTENSION", reason)
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    shown = facts("Backends")
+    assert (shown["CUDA kernels"], shown["Triton kernels"]) == (reason, "no triton installed")
+
+
 def test_auto_is_what_a_call_would_take(monkeypatch):
     monkeypatch.setattr("wavalign_fast.ops.library._ENV_BACKEND", "reference")
     assert facts("Backends")["auto takes, on the CPU"] == "reference"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from wavalign_fast.ops import cuda
 from wavalign_fast.ops.library import EXTENSION, backend_status, choose_backend
 from wavalign_fast.ops.options import LossOptions
 
@@ -141,14 +142,15 @@ def _gpu() -> str:
 
 def _tools() -> list[Fact]:
     compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
-    cuda_home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{cuda_home}/bin")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [f"{home}/bin"] if home else [None, "/usr/local/cuda/bin"]
+    nvcc = next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return [
         Fact("C++ compiler", _tool_version(compiler) or f"none (looked for {compiler})"),
         Fact("Python headers", "found" if header.is_file() else f"none (looked for {header})"),
         Fact("ninja", _tool_version("ninja") or "none: kernels build one file at a time"),
-        Fact("nvcc", (nvcc and _tool_version(nvcc)) or "none (not needed by this release)"),
+        Fact("nvcc", (nvcc and _tool_version(nvcc)) or "none: CUDA kernels cannot be built here"),
     ]
 
 
@@ -175,7 +177,17 @@ def _backends() -> list[Fact]:
             facts.append(Fact(name, f"available ({_build_info()})", good=True))
         else:
             facts.append(Fact(name, "available", good=True))
-    return [*facts, _automatic()]
+    return [*facts, *_gpu_builds(), _automatic()]
+
+
+def _gpu_builds() -> list[Fact]:
+    """What there is for GPUs, whether or not there is a GPU."""
+    info = cuda.EXTENSION
+    if not isinstance(info, str):
+        info = f"built with CUDA {info['cuda']} for {info['archs'].replace(';', ', ')}"
+    triton = _version("triton")
+    compiled = f"compiled when first used, by triton {triton}" if triton else "no triton installed"
+    return [Fact("CUDA kernels", info), Fact("Triton kernels", compiled)]
 
 
 def _build_info() -> str:
