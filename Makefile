@@ -19,6 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+TEST_SOURCES := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench clean
@@ -30,7 +31,7 @@ install: $(STAMP) ## set up .venv and build the kernels (once, and again when th
 
 # Editable, for users and developers alike: demo and tests run from this checkout, where the folder
 # wavalign_fast/ would hide an installed copy from Python anyway.
-$(STAMP): pyproject.toml setup.py $(KERNEL_SOURCES)
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.py) $(KERNEL_SOURCES)
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(None if ok else \
 	  "wavalign-fast wants Python 3.10 to 3.13, found " + sys.version.split()[0] \
 	  + ". Name another one: make install PYTHON=python3.12")'
@@ -65,12 +66,12 @@ lint: install ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(KERNEL_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(KERNEL_SOURCES) $(TEST_SOURCES)
 
 format: install ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(KERNEL_SOURCES)
+	$(BIN)/clang-format -i $(KERNEL_SOURCES) $(TEST_SOURCES)
 
 bench: install ## time the losses beside the installed rivals and write a page
 	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)
