@@ -22,12 +22,14 @@ BACKEND = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])
 
 
 def run_backend(source: Path, hook: str, target: Path, **env: str) -> subprocess.CompletedProcess:
+    """Calls the build backend, with none of our variables but those given."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WAVALIGN_")}
     return subprocess.run(
         [sys.executable, "-c", BACKEND, hook, str(target)],
         cwd=source,
         capture_output=True,
         text=True,
-        env={**os.environ, **env},
+        env=inherited | env,
     )
 
 

@@ -35,7 +35,6 @@ while [ $# -gt 0 ]; do
   shift
 done
 """
-VARIABLES = ("WAVALIGN_FORCE_CUDA", "WAVALIGN_SKIP_CUDA", "WAVALIGN_CUDA_ARCHS")
 
 
 @dataclass
@@ -50,10 +49,8 @@ class Built:
 
 
 @pytest.fixture
-def build(checkout, tmp_path, monkeypatch):  # noqa: F811
+def build(checkout, tmp_path):  # noqa: F811
     """Builds a wheel with scripted compilers; ``nvcc``: "good", "bad" or "none"."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
 
     def script(name: str, text: str) -> Path:
         path = tmp_path / name
