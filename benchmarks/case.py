@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import timing
+from . import gpu, timing
 from .options import DTYPES, Options
 from .providers import Loaded, Provider, Unsupported, available, version
 from .record import add_case, machine
@@ -147,9 +147,10 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     checked = list(running)
     running[BOUND] = lambda: three_gemms(case.rows, case.weight)
     copy = timing.copy_side(options.device)
-    times = timing.paired(
-        running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
-    )
+    with gpu.recorded(options.device, facts):
+        times = timing.paired(
+            running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
+        )
     copied = times.pop("copy")["wall_s"]
     del copy
     sides[BOUND] = {"label": "three products alone", "bound": True, "outcome": "right"}

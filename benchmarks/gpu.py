@@ -1,10 +1,13 @@
-"""Timing and description of a CUDA device: events, a cold L2 cache, clocks through NVML."""
+"""Timing and description of a CUDA device: events, a cold L2 cache, what NVML tells meanwhile."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from wavalign_fast.telemetry import GpuMonitor
 
 WARM_UP_FLOPS = 2e12
 """Work before the first measurement: clocks of an idle GPU are low, and they take a while."""
@@ -45,30 +48,26 @@ class CudaClock:
 
 
 def describe() -> dict[str, Any]:
-    """Name, memory and, where the NVML bindings are installed, clocks, power limit and driver."""
+    """Name, memory and, where NVML answers, driver, highest clocks and power limit."""
     properties = torch.cuda.get_device_properties(0)
-    facts: dict[str, Any] = {
+    with GpuMonitor(torch.device("cuda", 0)) as gpu:
+        limits = gpu.limits() or {"gpu_limits": f"not recorded: {gpu.status}"}
+    return {
         "gpu": properties.name,
         "gpu_memory_bytes": properties.total_memory,
         "gpu_l2_bytes": properties.L2_cache_size,
         "cuda": torch.version.cuda,
+        **limits,
     }
-    try:
-        import pynvml
-    except ImportError:
-        return facts | {"gpu_clocks": "not recorded: nvidia-ml-py is not installed"}
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-        facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        facts["gpu_uuid"] = str(properties.uuid)
-        facts["gpu_clocks"] = {
-            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "sm_max_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-            "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            "power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
-        }
-    finally:
-        pynvml.nvmlShutdown()
-    return facts
+
+
+@contextmanager
+def recorded(device: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Puts into ``facts`` what the GPU did within; nothing on another device."""
+    with GpuMonitor(torch.device(device)) as gpu:
+        yield
+        use = gpu.take()
+        if use is not None:
+            facts["gpu_use"] = use._asdict()
+        elif device == "cuda":
+            facts["gpu_use"] = f"not recorded: {gpu.status}"

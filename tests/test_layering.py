@@ -11,7 +11,7 @@ PACKAGE = ROOT / "wavalign_fast"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-KERNELS = {"_C", "errors", "ops"}
+KERNELS = {"_C", "_C_cuda", "errors", "ops"}
 LOSSES = KERNELS | {"losses"}
 PARTS = LOSSES | {"data", "models", "rewards", "rollout"}
 CONFIG = {"config", "config_layers"}
@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "config": {"errors"},
     "config_layers": {"errors", "config"},
     "recipes": PARTS,
-    "train": PARTS | CONFIG,
+    "train": PARTS | CONFIG | {"telemetry"},
     "report": {"errors"},
     "doctor": KERNELS,
+    "telemetry": set(),
     "integrations": LOSSES,
     "cli": PARTS | CONFIG | {"recipes", "train", "report", "doctor"},
 }
@@ -98,7 +99,7 @@ def sources(*patterns: str) -> list[Path]:
     return found
 
 
-PYTHON = ["wavalign_fast/**/*.py", "benchmarks/**/*.py", "setup.py"]
+PYTHON = ["wavalign_fast/**/*.py", "benchmarks/**/*.py", "csrc/*.py", "setup.py"]
 CPP = [f"csrc/**/*.{ending}" for ending in ("cpp", "h", "cu", "cuh")]
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train import loop, step
 from wavalign_fast.train.batch import ScoredIds
 from wavalign_fast.train.guards import Stopped
@@ -72,6 +73,14 @@ def test_every_promised_metric_is_written_every_step(train, metrics_of, tmp_path
         assert set(record) >= CONTRACT, CONTRACT - set(record)
         assert "perf/reference_s" in record
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_what_the_gpu_does_is_logged_where_there_is_one(train, monkeypatch, metrics_of, tmp_path):
+    train(name="cpu")
+    assert not [name for name in metrics_of(tmp_path / "cpu")[0] if name.startswith("gpu/")]
+    monkeypatch.setattr(GpuMonitor, "metrics", lambda self: {"gpu/power_w": 250.0})
+    train(name="gpu")
+    assert [record["gpu/power_w"] for record in metrics_of(tmp_path / "gpu")] == [250.0] * 4
 
 
 def test_sft_samples_nothing(train, toy_task, monkeypatch, metrics_of, tmp_path):

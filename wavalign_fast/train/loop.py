@@ -1,5 +1,6 @@
 """The training loop of one run: steps, guards, checkpoints, metrics. It knows no recipe."""
 
+import logging
 import math
 import random
 import time
@@ -13,6 +14,7 @@ from torch import nn
 from wavalign_fast.config import RunConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
+from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
 from wavalign_fast.train.guards import NonFiniteGuard, Stopped, StopSignal
 from wavalign_fast.train.metrics import MetricWriter, open_writers
@@ -24,6 +26,10 @@ from wavalign_fast.train.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+GPU_INTERVAL_S = 0.5
 
 
 class Trainer:
@@ -55,9 +61,12 @@ class Trainer:
             console, title=title, steps=train.steps, done=self.step, log_every=train.log_every
         )
         try:
-            with StopSignal() as stop, display:
+            monitor = GpuMonitor(self.model.device, interval_s=GPU_INTERVAL_S)
+            with StopSignal() as stop, display, monitor as gpu:
+                if self.model.device.type == "cuda" and gpu.status is not None:
+                    logger.warning("no gpu/ metrics: %s", gpu.status)
                 while self.step < train.steps:
-                    self._one_step(writers, display)
+                    self._one_step(writers, display, gpu)
                     if stop.received is not None:
                         self.save()
                         raise Stopped(stop.received, self.step, str(self.store.newest))
@@ -106,7 +115,9 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         restore_random_state(state["random"], self.generator, self.rng)
 
-    def _one_step(self, writers: list[MetricWriter], display: ProgressDisplay) -> None:
+    def _one_step(
+        self, writers: list[MetricWriter], display: ProgressDisplay, gpu: GpuMonitor
+    ) -> None:
         start = time.perf_counter()
         clock = Stopwatch()
         taken = self.sampler.take(self.hybrid_step.examples_needed)
@@ -120,6 +131,7 @@ class Trainer:
         self.seconds += elapsed
         metrics["tokens_per_s"] = metrics.pop("tokens") / elapsed
         metrics |= {"grad_norm": grad_norm, "lr": rate, **clock.metrics(), "perf/step_s": elapsed}
+        metrics |= gpu.metrics()
         try:
             self.guard.record(
                 finite=finite, step=self.step, loss=metrics["loss/total"], grad_norm=grad_norm
