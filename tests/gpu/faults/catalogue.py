@@ -1,6 +1,6 @@
 """All planted faults, rung by rung."""
 
-from . import cuda, ptx, triton
+from . import build, cuda, ptx, triton
 from .planting import Fault
 
-FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *ptx.FAULTS, *cuda.FAULTS)
+FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *ptx.FAULTS, *cuda.FAULTS, *build.FAULTS)

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-TREE = ("csrc", "wavalign_fast", "benchmarks", "tests", "pyproject.toml", "setup.py", "README.md")
+TREE = (
+    "csrc",
+    "wavalign_fast",
+    "benchmarks",
+    "tests",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
