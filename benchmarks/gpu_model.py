@@ -1,0 +1,295 @@
+"""How fast a GPU can be at best: bytes, operations and a roofline for each kernel. Nothing is run.
+
+python -m benchmarks.gpu_model [--save]
+
+A time here is a lower bound: matrix products at the data sheet's peak, memory at its peak, each
+kernel at the slower of its limits, caches perfect, no launch costs anything. What a GPU takes is
+more, and only a GPU can say how much. ``--save`` writes results/gpu_model.json and
+docs/gpu_model.md. What the row kernels read, write and compute is held by tests against the
+kernels themselves, run on the CPU.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wavalign_fast.ops.library import DEFAULT_MEMORY_BUDGET
+
+from . import shapes
+from .gpu_sheets import GPUS, PUBLISHED, Gpu, Published
+from .record import RESULTS, save
+from .shapes import GrowthShape, HybridShape, LogprobShape, PairShape
+
+LABEL = "model, not measured"
+FP32, BF16 = 4, 2
+VECTOR_BYTES = 16
+PITCH_ITEMS = 64
+MOST_BLOCKS_A_ROW = 8
+"""Blocks of a cluster, on GPUs that have clusters."""
+SCRATCH_BYTES = 512
+"""Shared memory of a block beside its part of the row."""
+PAGE = RESULTS.parents[1] / "docs" / "gpu_model.md"
+
+Shape = HybridShape | LogprobShape | PairShape | GrowthShape
+
+
+@dataclass(frozen=True)
+class Array:
+    """Memory that a kernel goes through."""
+
+    bytes: int
+    passes: float = 1.0
+    """How often all of it is read or written."""
+    between: bool = False
+    """It only carries what one kernel leaves for the next."""
+
+    def moved(self, gpu: Gpu) -> float:
+        """Bytes to and from memory with a perfect L2 cache, which keeps what it can hold from one
+        pass to the next, and from one kernel to the next."""
+        first = 0 if self.between else min(self.bytes, gpu.l2_bytes)
+        return self.passes * max(0, self.bytes - gpu.l2_bytes) + min(1.0, self.passes) * first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one kernel of a step does in all of its launches."""
+
+    name: str
+    flops: int = 0
+    """Of matrix products."""
+    exponentials: int = 0
+    reads: tuple[Array, ...] = ()
+    writes: tuple[Array, ...] = ()
+
+    def seconds(self, gpu: Gpu) -> float:
+        return max(self.limits(gpu).values())
+
+    def limits(self, gpu: Gpu) -> dict[str, float]:
+        """Seconds that each part of the GPU needs at its peak."""
+        moved = sum(array.moved(gpu) for array in (*self.reads, *self.writes))
+        return {
+            "matrices": self.flops / gpu.matrix_flops,
+            "memory": moved / gpu.memory_bytes,
+            "exponentials": self.exponentials / gpu.special_functions,
+        }
+
+
+def held_on_chip(gpu: Gpu, vocab: int, item: int) -> bool:
+    """Whether a row stays in shared memory from its statistics to its gradient."""
+    blocks = MOST_BLOCKS_A_ROW if gpu.arch >= 90 else 1
+    return math.ceil(vocab / blocks) * item <= gpu.shared_bytes - SCRATCH_BYTES
+
+
+def statistics_exponentials(vocab: int, item: int) -> int:
+    """One for each logit, and one for each vector of 16 bytes, whose sums are measured anew."""
+    vectors, rest = divmod(vocab, VECTOR_BYTES // item)
+    return vocab + vectors + rest
+
+
+def chunk_rows(vocab: int) -> int:
+    """Rows of logits that the default budget of memory holds."""
+    pitch = math.ceil(vocab / PITCH_ITEMS) * PITCH_ITEMS
+    return max(1, DEFAULT_MEMORY_BUDGET // (pitch * FP32))
+
+
+def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array:
+    """A chunk of them, which is made, read and overwritten before the next one."""
+    chunk = min(rows, chunk_rows(vocab))
+    return Array(chunk * vocab * item, passes * rows / chunk, between=True)
+
+
+def row_stats(rows: int, vocab: int, item: int = FP32) -> Work:
+    return Work(
+        name="row_stats",
+        exponentials=rows * statistics_exponentials(vocab, item),
+        reads=(logits_array(rows, vocab, item), Array(rows * 8)),
+        writes=(Array(rows * 4 * FP32),),
+    )
+
+
+def row_gradient(rows: int, vocab: int, item: int = FP32, out: int = BF16) -> Work:
+    return Work(
+        name="row_gradient_",
+        exponentials=rows * vocab,
+        reads=(logits_array(rows, vocab, item), Array(rows * (8 + 5 * FP32))),
+        writes=(logits_array(rows, vocab, out),),
+    )
+
+
+def hybrid_rows(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int = BF16) -> Work:
+    passes = 1.0 if held_on_chip(gpu, vocab, item) else 2.0
+    return Work(
+        name="hybrid_rows_",
+        exponentials=rows * (statistics_exponentials(vocab, item) + vocab),
+        reads=(logits_array(rows, vocab, item, passes), Array(rows * (8 + 6 * FP32))),
+        writes=(logits_array(rows, vocab, out), Array(rows * 5 * FP32)),
+    )
+
+
+def logits_product(rows: int, hidden: int, vocab: int) -> Work:
+    """Chunk by chunk, so all of the weight is read for each."""
+    chunks = math.ceil(rows / chunk_rows(vocab))
+    return Work(
+        name="logits = h Wᵀ",
+        flops=2 * rows * hidden * vocab,
+        reads=(Array(rows * hidden * BF16), Array(vocab * hidden * BF16, chunks)),
+        writes=(logits_array(rows, vocab, FP32),),
+    )
+
+
+def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, Work]:
+    """dH, and dW, which is summed over the chunks in fp32."""
+    chunks = math.ceil(rows / chunk_rows(vocab))
+    operand = logits_array(rows, vocab, BF16)
+    flops = 2 * rows * hidden * vocab
+    weight = Array(vocab * hidden * BF16, chunks)
+    hidden_rows = Array(rows * hidden * BF16)
+    sums = vocab * hidden * FP32
+    return (
+        Work(name="dH", flops=flops, reads=(operand, weight), writes=(hidden_rows,)),
+        Work(
+            name="dW",
+            flops=flops,
+            reads=(operand, hidden_rows, Array(sums, chunks - 1)),
+            writes=(Array(sums, chunks),),
+        ),
+    )
+
+
+def in_forward(rows: int, hidden: int, vocab: int, gpu: Gpu) -> list[Work]:
+    """The hybrid loss: three products, one row kernel."""
+    products = gradient_products(rows, hidden, vocab)
+    return [logits_product(rows, hidden, vocab), hybrid_rows(rows, vocab, gpu), *products]
+
+
+def recomputed(rows: int, hidden: int, vocab: int) -> list[Work]:
+    """Log-probs for any loss: the logits are made a second time in the backward pass."""
+    logits = logits_product(rows, hidden, vocab)
+    products = gradient_products(rows, hidden, vocab)
+    return [logits, row_stats(rows, vocab), logits, row_gradient(rows, vocab), *products]
+
+
+def total(works: Sequence[Work], gpu: Gpu) -> dict[str, Any]:
+    """The bound of a step, and what of it each kind of kernel takes."""
+    seconds = {"products": 0.0, "row kernels": 0.0}
+    for work in works:
+        seconds["products" if work.flops else "row kernels"] += work.seconds(gpu)
+    moved = sum(a.moved(gpu) for work in works for a in (*work.reads, *work.writes))
+    return {
+        "bound_s": sum(seconds.values()),
+        "products_s": seconds["products"],
+        "row_kernels_s": seconds["row kernels"],
+        "memory_bytes": moved,
+    }
+
+
+def all_rows_flops(products: int, rows: int, hidden: int, vocab: int) -> int:
+    return 2 * products * rows * hidden * vocab
+
+
+def modelled(kind: str, shape: Shape) -> dict[str, Any]:
+    """One shape on every GPU. ``others``: four products over all positions, matrices alone."""
+    positions = shape.positions if isinstance(shape, HybridShape) else shape.live
+    size = (shape.hidden, shape.vocab)
+    others = all_rows_flops(4, positions, *size)
+    gpus = {}
+    for gpu in GPUS:
+        hybrid = isinstance(shape, HybridShape)
+        works = in_forward(shape.live, *size, gpu) if hybrid else recomputed(shape.live, *size)
+        gpus[gpu.name] = total(works, gpu) | {"others_products_s": others / gpu.matrix_flops}
+    flops = all_rows_flops(3 if isinstance(shape, HybridShape) else 4, shape.live, *size)
+    return {
+        "kind": kind,
+        "shape": asdict(shape) | {"positions": positions, "live": shape.live},
+        "flops": flops,
+        "others_flops": others,
+        "gpus": gpus,
+    }
+
+
+def beside(published: Published) -> dict[str, Any]:
+    """A published time, and bounds of ours at its shape on its GPU."""
+    gpu = next(gpu for gpu in GPUS if gpu.name == published.gpu)
+    size = (published.hidden, published.vocab)
+    flops = all_rows_flops(published.products, published.rows, *size)
+    return asdict(published) | {
+        "flops": flops,
+        "flops_per_s": flops / (published.milliseconds / 1e3),
+        "their_products_s": flops / gpu.matrix_flops,
+        "ours_all_rows_s": total(in_forward(published.rows, *size, gpu), gpu)["bound_s"],
+        "ours_half_rows_s": total(in_forward(published.rows // 2, *size, gpu), gpu)["bound_s"],
+        "ours_logprob_s": total(recomputed(published.rows, *size), gpu)["bound_s"],
+    }
+
+
+def kernels() -> list[dict[str, Any]]:
+    """The row kernels for a thousand rows under the paper's head."""
+    rows, vocab = 1000, shapes.VITA_AUDIO.vocab
+    table = []
+    for gpu in GPUS:
+        for work in (
+            row_stats(rows, vocab),
+            row_gradient(rows, vocab),
+            hybrid_rows(rows, vocab, gpu),
+        ):
+            limits = work.limits(gpu)
+            table.append({
+                "kernel": work.name,
+                "gpu": gpu.name,
+                "rows": rows,
+                "vocab": vocab,
+                "read_bytes": sum(array.bytes * array.passes for array in work.reads),
+                "written_bytes": sum(array.bytes * array.passes for array in work.writes),
+                "exponentials": work.exponentials,
+                "limits_s": limits,
+            })  # fmt: skip
+    return table
+
+
+def record() -> dict[str, Any]:
+    """Everything, as it is written."""
+    kinds: dict[str, Sequence[Shape]] = {
+        "hybrid": list(shapes.HYBRID.values()),
+        "linear_logprob": list(shapes.LOGPROB.values()),
+        "skip": list(shapes.SKIPPING.values()),
+        "dpo": list(shapes.DPO.values()),
+        "growth": [s for axis in shapes.AXES for s in shapes.growth(axis, quick=False)],
+    }
+    return {
+        "benchmark": "gpu_model",
+        "label": LABEL,
+        "memory_budget": DEFAULT_MEMORY_BUDGET,
+        "gpus": [asdict(gpu) for gpu in GPUS],
+        "kernels": kernels(),
+        "shapes": [
+            modelled(kind, shape)
+            for kind, members in kinds.items()
+            for shape in members
+            if shape.name != "quick"
+        ],
+        "published": [beside(published) for published in PUBLISHED],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from .gpu_model_page import page
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save", action="store_true", help="write the JSON and the page")
+    args = parser.parse_args(argv)
+    found = record()
+    text = page(found)
+    print(text, end="")
+    if args.save:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(text, encoding="utf-8")
+        save("gpu_model", found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
