@@ -88,9 +88,8 @@ def test_kernels_are_built_where_there_is_nvcc(build):
     assert built.extensions == BOTH, built.said
     assert "WITHOUT" not in built.said
     compiled = [command for command in built.nvcc if "-c" in command]
-    assert [Path(command[command.index("-c") + 1]) for command in compiled] == [
-        Path(name) for name in build_cuda.KERNELS
-    ]
+    sources = sorted(command[command.index("-c") + 1] for command in compiled)
+    assert sources == build_cuda.KERNELS
     targets = {word for word in compiled[0] if word.startswith("-gencode")}
     assert targets == {
         "-gencode=arch=compute_80,code=[sm_80]",
