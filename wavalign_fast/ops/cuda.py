@@ -5,6 +5,7 @@ stream of its tensors' device and returns without waiting. Tensors are contiguou
 chunk may have a row stride, a multiple of 16 bytes.
 """
 
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -56,13 +57,20 @@ def _device_status(index: int) -> str | None:
             f"{capability[0]}{capability[1]}: install again with WAVALIGN_CUDA_ARCHS"
         )
     # Within a major release the driver's own age does not matter.
-    driver = torch._C._cuda_getDriverVersion() // 1000  # type: ignore[attr-defined]
+    driver = _driver_release()
     if driver < int(EXTENSION["cuda"].partition(".")[0]):
         return (
             f"the CUDA kernels were built with CUDA {EXTENSION['cuda']}, this driver serves up to "
             f"CUDA {driver}: update it, or install again with an older nvcc"
         )
     return None
+
+
+def _driver_release() -> int:
+    """The newest major release of CUDA that the driver serves; torch has no name for it."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000
 
 
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:
