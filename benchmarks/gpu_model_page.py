@@ -38,7 +38,9 @@ KERNELS = """## The row kernels
 Model, not measured: a thousand rows of fp32 logits under the paper's head (V 168072), bf16
 gradients, and the milliseconds that memory and the special function units need for them.
 `hybrid_rows_` reads a row once where the shared memory of a cluster holds it (sm_90 and later),
-else twice.
+else twice. Instructions are those of PTX that each logit executes, on average; the milliseconds of
+their issue are no bound, for the assembler makes another number of machine instructions of them.
+Where they are more than those of memory, expect the issue of instructions to be what limits.
 """
 
 PUBLISHED = """## Beside published times
@@ -66,7 +68,7 @@ def page(record: dict[str, Any]) -> str:
         LOGPROB + _logprob(rows),
         KERNELS + _kernels(record["kernels"]),
         PUBLISHED + _published(record["published"]),
-        "## Peaks\n\n" + _peaks(record["gpus"]),
+        "## Peaks\n" + _peaks(record["gpus"]),
     ]
     return "\n".join(parts)
 
@@ -100,15 +102,18 @@ def _logprob(entries: Iterable[dict[str, Any]]) -> str:
 
 
 def _kernels(entries: Iterable[dict[str, Any]]) -> str:
-    heading = ["kernel", "GPU", "read", "written", "exponentials", "memory", "exponentials"]
+    heading = ["kernel", "GPU", "read", "written", "exponentials", "instructions", "memory"]
+    heading += ["exponentials", "issue"]
     lines = []
     for entry in entries:
         limits = entry["limits_s"]
+        instructions = entry["ptx_instructions"] / (entry["rows"] * entry["vocab"])
         lines.append([
             f"`{entry['kernel']}`", entry["gpu"],
             f"{entry['read_bytes'] / 1e6:.0f} MB", f"{entry['written_bytes'] / 1e6:.1f} MB",
             f"{entry['exponentials'] / 1e6:.0f} M",
-            f"{_ms(limits['memory'])} ms", f"{_ms(limits['exponentials'])} ms",
+            f"{instructions:.1f}", f"{_ms(limits['memory'])} ms",
+            f"{_ms(limits['exponentials'])} ms", f"{_ms(entry['issue_s'])} ms",
         ])  # fmt: skip
     return _table(heading, lines)
 
@@ -131,12 +136,13 @@ def _published(entries: Iterable[dict[str, Any]]) -> str:
 
 
 def _peaks(gpus: Iterable[dict[str, Any]]) -> str:
-    heading = ["GPU", "bf16 products", "memory", "multiprocessors", "clock", "L2", "source"]
+    heading = ["GPU", "bf16 products", "fp32", "memory", "multiprocessors", "L2", "source"]
     lines = [
         [
             gpu["name"], f"{gpu['matrix_flops'] / 1e12:.0f} TFLOP/s",
+            f"{gpu['vector_flops'] / 1e12:.3g} TFLOP/s",
             f"{gpu['memory_bytes'] / 1e9:.0f} GB/s", gpu["multiprocessors"],
-            f"{gpu['clock_hz'] / 1e9:.2f} GHz", f"{gpu['l2_bytes'] / 2**20:.0f} MiB",
+            f"{gpu['l2_bytes'] / 2**20:.0f} MiB",
             gpu["source"],
         ]
         for gpu in gpus

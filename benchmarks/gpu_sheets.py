@@ -15,12 +15,19 @@ class Gpu:
     """bf16 products with fp32 sums, without sparsity, per second."""
     memory_bytes: float
     """Bytes between the chip and its memory per second."""
+    vector_flops: float
+    """fp32 outside matrix products, per second."""
     multiprocessors: int
-    clock_hz: float
-    """The clock at which the data sheet's matrix rate is reached."""
+    lanes: int
+    """fp32 lanes of a multiprocessor, each one multiply-add a clock."""
     l2_bytes: int
     shared_bytes: int
     """Shared memory of one block, where it asks for the most."""
+
+    @property
+    def clock_hz(self) -> float:
+        """At which the data sheet's fp32 rate is reached."""
+        return self.vector_flops / (2 * self.lanes * self.multiprocessors)
 
     @property
     def special_functions(self) -> float:
@@ -40,8 +47,9 @@ GPUS = (
         arch=80,
         matrix_flops=312e12,
         memory_bytes=2039e9,
+        vector_flops=19.5e12,
         multiprocessors=108,
-        clock_hz=1.41e9,
+        lanes=64,
         l2_bytes=40 * 2**20,
         shared_bytes=163 * 1024,
     ),
@@ -51,8 +59,9 @@ GPUS = (
         arch=90,
         matrix_flops=989.4e12,
         memory_bytes=3350e9,
+        vector_flops=66.9e12,
         multiprocessors=132,
-        clock_hz=1.83e9,
+        lanes=128,
         l2_bytes=50 * 2**20,
         shared_bytes=227 * 1024,
     ),
@@ -62,8 +71,9 @@ GPUS = (
         arch=90,
         matrix_flops=989.4e12,
         memory_bytes=4800e9,
+        vector_flops=66.9e12,
         multiprocessors=132,
-        clock_hz=1.83e9,
+        lanes=128,
         l2_bytes=50 * 2**20,
         shared_bytes=227 * 1024,
     ),
@@ -73,8 +83,9 @@ GPUS = (
         arch=100,
         matrix_flops=2250e12,
         memory_bytes=8000e9,
+        vector_flops=80e12,
         multiprocessors=148,
-        clock_hz=1.85e9,
+        lanes=128,
         l2_bytes=126 * 2**20,
         shared_bytes=227 * 1024,
     ),
