@@ -3,8 +3,8 @@
 from .planting import Fault
 
 BINDINGS = "csrc/cuda/bindings.cpp"
-RUNG = "build"
-FOLDER = "tests/gpu/build"
+RUNG = "extension"
+FOLDER = "tests/gpu/extension"
 BUILD_TESTS = "tests/test_cuda_build.py"
 
 BUILD_FAULTS = (
@@ -15,7 +15,7 @@ BUILD_FAULTS = (
         before='"hybrid_rows_(Tensor(a!) logits, ',
         after='"hybrid_rows_(Tensor logits, ',
         rung=RUNG,
-        tests=(f"{FOLDER}/test_emulated.py::test_opcheck",),
+        tests=(f"{FOLDER}/test_ops.py::test_opcheck",),
     ),
     Fault(
         name="default-stream",
@@ -33,7 +33,7 @@ BUILD_FAULTS = (
         before="config.stream = static_cast<cudaStream_t>(stream);",
         after="(void)stream;",
         rung=RUNG,
-        tests=(f"{FOLDER}/test_emulated.py",),
+        tests=(f"{FOLDER}/test_ops.py",),
     ),
     Fault(
         name="first-device",
@@ -78,7 +78,7 @@ BUILD_FAULTS = (
         before='params.grad_entropy = floats("grad_entropy", grad_entropy, rows, logits);',
         after='params.grad_entropy = floats("grad_entropy", grad_lse, rows, logits);',
         rung=RUNG,
-        tests=(f"{FOLDER}/test_emulated.py",),
+        tests=(f"{FOLDER}/test_ops.py",),
     ),
     Fault(
         name="fake-of-the-wrong-shape",
@@ -87,7 +87,7 @@ BUILD_FAULTS = (
         before="for n in (capacity, 1)",
         after="for n in (live.shape[0], 1)",
         rung=RUNG,
-        tests=(f"{FOLDER}/test_emulated.py::test_opcheck",),
+        tests=(f"{FOLDER}/test_ops.py::test_opcheck",),
     ),
     Fault(
         name="forced-but-left-out",
