@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wavalign_fast.ops.library import DEFAULT_MEMORY_BUDGET
+from wavalign_fast.ops.chunked import PRODUCT_ROWS
+from wavalign_fast.ops.gpu import DEFAULT_MEMORY_BUDGET
 
 from . import shapes
 from .gpu_sheets import GPUS, PUBLISHED, Gpu, Published
@@ -99,9 +100,9 @@ def statistics_exponentials(vocab: int) -> int:
 
 
 def chunk_rows(vocab: int) -> int:
-    """Rows of logits that the default budget of memory holds."""
-    pitch = math.ceil(vocab / PITCH_ITEMS) * PITCH_ITEMS
-    return max(1, DEFAULT_MEMORY_BUDGET // (pitch * FP32))
+    """Rows of logits that the default budget of memory holds, in whole products."""
+    product = (vocab + PITCH_ITEMS) * FP32 * PRODUCT_ROWS
+    return max(1, DEFAULT_MEMORY_BUDGET // product) * PRODUCT_ROWS
 
 
 def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array:
@@ -139,24 +140,24 @@ def hybrid_rows(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int = BF
 
 
 def logits_product(rows: int, hidden: int, vocab: int) -> Work:
-    """Chunk by chunk, so all of the weight is read for each."""
-    chunks = math.ceil(rows / chunk_rows(vocab))
+    """Products of one height, the last one filled up; all of the weight is read for each."""
+    products = math.ceil(rows / PRODUCT_ROWS)
     return Work(
         name="logits = h Wᵀ",
-        flops=2 * rows * hidden * vocab,
-        reads=(Array(rows * hidden * BF16), Array(vocab * hidden * BF16, chunks)),
+        flops=2 * products * PRODUCT_ROWS * hidden * vocab,
+        reads=(Array(rows * hidden * BF16), Array(vocab * hidden * BF16, products)),
         writes=(logits_array(rows, vocab, FP32),),
     )
 
 
 def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, Work]:
-    """dH, and dW, which is summed over the chunks in fp32."""
+    """dH, and dW, which is summed over the chunks in fp32 where there are several."""
     chunks = math.ceil(rows / chunk_rows(vocab))
     operand = logits_array(rows, vocab, BF16)
     flops = 2 * rows * hidden * vocab
     weight = Array(vocab * hidden * BF16, chunks)
     hidden_rows = Array(rows * hidden * BF16)
-    sums = vocab * hidden * FP32
+    sums = vocab * hidden * (BF16 if chunks == 1 else FP32)
     return (
         Work(name="dH", flops=flops, reads=(operand, weight), writes=(hidden_rows,)),
         Work(

@@ -33,7 +33,7 @@ def test_bad_input_is_named(backend: str, change: dict, message: str) -> None:
     "options, message",
     [
         ({"backend": "gpu"}, "'gpu', want one of auto, cpu, triton, cuda, reference"),
-        ({"backend": "triton"}, "'triton' cannot be used: its kernels are not in this release"),
+        ({"backend": "triton"}, "'triton' cannot be used: the tensors are on cpu, want a GPU"),
         ({"skip_tolerance": 0.1, "backend": "reference"}, "skip_tolerance: got 0.1"),
         ({"memory_budget": 10, "backend": "reference"}, "memory_budget: got 10"),
         ({"weight_grad_dtype": torch.bfloat16}, "weight_grad_dtype: got torch.bfloat16"),

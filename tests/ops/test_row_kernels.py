@@ -117,3 +117,22 @@ def test_narrow_rows_lie_where_the_wide_ones_did() -> None:
     assert narrow[2].data_ptr() == wide[2].data_ptr()
     with pytest.raises(ValueError, match="no narrower"):
         rk.operand_view(narrow, torch.float32)
+
+
+@pytest.mark.parametrize("capacity", [0, 3, 5, 9])
+def test_compaction_lists_the_first_live_rows(capacity: int) -> None:
+    live = torch.tensor([0, 1, 1, 0, 1, 1, 1], dtype=torch.bool)
+    index, count = rk.compact_rows(live, capacity=capacity)
+    wanted = [1, 2, 4, 5, 6, -1, -1, -1, -1]
+    assert index.tolist() == wanted[:capacity] and count.tolist() == [5]
+
+
+def test_rows_come_back_to_their_places() -> None:
+    source = torch.randn(6, 3)
+    index = torch.tensor([4, 0, -1, 5])
+    rows = rk.gather_rows(source, index)
+    assert torch.equal(rows, torch.stack([source[4], source[0], torch.zeros(3), source[5]]))
+    target = torch.full((6, 3), 7.0, dtype=torch.float64)
+    rk.scatter_rows_(rows, index, target)
+    assert torch.equal(target[[4, 0, 5]].float(), source[[4, 0, 5]])
+    assert (target[1:4] == 7.0).all()

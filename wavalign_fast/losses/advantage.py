@@ -4,7 +4,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from wavalign_fast.ops import cuda
+
 Std = Literal["population", "sample"]
+ADVANTAGE_EPS = 1e-4
+"""Keeps the advantages of nearly equal rewards small."""
 
 
 class GroupStats(NamedTuple):
@@ -41,7 +45,7 @@ def group_stats(rewards: torch.Tensor) -> GroupStats:
 
 
 def group_advantages(
-    rewards: torch.Tensor, *, std: Std = "population", eps: float = 1e-4
+    rewards: torch.Tensor, *, std: Std = "population", eps: float = ADVANTAGE_EPS
 ) -> torch.Tensor:
     """``A_i = (R_i - mean R) / (std R + eps)`` within each prompt's group (GRPO, arXiv 2402.03300).
 
@@ -56,6 +60,8 @@ def group_advantages(
     if std not in ("population", "sample"):
         raise ValueError(f"std: got {std!r}, want 'population' or 'sample'")
     rewards = rewards.detach()
+    if cuda.serves(rewards):
+        return cuda.group_advantages(rewards, eps=eps, sample_std=std == "sample")
     stats = group_stats(rewards)
     # Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
     mean, deviation = (x.to(rewards.dtype) for x in (stats.mean, group_std(stats, std)))

@@ -1,10 +1,24 @@
 """The flat tables a hybrid step is computed from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from wavalign_fast.ops import IGNORE_INDEX
+from wavalign_fast.ops.live_rows import sent
+
+Tables = TypeVar("Tables")
+
+
+def on_device(tables: Tables, device: torch.device) -> Tables:
+    """A dataclass with its tensors on ``device``."""
+    assert is_dataclass(tables) and not isinstance(tables, type)
+    values = {field.name: getattr(tables, field.name) for field in fields(tables)}
+    here = {name: v for name, v in values.items() if isinstance(v, torch.Tensor)}
+    if all(tensor.device == device for tensor in here.values()):
+        return tables
+    return replace(tables, **{name: sent(tensor, device) for name, tensor in here.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +62,10 @@ class HybridBatch:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
         self._check_rows("anchor_row", self.anchor_rows, "T")
+
+    def to(self, device: torch.device) -> "HybridBatch":
+        """The batch on ``device``; the host does not wait for the copies."""
+        return on_device(self, device)
 
     @property
     def anchor_rows(self) -> int:
@@ -148,10 +166,13 @@ def _policy_rows(
             f"completion_mask[{row}, {column}] is set, but prompt length {int(first[row])} + "
             f"{column} is outside the {length} columns of input_ids"
         )
-    table = torch.full((rows, length), -1, dtype=torch.int64, device=device)
-    at_row, at_column = torch.nonzero(scored, as_tuple=True)
-    table[at_row, position[at_row, at_column]] = at_row
-    return table.reshape(-1)
+    # What is not scored, or outside, goes to one more column, which is cut off. To list the scored
+    # ones would be to wait for their number.
+    slot = torch.where(scored & ~outside, position, length)
+    own = torch.arange(len(scored), device=device).unsqueeze(1).expand_as(slot)
+    table = torch.full((rows, length + 1), -1, dtype=torch.int64, device=device)
+    table[: len(scored)].scatter_(1, slot, own)
+    return table[:, :length].reshape(-1)
 
 
 def _flat_logps(

@@ -6,7 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from wavalign_fast.losses.advantage import GroupStats, check_rewards, group_stats
+from wavalign_fast.losses.advantage import (
+    ADVANTAGE_EPS,
+    GroupStats,
+    check_rewards,
+    group_stats,
+)
+from wavalign_fast.ops import cuda
 
 
 class MixingGate(nn.Module):
@@ -64,6 +70,29 @@ class MixingGate(nn.Module):
     def step(self, rewards: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``forward``, and what λ was made of, under the names of the released code."""
         check_rewards(rewards)
+        totals = self._totals(rewards)
+        # Every rank must mix alike, or their gradients belong to different losses.
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(totals)
+        lam, means = self._mixed(totals)
+        self.value = lam.clone()
+        names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
+        parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
+        return lam, parts | {"adaptive_lambda": lam}
+
+    def _totals(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Sums [6] over the prompts with a reward: λ_raw, gates, max R, Var R; and their number."""
+        if cuda.serves(rewards):
+            _, totals = cuda.group_statistics(
+                rewards,
+                eps=ADVANTAGE_EPS,
+                sample_std=False,
+                lambda_max=self.lambda_max,
+                slope=self.slope,
+                threshold=self.threshold,
+                variance_scale=self.variance_scale,
+            )
+            return totals
         stats = GroupStats(*(x.to(torch.float32) for x in group_stats(rewards)))
         scored = stats.scored > 0
         reward_gate = torch.sigmoid(self.slope * (stats.max - self.threshold))
@@ -71,19 +100,23 @@ class MixingGate(nn.Module):
         raw_each = self.lambda_max * reward_gate * info_gate
         rows = torch.stack([raw_each, reward_gate, info_gate, stats.max, stats.variance])
         sums = torch.where(scored, rows, 0.0).sum(dim=1)
-        totals = torch.cat([sums, scored.sum().to(sums.dtype).reshape(1)])
-        # Every rank must mix alike, or their gradients belong to different losses.
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(totals)
+        return torch.cat([sums, scored.sum().to(sums.dtype).reshape(1)])
+
+    def _mixed(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """λ, 0-d, and the means [5] of the sums."""
+        if cuda.serves(totals):
+            before = totals.new_zeros(1) if self.value is None else self.value.reshape(1)
+            known = torch.full((1,), self.value is not None, device=totals.device)
+            lam, means = cuda.mix(
+                totals, before.to(totals), known, lambda_max=self.lambda_max, ema=self.ema
+            )
+            return lam.reshape(()), means
         means = totals[:-1] / totals[-1].clamp(min=1.0)
         raw = means[0]
         before = raw if self.value is None else self.value.to(raw)
         smoothed = ((1.0 - self.ema) * raw + self.ema * before).clamp(0.0, self.lambda_max)
         lam = torch.where(totals[-1] > 0, raw if self.value is None else smoothed, before)
-        self.value = lam.clone()
-        names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
-        parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
-        return lam, parts | {"adaptive_lambda": lam}
+        return lam, means
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # `value` is absent from the state of a gate that has not moved; both are complete states.

@@ -11,17 +11,20 @@ from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.metrics import step_metrics
-from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised, total_of
+from wavalign_fast.losses.normalise import Normalisation, Normalisers
 from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
 from wavalign_fast.losses.policy import (
     Clip,
     ImportanceLevel,
-    PolicyTokens,
     clip_bounds,
     policy_tokens,
 )
 from wavalign_fast.losses.rows import at_positions, row_means
+from wavalign_fast.losses.terms import TermWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
+from wavalign_fast.ops.calls import Call, checked_call
+from wavalign_fast.ops.hybrid_step import hybrid_step
+from wavalign_fast.ops.live_rows import sent
 
 
 class HybridOutput(NamedTuple):
@@ -126,7 +129,8 @@ class HybridObjective(nn.Module):
         Args:
             hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states.
             weight: [V, H], the head.
-            batch: the tables.
+            batch: the tables. With ``hidden`` on a GPU they may be on the CPU, rewards included:
+                which rows are multiplied is then known without waiting for the GPU.
             bias: [V] of the head.
             rl_weight: a λ computed before (another head, accumulation, late rewards); the gate
                 then does not move.
@@ -155,17 +159,61 @@ class HybridObjective(nn.Module):
                 "batch.ref_logp, got None"
             )
         plan = self.plan(batch)
-        scores = linear_logprob(
-            hidden,
-            weight,
-            torch.where(plan.live, batch.targets, IGNORE_INDEX),
-            bias=bias,
-            with_entropy=True,
+        call = checked_call(
+            *(hidden, weight, torch.where(plan.live, batch.targets, IGNORE_INDEX), bias),
+            temperature=1.0,
+            ignore_index=IGNORE_INDEX,
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self.combine(batch, plan, scores, lam, normalisers)
+        # Tables on the CPU have told which rows are live; the rest is done where the rows are.
+        device = hidden.device
+        batch, plan, lam = batch.to(device), plan.to(device), sent(lam, device)
+        output = self._fused(call, batch, plan, lam, normalisers)
+        if output is None:
+            scores = linear_logprob(
+                *(call.rows, call.weight, call.targets),
+                bias=call.bias,
+                with_entropy=True,
+                options=self.options,
+            )
+            output = self.combine(batch, plan, scores, lam, normalisers)
         return output._replace(metrics=output.metrics | gate_metrics)
+
+    def _fused(
+        self,
+        call: Call,
+        batch: HybridBatch,
+        plan: StepPlan,
+        lam: torch.Tensor,
+        normalisers: Normalisers | None,
+    ) -> HybridOutput | None:
+        """The step from kernels that do the token maths as well.
+
+        ``None`` where it needs whole rollouts before its first gradient, and on the reference,
+        whose loss differentiates itself.
+        """
+        if call.backend == "reference" or self.importance_sampling_level == "sequence":
+            return None
+        weights = self._term_weights(batch, plan, normalisers)
+        table = weights.table(batch, plan, self._advantage(batch), lam)
+        step = hybrid_step(call, table, clip=clip_bounds(self.clip))
+        with torch.no_grad():
+            output = self.combine(batch, plan, step.scores, lam, normalisers)
+        return output._replace(loss=step.attach(output.loss))
+
+    def _term_weights(
+        self, batch: HybridBatch, plan: StepPlan, normalisers: Normalisers | None
+    ) -> TermWeights:
+        by = normalisers or Normalisers.of(batch, plan, self.normalisation)
+        return TermWeights.of(
+            *(batch, plan, by), kl_scope=self.kl_scope, normalisation=self.normalisation
+        )
+
+    def _advantage(self, batch: HybridBatch) -> torch.Tensor:
+        """A of each position's rollout, [T] in double."""
+        advantages = group_advantages(batch.rewards, std=self.advantage_std).to(torch.float64)
+        return at_positions(advantages.reshape(-1), batch.policy_row)
 
     def plan(self, batch: HybridBatch) -> StepPlan:
         """Which positions of ``batch`` carry what."""
@@ -194,8 +242,8 @@ class HybridObjective(nn.Module):
             return fixed.step(rewards)
         if isinstance(fixed, torch.Tensor):
             return fixed.detach().to(rewards.device), {}
-        value = _checked_weight(fixed, "rl_weight")
-        return torch.tensor(value, device=rewards.device), {}
+        _checked_weight(fixed, "rl_weight")
+        return torch.full((), float(fixed), device=rewards.device), {}
 
     def combine(
         self,
@@ -209,17 +257,15 @@ class HybridObjective(nn.Module):
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
         logp = scores.logp.to(torch.float64)
-        advantages = group_advantages(batch.rewards, std=self.advantage_std).to(logp.dtype)
-        advantage = at_positions(advantages.reshape(-1), batch.policy_row)
+        advantage = self._advantage(batch)
         tokens = policy_tokens(
             self._log_ratio(batch, plan, logp),
             advantage,
             ref_gap=self._ref_gap(batch, plan, logp),
             clip=self.clip,
         )
-        by = normalisers or Normalisers.of(batch, plan, self.normalisation)
-        policy_loss, kl_loss = self._policy_loss(batch, plan, tokens, by)
-        anchor_loss = self._anchor_loss(batch, plan, logp, by)
+        weights = self._term_weights(batch, plan, normalisers)
+        policy_loss, anchor_loss, kl_loss = weights.losses(plan, tokens, logp)
         mix = lam.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
         terms = {
@@ -276,41 +322,10 @@ class HybridObjective(nn.Module):
         """``r - ℓ`` [T], of tokens without a β too: the metrics report them."""
         if batch.ref_logp is None:
             return None
-        scored = (plan.beta > 0) & (self._kl_weights(plan) > 0)
+        in_term = plan.completion if self.kl_scope == "completion" else plan.policy > 0
+        scored = (plan.beta > 0) & in_term
         check_finite("ref_logp", batch.ref_logp, scored)
         return torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0) - logp
-
-    def _kl_weights(self, plan: StepPlan) -> torch.Tensor:
-        own = self.kl_scope == "completion"
-        return plan.completion.to(plan.policy) if own else plan.policy
-
-    def _policy_loss(
-        self, batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens, by: Normalisers
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The policy term, and the KL where it is not a part of it."""
-        rollouts = batch.rewards.numel()
-
-        def mean(
-            weights: torch.Tensor, values: torch.Tensor, by: torch.Tensor | float
-        ) -> torch.Tensor:
-            total = total_of(values, weights, batch.policy_row, rollouts, self.normalisation)
-            return normalised(total, by)
-
-        loss = -tokens.surrogate
-        zero = torch.zeros_like(loss)
-        kl = zero if tokens.kl is None else torch.where(plan.beta > 0, plan.beta * tokens.kl, 0.0)
-        if self.kl_scope == "policy":
-            policy = mean(plan.policy, loss + kl, by.policy)
-            return policy, torch.zeros_like(policy)
-        return mean(plan.policy, loss, by.policy), mean(self._kl_weights(plan), kl, by.kl)
-
-    def _anchor_loss(
-        self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor, by: Normalisers
-    ) -> torch.Tensor:
-        total = total_of(
-            -logp, plan.anchor, batch.anchor_row, batch.anchor_rows, self.normalisation
-        )
-        return normalised(total, by.anchor)
 
 
 def _checked_weight(value: MixingGate | float, name: str) -> MixingGate | float:

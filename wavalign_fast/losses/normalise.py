@@ -8,7 +8,7 @@ import torch
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_normaliser
 from wavalign_fast.losses.plan import StepPlan
-from wavalign_fast.losses.rows import rows_with_weight, sum_of_row_means, weighted_sum
+from wavalign_fast.losses.rows import rows_with_weight
 
 Normalisation = Literal["sequence", "token"]
 
@@ -72,16 +72,3 @@ def normalised(total: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
         by = by.detach().to(total)
         by = torch.where(by > 0, by, 1.0)
     return total / by
-
-
-def total_of(
-    values: torch.Tensor,
-    weights: torch.Tensor,
-    row: torch.Tensor,
-    count: int,
-    level: Normalisation,
-) -> torch.Tensor:
-    """The sum that a normaliser divides: of row means, or of weighted tokens. All [T]."""
-    if level == "token":
-        return weighted_sum(values, weights)
-    return sum_of_row_means(values, weights, row, count)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.batch import HybridBatch, on_device
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 
 Scope = Literal["all", "text", "speech"]
@@ -31,8 +31,9 @@ class ScopeWeights:
 
     def per_token(self, speech: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Weights [T] in float64: by class where ``where`` holds, else 0."""
-        weights = torch.tensor([self.text, self.speech, 0.0], dtype=torch.float64)
-        return weights.to(speech.device)[torch.where(where, speech.to(torch.int64), 2)]
+        # Numbers, not a table of them: to send one to a device would be to wait for it.
+        text = torch.full_like(speech, self.text, dtype=torch.float64)
+        return torch.where(where, torch.where(speech, self.speech, text), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,10 @@ class StepPlan:
     text_scored: bool
     """Whether all text tokens of the rollouts are live, by configuration alone."""
     speech_scored: bool
+
+    def to(self, device: torch.device) -> "StepPlan":
+        """The plan on ``device``; the host does not wait for the copies."""
+        return on_device(self, device)
 
     @classmethod
     def of(

@@ -21,14 +21,14 @@ def row_means(
 
     A weight of 0 leaves its position out, whatever its value.
     """
-    return row_sums(_weighed(_shares(weights, row, count), values), row, count)
+    return row_sums(_weighed(shares(weights, row, count), values), row, count)
 
 
 def sum_of_row_means(
     values: torch.Tensor, weights: torch.Tensor, row: torch.Tensor, count: int
 ) -> torch.Tensor:
     """Sum of ``row_means`` over the rows, 0-d."""
-    return _weighed(_shares(weights, row, count), values).sum()
+    return weighted_sum(values, shares(weights, row, count))
 
 
 def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def rows_with_weight(weights: torch.Tensor, row: torch.Tensor, count: int) -> to
     return (row_sums(weights, row, count) > 0).sum()
 
 
-def _shares(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
+def shares(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
     """The part of each position in its row's mean, [T]."""
     floor = row_sums(weights, row, count).clamp(min=1e-6)
     return weights / torch.cat([floor, floor.new_ones(1)])[row]

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view, scale_
 
+__all__ = ["scale_"]
 NAMESPACE = "wavalign_fast"
 
 
@@ -45,6 +46,13 @@ def status(device: torch.device | None = None) -> str | None:
         return "there is no GPU that this torch sees"
     index = None if device is None else device.index
     return _device_status(torch.cuda.current_device() if index is None else index)
+
+
+def serves(tensor: torch.Tensor) -> bool:
+    """Whether a float32 tensor is on a GPU for which these kernels were built."""
+    if not tensor.is_cuda or tensor.dtype != torch.float32:
+        return False
+    return status(tensor.device) is None
 
 
 @functools.cache
@@ -153,6 +161,20 @@ def group_statistics(
     return OPS.group_statistics(
         rewards, eps, sample_std, lambda_max, slope, threshold, variance_scale
     )
+
+
+def group_advantages(rewards: torch.Tensor, *, eps: float, sample_std: bool) -> torch.Tensor:
+    """``group_statistics`` where no λ is wanted."""
+    advantages, _ = group_statistics(
+        rewards,
+        eps=eps,
+        sample_std=sample_std,
+        lambda_max=0.0,
+        slope=0.0,
+        threshold=0.0,
+        variance_scale=1.0,
+    )
+    return advantages
 
 
 def mix(

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from wavalign_fast.ops import cuda
 from wavalign_fast.ops.options import BACKENDS, LossOptions
 
-DEFAULT_MEMORY_BUDGET = 512 * 2**20
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ENV_BACKEND = os.environ.get("WAVALIGN_BACKEND", "auto")
 
@@ -35,15 +35,31 @@ EXTENSION = _load_extension()
 _said: set[str] = set()
 
 
-def backend_status() -> dict[str, str | None]:
-    """Every backend with ``None`` where it can be used here and else the reason why not."""
-    later = "its kernels are not in this release"
+def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
+    """Every backend with ``None`` where it can be used here and else the reason why not.
+
+    Args:
+        device: of the tensors, for the GPU backends; by default torch's current GPU.
+    """
     return {
         "reference": None,
         "cpu": EXTENSION if isinstance(EXTENSION, str) else None,
-        "triton": later,
-        "cuda": later,
+        "triton": _triton_status(),
+        "cuda": cuda.status(device),
     }
+
+
+def _triton_status() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _interpreting():
+        return "there is no GPU that this torch sees"
+    return None
+
+
+def _interpreting() -> bool:
+    """Whether Triton's kernels run on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def empty_cache() -> int:
@@ -75,49 +91,59 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
     asked = options.backend if options.backend != "auto" else _ENV_BACKEND
     if asked not in BACKENDS:
         raise ValueError(f"WAVALIGN_BACKEND: got {asked!r}, want one of {', '.join(BACKENDS)}")
-    if asked == "auto":
-        return _choose_automatically(options, hidden)
-    reason = backend_status()[asked]
-    if asked == "cpu" and hidden.device.type != "cpu":
-        reason = f"the tensors are on {hidden.device}"
-    if asked == "cpu" and hidden.dtype not in KERNEL_DTYPES:
-        reason = f"hidden is {hidden.dtype}, want float32, bfloat16 or float16"
+    chosen = _fastest(hidden) if asked == "auto" else asked
+    reason = _unusable(chosen, hidden)
     if reason is not None:
         raise ValueError(f"backend {asked!r} cannot be used: {reason}")
-    _refuse_unhonoured(asked, options)
-    return asked
-
-
-def _choose_automatically(options: LossOptions, hidden: torch.Tensor) -> str:
-    chosen = "reference"
-    if hidden.device.type == "cpu" and hidden.dtype in KERNEL_DTYPES:
-        reason = backend_status()["cpu"]
-        if reason is None:
-            chosen = "cpu"
-        else:
-            _say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {reason}")
-    elif hidden.device.type != "cpu":
-        _say_once(
-            f"wavalign_fast runs on plain PyTorch for tensors on {hidden.device.type}, slower and "
-            "with full logits: the kernels of this release are for the CPU"
-        )
     _refuse_unhonoured(chosen, options)
     return chosen
 
 
+def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
+    """Why ``backend`` does not serve these tensors; ``None`` if it does."""
+    if backend == "reference":
+        return None
+    on_cpu = hidden.device.type == "cpu"
+    if on_cpu != (backend == "cpu") and not (backend == "triton" and _interpreting()):
+        wanted = "the CPU" if backend == "cpu" else "a GPU"
+        return f"the tensors are on {hidden.device}, want {wanted}"
+    if hidden.dtype not in KERNEL_DTYPES:
+        return f"hidden is {hidden.dtype}, want float32, bfloat16 or float16"
+    return backend_status(None if on_cpu else hidden.device)[backend]
+
+
+def _fastest(hidden: torch.Tensor) -> str:
+    """The first of CUDA build, Triton and C++ that serves these tensors, else plain torch."""
+    wanted = ("cpu",) if hidden.device.type == "cpu" else ("cuda", "triton")
+    reasons = {backend: _unusable(backend, hidden) for backend in wanted}
+    for backend, reason in reasons.items():
+        if reason is None:
+            return backend
+    if hidden.dtype in KERNEL_DTYPES:
+        why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+        _say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")
+    return "reference"
+
+
+HONOURED = {
+    "reference": {"weight_grad_dtype"},
+    "cpu": {"memory_budget", "skip_tolerance"},
+    "cuda": {"memory_budget", "live_rows"},
+    "triton": {"memory_budget", "live_rows"},
+}
+"""The options that are not every backend's, and whose they are."""
+NOT_ASKED = {
+    "memory_budget": None,
+    "live_rows": None,
+    "skip_tolerance": 0.0,
+    "weight_grad_dtype": torch.float32,
+}
+
+
 def _refuse_unhonoured(backend: str, options: LossOptions) -> None:
-    if backend == "reference" and options.skip_tolerance > 0:
-        raise ValueError(
-            f"skip_tolerance: got {options.skip_tolerance}, but backend 'reference' skips "
-            "nothing; want 0"
-        )
-    if backend == "reference" and options.memory_budget is not None:
-        raise ValueError(
-            f"memory_budget: got {options.memory_budget}, but backend 'reference' builds the full "
-            "logits; leave it out or choose another backend"
-        )
-    if backend == "cpu" and options.weight_grad_dtype != torch.float32:
-        raise ValueError(
-            f"weight_grad_dtype: got {options.weight_grad_dtype}, but backend 'cpu' accumulates in "
-            "torch.float32"
-        )
+    for name, default in NOT_ASKED.items():
+        value = getattr(options, name)
+        if value != default and name not in HONOURED[backend]:
+            raise ValueError(
+                f"{name}: got {value}, but backend {backend!r} does not honour it; want {default}"
+            )

@@ -1,9 +1,9 @@
-"""What a row kernel computes, in plain torch: the definition of the GPU backends' one job.
+"""What a GPU backend's kernels compute, in plain torch: their definition.
 
 A chunk of logits [R, V] comes out of a product; a row kernel makes of each row its statistics, its
 gradient, or both at once, and writes the gradient over the logits as the next product's operand.
-Backends offer these three functions with these signatures; here they run in any dtype, float64
-included, and say what the others must give.
+Three more functions bring the rows that carry loss together and back. Backends offer all six with
+these signatures; here they run in any dtype, float64 included, and say what the others must give.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 
 LINEAR_FROM = 20.0
 """Nats from which ratios grow along their tangent."""
+SCALED_AT_ONCE = 2**24
 
 
 class RowStats(NamedTuple):
@@ -165,6 +166,42 @@ def hybrid_rows_(
         out_dtype=out_dtype,
     )
     return stats, g, dlogits
+
+
+def compact_rows(live: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the true among ``live`` [T], ascending, then -1: [capacity]; and their number [1].
+
+    Where the capacity is too small, the first ones are there; the number is of all.
+    """
+    place = torch.where(live, live.cumsum(0) - 1, capacity).clamp(max=capacity)
+    index = live.new_full((capacity + 1,), -1, dtype=torch.int64)
+    index[place] = torch.arange(len(live), device=live.device)
+    return index[:capacity], live.sum(dtype=torch.int64).reshape(1)
+
+
+def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows [N, H] of ``source`` [T, H]; zeros where the index [N] is -1."""
+    if source.shape[0] == 0:
+        return source.new_zeros((len(index), source.shape[1]))
+    rows = source.index_select(0, index.clamp(min=0))
+    return torch.where((index < 0).unsqueeze(1), 0, rows)
+
+
+def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Writes rows [N, H] into ``target`` [T, H], in its dtype; those of index -1 nowhere."""
+    given = index >= 0
+    target[index[given]] = rows[given].to(target.dtype)
+    return target
+
+
+def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``gradient *= factor``, 0-d, rounded once: a factor in bf16 would be off by 0.4 %."""
+    wide = torch.promote_types(gradient.dtype, factor.dtype)
+    if wide == gradient.dtype:
+        return gradient.mul_(factor)
+    for part in gradient.reshape(-1).split(SCALED_AT_ONCE):
+        part.copy_(part.to(wide) * factor)
+    return gradient
 
 
 def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Importing this imports triton; `wavalign_fast` does so when the backend is first used.
 """
 
+from wavalign_fast.ops.row_kernels import scale_
 from wavalign_fast.ops.triton.compaction import compact_rows, gather_rows, scatter_rows_
 from wavalign_fast.ops.triton.rows import hybrid_rows_, row_gradient_, row_stats
 from wavalign_fast.ops.triton.scorer import score
@@ -13,6 +14,7 @@ __all__ = [
     "hybrid_rows_",
     "row_gradient_",
     "row_stats",
+    "scale_",
     "scatter_rows_",
     "score",
 ]

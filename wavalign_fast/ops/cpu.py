@@ -1,0 +1,165 @@
+"""The C++ kernels as torch.library ops: fake kernels, derivatives, and the call itself."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from wavalign_fast.ops.library import EXTENSION
+from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.row_kernels import TokenTable
+
+DEFAULT_MEMORY_BUDGET = 512 * 2**20
+TILE_ROWS = 256
+LANE_ALIGN = 16
+
+
+def linear_logprob(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    options: LossOptions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked, contiguous operands."""
+    budget = options.memory_budget
+    wants_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (rows, weight, bias)
+    )
+    store = _store_bytes(
+        rows, weight, DEFAULT_MEMORY_BUDGET if budget is None else budget, wants_grad
+    )
+    tolerance = options.skip_tolerance if wants_grad else 0.0
+    logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
+        rows, weight, targets, bias, temperature, ignore_index, store, tolerance
+    )
+    return logp, entropy, lse
+
+
+def hybrid_step(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    table: TokenTable,
+    *,
+    bias: torch.Tensor | None,
+    clip: tuple[float, float] | None,
+    ignore_index: int,
+    options: LossOptions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
+
+    The probabilities that the forward pass keeps make this three products as well, so the
+    gradients wait for the backward pass; only the token maths is done here.
+    """
+    logp, entropy, lse = linear_logprob(rows, weight, targets, bias, 1.0, ignore_index, options)
+    low, high = clip or (-math.inf, math.inf)
+    columns = (None if column is None else column.double() for column in table)
+    g = torch.ops.wavalign_fast.token_gradient(logp.detach().double(), *columns, low, high)
+    g = torch.where(targets == ignore_index, 0.0, g).to(logp.dtype)
+
+    def attach(loss: torch.Tensor) -> torch.Tensor:
+        attached: torch.Tensor = _WithDerivative.apply(loss.detach(), logp, g)
+        return attached
+
+    return logp.detach(), entropy.detach(), lse.detach(), attach
+
+
+class _WithDerivative(torch.autograd.Function):
+    """A value with a given derivative by a vector."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: torch.Tensor, vector: torch.Tensor, derivative: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(derivative)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (derivative,) = ctx.saved_tensors
+        return None, grad.to(derivative.dtype) * derivative, None
+
+
+def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int, wants_grad: bool) -> int:
+    """Bytes of probabilities to keep for the backward pass: all of them, or the budget.
+
+    An upper bound from the shapes alone, so that it is known while tracing; the pages of rows that
+    turn out to be ignored are never touched.
+    """
+    if not wants_grad:
+        return 0
+    item = 2 if rows.dtype == torch.bfloat16 else 4
+    lanes = (rows.shape[0] + LANE_ALIGN - 1) // LANE_ALIGN * LANE_ALIGN
+    tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
+    return min(budget, 64 + tiles * lanes * (4 + TILE_ROWS * item))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
+    ctx.set_materialize_grads(False)
+    logp, entropy, _, norm, store, skipped = output
+    ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
+    ctx.temperature, ctx.ignore_index = temperature, ignore_index
+
+
+def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    hidden, weight, targets, bias, *results = ctx.saved_tensors
+    grad_logp, grad_entropy, grad_lse, *_ = grads
+    needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
+    operand_grads = torch.ops.wavalign_fast.linear_logprob_backward(
+        *(grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias),
+        *(ctx.temperature, ctx.ignore_index, *results, *needs),
+    )
+    grad_hidden, grad_weight, grad_bias = (
+        g if needed else None for g, needed in zip(operand_grads, needs, strict=True)
+    )
+    return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
+    raise RuntimeError(
+        "linear_logprob has no second derivative on this backend; options=LossOptions("
+        "backend='reference') has one"
+    )
+
+
+def _register() -> None:
+    torch.library.register_autograd(
+        "wavalign_fast::linear_logprob", _backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd(
+        "wavalign_fast::linear_logprob_backward",
+        _no_second_derivative,
+        setup_context=lambda ctx, inputs, output: None,
+    )
+
+    @torch.library.register_fake("wavalign_fast::linear_logprob")
+    def _(hidden, weight, targets, bias, temperature, ignore_index, store_bytes, skip_tolerance):  # type: ignore[no-untyped-def]
+        per_row = hidden.new_empty(targets.shape, dtype=torch.float32)
+        store = hidden.new_empty([store_bytes], dtype=torch.uint8)
+        tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
+        table = [tiles, targets.shape[0]] if skip_tolerance > 0 else [0]
+        skipped = hidden.new_empty(table, dtype=torch.uint8)
+        norm = hidden.new_empty([2, targets.shape[0]], dtype=torch.float32)
+        values = (per_row, torch.empty_like(per_row), torch.empty_like(per_row))
+        return *values, norm, store, skipped
+
+    @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
+    def _(*args):  # type: ignore[no-untyped-def]
+        hidden, weight, bias = args[3], args[4], args[6]
+        operands = zip((hidden, weight, bias), args[-3:], strict=True)
+        return tuple(torch.empty_like(t) if need else hidden.new_empty([0]) for t, need in operands)
+
+    @torch.library.register_fake("wavalign_fast::token_gradient")
+    def _(logp, *columns):  # type: ignore[no-untyped-def]
+        return torch.empty_like(logp)
+
+
+if not isinstance(EXTENSION, str):
+    _register()

@@ -1,0 +1,131 @@
+"""What the public functions do on a GPU backend: rows picked, a plan made, results put back."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.ops import chunked_library, live_rows
+from wavalign_fast.ops.library import backend_status
+from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.row_kernels import TokenTable
+
+DEFAULT_MEMORY_BUDGET = 2 * 2**30
+"""Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
+read and written more often, with more nothing is gained."""
+
+
+Attach = Callable[[Tensor], Tensor]
+
+
+def linear_logprob(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    options: LossOptions,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked operands.
+
+    ``targets`` may be on the CPU: see ``live_rows.live_index``.
+    """
+    picked = _Picked(rows, targets, ignore_index, backend, options)
+    scoring = (bias, temperature, ignore_index)
+    if not options.deterministic and not _wants_grad(rows, weight, bias) and _triton_works(backend):
+        scores = _without_logits(picked, weight, *scoring)
+    else:
+        *scores, _ = chunked_library.chunked_logprob(
+            picked.hidden, weight, picked.targets, *scoring, *_plan(options, backend)
+        )
+    logp, entropy, lse = (picked.put_back(values) for values in scores)
+    return logp, entropy, lse
+
+
+def hybrid_step(
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    table: TokenTable,
+    *,
+    bias: Tensor | None,
+    clip: tuple[float, float] | None,
+    ignore_index: int,
+    options: LossOptions,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Attach]:
+    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss."""
+    picked = _Picked(rows, targets, ignore_index, backend, options)
+    columns = [None if column is None else picked.take(column) for column in table]
+    operands = (picked.hidden, weight, bias)
+    needs = [_wants_grad(operand) for operand in operands]
+    *scores, grad_hidden, grad_weight, grad_bias = chunked_library.hybrid_step(
+        *(picked.hidden.detach(), weight.detach(), picked.targets),
+        *(None if bias is None else bias.detach(), *columns),
+        *(None if clip is None else list(clip), ignore_index),
+        *(*_plan(options, backend), needs),
+    )
+    gradients = (grad_hidden, grad_weight, grad_bias)
+
+    def attach(loss: Tensor) -> Tensor:
+        wanted = [t for t, need in zip(operands, needs, strict=True) if need]
+        found = [g for g, need in zip(gradients, needs, strict=True) if need]
+        return chunked_library.with_gradients(loss.detach(), wanted, found, backend)
+
+    logp, entropy, lse = (picked.put_back(values) for values in scores)
+    return logp, entropy, lse, attach
+
+
+class _Picked:
+    """The rows of a call that carry loss, on the device of the hidden states."""
+
+    def __init__(
+        self, rows: Tensor, targets: Tensor, ignore_index: int, backend: str, options: LossOptions
+    ) -> None:
+        self.total = len(rows)
+        self.index, self.count = live_rows.live_index(
+            targets, ignore_index, rows.device, backend, options.live_rows
+        )
+        self.hidden = live_rows.take_rows(rows, self.index, backend)
+        ids = live_rows.sent(targets, rows.device)
+        self.targets = live_rows.at_rows(ids, self.index, ignore_index)
+
+    def take(self, column: Tensor) -> Tensor:
+        dtype = torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
+        return live_rows.at_rows(column, self.index, 0.0).to(dtype)
+
+    def put_back(self, values: Tensor) -> Tensor:
+        """[T] from [N]; NaN where the capacity did not hold all rows, for some are missing."""
+        table = live_rows.in_place(values, self.index, self.total)
+        if self.count is None:
+            return table
+        return torch.where(self.count > len(self.index), torch.nan, table)
+
+
+def _plan(options: LossOptions, backend: str) -> tuple[str, int, bool]:
+    budget = options.memory_budget
+    return backend, DEFAULT_MEMORY_BUDGET if budget is None else budget, options.deterministic
+
+
+def _wants_grad(*operands: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+
+
+def _triton_works(backend: str) -> bool:
+    return backend == "triton" or backend_status()["triton"] is None
+
+
+def _without_logits(
+    picked: _Picked, weight: Tensor, bias: Tensor | None, temperature: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    triton: Any = importlib.import_module("wavalign_fast.ops.triton")
+    stats = triton.score(
+        *(picked.hidden, weight, picked.targets, None if bias is None else bias.float()),
+        scale=1.0 / temperature,
+        ignore_index=ignore_index,
+    )
+    return stats.logp, stats.entropy, stats.top + stats.log_sum

@@ -1,0 +1,110 @@
+"""The rows that carry loss, brought together for the products and back to their places."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.ops import chunked
+
+
+def live_index(
+    targets: Tensor, ignore_index: int, device: torch.device, backend: str, capacity: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Indices [N] of the rows of ``targets`` [T] that are not ignored, on ``device``.
+
+    Their number has to be known on the host, for it is the height of the products. It is, without
+    a word with the device, where the targets are on the CPU, and where the caller gives a
+    ``capacity``: then N is the capacity, with -1 behind the last row, and the second result [1]
+    says how many there are. Without one all rows are taken while a graph is captured or traced, for
+    its shapes are fixed; otherwise the host waits for one number.
+    """
+    live = targets != ignore_index
+    if capacity is not None:
+        return compact_rows(sent(live, device), capacity, backend)
+    if torch.compiler.is_compiling() or (
+        device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    ):
+        return torch.arange(len(targets), device=device), None
+    if targets.device.type == "cpu":
+        return sent(torch.nonzero(live).squeeze(-1), device), None
+    return torch.nonzero(live).squeeze(-1), None
+
+
+def sent(table: Tensor, device: torch.device) -> Tensor:
+    """The table on the device; the host does not wait for the copy, if there is one."""
+    if table.device == device:
+        return table
+    if table.device.type == "cpu":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
+
+
+def at_rows(table: Tensor, index: Tensor, missing: float) -> Tensor:
+    """``table[index]`` [N] of [T]; ``missing`` where the index is -1."""
+    if len(table) == 0:
+        return table.new_full((len(index),), missing)
+    return torch.where(index < 0, missing, table.index_select(0, index.clamp(min=0)))
+
+
+def in_place(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """[count] with values [N] at their rows, 0 elsewhere; differentiable."""
+    slot = torch.where(index < 0, count, index)
+    return values.new_zeros(count + 1).index_copy(0, slot, values)[:count]
+
+
+@torch.library.custom_op("wavalign_fast::live_places", mutates_args=())
+def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Tensor]:
+    """See ``row_kernels.compact_rows``."""
+    return chunked.row_kernels_of(backend).compact_rows(live, capacity=capacity)
+
+
+@torch.library.custom_op("wavalign_fast::take_rows", mutates_args=())
+def take_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
+    """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
+    return chunked.row_kernels_of(backend).gather_rows(source, index)
+
+
+@torch.library.custom_op("wavalign_fast::put_rows", mutates_args=())
+def put_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
+    """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
+    target = rows.new_zeros((count, rows.shape[1]))
+    return chunked.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
+
+
+@compact_rows.register_fake
+def _(live, capacity, backend):  # type: ignore[no-untyped-def]
+    return tuple(live.new_empty(n, dtype=torch.int64) for n in (capacity, 1))
+
+
+@take_rows.register_fake
+def _(source, index, backend):  # type: ignore[no-untyped-def]
+    return source.new_empty((index.shape[0], source.shape[1]))
+
+
+@put_rows.register_fake
+def _(rows, index, count, backend):  # type: ignore[no-untyped-def]
+    return rows.new_empty((count, rows.shape[1]))
+
+
+def _take_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    source, index, ctx.backend = inputs
+    ctx.save_for_backward(index)
+    ctx.count = source.shape[0]
+
+
+def _take_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return put_rows(grad, ctx.saved_tensors[0], ctx.count, ctx.backend), None, None
+
+
+def _put_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, index, _, ctx.backend = inputs
+    ctx.save_for_backward(index)
+
+
+def _put_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return take_rows(grad.contiguous(), ctx.saved_tensors[0], ctx.backend), None, None, None
+
+
+take_rows.register_autograd(_take_backward, setup_context=_take_context)
+put_rows.register_autograd(_put_backward, setup_context=_put_context)
