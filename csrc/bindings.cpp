@@ -15,17 +15,27 @@ TORCH_LIBRARY(wavalign_fast, m) {
   // far offset is rounded away, and with it the gradient. `store` keeps at most
   // `store_bytes` of probabilities for the backward pass; `skipped` says which tiles of the
   // vocabulary, with a mass of at most `skip_tolerance` together, a row's gradient leaves out.
+  // `nest` [V, H], if wanted and not refused (then [0]), holds what of the probabilities finds room
+  // there and becomes the weight's gradient.
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float "
       "temperature, "
-      "int ignore_index, SymInt store_bytes, float skip_tolerance) -> (Tensor logp, Tensor "
-      "entropy, Tensor lse, Tensor norm, Tensor store, Tensor skipped)");
+      "int ignore_index, SymInt store_bytes, float skip_tolerance, bool want_nest) -> (Tensor "
+      "logp, "
+      "Tensor entropy, Tensor lse, Tensor norm, Tensor store, Tensor skipped, Tensor nest)");
   // Gradients to hidden, weight and bias; the ones not needed come back empty.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
-      "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
+      "Tensor nest, bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, "
+      "Tensor)");
+  // The same, the weight's gradient being what the nest is from then on.
+  m.def(
+      "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
+      "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
+      "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor(b!) store, "
+      "Tensor skipped, Tensor(a!) nest, bool need_hidden, bool need_bias) -> (Tensor, Tensor)");
   // dL/dlogp [T] of the hybrid loss, in float64 as all its columns (ops/row_kernels.py).
   m.def(
       "token_gradient(Tensor logp, Tensor policy_coef, Tensor advantage, Tensor kl_coef, Tensor "
@@ -36,6 +46,7 @@ TORCH_LIBRARY(wavalign_fast, m) {
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
   m.impl("linear_logprob", &wavalign::cpu::linear_logprob);
   m.impl("linear_logprob_backward", &wavalign::cpu::linear_logprob_backward);
+  m.impl("linear_logprob_backward_", &wavalign::cpu::linear_logprob_backward_);
   m.impl("token_gradient", &wavalign::cpu::token_gradient);
 }
 

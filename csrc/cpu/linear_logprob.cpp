@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/nest.h"
 #include "cpu/recycled.h"
 #include "cpu/skipping.h"
 #include "cpu/tasks.h"
@@ -76,11 +77,10 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
 template <typename Stored, typename Operand>
 void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* targets,
              const at::Tensor& bias, double temperature, const TokenPanels& panels,
-             const TokenResults& out, const at::Tensor& store_bytes, const SkipTable& skip,
+             const TokenResults& out, const TileStore<Operand>& store, const SkipTable& skip,
              double skip_tolerance) {
   const VocabTiles tiles{weight.size(0)};
   const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
-  const TileStore<Operand> store(store_bytes, panels);
   store.stamp();
   const StatsTable stats(tiles.count(), panels.lanes());
   std::vector<float> target_logits(panels.tokens());
@@ -94,7 +94,7 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
       const int64_t rows = tiles.rows(tile), width = panels.width(panel),
                     lane = panels.begin(panel);
       source.compute(tile, panel, logits.data(), widened);
-      Operand* probs = tile < store.kept() ? store.probs(tile) + lane * kTileRows : nullptr;
+      Operand* probs = tile < store.kept() ? store.probs(tile, lane) : nullptr;
       const TileStats at = stats.at(tile, lane);
       row_kernels().tile<Operand>().softmax_stats(logits.data(), rows, width, at, probs);
       if (probs != nullptr) std::copy_n(at.max, width, store.max(tile) + lane);
@@ -156,10 +156,10 @@ TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
   return panels;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> linear_logprob(
-    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
-    const std::optional<at::Tensor>& bias, double temperature, int64_t ignore_index,
-    int64_t store_bytes, double skip_tolerance) {
+ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight,
+                              const at::Tensor& targets, const std::optional<at::Tensor>& bias,
+                              double temperature, int64_t ignore_index, int64_t store_bytes,
+                              double skip_tolerance, bool want_nest) {
   const bool skipping = skip_tolerance > 0;
   const TokenPanels panels =
       live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipping);
@@ -170,16 +170,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   std::vector<int64_t> skip_shape{0};
   if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
   const at::Tensor skipped = at::zeros(skip_shape, store.options());
-  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped};
+  at::Tensor nest = at::empty({0}, weight.options());
+  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped, nest};
+  if (want_nest && store_bytes > 0) nest = new_nest(weight);
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
         TokenResults{logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(),
                      norm.data_ptr<float>(), norm.data_ptr<float>() + hidden.size(0)},
-        store, SkipTable(skipped), skip_tolerance);
+        TileStore<decltype(operand)>(store, nest, panels, VocabTiles{weight.size(0)}),
+        SkipTable(skipped), skip_tolerance);
   });
-  return {logp, entropy, lse, norm, store, skipped};
+  return {logp, entropy, lse, norm, store, skipped, nest};
 }
 
 }  // namespace wavalign::cpu

@@ -156,8 +156,8 @@ void pack_rows(const float* in, int64_t k, int64_t n, int64_t ld_in, float* out)
 // Pairs (even[j], odd[j]) of two rows, n of them. `ahead`: how far behind them, in elements, the
 // rows lie that are read soon: the pieces of a row are too short for the processor to see it
 // coming.
-void interleave(const uint16_t* even, const uint16_t* odd, int64_t n, int64_t ahead,
-                uint32_t* pairs) {
+void interleave(const uint16_t* even, const uint16_t* odd, int64_t n,
+                [[maybe_unused]] int64_t ahead, uint32_t* pairs) {
   int64_t j = 0;
 #if defined(CPU_CAPABILITY_AVX512)
   const __m512i step = _mm512_set1_epi16(16);
@@ -189,7 +189,7 @@ void pack_rows(const c10::BFloat16* in, int64_t k, int64_t n, int64_t ld_in, c10
 
 // Two vectors at once: a whole cache line of the narrow type. `stream`: past the caches, for what
 // is far larger than they are; `to` is then aligned to a line.
-void round_line(const float* from, c10::BFloat16* to, bool stream) {
+void round_line(const float* from, c10::BFloat16* to, [[maybe_unused]] bool stream) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m256i low = at::vec::cvtfp32_bf16(load(from)),
                 high = at::vec::cvtfp32_bf16(load(from + kWidth));
@@ -205,7 +205,7 @@ void round_line(const float* from, c10::BFloat16* to, bool stream) {
 #endif
 }
 
-void round_line(const float* from, float* to, bool stream) {
+void round_line(const float* from, float* to, [[maybe_unused]] bool stream) {
   for (int64_t i = 0; i < 2 * kWidth; i += kWidth) {
 #if defined(CPU_CAPABILITY_AVX512)
     if (stream) {

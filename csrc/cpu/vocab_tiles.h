@@ -24,24 +24,41 @@ struct VocabTiles {
   int64_t rows(int64_t tile) const { return std::min(kTileRows, vocab - begin(tile)); }
 };
 
-// What the forward pass hands to the backward pass, in one byte tensor of bounded size: for the
-// first `kept` tiles exp(z - max) in the operand type and the max of each token. Tiles beyond are
-// computed again, bit for bit the same, so the size changes time and never a result.
+// What the forward pass hands to the backward pass: for the first `kept` tiles the max of each
+// token and exp(z - max) in the operand type. Tiles beyond are computed again, bit for bit the
+// same, so the size changes time and never a result.
+//
+// The probabilities of a tile wait in its own rows of the weight's gradient, if that is there by
+// then (`nest`), for it is the last to read them before it writes those rows. What does not fit
+// there, and the maxima, are in a byte tensor of bounded size.
 template <typename Operand>
 class TileStore {
  public:
   static constexpr int64_t kHeader = 64;
 
-  TileStore(const at::Tensor& bytes, const TokenPanels& panels)
-      : base_(bytes.numel() == 0 ? nullptr : bytes.data_ptr<uint8_t>()), lanes_(panels.lanes()) {
-    if (base_ != nullptr && lanes_ > 0) kept_ = (bytes.numel() - kHeader) / record_bytes();
+  TileStore(const at::Tensor& bytes, const at::Tensor& nest, const TokenPanels& panels,
+            const VocabTiles& tiles)
+      : base_(bytes.numel() == 0 ? nullptr : bytes.data_ptr<uint8_t>()),
+        nest_(nest.numel() == 0 ? nullptr : static_cast<uint8_t*>(nest.data_ptr())),
+        nest_row_(nest.numel() == 0 ? 0 : nest.size(1) * nest.element_size()),
+        lanes_(panels.lanes()),
+        tiles_(tiles) {
+    const int64_t room = nest_row_ / static_cast<int64_t>(sizeof(Operand));
+    nested_ = lanes_ <= room ? lanes_ : room / kPanelLanes * kPanelLanes;
+    if (base_ != nullptr && lanes_ > 0) {
+      kept_ = std::min(tiles.count(), (bytes.numel() - kHeader) / record_bytes());
+    }
   }
 
   int64_t kept() const { return kept_; }
   float* max(int64_t tile) const { return reinterpret_cast<float*>(record(tile)); }
-  // [panel][kTileRows][width], panel p at begin(p) * kTileRows
-  Operand* probs(int64_t tile) const {
-    return reinterpret_cast<Operand*>(record(tile) + lanes_ * static_cast<int64_t>(sizeof(float)));
+  // Of the panel that begins with this lane: [rows(tile)][width]
+  Operand* probs(int64_t tile, int64_t lane) const {
+    if (lane < nested_) {
+      return reinterpret_cast<Operand*>(nest_ + tiles_.begin(tile) * nest_row_) +
+             lane * tiles_.rows(tile);
+    }
+    return reinterpret_cast<Operand*>(max(tile) + lanes_) + (lane - nested_) * kTileRows;
   }
 
   // The kind of operand is chosen per call; a store written with another kind is not read.
@@ -52,14 +69,24 @@ class TileStore {
 
  private:
   int64_t record_bytes() const {
-    return lanes_ * static_cast<int64_t>(sizeof(float) + kTileRows * sizeof(Operand));
+    return lanes_ * static_cast<int64_t>(sizeof(float)) +
+           (lanes_ - nested_) * static_cast<int64_t>(kTileRows * sizeof(Operand));
   }
   uint8_t* record(int64_t tile) const { return base_ + kHeader + tile * record_bytes(); }
 
   uint8_t* base_;
+  uint8_t* nest_;
+  int64_t nest_row_;
   int64_t lanes_;
+  int64_t nested_;  // lanes of every tile that are in the nest
   int64_t kept_ = 0;
+  VocabTiles tiles_;
 };
+
+// No more of the store is read: its nest has become a gradient.
+inline void forget(const at::Tensor& store) {
+  if (store.numel() > 0) *store.data_ptr<uint8_t>() = 0;
+}
 
 // Rows [first, first + rows) x columns [column, column + n) of the weight in the operand type,
 // without a copy where it already has it.

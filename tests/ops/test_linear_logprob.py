@@ -226,19 +226,27 @@ def test_opcheck(dtype: torch.dtype) -> None:
     hidden, weight = p.hidden.clone().requires_grad_(), p.weight.clone().requires_grad_()
     op = torch.ops.wavalign_fast.linear_logprob.default
     # All of opcheck without a store, whose content past the kept tiles is never written.
-    torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.0))
-    torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.3))
+    torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.0, False))
+    torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.3, False))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    inputs = (hidden, weight, p.targets, p.bias, 0.9, -100, 4096, 0.0)
-    torch.library.opcheck(op, inputs, test_utils=tests)
+    for nest in (False, True):
+        inputs = (hidden, weight, p.targets, p.bias, 0.9, -100, 4096, 0.0, nest)
+        torch.library.opcheck(op, inputs, test_utils=tests)
     logp, entropy, _, *kept = op(
-        p.hidden, p.weight, p.targets, p.bias, 1.0, -100, 4096, 0.1
+        p.hidden, p.weight, p.targets, p.bias, 1.0, -100, 4096, 0.1, False
     )  # fmt: skip
     torch.library.opcheck(
         torch.ops.wavalign_fast.linear_logprob_backward.default,
         (torch.randn(20), None, torch.randn(20), p.hidden, p.weight, p.targets, p.bias, 1.0, -100,
          logp, entropy, *kept, True, False, True),
         test_utils=tests,
+    )  # fmt: skip
+    *kept, nest = kept
+    torch.library.opcheck(
+        torch.ops.wavalign_fast.linear_logprob_backward_.default,
+        (torch.randn(20), None, torch.randn(20), p.hidden, p.weight, p.targets, p.bias, 1.0, -100,
+         logp, entropy, *kept, torch.zeros_like(p.weight), True, True),
+        test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 
 

@@ -30,12 +30,14 @@ def linear_logprob(
     wants_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (rows, weight, bias)
     )
+    # In a traced graph every result has a shape of its own, and a nest may be refused.
+    nest = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     store = _store_bytes(
         rows, weight, DEFAULT_MEMORY_BUDGET if budget is None else budget, wants_grad
     )
     tolerance = options.skip_tolerance if wants_grad else 0.0
     logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
-        rows, weight, targets, bias, temperature, ignore_index, store, tolerance
+        rows, weight, targets, bias, temperature, ignore_index, store, tolerance, nest
     )
     return logp, entropy, lse
 
@@ -103,23 +105,40 @@ def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int, wants_gr
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
     ctx.set_materialize_grads(False)
-    logp, entropy, _, norm, store, skipped = output
+    logp, entropy, _, norm, store, skipped, nest = output
+    ctx.mark_non_differentiable(norm, store, skipped, nest)
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
+    # Not a saved tensor, whose first change would forbid a second backward pass. The first one
+    # takes it along; the next finds none, and makes the probabilities again.
+    ctx.nest = nest
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     hidden, weight, targets, bias, *results = ctx.saved_tensors
     grad_logp, grad_entropy, grad_lse, *_ = grads
-    needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-    operand_grads = torch.ops.wavalign_fast.linear_logprob_backward(
-        *(grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias),
-        *(ctx.temperature, ctx.ignore_index, *results, *needs),
+    need_hidden, need_weight, need_bias = (ctx.needs_input_grad[i] for i in (0, 1, 3))
+    operands = (grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias)
+    settings = (ctx.temperature, ctx.ignore_index, *results, ctx.nest)
+    ops = torch.ops.wavalign_fast
+    # A pass that is itself to be differentiated is refused by the op that changes nothing.
+    if need_weight and ctx.nest.numel() > 0 and not torch.is_grad_enabled():
+        # Nobody else may hold the gradient, or autograd copies it.
+        grad_weight, ctx.nest = ctx.nest, ctx.nest.new_empty(0)
+        grad_hidden, grad_bias = ops.linear_logprob_backward_(
+            *operands, *settings, need_hidden, need_bias
+        )
+    else:
+        grad_hidden, grad_weight, grad_bias = ops.linear_logprob_backward(
+            *operands, *settings, need_hidden, need_weight, need_bias
+        )
+    return (
+        grad_hidden if need_hidden else None,
+        grad_weight if need_weight else None,
+        None,
+        grad_bias if need_bias else None,
+        *[None] * 5,
     )
-    grad_hidden, grad_weight, grad_bias = (
-        g if needed else None for g, needed in zip(operand_grads, needs, strict=True)
-    )
-    return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
@@ -140,7 +159,9 @@ def _register() -> None:
     )
 
     @torch.library.register_fake("wavalign_fast::linear_logprob")
-    def _(hidden, weight, targets, bias, temperature, ignore_index, store_bytes, skip_tolerance):  # type: ignore[no-untyped-def]
+    def _(  # type: ignore[no-untyped-def]
+        hidden, weight, targets, bias, temperature, ignore_index, store_bytes, skip_tolerance, nest
+    ):
         per_row = hidden.new_empty(targets.shape, dtype=torch.float32)
         store = hidden.new_empty([store_bytes], dtype=torch.uint8)
         tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
@@ -148,12 +169,19 @@ def _register() -> None:
         skipped = hidden.new_empty(table, dtype=torch.uint8)
         norm = hidden.new_empty([2, targets.shape[0]], dtype=torch.float32)
         values = (per_row, torch.empty_like(per_row), torch.empty_like(per_row))
-        return *values, norm, store, skipped
+        nested = torch.empty_like(weight) if nest else weight.new_empty(0)
+        return *values, norm, store, skipped, nested
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(*args):  # type: ignore[no-untyped-def]
         hidden, weight, bias = args[3], args[4], args[6]
         operands = zip((hidden, weight, bias), args[-3:], strict=True)
+        return tuple(torch.empty_like(t) if need else hidden.new_empty([0]) for t, need in operands)
+
+    @torch.library.register_fake("wavalign_fast::linear_logprob_backward_")
+    def _(*args):  # type: ignore[no-untyped-def]
+        hidden, bias = args[3], args[6]
+        operands = zip((hidden, bias), args[-2:], strict=True)
         return tuple(torch.empty_like(t) if need else hidden.new_empty([0]) for t, need in operands)
 
     @torch.library.register_fake("wavalign_fast::token_gradient")

@@ -1,0 +1,99 @@
+"""Probabilities that wait in the weight's gradient: same bits, and one call at a time."""
+
+import pytest
+import torch
+
+from tests.ops.problems import CPU, problem
+from wavalign_fast.ops import LossOptions, backend_status, linear_logprob
+
+pytestmark = pytest.mark.skipif(
+    backend_status()["cpu"] is not None, reason=f"no kernels: {backend_status()['cpu']}"
+)
+NOTHING_KEPT = LossOptions(backend="cpu", memory_budget=0)
+
+
+def loss_of(p, leaves, options=CPU):
+    out = linear_logprob(*leaves, p.targets, with_entropy=True, options=options)
+    g = torch.Generator().manual_seed(1)
+    return (out.logp * torch.randn(p.targets.shape, generator=g)).sum() + 0.1 * out.entropy.sum()
+
+
+def leaves_of(p):
+    return [t.clone().requires_grad_() for t in (p.hidden, p.weight)]
+
+
+# All lanes in the nest, two panels of three, and none: 600 rows over H = 640, 576 and 64.
+@pytest.mark.parametrize("hidden_size", [640, 576, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_gradients_have_the_same_bits_as_from_probabilities_made_again(hidden_size, dtype):
+    p = problem(600, hidden_size, 700, dtype, ignored=False)
+    grads = [
+        torch.autograd.grad(loss_of(p, leaves := leaves_of(p), options), leaves)
+        for options in (CPU, NOTHING_KEPT)
+    ]
+    for nested, again in zip(*grads, strict=True):
+        assert torch.equal(nested, again)
+
+
+def test_a_second_backward_pass_has_the_same_bits():
+    p = problem(40, 64, 700, torch.bfloat16)
+    leaves = leaves_of(p)
+    loss = loss_of(p, leaves)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    kept = [g.clone() for g in first]
+    second = torch.autograd.grad(loss, leaves)
+    for g, again, before in zip(first, second, kept, strict=True):
+        assert torch.equal(g, before) and torch.equal(again, before)
+
+
+def test_one_operand_at_a_time():
+    p = problem(40, 64, 700, torch.bfloat16)
+    leaves = leaves_of(p)
+    both = torch.autograd.grad(loss_of(p, leaves), leaves)
+    loss = loss_of(p, leaves)
+    for order in ((0, 1), (1, 0)):
+        for i in order:
+            (alone,) = torch.autograd.grad(loss, leaves[i], retain_graph=True)
+            assert torch.equal(alone, both[i])
+        loss = loss_of(p, leaves)
+
+
+def test_calls_that_wait_together_share_no_nest():
+    """Before one backward pass over several calls only the first has its gradient already."""
+    problems = [problem(40, 64, 700, torch.bfloat16, seed=seed) for seed in range(3)]
+    alone = [torch.autograd.grad(loss_of(p, leaves := leaves_of(p)), leaves) for p in problems]
+    every = [leaves_of(p) for p in problems]
+    losses = [loss_of(p, leaves) for p, leaves in zip(problems, every, strict=True)]
+    sum(losses).backward()
+    for leaves, wanted in zip(every, alone, strict=True):
+        for leaf, gradient in zip(leaves, wanted, strict=True):
+            assert torch.equal(leaf.grad, gradient)
+
+
+def has_nest(p) -> bool:
+    *_, nest = torch.ops.wavalign_fast.linear_logprob(
+        p.hidden, p.weight, p.targets, None, 1.0, -100, 2**20, 0.0, True
+    )
+    return nest.numel() > 0
+
+
+def test_a_nest_without_a_backward_pass_is_given_up():
+    p = problem(40, 64, 700, torch.bfloat16)
+    assert has_nest(p)
+    loss = loss_of(p, leaves_of(p))
+    assert not has_nest(p)
+    del loss
+    assert has_nest(p)
+
+
+def test_a_gradient_is_taken_over_without_a_copy():
+    p = problem(40, 64, 700, torch.bfloat16)
+    leaves = leaves_of(p)
+    loss = loss_of(p, leaves)
+    nest = loss.grad_fn
+    while not hasattr(nest, "nest"):
+        nest = nest.next_functions[0][0]
+    place = nest.nest.data_ptr()
+    del nest
+    loss.backward()
+    assert leaves[1].grad.data_ptr() == place
