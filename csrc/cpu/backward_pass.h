@@ -20,7 +20,7 @@ namespace wavalign::cpu {
 constexpr size_t kBeyondCaches = 32 << 20;
 
 // Buffers of one thread.
-template <typename Operand>
+template <typename Stored, typename Operand>
 struct Workspace {
   explicit Workspace(int64_t lanes)
       : logits(kTileRows * kPanelLanes),
@@ -34,6 +34,7 @@ struct Workspace {
   std::vector<float> logits;     // one tile by one panel; then a block of dW
   std::vector<Operand> dlogits;  // one tile by all lanes, panel after panel
   std::vector<Operand> probs, widened, packed;
+  typename TileLogits<Stored, Operand>::Buffers again;
   std::vector<float> factor, entropy_grad, shift, max, unused;
 };
 
@@ -90,7 +91,7 @@ class Backward {
     Stages stages(tiles_.count(), group_, blocks);
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       const GemmScope scope;
-      Workspace<Operand> work(panels_.lanes());
+      Workspace<Stored, Operand> work(panels_.lanes());
       stages.work([&](const Stages::Step& step) {
         if (step.second) {
           add_hidden(step.group, step.index * hidden_block_, work);
@@ -120,7 +121,7 @@ class Backward {
   static const TileKernels<Operand>& kernels() { return row_kernels().tile<Operand>(); }
 
   // Everything of a tile but its part of dH.
-  void tile(int64_t tile, Workspace<Operand>& work) const {
+  void tile(int64_t tile, Workspace<Stored, Operand>& work) const {
     if (lanes_.none(tile)) {
       if (grad_weight_ != nullptr) no_weight_rows(tile);
       return;
@@ -133,11 +134,11 @@ class Backward {
 
   // exp(z - max) of a tile in this pass's lanes, and `max` into work.max: kept by the forward pass,
   // or made again with the same operations on the same numbers, which gives the same bits.
-  const Operand* probs(int64_t tile, int64_t panel, Workspace<Operand>& work) const {
+  const Operand* probs(int64_t tile, int64_t panel, Workspace<Stored, Operand>& work) const {
     const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
     const int64_t tokens = std::min(width, panels_.tokens() - lane), rows = tiles_.rows(tile);
     if (tile >= kept_) {
-      source_->compute(tile, panel, work.logits.data(), work.widened);
+      source_->compute(tile, panel, work.logits.data(), work.again);
       work.probs.resize(kTileRows * width);
       const TileStats stats{work.max.data(), work.unused.data(), work.unused.data() + kPanelLanes};
       kernels().softmax_stats(work.logits.data(), rows, width, stats, work.probs.data());
@@ -158,7 +159,7 @@ class Backward {
   }
 
   // What exp(z - max) of a tile is multiplied with, token by token; 0 in padding and where skipped.
-  void token_factors(int64_t tile, int64_t panel, Workspace<Operand>& work) const {
+  void token_factors(int64_t tile, int64_t panel, Workspace<Stored, Operand>& work) const {
     const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
     const int64_t tokens = std::min(width, panels_.tokens() - lane);
     for (int64_t n = 0; n < width; ++n) {
@@ -175,7 +176,7 @@ class Backward {
   }
 
   // dL/d(W h): the temperature's factor is in it.
-  void dlogits(int64_t tile, Workspace<Operand>& work) const {
+  void dlogits(int64_t tile, Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     const float scale = 1.f / temperature_;
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -207,7 +208,7 @@ class Backward {
            (place * panels_.lanes() + panels_.begin(panel)) * kTileRows;
   }
 
-  void turn(int64_t tile, const Workspace<Operand>& work) const {
+  void turn(int64_t tile, const Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       if (lanes_.at(tile, panel).size() == 0) continue;
@@ -222,7 +223,7 @@ class Backward {
     }
   }
 
-  void sum_bias(int64_t tile, const Workspace<Operand>& work) const {
+  void sum_bias(int64_t tile, const Workspace<Stored, Operand>& work) const {
     for (int64_t v = 0; v < tiles_.rows(tile); ++v) {
       float sum = 0.f;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -237,7 +238,7 @@ class Backward {
 
   // These rows of dW from all tokens at once: accumulated in fp32 in cache, rounded and written
   // once.
-  void weight_rows(int64_t tile, Workspace<Operand>& work) const {
+  void weight_rows(int64_t tile, Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     const auto* tokens = tokens_.template const_data_ptr<Operand>();
     constexpr int64_t kPair = std::is_same_v<Operand, c10::BFloat16> ? 2 : 1;
@@ -265,7 +266,7 @@ class Backward {
 
   // Columns [h, h + hidden_block_) of dH += dlogits W over a group of tiles. The groups come in
   // order, so the sum has one order whatever the number of threads.
-  void add_hidden(int64_t group, int64_t h, Workspace<Operand>& work) {
+  void add_hidden(int64_t group, int64_t h, Workspace<Stored, Operand>& work) {
     const int64_t n = std::min(hidden_block_, hidden_size_ - h);
     float* out = grad_hidden_.data_ptr<float>();
     work.packed.resize(kTileRows * hidden_block_);

@@ -88,12 +88,12 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
   parallel_tasks(tiles.count() * panels.count(), [&](const auto& next) {
     const GemmScope scope;
     std::vector<float> logits(kTileRows * kPanelLanes);
-    std::vector<Operand> widened;
+    typename TileLogits<Stored, Operand>::Buffers buffers;
     for (int64_t task; (task = next()) >= 0;) {
       const int64_t tile = task / panels.count(), panel = task % panels.count();
       const int64_t rows = tiles.rows(tile), width = panels.width(panel),
                     lane = panels.begin(panel);
-      source.compute(tile, panel, logits.data(), widened);
+      source.compute(tile, panel, logits.data(), buffers);
       Operand* probs = tile < store.kept() ? store.probs(tile, lane) : nullptr;
       const TileStats at = stats.at(tile, lane);
       row_kernels().tile<Operand>().softmax_stats(logits.data(), rows, width, at, probs);

@@ -30,6 +30,8 @@ struct TokenGrads {
 
 template <typename T>
 struct TileKernels {
+  // out += in; n is a multiple of kLaneAlign.
+  void (*add)(const float* in, int64_t n, float* out);
   // logits = raw * scale + bias[row], in place.
   void (*scale_logits)(float* raw, int64_t rows, int64_t lanes, float scale, const float* bias);
   // probs = exp(logits - max); `probs` may be null.

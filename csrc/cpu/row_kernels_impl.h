@@ -49,6 +49,10 @@ void store(Vec v, c10::BFloat16* p) {
 #endif
 }
 
+void add(const float* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kWidth) store(load(out + i) + load(in + i), out + i);
+}
+
 void scale_logits(float* raw, int64_t rows, int64_t lanes, float scale, const float* bias) {
   const Vec factor(scale);
   for (int64_t v = 0; v < rows; ++v) {
@@ -234,8 +238,9 @@ void round_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, T* out,
 
 template <typename T>
 TileKernels<T> tile_kernels() {
-  return {scale_logits, softmax_stats<T>, grad_from_probs<T>, entropy_grad_from_probs<T>,
-          transpose<T>, pack_rows,        round_rows<T>};
+  return {
+      add,          scale_logits, softmax_stats<T>, grad_from_probs<T>, entropy_grad_from_probs<T>,
+      transpose<T>, pack_rows,    round_rows<T>};
 }
 
 }  // namespace

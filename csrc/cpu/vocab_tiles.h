@@ -13,8 +13,11 @@ namespace wavalign::cpu {
 constexpr int64_t kTileRows = 256;
 // Columns of one GEMM step, so that the two operand blocks and the result share an L2 cache.
 constexpr int64_t kHiddenBlock = 256;
+// Of fp32 operands each block of the reduction is summed by itself: of a chain of additions as long
+// as the hidden size the rounding errors would be the largest ones left. Products of bf16 operands
+// are rounded on their way in, beside which that is nothing.
 template <typename Operand>
-constexpr int64_t kReductionBlock = 1024 / static_cast<int64_t>(sizeof(Operand));
+constexpr int64_t kReductionBlock = std::is_same_v<Operand, float> ? 128 : 512;
 
 struct VocabTiles {
   int64_t vocab;
@@ -124,8 +127,14 @@ class TileLogits {
         scale_(static_cast<float>(1.0 / temperature)),
         columns_(pack_columns<Stored, Operand>(hidden, panels)) {}
 
+  // Scratch memory of a thread.
+  struct Buffers {
+    std::vector<Operand> widened;
+    std::vector<float> part;
+  };
+
   // [rows(tile), width(panel)]
-  void compute(int64_t tile, int64_t panel, float* logits, std::vector<Operand>& widened) const {
+  void compute(int64_t tile, int64_t panel, float* logits, Buffers& buffers) const {
     const int64_t rows = tiles_.rows(tile), width = panels_.width(panel);
     const Operand* columns =
         columns_.template const_data_ptr<Operand>() + panels_.begin(panel) * hidden_size_;
@@ -133,8 +142,16 @@ class TileLogits {
       const int64_t depth = std::min(kReductionBlock<Operand>, hidden_size_ - k);
       int64_t ld = 0;
       const Operand* block = weight_block<Stored, Operand>(
-          weight_, hidden_size_, tiles_.begin(tile), rows, k, depth, widened, ld);
-      gemm(rows, width, depth, block, ld, columns + k * width, width, logits, width, k > 0);
+          weight_, hidden_size_, tiles_.begin(tile), rows, k, depth, buffers.widened, ld);
+      const Operand* part_of_columns = columns + k * width;
+      if (std::is_same_v<Operand, float> && k > 0) {
+        buffers.part.resize(kTileRows * kPanelLanes);
+        gemm(rows, width, depth, block, ld, part_of_columns, width, buffers.part.data(), width,
+             /*accumulate=*/false);
+        row_kernels().f32.add(buffers.part.data(), rows * width, logits);
+      } else {
+        gemm(rows, width, depth, block, ld, part_of_columns, width, logits, width, k > 0);
+      }
     }
     const float* bias = bias_ == nullptr ? nullptr : bias_ + tiles_.begin(tile);
     if (scale_ != 1.f || bias != nullptr) {
