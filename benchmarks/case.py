@@ -133,7 +133,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     # Otherwise the second shape is compiled for any shape, and the rivals' time depends on order.
     torch.compiler.reset()
     facts = machine(options.device)
-    sides = _checked(case)
+    sides, replays = _checked(case, options.device)
     # What the imports left behind stays alive; to look through it before every single timing would
     # take longer than all of a small case.
     gc.collect()
@@ -151,6 +151,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         times = timing.paired(
             running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
         )
+        graphs = timing.paired(replays, rounds=options.rounds, clock=clock)
     copied = times.pop("copy")["wall_s"]
     del copy
     sides[BOUND] = {"label": "three products alone", "bound": True, "outcome": "right"}
@@ -159,6 +160,8 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         peak = clock.peak_extra_bytes(run)
         extra = None if peak is None else max(0, peak - case.gradient_bytes)
         sides[name] |= times[name] | {"extra_bytes_beyond_gradients": extra}
+        if name in graphs:
+            sides[name]["graph"] |= graphs[name]
     gc.unfreeze()
     flops = 6 * case.rows.numel() * case.weight.shape[0]
     return {
@@ -184,11 +187,15 @@ def three_gemms(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return logits @ weight, logits.T @ rows
 
 
-def _checked(case: Case) -> dict[str, dict[str, Any]]:
-    """Every side's entry, with its errors against float64 and what came of the gate."""
+def _checked(case: Case, device: str) -> tuple[dict[str, dict[str, Any]], dict[str, gpu.Run]]:
+    """Every side's entry, with its errors against float64 and what came of the gate.
+
+    And on CUDA a replay of every right side that can be captured in a graph.
+    """
     truth = case.truth()
     dtype = DTYPES[case.dtype]
     entries: dict[str, dict[str, Any]] = {}
+    replays: dict[str, gpu.Run] = {}
     for side in case.sides:
         entry: dict[str, Any] = {
             "label": side.label, "version": side.version, "runs": side.runs, "ours": side.ours,
@@ -197,19 +204,41 @@ def _checked(case: Case) -> dict[str, dict[str, Any]]:
         if side.run is None:
             entry |= {"outcome": "absent", "detail": side.reason}
             continue
-        try:
-            errors = truth.errors(side.run())
-        except Exception as error:  # a rival may raise whatever it likes
-            if side.ours and not isinstance(error, Unsupported):
-                raise
-            entry |= {"outcome": "error", "detail": _first_line(error)}
-            continue
-        refused = (OURS if side.ours else RIVALS)[dtype].refuses(errors)
-        entry |= {"outcome": "wrong" if refused else "right", "errors": errors}
-        if refused and side.ours:
-            found = ", ".join(f"{name} {errors[name]:.1e}" for name in refused)
-            raise WrongResultError(f"{side.name} is off in {found}, want {OURS[dtype]}")
-    return entries
+        entry |= _judged(side, side.run, truth, dtype)
+        if device == "cuda" and entry["outcome"] == "right":
+            entry["graph"], replay = _as_graph(side, side.run, truth, dtype)
+            if replay is not None:
+                replays[side.name] = replay
+    return entries, replays
+
+
+def _judged(
+    side: Side, run: Callable[[], Result], truth: Truth, dtype: torch.dtype
+) -> dict[str, Any]:
+    try:
+        errors = truth.errors(run())
+    except Exception as error:  # a rival may raise whatever it likes
+        if side.ours and not isinstance(error, Unsupported):
+            raise
+        return {"outcome": "error", "detail": _first_line(error)}
+    refused = (OURS if side.ours else RIVALS)[dtype].refuses(errors)
+    if refused and side.ours:
+        found = ", ".join(f"{name} {errors[name]:.1e}" for name in refused)
+        raise WrongResultError(f"{side.name} is off in {found}, want {OURS[dtype]}")
+    return {"outcome": "wrong" if refused else "right", "errors": errors}
+
+
+def _as_graph(
+    side: Side, run: Callable[[], Result], truth: Truth, dtype: torch.dtype
+) -> tuple[dict[str, Any], gpu.Run | None]:
+    """What came of the gate for the side as a CUDA graph, and its replay if it may be timed."""
+    try:
+        replay, result = gpu.captured(run)
+    except Exception as error:  # most rivals wait for the device somewhere
+        torch.cuda.synchronize()
+        return {"outcome": "error", "detail": _first_line(error)}, None
+    judged = _judged(side, lambda: result, truth, dtype)
+    return judged, replay if judged["outcome"] == "right" else None
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,8 @@ import torch
 
 from wavalign_fast.telemetry import GpuMonitor
 
+Run = Callable[[], Any]
+
 WARM_UP_FLOPS = 2e12
 """Work before the first measurement: clocks of an idle GPU are low, and they take a while."""
 
@@ -24,7 +26,7 @@ class CudaClock:
             a = torch.tanh(a @ a)
         torch.cuda.synchronize()
 
-    def time(self, run: Callable[[], Any]) -> tuple[float, float]:
+    def time(self, run: Run) -> tuple[float, float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # What the call before left in the L2 cache must not help this one.
         self._flush.zero_()
@@ -36,7 +38,7 @@ class CudaClock:
         end.synchronize()
         return start.elapsed_time(end) / 1e3, time.process_time() - cpu_before
 
-    def peak_extra_bytes(self, run: Callable[[], Any]) -> int | None:
+    def peak_extra_bytes(self, run: Run) -> int | None:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -45,6 +47,28 @@ class CudaClock:
         peak = torch.cuda.max_memory_allocated()
         del kept
         return peak - before
+
+
+def captured(run: Run) -> tuple[Run, Any]:
+    """``run`` as a CUDA graph: what replays it, and what it returns, which every replay overwrites.
+
+    A graph is launched as a whole, so its time is the device's alone: what Python and the launches
+    cost is in the time of ``run`` itself.
+
+    Raises:
+        RuntimeError: it cannot be captured, as where it waits for the device.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what a first run on a stream sets up must not be in the graph
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    graph.replay()
+    return graph.replay, result
 
 
 def describe() -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Row:
     wall: float | None = None
     wall_quartiles: tuple[float, float] | None = None
     cpu: float | None = None
+    graph: float | None = None
+    """Seconds of its replay as a CUDA graph."""
     ratio: float | None = None
     """Its time over ours."""
     roofline: float | None = None
@@ -167,6 +169,7 @@ def _row(name: str, side: dict[str, Any], primary: str | None, value: str) -> Ro
         wall=side.get("wall_s"),
         wall_quartiles=None if quartiles is None else (quartiles[0], quartiles[1]),
         cpu=side.get("cpu_s"),
+        graph=side.get("graph", {}).get("wall_s"),
         ratio=ratio,
         roofline=1.0 / ratios[BOUND] if BOUND in ratios else None,
         extra=side.get("extra_bytes_beyond_gradients"),

@@ -58,6 +58,7 @@ COLUMNS = (
     Column(head="time", of=lambda row: seconds(row.wall), best=lambda row: row.wall),
     Column(head="quartiles", of=_quartiles, page_only=True),
     Column(head="CPU time", of=lambda row: seconds(row.cpu), best=lambda row: row.cpu),
+    Column(head="as a graph", of=lambda row: seconds(row.graph), best=lambda row: row.graph),
     Column(head="time / ours", of=lambda row: "" if row.ratio is None else f"{row.ratio:.2f}"),
     Column(head="of the GEMM rate", of=lambda row: _share(row.roofline)),
     Column(head="extra memory", of=lambda row: mebibytes(row.extra), best=lambda row: row.extra),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import wavalign_fast as wf
+from benchmarks.gpu import captured as captured_in_graph
 from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.checks import Place
 from tests.gpu.extension.compiling import emulated
@@ -187,16 +188,5 @@ def test_a_step_waits_for_nothing(on_gpu, tables, live_rows):
 @pytest.mark.gpu
 @pytest.mark.parametrize("live_rows", [None, 64])
 def test_a_step_is_captured_in_a_graph(on_gpu, live_rows):
-    run = gpu_step("cuda", live_rows)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    graph.replay()
-    replayed = captured.clone()
+    _, replayed = captured_in_graph(gpu_step("cuda", live_rows))
     torch.testing.assert_close(replayed, gpu_step("cuda", live_rows)(), rtol=1e-2, atol=1e-3)

@@ -1,0 +1,81 @@
+"""What a GPU adds to a benchmark: replays of CUDA graphs, checked like every other result."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import bench_linear_logprob, case, gpu
+from benchmarks.options import Options
+from benchmarks.report.tables import text_table
+from benchmarks.shapes import LOGPROB
+from tests.benchmarks import synthetic
+
+SMALL = replace(LOGPROB["quick"], rows=24, hidden=16, vocab=203, speech=(100, 203))
+OPTIONS = Options(providers=("ours-cpu", "ours-reference", "torch"), rounds=2)
+
+
+@pytest.fixture
+def problem() -> case.Case:
+    return bench_linear_logprob.make_case(SMALL, "fp32", "logp", OPTIONS)
+
+
+def test_a_replay_is_judged_like_the_run(problem, monkeypatch):
+    found = iter(["right", "waits", "wrong"])
+
+    def captured(run):
+        result, kind = run(), next(found)
+        if kind == "waits":
+            raise RuntimeError("operation not permitted when stream is capturing\nhint")
+        if kind == "wrong":
+            result.grad_weight.zero_()
+        return run, result
+
+    monkeypatch.setattr(gpu, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    entries, replays = case._checked(problem, "cuda")
+    assert list(replays) == ["ours-cpu"]
+    assert [entries[name]["graph"]["outcome"] for name in OPTIONS.providers] == [
+        "right", "error", "wrong",
+    ]  # fmt: skip
+    assert "not permitted" in entries["ours-reference"]["graph"]["detail"]
+
+
+def test_a_wrong_replay_of_ours_ends_the_run(problem, monkeypatch):
+    def captured(run):
+        result = run()
+        return run, result._replace(grad_hidden=result.grad_hidden * 1.01)
+
+    monkeypatch.setattr(gpu, "captured", captured)
+    with pytest.raises(case.WrongResultError, match="ours-cpu is off in grad_hidden"):
+        case._checked(problem, "cuda")
+
+
+def test_the_table_has_a_column_for_graphs_where_there_are_any():
+    found = synthetic.case({"torch": 2.0})
+    assert "as a graph" not in text_table(found)
+    found["sides"]["ours-cpu"]["graph"] = {"outcome": "right", "wall_s": 0.25}
+    assert "as a graph" in text_table(found) and "250 ms" in text_table(found)
+
+
+@pytest.mark.gpu
+def test_a_capture_replays_and_refuses_to_wait():
+    x = torch.ones(1000, device="cuda")
+    replay, result = gpu.captured(lambda: x * 2)
+    x.fill_(3.0)
+    replay()
+    assert result.eq(6.0).all()
+    with pytest.raises(RuntimeError):
+        gpu.captured(lambda: x.sum().item())
+    torch.cuda.synchronize()
+    assert x.sum().item() == 3000.0  # the device goes on after a refused capture
+
+
+@pytest.mark.gpu
+def test_the_clock_tells_the_time_of_the_device():
+    clock = gpu.CudaClock()
+    a = torch.randn(4096, 4096, device="cuda")
+    once, _ = clock.time(lambda: a @ a)
+    often, _ = clock.time(lambda: [a @ a for _ in range(8)])
+    assert often > 4 * once > 0
+    assert clock.peak_extra_bytes(lambda: a + 1) == a.numel() * 4
