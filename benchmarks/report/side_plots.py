@@ -161,12 +161,15 @@ def _overview_line(ax: Axes, y: int, rows: Sequence[Row], theme: Theme) -> None:
     others = [ratio for ratio, _ in rivals if ratio != best]
     ax.plot(others, [y] * len(others), "o", color=theme.rival, markersize=5, alpha=0.8, zorder=2)
     ax.plot([best], [y], "o", color=theme.best, markersize=6, zorder=3)
+    low, high = (math.log(limit) for limit in ax.get_xlim())
+    far = math.log(best) > low + 0.6 * (high - low)  # at its right the label would leave the plot
     ax.annotate(
         f"{best:.2f}× {label}",
         (max(best, 1.0), y),
-        xytext=(7, 6),
+        xytext=(-7 if far else 7, 6),
         textcoords="offset points",
         fontsize=7.5,
         color=theme.best,
         va="center",
+        ha="right" if far else "left",
     )
