@@ -21,7 +21,7 @@ class Case:
     items: tuple[int, ...]
     """Groups of reports that it stands for, as in ``GROUPS``."""
     source: str
-    """Upstream reports; "" where the finding is our own."""
+    """Upstream reports and a remark on them; "" where the finding is our own."""
     run: Callable[[Calls], str | None]
     """Returns if it holds, with a remark or ``None``; raises ``Failed`` where the result is wrong,
     ``Unsupported`` where the provider has no such function, and lets the provider's own error

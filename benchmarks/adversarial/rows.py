@@ -18,6 +18,8 @@ from .problem import (
     results,
 )
 
+LEFT_TO_CALLERS = "TRL and Liger's selective log-probs leave the mask to their callers"
+
 
 def _connected_zeros(loss: Tensor, *leaves: Tensor) -> None:
     want(bool((loss == 0).all()), f"got {loss.detach().reshape(-1)[:3].tolist()}, want 0")
@@ -33,7 +35,7 @@ def _leaves(p: Problem) -> tuple[Tensor, Tensor]:
 
 
 @case("all-ignored", "Every target -100: zeros and zero gradients, or refused", items=(7, 8),
-      source="TE#2476, trl#6859")  # fmt: skip
+      source=f"TE#2476, trl#6859; {LEFT_TO_CALLERS}")  # fmt: skip
 def _(calls: Calls) -> None:
     p = problem(12, 8, 300)
     leaves = _leaves(p)
@@ -41,7 +43,7 @@ def _(calls: Calls) -> None:
 
 
 @case("some-ignored", "Targets of -100 hold 0 and give no gradient, or are refused",
-      items=(7,), source="Liger#974")  # fmt: skip
+      items=(7,), source=f"Liger#974; {LEFT_TO_CALLERS}")  # fmt: skip
 def _(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     p.targets[::3] = IGNORE_INDEX
@@ -53,7 +55,7 @@ def _(calls: Calls) -> None:
 
 
 @case("nan-under-ignored", "NaN in the hidden state of an ignored row stays there", items=(7, 14),
-      source="unsloth#3006")  # fmt: skip
+      source=f"unsloth#3006; {LEFT_TO_CALLERS}")  # fmt: skip
 def _(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     p.targets[::3] = IGNORE_INDEX
