@@ -62,6 +62,11 @@ def test_auto_is_what_a_call_would_take(monkeypatch):
     assert facts("Backends")["auto takes, on the CPU"].startswith("nothing: ")
 
 
+@pytest.mark.gpu
+def test_auto_takes_kernels_on_a_gpu():
+    assert facts("Backends")["auto takes, on the GPU"] in ("cuda", "triton")
+
+
 def test_instruction_sets_are_read_from_the_flags(monkeypatch):
     flags = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq"}
     monkeypatch.setattr(doctor, "_cpu", lambda: ("Some CPU", flags))

@@ -29,6 +29,7 @@ PACKAGES = {
     "rich": "train",
     "tensorboard": "train",
     "triton": "",
+    "nvidia-ml-py": "",
 }
 """Distributions to report, each with the extra of ours that brings it."""
 
@@ -177,7 +178,8 @@ def _backends() -> list[Fact]:
             facts.append(Fact(name, f"available ({_build_info()})", good=True))
         else:
             facts.append(Fact(name, "available", good=True))
-    return [*facts, *_gpu_builds(), _automatic()]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [*facts, *_gpu_builds(), *(_automatic(device) for device in devices)]
 
 
 def _gpu_builds() -> list[Fact]:
@@ -197,14 +199,14 @@ def _build_info() -> str:
     return ", ".join(f"{key} {value}" for key, value in info.items())
 
 
-def _automatic() -> Fact:
-    """What ``auto`` takes for float32 tensors on the CPU, ``WAVALIGN_BACKEND`` considered."""
-    name = "auto takes, on the CPU"
+def _automatic(device: str) -> Fact:
+    """What ``auto`` takes for float32 tensors there, ``WAVALIGN_BACKEND`` considered."""
+    name = f"auto takes, on the {'CPU' if device == 'cpu' else 'GPU'}"
     with warnings.catch_warnings():
         # The reason is on this page already.
         warnings.simplefilter("ignore")
         try:
-            return Fact(name, choose_backend(LossOptions(), torch.zeros(1)))
+            return Fact(name, choose_backend(LossOptions(), torch.zeros(1, device=device)))
         except ValueError as error:
             return Fact(name, f"nothing: {error}", good=False)
 
