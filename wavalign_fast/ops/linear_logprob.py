@@ -32,7 +32,8 @@ def linear_logprob(
 
     Differentiable once in ``hidden``, ``weight`` and ``bias``, through all three results. Rows
     whose target is ``ignore_index`` are not read: they hold 0 and give no gradient. A position's
-    bits do not depend on the batch around it.
+    results have the same bits whatever the batch around it, from every backend but ``reference``,
+    whose products are the library's.
 
     Args:
         hidden: [..., H], float32, bfloat16 or float16 (``reference``: also float64).
