@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .rows import Place
+from .rows import Place, error_name
 
 COMPILED = (
     "torch.compile fuses the softmax into passes over the whole logits, which it keeps in the "
@@ -20,6 +20,7 @@ WHY = {
 }
 SMALL_BYTES = 32 * 2**20
 SMALL = "the full logits fit the caches, and the fixed cost of a call decides"
+CHANCE = "float32 roundings of many log-probs, summed: which sum is the smaller is chance"
 UNKNOWN = "not yet explained"
 
 
@@ -29,4 +30,6 @@ def why(place: Place, case: dict[str, Any]) -> str:
     small = case["shape"]["live"] * case["shape"]["vocab"] * item <= SMALL_BYTES
     if place.metric.key == "time" and small:
         return SMALL
+    if place.metric.key == "error" and case["dtype"] == "fp32" and error_name(case) == "loss":
+        return CHANCE
     return WHY.get((place.metric.key, place.best.name), UNKNOWN)
