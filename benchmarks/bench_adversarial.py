@@ -96,6 +96,10 @@ def _write(outcomes: Outcomes, folder: Path) -> Path:
     return save(NAME, record(outcomes, load(NAME, folder)), folder)
 
 
+def _on_the_cpu() -> list[str]:
+    return [provider.name for provider in PROVIDERS if provider.serves("cpu")]
+
+
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--providers", type=_names, help=",".join(p.name for p in PROVIDERS))
+    parser.add_argument("--providers", type=_names, help=",".join(_on_the_cpu()))
     parser.add_argument("--cases", type=_names, help="by name; they are not saved")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each case")
     parser.add_argument("--save", action="store_true", help=f"write results/{NAME}.json")

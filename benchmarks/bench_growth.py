@@ -19,7 +19,7 @@ from torch import Tensor
 import wavalign_fast as wf
 
 from .bench_linear_logprob import Own, make_case
-from .case import Case, record_case, serves
+from .case import Case, record_case
 from .options import Options, parse
 from .providers import Calls, available
 from .record import load, save
@@ -60,9 +60,8 @@ def our_name(device: str) -> str:
     """Our first provider that runs on the device."""
     return next(
         loaded.provider.name
-        for loaded in available()
+        for loaded in available(device=device)
         if loaded.calls is not None and loaded.provider.name.startswith("ours")
-        if serves(loaded.provider, device)
     )
 
 

@@ -8,6 +8,7 @@ ours ends with exit code 1, a timing never does.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,6 @@ import wavalign_fast as wf
 from .bench_linear_logprob import LOGIT_STD
 from .case import Case, Side, provider_sides, run_cases
 from .options import DTYPES, Options, parse
-from .record import package_version
 from .released import hybrid_loss, released_step
 from .shapes import HYBRID, PAPER, HybridShape
 from .truth import Result, Truth, truth_of
@@ -67,10 +67,6 @@ class Step:
             self.rewards,
             torch.full((shape.prompts,), self.prompt, device=device),
         )
-        layout = wf.ModalityLayout(
-            vocab_size=shape.vocab, speech=(shape.speech,), boundary=shape.boundary
-        )
-        self.objective = wf.HybridObjective(layout, gate=RL_WEIGHT)
 
     def leaves(self) -> tuple[Tensor, Tensor]:
         return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
@@ -82,11 +78,25 @@ class Step:
         marked[self.shape.rollouts :, :-1] = self.labels[self.shape.rollouts :, 1:] != -100
         return torch.nonzero(marked.flatten()).squeeze(-1)
 
-    def ours(self) -> Result:
-        hidden, weight = self.leaves()
-        out = self.objective(hidden, weight, self.batch)
-        grads = torch.autograd.grad(out.loss, (hidden, weight))
-        return _result({"loss": out.loss.detach(), "logp": out.logp}, *grads)
+    def objective(self, backend: str) -> wf.HybridObjective:
+        layout = wf.ModalityLayout(
+            vocab_size=self.shape.vocab, speech=(self.shape.speech,), boundary=self.shape.boundary
+        )
+        # A trainer knows how many positions of its batch carry loss; a GPU then waits for nothing.
+        live_rows = None if backend == "cpu" else len(self.live())
+        options = wf.LossOptions(backend=backend, live_rows=live_rows)
+        return wf.HybridObjective(layout, gate=RL_WEIGHT, options=options)
+
+    def ours(self, backend: str) -> Callable[[], Result]:
+        objective = self.objective(backend)
+
+        def run() -> Result:
+            hidden, weight = self.leaves()
+            out = objective(hidden, weight, self.batch)
+            grads = torch.autograd.grad(out.loss, (hidden, weight))
+            return _result({"loss": out.loss.detach(), "logp": out.logp}, *grads)
+
+        return run
 
     def released(self) -> Result:
         hidden, weight = self.leaves()
@@ -139,25 +149,24 @@ def _result(values: dict[str, Tensor], grad_hidden: Tensor, grad_weight: Tensor)
     return Result(values, grad_hidden.flatten(0, 1), grad_weight)
 
 
+def _sides(step: Step, options: Options) -> Iterator[Side]:
+    yield Side(name="released", label="released order of operations", run=step.released)
+    for side in provider_sides(options, step.provider):
+        backend = side.name.removeprefix("ours-")
+        if side.ours and backend != "reference":
+            # Not composed of the provider's parts: the whole step is one of our calls.
+            yield replace(side, run=side.run and step.ours(backend))
+        elif not side.ours and side.run:
+            yield side
+
+
 def make_case(shape: HybridShape, dtype: str, options: Options) -> Case:
     step = Step(shape, DTYPES[dtype], options.device)
-    # Ours is not composed of the providers' parts: the whole step is one of its calls.
-    rivals = [s for s in provider_sides(options, step.provider) if not s.ours and s.run]
     return Case(
         shape=shape,
         operation="hybrid step",
         dtype=dtype,
-        sides=[
-            Side(
-                name="ours",
-                label="wavalign_fast",
-                run=step.ours,
-                ours=True,
-                version=package_version(),
-            ),
-            Side(name="released", label="released order of operations", run=step.released),
-            *rivals,
-        ],
+        sides=list(_sides(step, options)),
         truth=step.truth,
         rows=step.hidden.flatten(0, 1)[step.live()],
         weight=step.weight,

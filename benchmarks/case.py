@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import gpu, timing
 from .options import DTYPES, Options
-from .providers import Loaded, Provider, Unsupported, available, version
+from .providers import Loaded, Unsupported, available, version
 from .record import add_case, machine
 from .report.tables import text_table
 from .shapes import Head
@@ -19,8 +19,6 @@ from .truth import OURS, RIVALS, Result, Truth
 
 BOUND = "three_gemms"
 COMPILING = ("torch-compile", "cce")
-DEVICE_OF = {"ours-cpu": "cpu", "ours-triton": "cuda", "ours-cuda": "cuda"}
-"""Providers that serve one kind of device only."""
 
 
 class WrongResultError(Exception):
@@ -70,9 +68,7 @@ def provider_sides(
     options: Options, step: Callable[[Any], Callable[[], Result] | None]
 ) -> list[Side]:
     """A side for every provider; ``step`` makes its run from its calls, or has none."""
-    chosen = [
-        loaded for loaded in available(options.providers) if serves(loaded.provider, options.device)
-    ]
+    chosen = available(options.providers, device=options.device)
     if options.quick and options.providers is None:
         chosen = [
             Loaded(loaded.provider, None, "compiling takes longer than all the rest of --quick")
@@ -81,11 +77,6 @@ def provider_sides(
             for loaded in chosen
         ]
     return [_provider_side(loaded, step) for loaded in chosen]
-
-
-def serves(provider: Provider, device: str) -> bool:
-    """Whether a provider is for tensors of this device type."""
-    return DEVICE_OF.get(provider.name, device) == device
 
 
 def _provider_side(loaded: Loaded, step: Callable[[Any], Callable[[], Result] | None]) -> Side:

@@ -40,41 +40,53 @@ class Loaded(NamedTuple):
     """Why ``calls`` is ``None``."""
 
 
-LIGER = "liger-kernel==0.8.5"
+LIGER, CCE, VERL = "liger-kernel==0.8.5", "cut-cross-entropy==25.1.1", "verl==0.9.1"
 PROVIDERS: tuple[Provider, ...] = tuple(
-    Provider(name=name, label=label, runs=runs, requirement=requirement, load=load)
-    for name, label, runs, requirement, load in (
-        ("ours-cpu", "wavalign_fast", "C++ kernels", None, lambda: ours("cpu")),
-        ("ours-reference", "wavalign_fast, reference", "the definition in plain torch, fp32 "
+    Provider(name=name, device=device, label=label, runs=runs, requirement=requirement, load=load)
+    for name, device, label, runs, requirement, load in (
+        ("ours-cpu", "cpu", "wavalign_fast", "C++ kernels", None, lambda: ours("cpu")),
+        ("ours-cuda", "cuda", "wavalign_fast, CUDA", "CUDA row kernels between the library's "
+         "products", None, lambda: ours("cuda")),
+        ("ours-triton", "cuda", "wavalign_fast, Triton", "Triton row kernels between the library's "
+         "products", None, lambda: ours("triton")),
+        ("ours-reference", None, "wavalign_fast, reference", "the definition in plain torch, fp32 "
          "products and full logits", None, lambda: ours("reference")),
-        ("torch", "PyTorch, full logits", "eager", None, lambda: rivals.TORCH),
-        ("torch-compile", "PyTorch, full logits, compiled", "inductor", None, rivals.torch_compile),
-        ("torch-lce", "torch F.linear_cross_entropy", "row chunks of 256", None, rivals.torch_lce),
-        ("trl", "TRL ChunkedLogProbFunction", "its torch path, as wherever Triton is not",
-         "trl==1.16.0", rivals.trl),
-        ("verl", "verl FusedLinearForPPO", "its torch backend; the Triton kernel wants a GPU",
-         "verl==0.9.1", rivals.verl),
-        ("liger-selective", "Liger chunked GRPO and DPO", "torch, compiled=False", LIGER,
+        ("torch", None, "PyTorch, full logits", "eager", None, lambda: rivals.TORCH),
+        ("torch-compile", None, "PyTorch, full logits, compiled", "inductor", None,
+         rivals.torch_compile),
+        ("torch-lce", None, "torch F.linear_cross_entropy", "row chunks of 256", None,
+         rivals.torch_lce),
+        ("trl", None, "TRL ChunkedLogProbFunction", "its Triton kernels on a GPU, elsewhere its "
+         "torch path", "trl==1.16.0", rivals.trl),
+        ("verl", None, "verl FusedLinearForPPO", "its torch backend", VERL, rivals.verl),
+        ("verl-triton", "cuda", "verl linear_cross_entropy", "its Triton kernels", VERL,
+         rivals.verl_triton),
+        ("liger-selective", None, "Liger chunked GRPO and DPO", "torch, compiled=False", LIGER,
          rivals.liger_selective),
-        ("liger-scaled", "Liger fused linear scaled CE", "its fallback; the CuTe kernels want a "
-         "GPU", LIGER, rivals.liger_scaled),
-        ("cce", "Cut Cross-Entropy, torch_compile", "inductor over full logits; the Triton "
-         "kernels want a GPU", "cut-cross-entropy==25.1.1", rivals.cce),
+        ("liger-scaled", None, "Liger fused linear scaled CE", "its CuTe kernels on the GPUs that "
+         "they are for, elsewhere its fallback", LIGER, rivals.liger_scaled),
+        ("cce", "cpu", "Cut Cross-Entropy, torch_compile", "inductor over full logits", CCE,
+         lambda: rivals.cce("torch_compile")),
+        ("cce-triton", "cuda", "Cut Cross-Entropy", "its Triton kernels", CCE,
+         lambda: rivals.cce("cce")),
     )
 )  # fmt: skip
 
 
-def available(names: Iterable[str] | None = None) -> list[Loaded]:
-    """The providers of these names (all of them by default), loaded or with the reason why not.
+def available(names: Iterable[str] | None = None, *, device: str = "cpu") -> list[Loaded]:
+    """The providers of these names, loaded or with the reason why not; by default all that serve
+    tensors of the device type.
 
     Raises:
-        ValueError: a name that is none of ``PROVIDERS``.
+        ValueError: a name that is none of ``PROVIDERS``, or does not serve the device.
     """
-    known = {provider.name: provider for provider in PROVIDERS}
+    known = {provider.name: provider for provider in PROVIDERS if provider.serves(device)}
     wanted = list(known if names is None else names)
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"provider: got {unknown[0]!r}, want one of {', '.join(known)}")
+        raise ValueError(
+            f"provider: got {unknown[0]!r}, want one of {', '.join(known)} on this device"
+        )
     return [_load(known[name]) for name in wanted]
 
 

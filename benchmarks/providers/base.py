@@ -43,14 +43,19 @@ class Calls:
 class Provider:
     name: str
     """Key in result files and on the command line."""
+    device: str | None
+    """The device type it is for, "cpu" or "cuda"; ``None``: both."""
     label: str
     """What a table shows."""
     runs: str
-    """What of it runs on a CPU."""
+    """What of it runs."""
     requirement: str | None
     """The pinned distribution, as in ``rivals.txt``; ``None``: torch, or ourselves."""
     load: Callable[[], Calls]
     """Imports it. Raises ``ImportError`` or ``RuntimeError`` with the reason why it cannot run."""
+
+    def serves(self, device: str) -> bool:
+        return self.device in (None, device)
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

@@ -119,6 +119,15 @@ def verl() -> Calls:
     )
 
 
+def verl_triton() -> Calls:
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    return Calls(
+        logp=_without_bias(lambda *operands: linear_cross_entropy(*operands)[0]),
+        logp_entropy=_without_bias(linear_cross_entropy),
+    )
+
+
 def liger_selective() -> Calls:
     from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss, LigerFusedLinearGRPOLoss
     from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
@@ -165,11 +174,10 @@ def liger_scaled() -> Calls:
     )
 
 
-def cce() -> Calls:
+def cce(impl: str) -> Calls:
     from cut_cross_entropy import linear_cross_entropy
 
-    # The only one of its implementations that runs without a GPU.
-    loss = partial(linear_cross_entropy, impl="torch_compile")
+    loss = partial(linear_cross_entropy, impl=impl)
     return Calls(
         logp=_without_bias(lambda *operands: -loss(*operands, reduction="none")),
         ce=_without_bias(loss),

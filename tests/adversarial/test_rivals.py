@@ -8,7 +8,7 @@ from benchmarks.adversarial.runner import run
 from benchmarks.providers import PROVIDERS, available, version
 from benchmarks.record import load, machine
 
-RIVALS = [p for p in PROVIDERS if p.requirement is not None]
+RIVALS = [p for p in PROVIDERS if p.requirement is not None and p.serves("cpu")]
 SAVED = load(bench.NAME)
 # Inductor compiles each case anew, which takes minutes; the largest needs gigabytes.
 COMPILED = {"cce"}

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import bench_linear_logprob, case, gpu
+from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu
 from benchmarks.options import Options
+from benchmarks.providers import available
 from benchmarks.report.tables import text_table
-from benchmarks.shapes import LOGPROB
+from benchmarks.shapes import LOGPROB, QUICK
 from tests.benchmarks import synthetic
 
 SMALL = replace(LOGPROB["quick"], rows=24, hidden=16, vocab=203, speech=(100, 203))
@@ -79,3 +80,23 @@ def test_the_clock_tells_the_time_of_the_device():
     often, _ = clock.time(lambda: [a @ a for _ in range(8)])
     assert often > 4 * once > 0
     assert clock.peak_extra_bytes(lambda: a + 1) == a.numel() * 4
+
+
+def test_a_gpu_has_our_backends_and_the_kernels_of_rivals():
+    on_gpu = [loaded.provider.name for loaded in available(device="cuda")]
+    assert on_gpu[:2] == ["ours-cuda", "ours-triton"]
+    assert {"verl-triton", "cce-triton"} <= set(on_gpu)
+    assert not {"ours-cpu", "cce"} & set(on_gpu)
+    with pytest.raises(ValueError, match="got 'cce-triton', want one of ours-cpu"):
+        available(["cce-triton"])
+
+
+def test_a_hybrid_step_on_a_gpu_is_one_call_of_each_backend():
+    shape = replace(QUICK, hidden=32, vocab=600, speech=(400, 600), boundary=(398, 399))
+    step = bench_hybrid_loss.Step(shape, torch.float32)
+    sides = list(bench_hybrid_loss._sides(step, Options(device="cuda")))
+    ours = [side for side in sides if side.ours]
+    assert [side.name for side in ours] == ["ours-cuda", "ours-triton"]
+    assert all(side.run is None and side.reason for side in ours)  # no GPU here
+    options = step.objective("cuda").options
+    assert (options.backend, options.live_rows) == ("cuda", len(step.live()))
