@@ -19,7 +19,10 @@ WHY = {
     ),
 }
 SMALL_BYTES = 32 * 2**20
-SMALL = "the full logits fit the caches, and the fixed cost of a call decides"
+SMALL = {
+    "time": "the full logits fit the caches, and the fixed cost of a call decides",
+    "memory": "tiles in the threads' scratch memory, a few MiB at any shape, outweigh such logits",
+}
 CHANCE = "float32 roundings of many log-probs, summed: which sum is the smaller is chance"
 UNKNOWN = "not yet explained"
 
@@ -28,8 +31,8 @@ def why(place: Place, case: dict[str, Any]) -> str:
     """The reason that is known for a rival being ahead in a metric of a case."""
     item = 2 if case["dtype"] == "bf16" else 4
     small = case["shape"]["live"] * case["shape"]["vocab"] * item <= SMALL_BYTES
-    if place.metric.key == "time" and small:
-        return SMALL
+    if small and place.metric.key in SMALL:
+        return SMALL[place.metric.key]
     if place.metric.key == "error" and case["dtype"] == "fp32" and error_name(case) == "loss":
         return CHANCE
     return WHY.get((place.metric.key, place.best.name), UNKNOWN)

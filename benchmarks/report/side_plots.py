@@ -145,7 +145,7 @@ def _legend(ax: Axes, theme: Theme) -> None:
             ("|", 11, theme.ink, BOUND_LABEL),
         )
     ]
-    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(handles)}
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(handles)}
     ax.legend(handles=handles, frameon=False, fontsize=8.5, handletextpad=0.2, **place)
 
 
