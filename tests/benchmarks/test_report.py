@@ -152,7 +152,7 @@ def test_an_unexplained_rival_is_called_that():
     place = next(place for place in places(one) if place.metric.key == "time")
     assert why(place, one) == UNKNOWN
     one["shape"] |= {"live": 16, "vocab": 512}
-    assert why(place, one) == SMALL
+    assert why(place, one) == SMALL["time"]
 
 
 def test_the_headline_counts():
