@@ -228,11 +228,25 @@ void scatter_rows_op(const Tensor& rows, const Tensor& index, const Tensor& targ
   device.launch("scatter_rows_", scatter_rows, params);
 }
 
+void scale_op(const Tensor& gradient, const Tensor& factor) {
+  check(gradient.is_contiguous(), "gradient: got ", seen(gradient), ", want it contiguous");
+  check(factor.scalar_type() == ScalarType::Float && factor.dim() == 0 &&
+            factor.device() == gradient.device(),
+        "factor: got ", seen(factor), ", want Float [] ", place_of(gradient));
+  OnDeviceOf device(gradient);
+  Scale params;
+  params.gradient = gradient.data_ptr();
+  params.dtype = dtype_of("gradient", gradient.scalar_type());
+  params.size = gradient.numel();
+  params.factor = factor.const_data_ptr<float>();
+  device.launch("scale_", scale, params);
+}
+
 }  // namespace
 }  // namespace wavalign::cuda
 
-// What each op computes stands in cuda/launch.h. A name that ends in _ writes over its logits or
-// its target; a result never shares memory with an argument.
+// What each op computes stands in cuda/launch.h. A name that ends in _ writes over its logits, its
+// target or its gradient; a result never shares memory with an argument.
 STABLE_TORCH_LIBRARY_FRAGMENT(WAVALIGN_NAMESPACE, m) {
   m.def(
       "row_stats(Tensor logits, Tensor targets, Tensor? bias, float scale, int ignore_index) -> "
@@ -255,6 +269,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WAVALIGN_NAMESPACE, m) {
   m.def("compact_rows(Tensor live, int capacity) -> (Tensor index, Tensor count)");
   m.def("gather_rows(Tensor source, Tensor index) -> Tensor");
   m.def("scatter_rows_(Tensor rows, Tensor index, Tensor(a!) target) -> ()");
+  m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WAVALIGN_NAMESPACE, WAVALIGN_DISPATCH_KEY, m) {
@@ -266,6 +281,7 @@ STABLE_TORCH_LIBRARY_IMPL(WAVALIGN_NAMESPACE, WAVALIGN_DISPATCH_KEY, m) {
   m.impl("compact_rows", TORCH_BOX(&wavalign::cuda::compact_rows_op));
   m.impl("gather_rows", TORCH_BOX(&wavalign::cuda::gather_rows_op));
   m.impl("scatter_rows_", TORCH_BOX(&wavalign::cuda::scatter_rows_op));
+  m.impl("scale_", TORCH_BOX(&wavalign::cuda::scale_op));
 }
 
 namespace {

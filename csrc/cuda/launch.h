@@ -173,4 +173,15 @@ struct ScatterRows {
 
 Status scatter_rows(const ScatterRows& params, void* stream);
 
+// gradient *= factor in fp32, rounded to the gradient's type. Where the factor is exactly 1, the
+// gradient is neither read nor written.
+struct Scale {
+  void* gradient;  // [size], on its items
+  Dtype dtype;
+  int64_t size;
+  const float* factor;  // [1]
+};
+
+Status scale(const Scale& params, void* stream);
+
 }  // namespace wavalign::cuda

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view, scale_
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
 
-__all__ = ["scale_"]
 NAMESPACE = "wavalign_fast"
 
 
@@ -212,6 +211,15 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
     return target
 
 
+def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``gradient *= factor``, 0-d on the device, in fp32, rounded once.
+
+    Where the factor is exactly 1, which the device finds out, the gradient is not touched.
+    """
+    OPS.scale_(gradient, factor.to(torch.float32))
+    return gradient
+
+
 def register_fakes(namespace: str) -> None:
     """Tells torch the shapes of what the ops of a namespace return."""
 
@@ -234,6 +242,7 @@ def register_fakes(namespace: str) -> None:
     )
     fake("gather_rows")(lambda source, index: source.new_empty((index.shape[0], source.shape[1])))
     fake("scatter_rows_")(lambda *args: None)
+    fake("scale_")(lambda *args: None)
 
 
 if not isinstance(EXTENSION, str):

@@ -18,7 +18,7 @@ REGISTER_SLACK = 8
 """What a change of the source may move without a word: one step in which registers are given."""
 
 MOVES_ROWS = {"row_stats", "row_gradient", "hybrid_rows", "score_parts"}
-MOVES_ROWS |= {"gather_rows", "scatter_rows"}
+MOVES_ROWS |= {"gather_rows", "scatter_rows", "scale"}
 
 Table = dict[str, dict[str, dict[str, Resources]]]
 """By case, target and kernel."""

@@ -74,6 +74,11 @@ def compaction(total: int = 5000, capacity: int = 3000) -> None:
     backend.scatter_rows_(rows, index, torch.empty(total, HIDDEN))
 
 
+def scale(dtype: torch.dtype, size: int = 9000, items: int = 0) -> None:
+    """``items`` is where the gradient lies, in elements beyond 16 bytes."""
+    backend.scale_(torch.empty(size + items, dtype=dtype)[items:], torch.empty(()))
+
+
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, Callable[[], None]] = {
     "row_stats/fp32": lambda: row_stats(FP32, bias=False),
@@ -94,4 +99,7 @@ CASES: dict[str, Callable[[], None]] = {
     "score/fp32": lambda: score(FP32, bias=True, softcap=False),
     "score/fp32+all-odd": lambda: score(FP32, hidden_size=HIDDEN - 1, bias=True, softcap=True),
     "compaction/bf16-fp32": lambda: compaction(),
+    "scale/fp32": lambda: scale(FP32),
+    "scale/bf16": lambda: scale(BF16),
+    "scale/fp16": lambda: scale(FP16),
 }

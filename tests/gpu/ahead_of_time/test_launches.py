@@ -56,6 +56,19 @@ def test_the_grids_of_compaction():
     assert [launch.grid[0] for launch in launches] == [3, 1, 5, 9000, 9000]
 
 
+def test_what_comes_before_16_bytes_is_scaled_by_a_launch_of_its_own():
+    for items, sizes in ((0, [9000]), (8, [9000]), (3, [5, 8995])):
+        with recorded(H100) as launches:
+            cases.scale(torch.bfloat16, items=items)
+        passed = [{a.name: a.value for a in launch.arguments} for launch in launches]
+        assert [arguments["size"] for arguments in passed] == sizes
+        assert [launch.grid[0] for launch in launches] == [-(-size // 4096) for size in sizes]
+        assert passed[-1]["gradient"].data_ptr() % 16 == 0
+    with recorded(H100) as launches:
+        cases.scale(torch.bfloat16, size=2**30)
+    assert [launch.grid[0] for launch in launches] == [512]
+
+
 def rows_of(rows: int, vocab: int, ignore_index: int, scale: float, *, shifted: bool) -> None:
     """All three row kernels; ``shifted`` starts each row's values one element further on."""
     first = int(shifted)
@@ -83,11 +96,13 @@ def test_other_sizes_and_values_compile_nothing_again():
             backend.score(hidden, weight, targets, None, scale=1.0 / rows, ignore_index=-rows)
         for total, capacity in ((16, 1), (5000, 64)):
             backend.compact_rows(torch.empty(total, dtype=torch.bool), capacity)
+        for size in (1, 16, 5000):
+            backend.scale_(torch.empty(size), torch.empty(2)[size % 2])
     kernels: dict[str, set[int]] = {}
     for launch in launches:
         kernels.setdefault(launch.name, set()).add(id(launch.kernel))
     assert {name: len(found) for name, found in kernels.items()} == dict.fromkeys(kernels, 1)
-    assert len(kernels) == 6
+    assert len(kernels) == 7
 
 
 def test_a_tile_that_a_target_cannot_hold_is_refused_as_on_a_gpu():

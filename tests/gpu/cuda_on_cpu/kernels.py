@@ -103,6 +103,9 @@ ScatterParams = structure(
     target_dtype=c_int32,
     size=c_int64,
 )
+ScaleParams = structure(
+    "ScaleParams", gradient=c_void_p, dtype=c_int32, size=c_int64, factor=c_void_p
+)
 TokenParams = structure(
     "TokenParams",
     columns=c_void_p,

@@ -19,5 +19,6 @@ int64_t compact_rows_workspace(int64_t size) { return size; }
 Status compact_rows(const CompactRows&, void* stream) { return launch("compact_rows", stream); }
 Status gather_rows(const GatherRows&, void* stream) { return launch("gather_rows", stream); }
 Status scatter_rows(const ScatterRows&, void* stream) { return launch("scatter_rows_", stream); }
+Status scale(const Scale&, void* stream) { return launch("scale_", stream); }
 
 }  // namespace wavalign::cuda

@@ -33,6 +33,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "compact_rows": {"live": torch.zeros(9, dtype=torch.bool), "capacity": 5},
     "gather_rows": {"source": WEIGHTS, "index": IDS},
     "scatter_rows_": {"rows": torch.zeros(3, 6).bfloat16(), "index": IDS, "target": WEIGHTS},
+    "scale_": {"gradient": WEIGHTS.bfloat16(), "factor": torch.tensor(2.0)},
 }  # fmt: skip
 
 
@@ -101,6 +102,10 @@ BAD = [
     ("scatter_rows_", {"target": torch.zeros(4, 7)}, r"target: got Float \[4, 7\]"),
     ("scatter_rows_", {"target": torch.zeros(4, 6).int()}, "target: got Int"),
     ("scatter_rows_", {"rows": torch.zeros(3, 6).double()}, "rows: got Double"),
+    ("scale_", {"gradient": WEIGHTS.T}, "gradient: .*not contiguous, want it contiguous"),
+    ("scale_", {"gradient": WEIGHTS.double()}, "gradient: got Double"),
+    ("scale_", {"factor": torch.ones(())[None]}, r"factor: got Float \[1\] .* want Float \[\]"),
+    ("scale_", {"factor": torch.ones(()).bfloat16()}, r"factor: got BFloat16 \[\]"),
 ]  # fmt: skip
 
 

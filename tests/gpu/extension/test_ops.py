@@ -162,6 +162,19 @@ def test_gather_and_scatter_rows(place, width):
         assert torch.equal(target, wanted)
 
 
+@pytest.mark.parametrize("size", [0, 1, 9, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale(place, dtype, size):
+    """By a scalar in the loss's type, in memory that starts on any element."""
+    for factor in (1.0, 0.3, -torch.inf, torch.nan):
+        for scalar in (torch.float32, torch.float64):
+            gradient = torch.randn(size + 3, device=place).to(DTYPES[dtype])[3:]
+            by = torch.tensor(factor, dtype=scalar, device=place)
+            wanted = row_kernels.scale_(gradient.clone(), by.float())
+            assert cuda.scale_(gradient, by) is gradient
+            torch.testing.assert_close(gradient, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def calls(place: torch.device) -> dict[str, tuple]:
     logits, ids, bias = chunk(place, 64)
     logits = logits.contiguous()  # as the check copies it
@@ -188,6 +201,7 @@ def calls(place: torch.device) -> dict[str, tuple]:
         "compact_rows": (reals.flatten() < 0.5, 10),
         "gather_rows": (reals, index),
         "scatter_rows_": (reals[:2], index, torch.ones_like(reals)),
+        "scale_": (reals, reals[0, 0]),
     }
 
 
@@ -250,3 +264,17 @@ def test_a_graph_replays_the_step_on_new_logits(place):
     torch.cuda.synchronize()
     assert torch.equal(found.isnan(), wanted.isnan())
     assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["gpu"], indirect=True)
+def test_a_graph_reads_the_factor_when_it_is_replayed(place):
+    factor = torch.ones((), dtype=torch.float64, device=place)
+    gradient = torch.ones(5000, dtype=torch.bfloat16, device=place)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        cuda.scale_(gradient, factor)
+    for by, total in ((1.0, 1.0), (0.5, 0.5), (1.0, 0.5), (8.0, 4.0)):
+        factor.fill_(by)
+        graph.replay()
+        assert (gradient == total).all()

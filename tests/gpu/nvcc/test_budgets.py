@@ -38,6 +38,7 @@ KERNELS = {
     "hybrid_rows": 10,
     "row_gradient": 5,
     "row_stats": 2,
+    "scale": 3,
     "status": 0,
 }
 
@@ -110,6 +111,13 @@ def test_logits_move_16_bytes_at_a_time(folder: Path, source: str, arch: str) ->
             assert loads >= (8 if "<fp32" in name else 12), name
         if source != "row_stats":
             assert re.search(r"\bSTG\.E\.128\b", text), name
+
+
+@pytest.mark.parametrize("arch", ["80", "90a"])
+def test_gradients_are_scaled_16_bytes_at_a_time(folder: Path, arch: str) -> None:
+    for name, text in disassembled(folder, "scale", arch).items():
+        for move in ("LDG", "STG"):
+            assert len(re.findall(rf"\b{move}\.E\.128\b", text)) == 4, name
 
 
 def test_clusters_meet_twice(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -29,10 +29,11 @@ RESULTS = {
     "compact_rows": ("index", "count", "workspace"),
     "gather_rows": ("rows",),
     "scatter_rows": (),
+    "scale": (),
 }
 """Beginnings of the names of buffers that a launch function only writes: they start undefined."""
 
-IN_PLACE = {"chunk.logits", "target"}
+IN_PLACE = {"chunk.logits", "target", "gradient"}
 
 
 @dataclass
@@ -52,6 +53,8 @@ class PtxKernels(Kernels):
     """What is done to the PTX before it runs."""
     blocks: tuple[int, ...] | None = None
     """Only these blocks run."""
+    grid: tuple[int, int, int] | None = None
+    """Instead of the launch function's."""
     blocks_in_flight: int | None = None
 
     def launch(
@@ -71,6 +74,7 @@ class PtxKernels(Kernels):
 
         def on_launch(kernel: Kernel, geometry: Geometry, arguments: list[bytes]) -> None:
             self.kernels.append(kernel.name)
+            geometry = replace(geometry, grid=self.grid or geometry.grid)
             self.counted.append(
                 launch(
                     *(kernel, memory, arguments, geometry, self.conditions),

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from tests.gpu.cuda_on_cpu.cases import Sparse
-from tests.gpu.cuda_on_cpu.kernels import DTYPES, Chunk, HybridParams, RowStatsParams
+from tests.gpu.cuda_on_cpu.kernels import (
+    DTYPES,
+    Chunk,
+    HybridParams,
+    RowStatsParams,
+    ScaleParams,
+)
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops.row_kernels import RowStats, TokenTable
@@ -157,3 +163,52 @@ def test_the_last_ids_of_a_head_on_triton(target: str) -> None:
     torch.testing.assert_close(top + total.log(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)
     found = torch.from_numpy(own.array).double()
     torch.testing.assert_close(found, logits[:, -1], rtol=1e-5, atol=1e-5)
+
+
+FACTOR = 0.7
+BEYOND = (1 << 31) + 4096
+"""Elements of a gradient before those that exist."""
+
+
+def far_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+    """What exists of it, and what that becomes."""
+    gradient = torch.randn(4096 + 5, generator=torch.Generator().manual_seed(3)).bfloat16()
+    return gradient, definition.scale_(gradient.clone(), torch.tensor(FACTOR))
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+def test_the_end_of_a_gradient_on_cuda(arch: int, cuda_source: Source) -> None:
+    """By the last blocks of a grid that has a thread for every vector."""
+    gradient, wanted = far_gradient()
+    size, before = BEYOND + len(gradient), 2 * BEYOND
+    blocks = -(-size // (256 * 8))
+    kernels = cuda_kernels(
+        cuda_source, arch, Conditions(order=1), blocks=(blocks - 3, blocks - 2, blocks - 1)
+    )
+    kernels.grid = (blocks, 1, 1)
+    params = ScaleParams(dtype=DTYPES[torch.bfloat16], size=size)
+    buffers: dict[str, Any] = {
+        "gradient": Sparse(2 * size, {before: gradient}),
+        "factor": torch.tensor(FACTOR),
+    }
+    found = kernels.launch("scale", "scale", params, buffers).buffers["gradient"][before]
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+def test_the_end_of_a_gradient_on_triton(target: str) -> None:
+    pytest.importorskip("triton")
+    from tests.gpu.ahead_of_time.compile import recorded
+    from wavalign_fast.ops import triton as backend
+
+    gradient, wanted = far_gradient()
+    with recorded(target) as launches:
+        backend.scale_(torch.empty(BEYOND + len(gradient), dtype=torch.bfloat16), torch.ones(()))
+    blocks = BEYOND // 4096 + 1
+    memory = GlobalMemory()
+    end = memory.place("gradient", gradient.view(torch.int16).numpy(), before=2 * BEYOND)
+    factor = memory.place("factor", np.array([FACTOR], np.float32))
+    # Each program takes one whole block, and the last one what is left as well.
+    launched = replace(launches[0], grid=(blocks, 1, 1))
+    run_one(launched, {"gradient": end, "factor": factor}, memory, blocks - 1)
+    assert torch.equal(from_numpy(end.array, torch.bfloat16), wanted)

@@ -1,4 +1,4 @@
-"""Group statistics, the mixture, compaction and copies of rows, as compiled."""
+"""Group statistics, the mixture, compaction, copies of rows and scaled gradients, as compiled."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,12 @@ from tests.gpu.cuda_on_cpu.kernels import (
     GatherParams,
     GroupParams,
     MixParams,
+    ScaleParams,
     ScatterParams,
 )
 from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.gate import MixingGate
+from wavalign_fast.ops import row_kernels as definition
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
 from .cuda_kernels import PtxKernels
@@ -138,3 +140,45 @@ def test_cuda_copies(on_cuda: Callable[..., PtxKernels], width: int) -> None:
         wanted = into.clone()
         wanted[index[inside]] = rows[inside].to(kinds[1])
         assert torch.equal(found, wanted)
+
+
+def scaled(gradient: torch.Tensor, factor: float) -> torch.Tensor:
+    return definition.scale_(gradient.clone(), torch.tensor(factor))
+
+
+@pytest.mark.parametrize("items", [0, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_scale(on_cuda: Callable[..., PtxKernels], dtype: torch.dtype, items: int) -> None:
+    # A batch of four vectors of every thread, some threads' next vector, and a rest.
+    gradient = torch.randn(4 * 256 * 16 // dtype.itemsize + 77).to(dtype)
+    held = Shifted(gradient, items * dtype.itemsize) if items else gradient
+    for conditions in CONDITIONS[:2]:
+        kernels = on_cuda(conditions)
+        kernels.grid = (1, 1, 1)
+        for factor in (0.7, 1.0):
+            params = ScaleParams(dtype=DTYPES[dtype], size=len(gradient))
+            buffers = {"gradient": held, "factor": torch.tensor(factor)}
+            found = kernels.launch("scale", "scale", params, buffers).buffers["gradient"]
+            assert torch.equal(found, scaled(gradient, factor))
+        moved, untouched = kernels.counted
+        assert moved.loaded_bytes["gradient"] == moved.stored_bytes["gradient"] == gradient.nbytes
+        assert untouched.loaded_bytes.keys() == {"factor"} and not untouched.stored_bytes
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+def test_triton_scale(target: str) -> None:
+    pytest.importorskip("triton")
+    from wavalign_fast.ops import triton as backend
+
+    from .triton_kernels import EmulatedTriton
+
+    for dtype, items in ((torch.float32, 1), (torch.bfloat16, 0), (torch.float16, 3)):
+        memory = torch.randn(2 * 4096 + 77).to(dtype)
+        for factor in (0.7, 1.0):
+            gradient = memory.clone()[items:]
+            emulated = EmulatedTriton(target, Conditions(order=1))
+            by = torch.tensor(factor)
+            emulated.call(backend.scale_, gradient, by, in_place=(gradient,))
+            assert torch.equal(gradient, scaled(memory[items:], factor))
+            moved = sum(counts.stored_bytes["gradient"] for counts in emulated.counted)
+            assert moved == (0 if factor == 1.0 else gradient.nbytes)

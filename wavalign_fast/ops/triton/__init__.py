@@ -1,11 +1,11 @@
-"""The GPU work in Triton: row kernels, scoring without logits, row compaction.
+"""The GPU work in Triton: row kernels, scoring without logits, row compaction, scaled gradients.
 
 Importing this imports triton; `wavalign_fast` does so when the backend is first used.
 """
 
-from wavalign_fast.ops.row_kernels import scale_
 from wavalign_fast.ops.triton.compaction import compact_rows, gather_rows, scatter_rows_
 from wavalign_fast.ops.triton.rows import hybrid_rows_, row_gradient_, row_stats
+from wavalign_fast.ops.triton.scale import scale_
 from wavalign_fast.ops.triton.scorer import score
 
 __all__ = [

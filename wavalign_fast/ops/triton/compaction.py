@@ -3,6 +3,7 @@
 import torch
 import triton
 
+from wavalign_fast.ops.library import KERNEL_DTYPES
 from wavalign_fast.ops.triton.configs import COMPACTION
 from wavalign_fast.ops.triton.kernels.compaction import (
     count_live_kernel,
@@ -12,8 +13,6 @@ from wavalign_fast.ops.triton.kernels.compaction import (
     write_index_kernel,
 )
 from wavalign_fast.ops.triton.launch import on_device
-
-CONVERTIBLE = {torch.bfloat16, torch.float16, torch.float32}
 
 
 def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +78,7 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
     Nothing is written where the index is -1; an index stands in the list once. Returns ``target``.
     """
     _check(target, index, "target")
-    if not {rows.dtype, target.dtype} <= CONVERTIBLE:
+    if not {rows.dtype, target.dtype} <= {*KERNEL_DTYPES}:
         raise ValueError(f"rows {rows.dtype} into target {target.dtype}: want 16 or 32-bit floats")
     if rows.shape != (len(index), target.shape[1]):
         raise ValueError(f"rows: got {tuple(rows.shape)}, want {(len(index), target.shape[1])}")

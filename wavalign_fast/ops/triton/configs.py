@@ -45,6 +45,12 @@ MERGE = MergeConfig(rows=32, parts=32, warps=4)
 COMPACTION = RowConfig(block=2048, warps=4)
 """Two 16-byte accesses a thread of a row in bf16, one of flags."""
 
+SCALE = RowConfig(block=4096, warps=4)
+SCALE_PROGRAMS = 512
+"""Every thread has four 16-byte accesses of bf16 on their way, all of them together 4 MiB, more
+than latency times bandwidth of an H100; and 128 multiprocessors hold all programs side by side, by
+their registers. More programs would only take longer to find out that there is nothing to do."""
+
 
 def row_config(vocab: int) -> RowConfig:
     """The block in which one program reads a row.

@@ -60,7 +60,7 @@ void touch(const void* address, size_t size, bool write) {
   Buffer* buffer = buffer_of(p);
   if (buffer == nullptr) return;  // stack and shared memory
   const size_t first = static_cast<size_t>(p - buffer->start);
-  if (first % size != 0) {
+  if (reinterpret_cast<uintptr_t>(p) % size != 0) {
     cuda_on_cpu::fail("a misaligned access of " + std::to_string(size) + " bytes to byte " +
                       std::to_string(first) + " of " + buffer->name);
   }

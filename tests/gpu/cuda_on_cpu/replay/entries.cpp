@@ -85,6 +85,8 @@ const Entry entries[] = {
 #elif defined(SOURCE_copy_rows)
     LAUNCH(gather_rows, GatherRows),
     LAUNCH(scatter_rows, ScatterRows),
+#elif defined(SOURCE_scale)
+    LAUNCH(scale, Scale),
 #elif defined(SOURCE_wrong_kernels)
     {"wrong", sizeof(wrong::Params), on_no_stream<wrong::Params, wrong::run>},
 #endif

@@ -1,0 +1,38 @@
+"""Gradients scaled where they lie, by a factor that only the device knows."""
+
+import torch
+import triton
+
+from wavalign_fast.ops.library import KERNEL_DTYPES
+from wavalign_fast.ops.triton.configs import SCALE, SCALE_PROGRAMS
+from wavalign_fast.ops.triton.kernels.scale import scale_kernel
+from wavalign_fast.ops.triton.launch import on_device
+
+VECTOR_BYTES = 16
+
+
+def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``gradient *= factor``, 0-d on the device, in fp32, rounded once.
+
+    Where the factor is exactly 1, which the device finds out, the gradient is not touched.
+    """
+    if gradient.dtype not in KERNEL_DTYPES or not gradient.is_contiguous():
+        raise ValueError(
+            f"gradient: got {gradient.dtype} of strides {gradient.stride()}, want a 16 or 32-bit "
+            "float, contiguous"
+        )
+    if factor.dim() != 0 or factor.device != gradient.device:
+        raise ValueError(
+            f"factor: got {tuple(factor.shape)} on {factor.device}, want () on {gradient.device}"
+        )
+    factor, items = factor.to(torch.float32), gradient.view(-1)
+    # Triton moves 16 bytes at a time where it knows that memory starts on 16 of them: what comes
+    # before that is a launch of its own.
+    before = -items.data_ptr() % VECTOR_BYTES // items.element_size()
+    block, warps = SCALE
+    with on_device(gradient):
+        for part in (items[:before], items[before:]):
+            if len(part) > 0:
+                programs = min(triton.cdiv(len(part), block), SCALE_PROGRAMS)
+                scale_kernel[(programs,)](part, factor, len(part), BLOCK=block, num_warps=warps)
+    return gradient
