@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 
+class BuildFailed(RuntimeError):
+    """The compiler's command and what it said."""
+
+
 def session_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     """A folder that all workers of this session share; it is gone with the session."""
     base = factory.getbasetemp()
@@ -23,7 +27,7 @@ def made(target: Path, command: list[str]) -> str:
     The command writes to the path that stands for ``-o``, which is appended.
 
     Raises:
-        RuntimeError: with its messages, where it failed.
+        BuildFailed: the command failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     messages = target.with_name(target.name + ".messages")
@@ -35,7 +39,7 @@ def made(target: Path, command: list[str]) -> str:
             )
             messages.write_text(done.stdout + done.stderr, encoding="utf-8")
             if done.returncode != 0:
-                raise RuntimeError(f"{' '.join(command)}\n{messages.read_text(encoding='utf-8')}")
+                raise BuildFailed(f"{' '.join(command)}\n{messages.read_text(encoding='utf-8')}")
             os.replace(partial, target)
         return messages.read_text(encoding="utf-8")
 

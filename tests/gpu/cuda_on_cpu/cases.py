@@ -88,7 +88,7 @@ def replay(
         paths[0].write_bytes(case)
         done = _run([str(program), *map(str, paths)])
         if done.returncode != 0:
-            raise EmulatorError(f"exit code {done.returncode}: {done.stderr[:4000]}")
+            raise EmulatorError(_headline(done) + done.stderr[:4000])
         return _unpacked(paths[1].read_bytes(), params, filled)
 
 
@@ -101,6 +101,12 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     # The thread sanitizer of older compilers has no place for the addresses of newer kernels.
     command = ["setarch", "-R", *command]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def _headline(done: "subprocess.CompletedProcess[str]") -> str:
+    """One line that says what is wrong, where a sanitizer's report begins with a ruler."""
+    summary = [line for line in done.stderr.splitlines() if line.startswith("SUMMARY: ")]
+    return "".join([f"exit code {done.returncode}: ", *(f"{line}\n" for line in summary[:1])])
 
 
 def _text(value: str) -> bytes:

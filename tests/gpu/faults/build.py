@@ -7,7 +7,7 @@ RUNG = "extension"
 FOLDER = "tests/gpu/extension"
 BUILD_TESTS = "tests/test_cuda_build.py"
 
-BUILD_FAULTS = (
+FAULTS = (
     Fault(
         name="undeclared-write",
         what="a schema does not say that the logits are written: compiled graphs reorder around it",
@@ -79,6 +79,15 @@ BUILD_FAULTS = (
         after='params.grad_entropy = floats("grad_entropy", grad_lse, rows, logits);',
         rung=RUNG,
         tests=(f"{FOLDER}/test_ops.py",),
+    ),
+    Fault(
+        name="undeclared-scaling",
+        what="the schema does not say that a gradient is scaled where it lies",
+        path=BINDINGS,
+        before='"scale_(Tensor(a!) gradient, ',
+        after='"scale_(Tensor gradient, ',
+        rung=RUNG,
+        tests=(f"{FOLDER}/test_ops.py::test_opcheck",),
     ),
     Fault(
         name="fake-of-the-wrong-shape",

@@ -1,6 +1,12 @@
 """All planted faults, rung by rung."""
 
-from . import build, cuda, ptx, triton
+from . import build, cuda, cuda_tables, ptx, triton
 from .planting import Fault
 
-FAULTS: tuple[Fault, ...] = (*triton.FAULTS, *ptx.FAULTS, *cuda.FAULTS, *build.FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *triton.FAULTS,
+    *ptx.FAULTS,
+    *cuda.FAULTS,
+    *cuda_tables.FAULTS,
+    *build.FAULTS,
+)

@@ -1,16 +1,13 @@
-"""Faults in the CUDA kernels and in what they share with the host."""
+"""Faults in the CUDA row kernels and in what they share with the host."""
 
 from .planting import Fault
 
 CUDA = "csrc/cuda/"
 TOKEN_MATH = "csrc/common/token_math.h"
 ROWS, WRITING, HYBRID = CUDA + "rows.cuh", CUDA + "row_writing.cuh", CUDA + "hybrid_rows.cu"
-COMPACTION, COPIES = CUDA + "compact_rows.cu", CUDA + "copy_rows.cu"
-GROUPS = CUDA + "groups.cu"
 TESTS = "tests/gpu/cuda_on_cpu/test_"
 HYBRID_TEST = "rows.py::test_hybrid_rows_are_those_of_the_definition"
 GRADIENT_TEST = "rows.py::test_statistics_and_gradient_are_those_of_the_definition"
-COMPACTION_TEST = "copies.py::test_live_rows_come_first_and_in_order"
 TOKENS_TEST = "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-clip1]"
 LARGE_TEST = "rows.py::test_gradient_of_the_models_vocabulary[168055]"
 ON_CPU = "CUDA on the CPU"
@@ -33,7 +30,7 @@ LAST_PART = """\
 """Of the hybrid kernel: from the row's numbers to its gradient."""
 
 
-def _fault(
+def cuda_fault(
     name: str, what: str, path: str, before: str, after: str, test: str, rung: str = ON_CPU
 ) -> Fault:
     return Fault(
@@ -48,7 +45,7 @@ def _fault(
 
 
 SYNCHRONISATION = (
-    _fault(
+    cuda_fault(
         "barrier-removed",
         "the first warp merges the sums of the others before they stand",
         ROWS,
@@ -56,7 +53,7 @@ SYNCHRONISATION = (
         "  if (warp_of_block() != 0) return sums;",
         HYBRID_TEST + "[1009-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "barrier-removed-race",
         "the same, as a race",
         ROWS,
@@ -65,7 +62,7 @@ SYNCHRONISATION = (
         "sanitized.py::test_races_in_hybrid_rows[held-31-dtype1-out1]",
         RACES,
     ),
-    _fault(
+    cuda_fault(
         "cluster-barrier-removed",
         "blocks of a cluster meet only within themselves",
         HYBRID,
@@ -73,7 +70,7 @@ SYNCHRONISATION = (
         "  __syncthreads();\n",
         HYBRID_TEST + "[1009-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "cluster-barrier-removed-race",
         "the same, as a race",
         HYBRID,
@@ -82,7 +79,7 @@ SYNCHRONISATION = (
         "sanitized.py::test_races_in_hybrid_rows[cluster-257-dtype2-out2]",
         RACES,
     ),
-    _fault(
+    cuda_fault(
         "ends-early",
         "a block may end while another reads its shared memory",
         HYBRID,
@@ -92,7 +89,7 @@ SYNCHRONISATION = (
         "sanitized.py::test_addresses_of_hybrid_rows[cluster-257-dtype2-out2]",
         ADDRESSES,
     ),
-    _fault(
+    cuda_fault(
         "summary-not-waited-for",
         "warps write the gradient before the row's numbers stand",
         HYBRID,
@@ -101,7 +98,7 @@ SYNCHRONISATION = (
         "sanitized.py::test_races_in_hybrid_rows[held-31-dtype1-out1]",
         RACES,
     ),
-    _fault(
+    cuda_fault(
         "in-place-barrier-removed",
         "gradients are written over logits that others have yet to read",
         WRITING,
@@ -109,7 +106,7 @@ SYNCHRONISATION = (
         "",
         GRADIENT_TEST + "[1009-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "in-place-barrier-once",
         "only the first step waits for its readers, later ones overtake them",
         WRITING,
@@ -117,7 +114,7 @@ SYNCHRONISATION = (
         "return step == 0;",
         LARGE_TEST,
     ),
-    _fault(
+    cuda_fault(
         "shuffle-mask",
         "the last lane is missing from the mask of all lanes",
         CUDA + "warps.cuh",
@@ -127,7 +124,7 @@ SYNCHRONISATION = (
     ),
 )
 SUMS = (
-    _fault(
+    cuda_fault(
         "reduction-width",
         "a warp's sums are those of half its lanes",
         ROWS,
@@ -135,7 +132,7 @@ SUMS = (
         "for (int offset = kWarpLanes / 4; offset > 0; offset /= 2) {\n    const SoftmaxSums",
         HYBRID_TEST + "[257-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "warp-dropped",
         "the last warp's sums are left out",
         ROWS,
@@ -143,7 +140,7 @@ SUMS = (
         "lane_of_warp() + 1 < warps ?",
         HYBRID_TEST + "[1009-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "tail-dropped",
         "the row's last logit is not summed where it fills no vector",
         ROWS,
@@ -151,7 +148,7 @@ SUMS = (
         "if (last + 1 < end) {",
         HYBRID_TEST + "[257-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "tail-rounded-up",
         "the last vector of a row reaches beyond the vocabulary",
         ROWS,
@@ -159,7 +156,7 @@ SUMS = (
         "const int vectors = (end - begin + kItems - 1) / kItems;",
         HYBRID_TEST + "[257-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "absent-vector-counts",
         "what is beyond the end of a row counts as logits of 0",
         ROWS,
@@ -167,7 +164,7 @@ SUMS = (
         "values[j]",
         HYBRID_TEST + "[256-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "max-not-subtracted",
         "e^z instead of e^(z - top)",
         TOKEN_MATH,
@@ -175,7 +172,7 @@ SUMS = (
         "const T below = z[j] - 0 * from;",
         HYBRID_TEST + "[31-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "lse-merged",
         "top and log_sum are added before they are subtracted",
         WRITING,
@@ -183,7 +180,7 @@ SUMS = (
         "values[j] - (of.row.top + of.row.log_sum)",
         "rows.py::test_far_offsets_cost_no_digits",
     ),
-    _fault(
+    cuda_fault(
         "entropy-unwritten",
         "the entropy is never written",
         ROWS,
@@ -193,7 +190,7 @@ SUMS = (
     ),
 )
 MEMORY = (
-    _fault(
+    cuda_fault(
         "int32-offset",
         "a row's offset wraps at 2^31 elements",
         ROWS,
@@ -201,7 +198,7 @@ MEMORY = (
         "static_cast<int>(row * chunk.pitch);",
         "far.py::test_statistics_and_gradient",
     ),
-    _fault(
+    cuda_fault(
         "misaligned-slices",
         "the blocks of a cluster share a row at any logit",
         HYBRID,
@@ -210,7 +207,7 @@ MEMORY = (
         "sanitized.py::test_addresses_of_hybrid_rows[cluster-300-dtype4-out4]",
         ADDRESSES,
     ),
-    _fault(
+    cuda_fault(
         "shared-too-small",
         "a block asks for shared memory for fewer logits than it holds",
         HYBRID,
@@ -219,7 +216,7 @@ MEMORY = (
         "sanitized.py::test_addresses_of_hybrid_rows[cluster-257-dtype2-out2]",
         ADDRESSES,
     ),
-    _fault(
+    cuda_fault(
         "zeros-by-every-block",
         "each block of a cluster writes the zeros of the whole dead row",
         HYBRID,
@@ -228,7 +225,7 @@ MEMORY = (
         "sanitized.py::test_each_logit_is_read_and_written_once[cluster-257-dtype2-out2]",
         ACCESSES,
     ),
-    _fault(
+    cuda_fault(
         "row-of-the-block",
         "every block takes a row of its own number instead of its cluster's",
         HYBRID,
@@ -237,7 +234,7 @@ MEMORY = (
         "sanitized.py::test_each_logit_is_read_and_written_once[cluster-257-dtype2-out2]",
         ACCESSES,
     ),
-    _fault(
+    cuda_fault(
         "tail-overwrites",
         "the last unit of a row writes whole vectors beyond the vocabulary",
         CUDA + "vectors.cuh",
@@ -245,7 +242,7 @@ MEMORY = (
         "    p[j] = narrowed<T>(values[j]);",
         GRADIENT_TEST + "[257-float32-float32]",
     ),
-    _fault(
+    cuda_fault(
         "bad-id-read",
         "the id V is taken for one of the vocabulary",
         ROWS,
@@ -254,25 +251,9 @@ MEMORY = (
         "sanitized.py::test_addresses_of_hybrid_rows[held-31-dtype1-out1]",
         ADDRESSES,
     ),
-    _fault(
-        "gather-reads-beyond",
-        "an index one beyond the source is taken for a row",
-        COPIES,
-        "from < params.size;",
-        "from <= params.size;",
-        "copies.py::test_gather[128-dtype0]",
-    ),
-    _fault(
-        "scatter-drops-the-rest",
-        "rows of any width are copied in whole vectors",
-        COPIES,
-        "params.width % kUnit == 0 && ",
-        "",
-        "copies.py::test_scatter[torch.float32-torch.float32-100]",
-    ),
 )
 MEANING = (
-    _fault(
+    cuda_fault(
         "dead-rows-live",
         "padding is not told from an id outside the vocabulary",
         ROWS,
@@ -280,7 +261,7 @@ MEANING = (
         "const bool dead = false;",
         GRADIENT_TEST + "[31-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "zero-gradient-of-nan",
         "a row whose loss has no gradient is NaN where its logits are",
         HYBRID,
@@ -288,7 +269,7 @@ MEANING = (
         "if (target.valid) {",
         HYBRID_TEST + "[31-float32-bfloat16]",
     ),
-    _fault(
+    cuda_fault(
         "clip-side",
         "the clipped side of the ratio has the gradient, the other one has none",
         TOKEN_MATH,
@@ -296,7 +277,7 @@ MEANING = (
         "ratio * terms.advantage >= clipped",
         TOKENS_TEST,
     ),
-    _fault(
+    cuda_fault(
         "nan-under-zero",
         "an old log-prob of NaN reaches rows whose policy coefficient is 0",
         TOKEN_MATH,
@@ -304,7 +285,7 @@ MEANING = (
         "g -=",
         "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-None]",
     ),
-    _fault(
+    cuda_fault(
         "nan-clamped",
         "a clamp drops NaN",
         TOKEN_MATH,
@@ -312,7 +293,7 @@ MEANING = (
         "return value < bound ? value : bound;",
         TOKENS_TEST,
     ),
-    _fault(
+    cuda_fault(
         "cancellation",
         "e^logp - 1 instead of expm1: no digits at p near 1",
         TOKEN_MATH,
@@ -320,57 +301,17 @@ MEANING = (
         "grads.logp * (std::exp(row.logp) - T(1)) -",
         "rows.py::test_near_certain_tokens_keep_their_digits",
     ),
-    _fault(
+    cuda_fault(
         "linear-tail-dropped",
         "ratios stop growing at 20 nats",
         TOKEN_MATH,
         "const T ratio = slope + Linear<T>::slope * beyond;",
-        "const T ratio = slope;",
+        "const T ratio = slope + T(0) * Linear<T>::slope * beyond;",
         "token_math.py::test_ratios_grow_beyond_20_nats",
-    ),
-    _fault(
-        "missing-rewards-count",
-        "means are taken over missing rewards as well",
-        GROUPS,
-        "const double divisor = fmax(scored, 1.0);",
-        "const double divisor = fmax(static_cast<double>(size), 1.0);",
-        "groups.py::test_advantages_are_the_released_ones_bit_for_bit[5-8-population]",
-    ),
-    _fault(
-        "tiles-by-number",
-        "tiles are taken by block number: a block may wait for one that cannot run yet",
-        COMPACTION,
-        "static_cast<int64_t>(atomicAdd(taken, 1ull))",
-        "static_cast<int64_t>(blockIdx.x + 0 * *taken)",
-        "copies.py::test_tiles_find_their_place_in_any_order_of_blocks",
-    ),
-    _fault(
-        "look-back-too-far",
-        "the nearest total is added without what lies on the way to it",
-        COMPACTION,
-        "lane_of_warp() <= nearest ?",
-        "lane_of_warp() == nearest ?",
-        "copies.py::test_tiles_find_their_place_in_any_order_of_blocks",
-    ),
-    _fault(
-        "tile-not-waited-for",
-        "a tile is written before its place is known",
-        COMPACTION,
-        "  __syncthreads();\n  write_tile(",
-        "  write_tile(",
-        COMPACTION_TEST + "[0.5-4097]",
-    ),
-    _fault(
-        "rest-unmarked",
-        "the place behind the last live row is not marked",
-        COMPACTION,
-        "params.size - 1 - (dead_before + j);",
-        "params.size - (dead_before + j);",
-        COMPACTION_TEST + "[0.5-100]",
     ),
 )
 COMPILED = (
-    _fault(
+    cuda_fault(
         "registers-spilled",
         "four blocks are to share a multiprocessor, which leaves a thread too few registers",
         ROWS,
@@ -379,7 +320,7 @@ COMPILED = (
         "tests/gpu/nvcc/test_budgets.py::test_no_kernel_has_a_stack[hybrid_rows-90a]",
         NVCC,
     ),
-    _fault(
+    cuda_fault(
         "narrow-loads",
         "16 bytes are loaded as four words",
         CUDA + "vectors.cuh",
@@ -389,7 +330,7 @@ COMPILED = (
         "tests/gpu/nvcc/test_budgets.py::test_logits_move_16_bytes_at_a_time[row_stats-90a]",
         NVCC,
     ),
-    _fault(
+    cuda_fault(
         "too-many-registers",
         "a block may use all registers of its multiprocessor",
         ROWS,

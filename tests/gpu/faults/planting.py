@@ -1,12 +1,15 @@
 """Plants one fault in a copy of the sources and runs the tests that must find it."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.gpu.builds import BuildFailed
 
 ROOT = Path(__file__).parents[3]
 TREE = (
@@ -19,6 +22,8 @@ TREE = (
     "README.md",
     "LICENSE",
 )
+LONGEST = 120
+"""Characters of a reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,14 @@ class Fault:
 class Outcome:
     """What the tests said."""
 
-    found: bool
+    test: str | None
+    """The node id of the test that failed; ``None``: no test did."""
     reason: str
-    """The first failure in the tests' own words, or what went wrong instead."""
+    """That test's own words, or what came instead of a failed test."""
+
+    @property
+    def found(self) -> bool:
+        return self.test is not None
 
 
 def faulty_source(fault: Fault) -> str:
@@ -86,6 +96,7 @@ def outcome(fault: Fault, *, seconds: int = 300) -> Outcome:
         plant(fault, Path(folder))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:xdist"]
         command += ["-p", "no:cacheprovider", "--tb=line", *fault.tests]
+        settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "300"}
         try:
             done = subprocess.run(
                 command,
@@ -93,18 +104,36 @@ def outcome(fault: Fault, *, seconds: int = 300) -> Outcome:
                 capture_output=True,
                 text=True,
                 timeout=seconds,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""},
+                env={**os.environ, **settings},
             )
         except subprocess.TimeoutExpired:
-            return Outcome(found=False, reason=f"no answer in {seconds} s")
-    if done.returncode == 1:
-        return Outcome(found=True, reason=_first_failure(done.stdout))
-    # Anything but failed tests: all passed, or nothing could be collected.
-    words = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
-    return Outcome(found=False, reason=f"exit code {done.returncode}: {words[-1]}")
+            return Outcome(test=None, reason=f"no answer in {seconds} s")
+    return read_outcome(done.returncode, done.stdout + done.stderr)
 
 
-def _first_failure(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines()]
-    named = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    return named[0] if named else lines[-1]
+def read_outcome(status: int, output: str) -> Outcome:
+    """What pytest's exit code and output say of a fault.
+
+    Only a test that ran and failed has found it. An error, of a fixture, of the collection or of
+    a compiler, is one that any misprint would give.
+    """
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    failed = [line for line in lines if line.startswith("FAILED ")]
+    errors = [line for line in lines if line.startswith("ERROR ") or BuildFailed.__name__ in line]
+    if status == 1 and failed and not errors:
+        test, _, reason = failed[0].removeprefix("FAILED ").partition(" - ")
+        return Outcome(test=test, reason=told_anywhere(reason))
+    return Outcome(
+        test=None, reason=f"exit code {status}: {told_anywhere([*errors, lines[-1]][0])}"
+    )
+
+
+def told_anywhere(reason: str) -> str:
+    """Without what another machine or another run would say otherwise, and not too long."""
+    reason = re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", reason)  # the folders of a file
+    reason = re.sub(r"==\d+==|\s*\(pid=\d+\)", "", reason)
+    reason = re.sub(r"0x[0-9a-f]{6,}", "0x…", reason)
+    reason = re.sub(r"\b(?:\w+\.)+(?=\w+(?:Error|Fault): )", "", reason)  # an exception's module
+    reason = re.sub(r"\bin \d+\.\d+ ?s\b", "", reason)
+    reason = " ".join(reason.split())
+    return reason if len(reason) <= LONGEST else reason[: LONGEST - 1].rstrip() + "…"

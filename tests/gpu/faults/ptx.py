@@ -113,6 +113,22 @@ FAULTS = (
         "weight + first_id * weight_stride",
         "far.py::test_the_last_ids_of_a_head_on_triton[sm_80]",
     ),
+    _fault(
+        "scaled-places-of-32-bits",
+        "the place in a large gradient wraps at 2^31 elements",
+        "wavalign_fast/ops/triton/kernels/scale.py",
+        "tl.cast(block, tl.int64) * BLOCK + lanes",
+        "tl.cast(block, tl.int32) * BLOCK + lanes",
+        "far.py::test_the_end_of_a_gradient_on_triton[sm_80]",
+    ),
+    _fault(
+        "scaled-vectors-of-32-bits",
+        "the number of a vector in a large gradient is multiplied in 32 bits",
+        "csrc/cuda/scale.cu",
+        "if (v < vectors) store_vector(body + v * kItems, batch[b]);",
+        "if (v < vectors) store_vector(body + static_cast<int>(v * kItems), batch[b]);",
+        "far.py::test_the_end_of_a_gradient_on_cuda",
+    ),
     _mutation(
         "copy-wait-weakened",
         "a tile is multiplied while its copy may be on its way",

@@ -9,6 +9,7 @@ STATS = "tests/gpu/interpreter/test_row_stats.py::"
 GRADIENTS = "tests/gpu/interpreter/test_row_gradients.py::"
 SCORER = "tests/gpu/interpreter/test_scorer.py::"
 COMPACTION = "tests/gpu/interpreter/test_compaction.py::"
+SCALE = "tests/gpu/interpreter/test_scale.py::"
 BUDGET = "tests/gpu/ahead_of_time/test_budgets.py::test_a_kernel_keeps_its_budget"
 LAUNCHES = "tests/gpu/ahead_of_time/test_launches.py::"
 
@@ -263,7 +264,43 @@ COPIES = (
     ),
 )
 
+SCALING = (
+    _wrong(
+        "factor-of-one-writes",
+        "a factor of 1 writes the gradient anew, and a NaN in it otherwise",
+        "scale.py",
+        "if by != 1.0:",
+        "if by == by or by != by:",
+        SCALE + "test_a_factor_of_one_touches_nothing[dtype2]",
+    ),
+    _wrong(
+        "scaled-tail-short",
+        "the last element of a gradient that fills no block is not scaled",
+        "scale.py",
+        "tl.store(gradient + last, values.to(gradient.dtype.element_ty), mask=last < size)",
+        "tl.store(gradient + last, values.to(gradient.dtype.element_ty), mask=last < size - 1)",
+        SCALE + "test_any_size_from_any_item_on[dtype1-31]",
+    ),
+    _wrong(
+        "tail-scaled-by-every-program",
+        "each program scales the last block's rest",
+        "scale.py",
+        "if program == programs - 1:",
+        "if program <= programs - 1:",
+        SCALE + "test_any_size_from_any_item_on[dtype1-9001]",
+    ),
+)
+
 COMPILED = (
+    _fault(
+        AHEAD_OF_TIME,
+        "scaled-head-misaligned",
+        "the compiler cannot know where a gradient starts: it moves element by element",
+        "wavalign_fast/ops/triton/scale.py",
+        "for part in (items[:before], items[before:]):",
+        "for part in (items[:0], items):",
+        LAUNCHES + "test_what_comes_before_16_bytes_is_scaled_by_a_launch_of_its_own",
+    ),
     _fault(
         AHEAD_OF_TIME,
         "spilled-tile",
@@ -329,4 +366,4 @@ COMPILED = (
     ),
 )
 
-FAULTS: tuple[Fault, ...] = ROWS + SCORES + COPIES + COMPILED
+FAULTS: tuple[Fault, ...] = ROWS + SCORES + COPIES + SCALING + COMPILED

@@ -1,0 +1,85 @@
+"""The catalogue fits the sources, the page fits the catalogue, and each rung finds its fault."""
+
+import re
+
+import pytest
+
+from .catalogue import FAULTS
+from .page import MISSED, PAGE, beginning, page, rows_of_page
+from .planting import ROOT, faulty_source, outcome, read_outcome
+
+BY_NAME = {fault.name: fault for fault in FAULTS}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_fault_fits_its_file_and_names_tests_that_stand(name: str) -> None:
+    fault = BY_NAME[name]
+    assert faulty_source(fault) != (ROOT / fault.path).read_text(encoding="utf-8")
+    for test in fault.tests:
+        file, *function = re.split(r"::|\[", test)[:2]
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not function or f"def {function[0]}(" in source
+
+
+def test_names_are_given_once() -> None:
+    assert len(BY_NAME) == len(FAULTS)
+
+
+def test_the_page_has_every_fault_and_the_test_that_found_it() -> None:
+    rows = rows_of_page()
+    assert rows.keys() == BY_NAME.keys(), "python -m tests.gpu.faults --save"
+    for name, line in rows.items():
+        assert line.startswith(beginning(BY_NAME[name])) and MISSED not in line
+        by = line.removeprefix(beginning(BY_NAME[name]))
+        assert any(by.startswith(f"`{t.removeprefix('tests/')}") for t in BY_NAME[name].tests)
+    assert PAGE.read_text(encoding="utf-8") == page(rows)
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "test", "reason"),
+    [
+        (1, "FAILED a.py::t[1-x] - Error: 1 - 0 = 0x7f00aa", "a.py::t[1-x]", "Error: 1 - 0 = 0x…"),
+        (1, "FAILED a.py::t - E: /tmp/b/c.h:3 ==12==ERROR\nx", "a.py::t", "E: c.h:3 ERROR"),
+        (1, "FAILED a.py::t - BuildFailed: g++ a.cu", None, "exit code 1: FAILED a.py::t -"),
+        (1, "ERROR a.py::t - fixture", None, "exit code 1: ERROR a.py::t - fixture"),
+        (2, "FAILED a.py::t - no\nERROR b.py", None, "exit code 2: ERROR b.py"),
+        (0, "3 passed in 0.51s", None, "exit code 0: 3 passed"),
+    ],
+)
+def test_only_a_failed_test_has_found_a_fault(
+    status: int, output: str, test: str | None, reason: str
+) -> None:
+    said = read_outcome(status, output)
+    assert said.test == test and said.found == (test is not None)
+    assert said.reason.startswith(reason)
+
+
+def test_reasons_are_cut() -> None:
+    said = read_outcome(1, "FAILED a.py::t - " + "word " * 90)
+    assert len(said.reason) <= 120 and said.reason.endswith("…")
+
+
+PLANTED = (
+    "triton-mask-dropped",
+    "triton-grid-too-small",
+    "ptx-scaled-places-of-32-bits",
+    "cuda-entropy-unwritten",
+    "cuda-scaled-tail-beyond",
+    "cuda-summary-not-waited-for",
+    "cuda-factor-of-one-writes",
+    "cuda-registers-spilled",
+    "forced-but-left-out",
+)
+"""The fault of each rung that is found soonest."""
+
+
+def test_a_fault_of_every_rung_is_planted() -> None:
+    assert {BY_NAME[name].rung for name in PLANTED} == {fault.rung for fault in FAULTS}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_its_rung_finds_a_fault(name: str) -> None:
+    said = outcome(BY_NAME[name])
+    if re.fullmatch(r"exit code 0: \d+ skipped.*", said.reason):
+        pytest.skip("its rung is not on this machine")
+    assert said.found, said.reason
