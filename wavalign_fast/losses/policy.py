@@ -42,7 +42,10 @@ def linear_beyond(
     would take the gradient away just from the tokens that are furthest off.
     """
     slope = math.exp(LINEAR_FROM)
-    return function(x.clamp(max=LINEAR_FROM)) + slope * torch.relu(x - LINEAR_FROM)
+    # The gradient of clamp alone is 1 at the bound up to torch 2.13 and 0 from 2.14 on; and a NaN
+    # must keep it from the token that it is masked in.
+    bounded = torch.where(x <= LINEAR_FROM, x, x.detach().clamp(max=LINEAR_FROM))
+    return function(bounded) + slope * torch.relu(x - LINEAR_FROM)
 
 
 def policy_tokens(
@@ -70,10 +73,11 @@ def policy_tokens(
     low, high = nothing, nothing
     bounds = clip_bounds(clip)
     if bounds is not None:
-        clipped = ratio.clamp(*bounds) * advantage
         low = (ratio < bounds[0]) & (advantage < 0)
         high = (ratio > bounds[1]) & (advantage > 0)
-        surrogate = torch.minimum(surrogate, clipped)
+        # The minimum of the two, with the whole gradient where they are equal.
+        clipped = ratio.detach().clamp(*bounds) * advantage
+        surrogate = torch.where(low | high, clipped, surrogate)
     # expm1 keeps the digits of a small KL, where e^x - 1 has none.
     kl = None if ref_gap is None else linear_beyond(torch.expm1, ref_gap) - ref_gap
     return PolicyTokens(surrogate, kl, low, high)
