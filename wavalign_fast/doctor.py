@@ -81,7 +81,8 @@ def main() -> int:
 def _versions() -> list[Fact]:
     facts = [Fact("python", f"{platform.python_version()} ({sys.executable})")]
     for name, extra in PACKAGES.items():
-        version = _version(name)
+        # The distribution's version need not say for which CUDA its torch was built.
+        version = torch.__version__ if name == "torch" else _version(name)
         if version is not None:
             facts.append(Fact(name, version))
         elif extra:
