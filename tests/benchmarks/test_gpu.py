@@ -1,5 +1,8 @@
 """What a GPU adds to a benchmark: replays of CUDA graphs, checked like every other result."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu
 from benchmarks.options import Options
 from benchmarks.providers import available
+from benchmarks.record import load
 from benchmarks.report.tables import text_table
 from benchmarks.shapes import LOGPROB, QUICK
 from tests.benchmarks import synthetic
@@ -57,6 +61,25 @@ def test_the_table_has_a_column_for_graphs_where_there_are_any():
     assert "as a graph" not in text_table(found)
     found["sides"]["ours-cpu"]["graph"] = {"outcome": "right", "wall_s": 0.25}
     assert "as a graph" in text_table(found) and "250 ms" in text_table(found)
+
+
+def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "tests.benchmarks.pretended_gpu", str(tmp_path)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cases = load("pretended", tmp_path)["cases"]
+    assert [entry["operation"] for entry in cases] == [
+        "logp+entropy", "mean CE", "hybrid step", "dpo",
+    ]  # fmt: skip
+    for entry in cases:
+        assert (entry["device"], entry["machine"]["gpu"]) == ("cuda", "pretended")
+        sides = entry["sides"]
+        assert sides["ours-cuda"]["detail"] == "it is only pretended"
+        for name in ("ours-triton", "torch"):
+            assert sides[name]["outcome"] == sides[name]["graph"]["outcome"] == "right"
+            assert sides[name]["wall_s"] > 0 and sides[name]["graph"]["wall_s"] > 0
 
 
 @pytest.mark.gpu
