@@ -66,7 +66,7 @@ def empty_cache() -> int:
     """Gives the buffers that wait for the next call back to the system and returns their bytes.
 
     On the CPU a released weight gradient, and the probabilities kept for a backward pass, are not
-    unmapped: the next call takes them over, which saves a fifth of its time on a large head. They
+    unmapped: the next call takes them over, which saves a sixth of its time on a large head. They
     are never more than what one step had in use, and this returns them, say before an evaluation
     that needs the memory.
     """
