@@ -18,11 +18,10 @@ TORCH_LIBRARY(wavalign_fast, m) {
   // `nest` [V, H], if wanted and not refused (then [0]), holds what of the probabilities finds room
   // there and becomes the weight's gradient.
   m.def(
-      "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float "
-      "temperature, "
-      "int ignore_index, SymInt store_bytes, float skip_tolerance, bool want_nest) -> (Tensor "
-      "logp, "
-      "Tensor entropy, Tensor lse, Tensor norm, Tensor store, Tensor skipped, Tensor nest)");
+      "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
+      "float temperature, int ignore_index, SymInt store_bytes, float skip_tolerance, "
+      "bool want_nest) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, Tensor store, "
+      "Tensor skipped, Tensor nest)");
   // Gradients to hidden, weight and bias; the ones not needed come back empty.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "

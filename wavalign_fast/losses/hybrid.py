@@ -21,9 +21,10 @@ from wavalign_fast.losses.policy import (
 )
 from wavalign_fast.losses.rows import at_positions, row_means
 from wavalign_fast.losses.terms import TermWeights
-from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
+from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.calls import Call, checked_call
 from wavalign_fast.ops.hybrid_step import hybrid_step
+from wavalign_fast.ops.linear_logprob import scored
 from wavalign_fast.ops.live_rows import sent
 
 
@@ -171,13 +172,7 @@ class HybridObjective(nn.Module):
         batch, plan, lam = batch.to(device), plan.to(device), sent(lam, device)
         output = self._fused(call, batch, plan, lam, normalisers)
         if output is None:
-            scores = linear_logprob(
-                *(call.rows, call.weight, call.targets),
-                bias=call.bias,
-                with_entropy=True,
-                options=self.options,
-            )
-            output = self.combine(batch, plan, scores, lam, normalisers)
+            output = self.combine(batch, plan, LogProb(*scored(call)), lam, normalisers)
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _fused(
@@ -195,11 +190,11 @@ class HybridObjective(nn.Module):
         """
         if call.backend == "reference" or self.importance_sampling_level == "sequence":
             return None
-        weights = self._term_weights(batch, plan, normalisers)
-        table = weights.table(batch, plan, self._advantage(batch), lam)
+        weights, advantage = self._term_weights(batch, plan, normalisers), self._advantage(batch)
+        table = weights.table(batch, plan, advantage, lam)
         step = hybrid_step(call, table, clip=clip_bounds(self.clip))
         with torch.no_grad():
-            output = self.combine(batch, plan, step.scores, lam, normalisers)
+            output = self._combined(batch, plan, step.scores, lam, weights, advantage)
         return output._replace(loss=step.attach(output.loss))
 
     def _term_weights(
@@ -254,17 +249,27 @@ class HybridObjective(nn.Module):
         normalisers: Normalisers | None = None,
     ) -> HybridOutput:
         """The step's loss from log-probabilities that are there already; λ is ``lam``."""
+        weights = self._term_weights(batch, plan, normalisers)
+        return self._combined(batch, plan, scores, lam, weights, self._advantage(batch))
+
+    def _combined(
+        self,
+        batch: HybridBatch,
+        plan: StepPlan,
+        scores: LogProb,
+        lam: torch.Tensor,
+        weights: TermWeights,
+        advantage: torch.Tensor,
+    ) -> HybridOutput:
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
         logp = scores.logp.to(torch.float64)
-        advantage = self._advantage(batch)
         tokens = policy_tokens(
             self._log_ratio(batch, plan, logp),
             advantage,
             ref_gap=self._ref_gap(batch, plan, logp),
             clip=self.clip,
         )
-        weights = self._term_weights(batch, plan, normalisers)
         policy_loss, anchor_loss, kl_loss = weights.losses(plan, tokens, logp)
         mix = lam.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss

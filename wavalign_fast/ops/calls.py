@@ -51,6 +51,11 @@ def checked_call(
     return Call(backend, options, rows, weight.contiguous(), ids, bias)
 
 
+def wants_grad(*operands: torch.Tensor | None) -> bool:
+    """Whether a backward pass through one of them may come."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+
+
 def _under_autocast(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

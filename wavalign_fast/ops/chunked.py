@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, statistics_dtype
 
 PRODUCT_ROWS = 256
 """Rows of one product of logits: enough flops a byte of the head that a GPU computes, not waits."""
@@ -112,7 +112,7 @@ def row_gradients(
             *(logits, head.targets[rows], bias),
             RowStats(*(value[rows] for value in stats)),
             RowGrads(*(None if grad is None else grad[rows] for grad in grads)),
-            out_dtype=_operand_type(head),
+            out_dtype=head.weight.dtype,
             **head.settings,
         )
         sums.add(rows, dlogits)
@@ -124,17 +124,14 @@ def hybrid_step(
 ) -> tuple[RowStats, torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Statistics, ``g = dL/dlogp`` [N] and the gradients of the hybrid loss: three products."""
     kernels, sums = row_kernels_of(plan.backend), _Gradients(head, needs, plan)
-    found, g = (
-        _empty_stats(head),
-        head.targets.new_empty(len(head.targets), dtype=_stats_type(head)),
-    )
-    bias = _kernel_bias(head)
+    found, bias = _empty_stats(head), _kernel_bias(head)
+    g = torch.empty_like(found.logp)
     for rows, logits in _chunks(head, plan):
         part, g[rows], dlogits = kernels.hybrid_rows_(
             *(logits, head.targets[rows], bias),
             TokenTable._make(None if column is None else column[rows] for column in table),
             clip=clip,
-            out_dtype=_operand_type(head),
+            out_dtype=head.weight.dtype,
             **head.settings,
         )
         _store(found, part, rows)
@@ -233,11 +230,7 @@ def _chunk_rows(head: Head, plan: Plan) -> int:
 
 
 def _stats_type(head: Head) -> torch.dtype:
-    return torch.float64 if head.hidden.dtype == torch.float64 else torch.float32
-
-
-def _operand_type(head: Head) -> torch.dtype:
-    return head.weight.dtype
+    return statistics_dtype(head.hidden.dtype)
 
 
 def _kernel_bias(head: Head) -> torch.Tensor | None:

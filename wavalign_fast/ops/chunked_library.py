@@ -7,12 +7,8 @@ from torch import Tensor
 
 from wavalign_fast.ops import chunked
 from wavalign_fast.ops.chunked import Head, Needs, Plan
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
-
-NO_SECOND_DERIVATIVE = (
-    "the fused losses have no second derivative on this backend; "
-    "options=LossOptions(backend='reference') has one"
-)
+from wavalign_fast.ops.library import NO_SECOND_DERIVATIVE, fake_gradients
+from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, statistics_dtype
 
 
 @torch.library.custom_op("wavalign_fast::chunked_logprob", mutates_args=())
@@ -121,17 +117,8 @@ def _present(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Te
 
 
 def _per_row(hidden: Tensor, count: int) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(hidden.dtype)
     return tuple(hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in range(count))
-
-
-def _fake_grads(operands: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
-    like = operands[0]
-    assert like is not None
-    return tuple(
-        torch.empty_like(t) if need and t is not None else like.new_empty(0)
-        for t, need in zip(operands, needs, strict=True)
-    )
 
 
 @chunked_logprob.register_fake
@@ -142,12 +129,12 @@ def _(hidden, weight, targets, *rest):  # type: ignore[no-untyped-def]
 
 @chunked_logprob_backward.register_fake
 def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
-    return _fake_grads((hidden, weight, bias), rest[-1])
+    return fake_gradients((hidden, weight, bias), rest[-1])
 
 
 @hybrid_step.register_fake
 def _(hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
-    return *_per_row(hidden, 3), *_fake_grads((hidden, weight, bias), rest[-1])
+    return *_per_row(hidden, 3), *fake_gradients((hidden, weight, bias), rest[-1])
 
 
 @with_gradients.register_fake

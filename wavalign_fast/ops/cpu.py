@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from wavalign_fast.ops.library import EXTENSION
+from wavalign_fast.ops.calls import wants_grad
+from wavalign_fast.ops.library import EXTENSION, NO_SECOND_DERIVATIVE, fake_gradients
 from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.row_kernels import TokenTable
 
@@ -27,15 +28,12 @@ def linear_logprob(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked, contiguous operands."""
     budget = options.memory_budget
-    wants_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (rows, weight, bias)
-    )
+    learning = wants_grad(rows, weight, bias)
     # In a traced graph every result has a shape of its own, and a nest may be refused.
-    nest = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
-    store = _store_bytes(
-        rows, weight, DEFAULT_MEMORY_BUDGET if budget is None else budget, wants_grad
-    )
-    tolerance = options.skip_tolerance if wants_grad else 0.0
+    nest = wants_grad(weight) and not torch.compiler.is_compiling()
+    kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
+    store = _store_bytes(rows, weight, kept) if learning else 0
+    tolerance = options.skip_tolerance if learning else 0.0
     logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
         rows, weight, targets, bias, temperature, ignore_index, store, tolerance, nest
     )
@@ -88,14 +86,12 @@ class _WithDerivative(torch.autograd.Function):
         return None, grad.to(derivative.dtype) * derivative, None
 
 
-def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int, wants_grad: bool) -> int:
+def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int) -> int:
     """Bytes of probabilities to keep for the backward pass: all of them, or the budget.
 
     An upper bound from the shapes alone, so that it is known while tracing; the pages of rows that
     turn out to be ignored are never touched.
     """
-    if not wants_grad:
-        return 0
     item = 2 if rows.dtype == torch.bfloat16 else 4
     lanes = (rows.shape[0] + LANE_ALIGN - 1) // LANE_ALIGN * LANE_ALIGN
     tiles = (weight.shape[0] + TILE_ROWS - 1) // TILE_ROWS
@@ -142,10 +138,7 @@ def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | Non
 
 
 def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(
-        "linear_logprob has no second derivative on this backend; options=LossOptions("
-        "backend='reference') has one"
-    )
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 def _register() -> None:
@@ -175,14 +168,12 @@ def _register() -> None:
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(*args):  # type: ignore[no-untyped-def]
         hidden, weight, bias = args[3], args[4], args[6]
-        operands = zip((hidden, weight, bias), args[-3:], strict=True)
-        return tuple(torch.empty_like(t) if need else hidden.new_empty([0]) for t, need in operands)
+        return fake_gradients((hidden, weight, bias), args[-3:])
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward_")
     def _(*args):  # type: ignore[no-untyped-def]
         hidden, bias = args[3], args[6]
-        operands = zip((hidden, bias), args[-2:], strict=True)
-        return tuple(torch.empty_like(t) if need else hidden.new_empty([0]) for t, need in operands)
+        return fake_gradients((hidden, bias), args[-2:])
 
     @torch.library.register_fake("wavalign_fast::token_gradient")
     def _(logp, *columns):  # type: ignore[no-untyped-def]

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops import chunked_library, live_rows
+from wavalign_fast.ops.calls import wants_grad
 from wavalign_fast.ops.library import backend_status
 from wavalign_fast.ops.options import LossOptions
-from wavalign_fast.ops.row_kernels import TokenTable
+from wavalign_fast.ops.row_kernels import TokenTable, statistics_dtype
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
 read and written more often, with more nothing is gained."""
-
 
 Attach = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ def linear_logprob(
     """
     picked = _Picked(rows, targets, ignore_index, backend, options)
     scoring = (bias, temperature, ignore_index)
-    if not options.deterministic and not _wants_grad(rows, weight, bias) and _triton_works(backend):
+    if not options.deterministic and not wants_grad(rows, weight, bias) and _triton_works(backend):
         scores = _without_logits(picked, weight, *scoring)
     else:
         *scores, _ = chunked_library.chunked_logprob(
@@ -62,7 +62,7 @@ def hybrid_step(
     picked = _Picked(rows, targets, ignore_index, backend, options)
     columns = [None if column is None else picked.take(column) for column in table]
     operands = (picked.hidden, weight, bias)
-    needs = [_wants_grad(operand) for operand in operands]
+    needs = [wants_grad(operand) for operand in operands]
     *scores, grad_hidden, grad_weight, grad_bias = chunked_library.hybrid_step(
         *(picked.hidden.detach(), weight.detach(), picked.targets),
         *(None if bias is None else bias.detach(), *columns),
@@ -95,8 +95,8 @@ class _Picked:
         self.targets = live_rows.at_rows(ids, self.index, ignore_index)
 
     def take(self, column: Tensor) -> Tensor:
-        dtype = torch.float64 if self.hidden.dtype == torch.float64 else torch.float32
-        return live_rows.at_rows(column, self.index, 0.0).to(dtype)
+        values = live_rows.at_rows(column, self.index, 0.0)
+        return values.to(statistics_dtype(self.hidden.dtype))
 
     def put_back(self, values: Tensor) -> Tensor:
         """[T] from [N]; NaN where the capacity did not hold all rows, for some are missing."""
@@ -109,10 +109,6 @@ class _Picked:
 def _plan(options: LossOptions, backend: str) -> tuple[str, int, bool]:
     budget = options.memory_budget
     return backend, DEFAULT_MEMORY_BUDGET if budget is None else budget, options.deterministic
-
-
-def _wants_grad(*operands: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
 def _triton_works(backend: str) -> bool:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from wavalign_fast.ops import cuda
 from wavalign_fast.ops.options import BACKENDS, LossOptions
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_SECOND_DERIVATIVE = (
+    "the fused losses have no second derivative on this backend; "
+    "options=LossOptions(backend='reference') has one"
+)
 _ENV_BACKEND = os.environ.get("WAVALIGN_BACKEND", "auto")
 
 
@@ -62,13 +67,25 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def fake_gradients(
+    operands: Sequence[torch.Tensor | None], needs: Sequence[bool]
+) -> tuple[torch.Tensor, ...]:
+    """Of the shapes that a backward op returns; the ones not needed are empty."""
+    like = operands[0]
+    assert like is not None
+    return tuple(
+        torch.empty_like(t) if need and t is not None else like.new_empty(0)
+        for t, need in zip(operands, needs, strict=True)
+    )
+
+
 def empty_cache() -> int:
     """Gives the buffers that wait for the next call back to the system and returns their bytes.
 
     On the CPU a released weight gradient, and the probabilities kept for a backward pass, are not
-    unmapped: the next call takes them over, which saves a sixth of its time on a large head. They
-    are never more than what one step had in use, and this returns them, say before an evaluation
-    that needs the memory.
+    unmapped: the next call takes them over instead of faulting in new memory. They are never more
+    than what the steps under way at once had in use, and this returns them, say before an
+    evaluation that needs the memory.
     """
     if isinstance(EXTENSION, str):
         return 0

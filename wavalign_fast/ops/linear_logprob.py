@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from wavalign_fast.ops import cpu, gpu, reference
-from wavalign_fast.ops.calls import IGNORE_INDEX, checked_call
+from wavalign_fast.ops.calls import IGNORE_INDEX, Call, checked_call
 from wavalign_fast.ops.options import LossOptions
 
 
@@ -52,17 +52,18 @@ def linear_logprob(
         ValueError: shapes, dtypes, ids or options that do not fit; the message has both values.
     """
     call = checked_call(hidden, weight, targets, bias, temperature, ignore_index, options)
-    operands = (call.rows, call.weight, call.targets)
+    scores = scored(call, temperature=temperature, ignore_index=ignore_index)
+    logp, entropy, lse = (values.reshape(targets.shape) for values in scores)
+    return LogProb(logp, entropy if with_entropy else None, lse)
+
+
+def scored(
+    call: Call, *, temperature: float = 1.0, ignore_index: int = IGNORE_INDEX
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(logp, entropy, lse)``, each [T], of operands that are checked already."""
+    operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
     if call.backend == "reference":
-        scores = reference.linear_logprob(*operands, call.bias, temperature, ignore_index)
-    elif call.backend == "cpu":
-        scores = cpu.linear_logprob(*operands, call.bias, temperature, ignore_index, call.options)
-    else:
-        scores = gpu.linear_logprob(
-            *operands, call.bias, temperature, ignore_index, call.options, call.backend
-        )
-    logp, entropy, lse = scores
-    shape = targets.shape
-    return LogProb(
-        logp.reshape(shape), entropy.reshape(shape) if with_entropy else None, lse.reshape(shape)
-    )
+        return reference.linear_logprob(*operands)
+    if call.backend == "cpu":
+        return cpu.linear_logprob(*operands, call.options)
+    return gpu.linear_logprob(*operands, call.options, call.backend)

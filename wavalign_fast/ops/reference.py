@@ -2,6 +2,8 @@
 
 import torch
 
+from wavalign_fast.ops.row_kernels import statistics_dtype
+
 
 def linear_logprob(
     hidden: torch.Tensor,
@@ -29,7 +31,7 @@ def _in_full(
     temperature: float,
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    compute = statistics_dtype(hidden.dtype)
     live = torch.nonzero(targets != ignore_index).squeeze(-1)  # [N]
     ids = targets.index_select(0, live)
     logits = hidden.index_select(0, live).to(compute) @ weight.to(compute).T / temperature  # [N, V]

@@ -2,8 +2,9 @@
 
 A chunk of logits [R, V] comes out of a product; a row kernel makes of each row its statistics, its
 gradient, or both at once, and writes the gradient over the logits as the next product's operand.
-Three more functions bring the rows that carry loss together and back. Backends offer all six with
-these signatures; here they run in any dtype, float64 included, and say what the others must give.
+Three more bring the rows that carry loss together and back, one scales a gradient. Backends offer
+all seven with these signatures; here they run in any dtype, float64 included, and say what the
+others must give.
 """
 
 import math
@@ -13,7 +14,6 @@ import torch
 
 LINEAR_FROM = 20.0
 """Nats from which ratios grow along their tangent."""
-SCALED_AT_ONCE = 2**24
 
 
 class RowStats(NamedTuple):
@@ -51,6 +51,11 @@ class TokenTable(NamedTuple):
     """``None``: the policy itself, ρ = 1."""
     ref_logp: torch.Tensor | None = None
     """``None``: no KL."""
+
+
+def statistics_dtype(operands: torch.dtype) -> torch.dtype:
+    """The type of a row's results: float32, float64 for float64 operands."""
+    return torch.float64 if operands == torch.float64 else torch.float32
 
 
 def token_gradient(
@@ -199,9 +204,7 @@ def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(gradient.dtype, factor.dtype)
     if wide == gradient.dtype:
         return gradient.mul_(factor)
-    for part in gradient.reshape(-1).split(SCALED_AT_ONCE):
-        part.copy_(part.to(wide) * factor)
-    return gradient
+    return gradient.copy_(gradient.to(wide) * factor)
 
 
 def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -227,7 +230,7 @@ def _rows(
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits z, ids that can be gathered, and which rows are live, which have a bad id."""
-    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    compute = statistics_dtype(logits.dtype)
     z = logits.to(compute) * scale
     if bias is not None:
         z = z + bias.to(compute)
