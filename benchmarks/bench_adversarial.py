@@ -15,7 +15,7 @@ from typing import Any
 
 from .adversarial import CASES, GROUPS, NOT_APPLICABLE, Case
 from .adversarial.runner import Outcome, run
-from .providers import PROVIDERS, Loaded, Provider, available, version
+from .providers import PROVIDERS, Loaded, Provider, available, named, version
 from .record import RESULTS, load, machine, save
 
 NAME = "adversarial"
@@ -96,10 +96,6 @@ def _write(outcomes: Outcomes, folder: Path) -> Path:
     return save(NAME, record(outcomes, load(NAME, folder)), folder)
 
 
-def _on_the_cpu() -> list[str]:
-    return [provider.name for provider in PROVIDERS if provider.serves("cpu")]
-
-
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
@@ -108,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--providers", type=_names, help=",".join(_on_the_cpu()))
+    parser.add_argument(
+        "--providers", type=_names, help=",".join(p.name for p in named(None, "cpu"))
+    )
     parser.add_argument("--cases", type=_names, help="by name; they are not saved")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each case")
     parser.add_argument("--save", action="store_true", help=f"write results/{NAME}.json")
@@ -120,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"--cases: no case {', '.join(sorted(unknown))}")
     cases = [c for c in CASES if arguments.cases is None or c.name in arguments.cases]
-    outcomes = measure(available(arguments.providers), cases, arguments.timeout)
+    try:
+        loaded = available(arguments.providers)
+    except ValueError as error:
+        parser.error(f"--providers: {error}")
+    outcomes = measure(loaded, cases, arguments.timeout)
     print(table(outcomes, cases))
     folder = RESULTS if arguments.save else arguments.output
     if folder is not None:

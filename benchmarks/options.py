@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .providers import named
 from .record import RESULTS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -22,7 +23,7 @@ class Options:
     """Likewise."""
     dtypes: tuple[str, ...] = ("bf16", "fp32")
     providers: tuple[str, ...] | None = None
-    """Keys of ``providers.py``; ``None``: all that load."""
+    """Names of providers; ``None``: all that load."""
     rounds: int = 5
     device: str = "cpu"
     quick: bool = False
@@ -47,7 +48,7 @@ def parse(
                 flag, action="append", choices=names, help="may be given several times"
             )
     parser.add_argument("--dtype", action="append", choices=tuple(DTYPES), help="both by default")
-    parser.add_argument("--providers", help="keys of providers.py, separated by commas")
+    parser.add_argument("--providers", help="names, separated by commas; a wrong one lists them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small shape, for CI")
@@ -59,11 +60,16 @@ def parse(
         parser.error(f"--rounds: got {args.rounds}, want >= 2")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: got cuda, want cpu: this torch sees no GPU")
+    providers = None if args.providers is None else tuple(args.providers.split(","))
+    try:
+        named(providers, args.device)
+    except ValueError as error:
+        parser.error(f"--providers: {error}")
     return Options(
         shapes=tuple(getattr(args, "shape", None) or ()),
         operations=tuple(getattr(args, "operation", None) or ()),
         dtypes=tuple(args.dtype or DTYPES),
-        providers=None if args.providers is None else tuple(args.providers.split(",")),
+        providers=providers,
         rounds=args.rounds,
         device=args.device,
         quick=args.quick,

@@ -29,6 +29,7 @@ __all__ = [
     "dpo_from",
     "group_advantages",
     "grpo_from",
+    "named",
     "version",
 ]
 
@@ -73,9 +74,8 @@ PROVIDERS: tuple[Provider, ...] = tuple(
 )  # fmt: skip
 
 
-def available(names: Iterable[str] | None = None, *, device: str = "cpu") -> list[Loaded]:
-    """The providers of these names, loaded or with the reason why not; by default all that serve
-    tensors of the device type.
+def named(names: Iterable[str] | None, device: str) -> list[Provider]:
+    """The providers of these names; by default all that serve tensors of the device type.
 
     Raises:
         ValueError: a name that is none of ``PROVIDERS``, or does not serve the device.
@@ -87,7 +87,12 @@ def available(names: Iterable[str] | None = None, *, device: str = "cpu") -> lis
         raise ValueError(
             f"provider: got {unknown[0]!r}, want one of {', '.join(known)} on this device"
         )
-    return [_load(known[name]) for name in wanted]
+    return [known[name] for name in wanted]
+
+
+def available(names: Iterable[str] | None = None, *, device: str = "cpu") -> list[Loaded]:
+    """The ``named`` providers, loaded or with the reason why not."""
+    return [_load(provider) for provider in named(names, device)]
 
 
 def _load(provider: Provider) -> Loaded:

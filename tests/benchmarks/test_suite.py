@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import bench_adversarial, bench_dpo
 from wavalign_fast import cli
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,14 @@ def test_an_interrupted_run_keeps_what_it_measured(suite, monkeypatch, tmp_path,
     assert benches[2].options == []
     page = (tmp_path / "index.html").read_text()
     assert "Log-probabilities under a large head" in page and "Preference loss" in page
+
+
+@pytest.mark.parametrize("main", [bench_dpo.main, bench_adversarial.main])
+def test_a_wrong_provider_is_an_error_of_the_command_line(main, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--providers", "torch,trll"])
+    assert ended.value.code == 2
+    assert "--providers: provider: got 'trll', want one of ours-cpu" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -27,10 +27,10 @@ class LossOptions:
     write no logits at all."""
     skip_tolerance: float = 0.0
     """How much of a row's softmax its gradient may leave out: the parts of the vocabulary with the
-    least mass, together at most this much. A speech row then meets little but the speech ids. With ``g = dL/dlogp`` of a row, ``h`` its hidden state and ``w`` the head's rows:
+    least mass, together at most this much. A speech row then meets little but the speech ids.
+    With ``g = dL/dlogp`` of a row, ``h`` its hidden state and ``w`` the head's rows:
     ``|Δ dL/dh| <= |g| · skip_tolerance · max |w|`` in each row, ``|Δ dL/dW| <= skip_tolerance ·
     Σ |g| |h|`` over the rows. Values stay exact, and so do gradients of an entropy."""
-
     live_rows: int | None = None
     """GPU only: at most so many positions carry loss. The host then waits for nothing even where
     the targets are on the GPU, and a step can be captured in a CUDA graph without multiplying the
