@@ -143,15 +143,12 @@ class TileLogits {
       int64_t ld = 0;
       const Operand* block = weight_block<Stored, Operand>(
           weight_, hidden_size_, tiles_.begin(tile), rows, k, depth, buffers.widened, ld);
-      const Operand* part_of_columns = columns + k * width;
-      if (std::is_same_v<Operand, float> && k > 0) {
-        buffers.part.resize(kTileRows * kPanelLanes);
-        gemm(rows, width, depth, block, ld, part_of_columns, width, buffers.part.data(), width,
-             /*accumulate=*/false);
-        row_kernels().f32.add(buffers.part.data(), rows * width, logits);
-      } else {
-        gemm(rows, width, depth, block, ld, part_of_columns, width, logits, width, k > 0);
-      }
+      const bool apart = std::is_same_v<Operand, float> && k > 0;
+      if (apart) buffers.part.resize(kTileRows * kPanelLanes);
+      float* sums = apart ? buffers.part.data() : logits;
+      gemm(rows, width, depth, block, ld, columns + k * width, width, sums, width,
+           /*accumulate=*/k > 0 && !apart);
+      if (apart) row_kernels().tile<Operand>().add(sums, rows * width, logits);
     }
     const float* bias = bias_ == nullptr ? nullptr : bias_ + tiles_.begin(tile);
     if (scale_ != 1.f || bias != nullptr) {
