@@ -73,7 +73,7 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
     assert [entry["operation"] for entry in cases] == [
         "logp+entropy", "mean CE", "hybrid step", "dpo",
     ]  # fmt: skip
-    # Only the whole step of one call has log-probs; one put together of a provider's parts has none.
+    # The whole step as one call has log-probs; one put together of a provider's parts has none.
     assert "logp" in cases[2]["sides"]["ours-triton"]["errors"]
     for entry in cases:
         assert (entry["device"], entry["machine"]["gpu"]) == ("cuda", "pretended")
