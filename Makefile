@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.py) $(KERNEL_SOURCES)
 	@# Two steps: the kernels must be built against this torch, so without an isolated build; some
 	@# dependencies come as source for some Pythons and want their isolated build.
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(BIN)/python -m pip install --quiet "wavalign-fast[train,dev]"
+	$(BIN)/python -m pip install --quiet "wavalign-fast[train,dev,ladder]"
 	@$(BIN)/python -c 'import torch, wavalign_fast._C' || echo "Installed WITHOUT the C++ kernels:" \
 	  "losses are several times slower. The reason: make clean && $(BIN)/pip install -v" \
 	  "--no-build-isolation -e ." >&2

@@ -24,7 +24,7 @@ class NoTorch(build_ext):
     def run(self) -> None:
         sys.exit(
             "wavalign-fast is compiled against torch, and torch cannot be imported here.\n"
-            "Install torch>=2.13 first, then: pip install --no-build-isolation wavalign-fast"
+            "Install torch>=2.10 first, then: pip install --no-build-isolation wavalign-fast"
         )
 
 

@@ -1,8 +1,9 @@
 """Builds wavalign_fast._C_cuda, the CUDA kernels behind torch's stable ABI, for setup.py.
 
 nvcc compiles the kernels, which see no torch header, and the C++ compiler the bindings. What they
-are linked with is the CPU part of torch and a static CUDA runtime, so one shared object serves
-every torch from 2.13, with and without CUDA. Whether this machine has a GPU is never asked.
+are linked with is the CPU part of torch, a static CUDA runtime, and libtorch, which brings torch's
+CUDA part where there is one. So one shared object serves every torch from 2.10, with and without
+CUDA. Whether this machine has a GPU is never asked.
 
 WAVALIGN_CUDA_ARCHS names other architectures than the default ones, in the form of DEFAULT_ARCHS.
 WAVALIGN_FORCE_CUDA=1 turns what would leave the kernels out into an error, WAVALIGN_SKIP_CUDA=1
@@ -30,8 +31,8 @@ HEADERS = [*files("cuda", ".cuh", ".h"), *files("common", ".h")]
 DEPENDS = [*KERNELS, *HEADERS, "csrc/build_cuda.py"]  # what an sdist carries beside BINDINGS
 # Code for A100, H100, B200 and RTX 50; 80 also runs on 86 and 89. PTX is for what comes after.
 DEFAULT_ARCHS = "80;90a;100a;120+PTX"
-# The oldest torch whose stable ABI hands out the current stream.
-STABLE_ABI = "((2ULL << 56) | (13ULL << 48))"
+# The oldest torch whose stable ABI has all that the bindings ask for.
+STABLE_ABI = "((2ULL << 56) | (10ULL << 48))"
 PYTHON_ABI = "0x030A0000"
 
 
@@ -170,7 +171,7 @@ def link(target: Path, objects: Sequence[str], nvcc: Path) -> None:
             "-Xlinker=--exclude-libs,ALL",
             *("-o", str(target), *objects),
             *(f"-L{folder}" for folder in folders if Path(folder).is_dir()),
-            *("-ltorch_cpu", "-lc10"),
+            *("-ltorch_cpu", "-lc10", "-Xlinker=--no-as-needed", "-ltorch"),
         ]
     )
 

@@ -1,6 +1,6 @@
 // Torch's view of the CUDA kernels: schemas, checks, device, stream. The module
 // wavalign_fast._C_cuda uses torch's stable ABI only, so one build of it loads under every torch
-// from 2.13 on.
+// from 2.10 on.
 #include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -15,6 +15,11 @@
 #define WAVALIGN_NAMESPACE wavalign_fast
 #define WAVALIGN_DISPATCH_KEY CUDA
 #endif
+
+// Of the C shim in torch's CUDA part. The stable ABI has its own function for this from 2.13 on.
+// Weak, for without CUDA there is no such part: nor is there a tensor to launch for.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
 
 namespace wavalign::cuda {
 namespace {
@@ -31,22 +36,29 @@ int32_t index_of_device(const Tensor& tensor) {
   return tensor.get_device_index();
 }
 
+void* current_stream(int32_t device) {
+  check(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA streams");
+  void* stream = nullptr;
+  check(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "device ", device,
+        " has no current stream");
+  return stream;
+}
+
 // Makes a tensor's device the current one for a scope, and launches on its current stream.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor)
-      : guard_(index_of_device(tensor)),
-        stream_(accelerator::getCurrentStream(tensor.get_device_index())) {}
+      : guard_(index_of_device(tensor)), stream_(current_stream(tensor.get_device_index())) {}
 
   template <typename Params>
   void launch(const char* name, Status (*function)(const Params&, void*), const Params& params) {
-    const Status status = function(params, stream_.nativeHandle());
+    const Status status = function(params, stream_);
     check(status == 0, name, ": the launch failed: ", status_text(status));
   }
 
  private:
   accelerator::DeviceGuard guard_;
-  accelerator::Stream stream_;
+  void* stream_;
 };
 
 Tensor new_vector(const Tensor& like, int64_t size, ScalarType type = ScalarType::Float) {

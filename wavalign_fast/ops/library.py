@@ -35,8 +35,9 @@ def _load_extension() -> dict[str, Any] | str:
     return info
 
 
-# At import, once: a traced call must not load anything.
+# At import, once: a traced call must not load anything, nor look for it.
 EXTENSION = _load_extension()
+TRITON = importlib.util.find_spec("triton") is not None
 _said: set[str] = set()
 
 
@@ -55,7 +56,7 @@ def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
 
 
 def _triton_status() -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON:
         return "triton is not installed"
     if not torch.cuda.is_available() and not _interpreting():
         return "there is no GPU that this torch sees"

@@ -3,8 +3,6 @@
 // not torch's. What happens is written down for the tests, in order.
 #include "accelerator.h"
 
-#include <cstring>
-
 namespace {
 
 std::string events;
@@ -48,13 +46,8 @@ int32_t aoti_torch_delete_device_guard(void*) {
   make_believe::note("device before");
   return 0;
 }
-int32_t aoti_torch_get_current_stream(int32_t, void** handle) {
-  *handle = &stream;
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** current) {
+  *current = stream;
   return 0;
 }
-int32_t torch_stream_native_handle(void* handle, void** native) {
-  std::memcpy(native, handle, sizeof(void*));
-  return 0;
-}
-int32_t aoti_torch_delete_stream(void*) { return 0; }
 }
