@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bench_linear_logprob import LOGIT_STD
+from .bench_linear_logprob import random_head
 from .case import Case, provider_sides, run_cases
 from .options import DTYPES, Options, parse
 from .shapes import DPO, PairShape
@@ -33,9 +33,7 @@ class Pairs:
         g = torch.Generator().manual_seed(0)
         rows = 2 * shape.pairs
         self.hidden = torch.randn(rows, shape.length, shape.hidden, generator=g).to(device, dtype)
-        weight = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
-        weight.normal_(0.0, LOGIT_STD / shape.hidden**0.5, generator=g)
-        self.weight = weight.to(device)
+        self.weight = random_head(shape.vocab, shape.hidden, dtype, device, g)
         ids = torch.randint(0, shape.vocab, (rows, shape.length), generator=g)
         self.ids = ids.to(device)
         self.mask = torch.ones(rows, shape.length, device=device)

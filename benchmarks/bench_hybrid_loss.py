@@ -17,7 +17,7 @@ from torch import Tensor
 
 import wavalign_fast as wf
 
-from .bench_linear_logprob import LOGIT_STD
+from .bench_linear_logprob import random_head
 from .case import Case, Side, provider_sides, run_cases
 from .options import DTYPES, Options, parse
 from .released import hybrid_loss, released_step
@@ -38,9 +38,7 @@ class Step:
         self.shape = shape
         rows, length = shape.rollouts + shape.anchors, shape.length
         self.hidden = torch.randn(rows, length, shape.hidden, generator=g).to(device, dtype)
-        weight = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
-        weight.normal_(0.0, LOGIT_STD / shape.hidden**0.5, generator=g)
-        self.weight = weight.to(device)
+        self.weight = random_head(shape.vocab, shape.hidden, dtype, device, g)
         completion = shape.text_tokens + shape.speech_tokens
         self.prompt = length - completion
         first_special = min(shape.speech[0], *shape.boundary) if shape.boundary else shape.speech[0]

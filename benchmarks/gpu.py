@@ -13,6 +13,8 @@ Run = Callable[[], Any]
 
 WARM_UP_FLOPS = 2e12
 """Work before the first measurement: clocks of an idle GPU are low, and they take a while."""
+WARM_UPS = 3
+"""Runs before a capture."""
 
 
 class CudaClock:
@@ -21,7 +23,8 @@ class CudaClock:
     def __init__(self) -> None:
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 2**26), dtype=torch.int8, device="cuda")
-        a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+        # Not the GPU's random numbers: a capture that has failed may have broken them.
+        a = torch.randn(4096, 4096).to("cuda", torch.bfloat16)
         for _ in range(int(WARM_UP_FLOPS / (2 * 4096**3)) + 1):
             a = torch.tanh(a @ a)
         torch.cuda.synchronize()
@@ -61,7 +64,7 @@ def captured(run: Run) -> tuple[Run, Any]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # what a first run on a stream sets up must not be in the graph
-        for _ in range(3):
+        for _ in range(WARM_UPS):
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
