@@ -122,19 +122,6 @@ def test_the_kl_starts_at_zero(train, metrics_of, tmp_path):
     assert abs(first["kl"]) < 1e-6 < last["kl"]
 
 
-def test_every_option_of_the_loss_reaches_the_objective(toy_task, make_config):
-    config = make_config(
-        "loss.policy_scope=all", "loss.text_weight=2", "loss.clip=[0.1,0.2]", "loss.text_kl=0.3",
-        "loss.kl_scope=completion", "loss.importance_sampling_level=sequence",
-        "loss.normalisation=token", "loss.advantage_std=sample", "loss.mixing=0.5",
-    ).loss  # fmt: skip
-    objective = step.build_objective(config, toy_task().layout, kl=True)
-    for name in ("kl_scope", "importance_sampling_level", "normalisation", "advantage_std", "clip"):
-        assert getattr(objective, name) == getattr(config, name), name
-    assert objective.policy_weights.text == 2 and objective.policy_weights.speech == 1
-    assert objective.kl_weights.text == 0.3 and objective.gate == 0.5
-
-
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
 @pytest.mark.parametrize("scope", ["all", "text", "speech"])
 def test_what_cannot_matter_is_left_out_exactly(

@@ -1,0 +1,95 @@
+"""What a step does to the weights, computed by hand, and the seeds behind it."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from wavalign_fast.config import OptimizerConfig
+from wavalign_fast.train.loop import Trainer
+from wavalign_fast.train.optim import build_optimizer
+from wavalign_fast.train.step import HybridStep
+
+# Every value another than the default, and `eps` large: without it AdamW hides a gradient's scale.
+SETTINGS = (
+    "optimizer.lr=0.02", "optimizer.betas=[0.7,0.8]", "optimizer.eps=0.01",
+    "optimizer.weight_decay=0.3", "optimizer.clip_norm=0.5", "optimizer.warmup_steps=2",
+    "optimizer.schedule=cosine", "train.steps=4",
+)  # fmt: skip
+
+
+def clipped(gradients: dict, limit: float) -> dict:
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    factor = 1.0 if limit == 0 else min(1.0, limit / float(norm))
+    return {name: gradient * factor for name, gradient in gradients.items()}
+
+
+def adamw_by_hand(weights: dict, steps: list[dict], rates: list[float], config) -> dict:
+    """AdamW in float64; decay on matrices alone."""
+    (first, second), eps = config.betas, config.eps
+    for name in weights:
+        weight, mean, square = weights[name], 0.0, 0.0
+        decay = config.weight_decay if weight.ndim >= 2 else 0.0
+        for t, (gradients, rate) in enumerate(zip(steps, rates, strict=True), start=1):
+            gradient = gradients[name]
+            mean = first * mean + (1 - first) * gradient
+            square = second * square + (1 - second) * gradient**2
+            scale = (square / (1 - second**t)).sqrt() + eps
+            weight = weight - rate * (decay * weight + mean / (1 - first**t) / scale)
+        weights[name] = weight
+    return weights
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 0.0])
+def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypatch, clip_norm):
+    recorded = []
+    call = HybridStep.__call__
+
+    def record(self, examples, clock):
+        assert all(p.grad is None for p in self.model.parameters())
+        metrics = call(self, examples, clock)
+        recorded.append({n: p.grad.double() for n, p in self.model.named_parameters()})
+        return metrics
+
+    monkeypatch.setattr(HybridStep, "__call__", record)
+    trainer = train(*SETTINGS, f"optimizer.clip_norm={clip_norm}")
+    given = {setting.partition("=")[0] for setting in SETTINGS}
+    assert given >= {f"optimizer.{name}" for name in OptimizerConfig.model_fields}
+    rates = [0.01, 0.02, 0.02, 0.02 * 0.5 * (1 + math.cos(math.pi / 2))]
+    steps = [clipped(gradients, clip_norm) for gradients in recorded]
+    largest = max(torch.cat([g.flatten() for g in one.values()]).norm() for one in recorded)
+    assert largest > 0.5  # clipping has something to do
+    before = {n: p.detach().double() for n, p in toy_task().load_model().named_parameters()}
+    wanted = adamw_by_hand(before, steps, rates, trainer.config.optimizer)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.double(), wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    model[0].weight.requires_grad_(False)
+    (group,) = build_optimizer(model, OptimizerConfig(weight_decay=0.5)).param_groups
+    assert group["weight_decay"] == 0.0
+    assert [tuple(weight.shape) for weight in group["params"]] == [(4,), (4,), (4,)]
+
+
+def draws(trainer: Trainer) -> dict[str, float]:
+    """The next number of each source of chance that a run has."""
+    return {
+        "prompts": trainer.sampler.take(10),
+        "rollouts": torch.rand(4, generator=trainer.hybrid_step.generator).tolist(),
+        "demonstrations": trainer.hybrid_step.rng.random(),
+        "torch": torch.rand(4).tolist(),
+        "python": random.random(),
+    }
+
+
+def test_every_source_of_chance_follows_the_seed(make_config, toy_task, tmp_path):
+    first, again, other = (
+        draws(Trainer(make_config(f"train.seed={seed}"), toy_task(), tmp_path))
+        for seed in (3, 3, 4)
+    )
+    for source in first:
+        assert first[source] == again[source], source
+        assert first[source] != other[source], source
