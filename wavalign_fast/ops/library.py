@@ -113,7 +113,7 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
     reason = _unusable(chosen, hidden)
     if reason is not None:
         raise ValueError(f"backend {asked!r} cannot be used: {reason}")
-    _refuse_unhonoured(chosen, options)
+    _refuse_unhonoured(chosen, options, hidden.dtype)
     return chosen
 
 
@@ -143,22 +143,22 @@ def _fastest(hidden: torch.Tensor) -> str:
     return "reference"
 
 
-HONOURED = {
-    "reference": {"weight_grad_dtype"},
+HONOURED: dict[str, set[str]] = {
+    "reference": set(),
     "cpu": {"memory_budget", "skip_tolerance"},
     "cuda": {"memory_budget", "live_rows"},
     "triton": {"memory_budget", "live_rows"},
 }
 """The options that are not every backend's, and whose they are."""
-NOT_ASKED = {
-    "memory_budget": None,
-    "live_rows": None,
-    "skip_tolerance": 0.0,
-    "weight_grad_dtype": torch.float32,
-}
+NOT_ASKED = {"memory_budget": None, "live_rows": None, "skip_tolerance": 0.0}
 
 
-def _refuse_unhonoured(backend: str, options: LossOptions) -> None:
+def _refuse_unhonoured(backend: str, options: LossOptions, dtype: torch.dtype) -> None:
+    if options.weight_grad_dtype == torch.float64 != dtype:
+        raise ValueError(
+            f"weight_grad_dtype: got torch.float64, but backend {backend!r} sums in float32 for "
+            f"operands of {dtype}; want float64 operands on 'reference', or torch.float32"
+        )
     for name, default in NOT_ASKED.items():
         value = getattr(options, name)
         if value != default and name not in HONOURED[backend]:
