@@ -8,6 +8,8 @@ from wavalign_fast.ops import LossOptions, linear_logprob
 
 REFERENCE = LossOptions(backend="reference")
 CPU = LossOptions(backend="cpu")
+UNBIASED = 0.1
+"""The largest ``rounding_bias`` of sums that are rounded to nearest throughout."""
 
 
 class Problem(NamedTuple):
@@ -59,3 +61,20 @@ def results(
     loss.backward()
     values = {name: getattr(out, name).detach() for name in ("logp", "entropy", "lse")}
     return values | {f"grad_{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def rounding_bias(dtype: torch.dtype, hidden_size: int) -> dict[str, float]:
+    """How much too small (below 0) or too large the gradients are on the whole, in units of the
+    type's precision: near 0 where every step rounds to nearest, -1/3 and less where one truncates.
+
+    Args:
+        hidden_size: bfloat16 operands of an odd size are multiplied in float32 everywhere.
+    """
+    p = problem(150, hidden_size, 700, dtype, ignored=False)
+    truth, ours = results(as_double(p), REFERENCE), results(p, CPU)
+    biases = {}
+    for name in ("grad_hidden", "grad_weight"):
+        size = truth[name].abs().sum()
+        share = (ours[name].double().abs().sum() - size) / size
+        biases[name] = float(share) / torch.finfo(dtype).eps
+    return biases

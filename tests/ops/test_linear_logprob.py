@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.problems import CPU, REFERENCE, Problem, as_double, problem, results
+from tests.ops.problems import CPU, REFERENCE, UNBIASED, Problem, as_double, problem, results
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR, relative_error
 from wavalign_fast.ops import LossOptions, linear_logprob
 
@@ -302,17 +302,19 @@ def test_the_other_instruction_sets_agree(capability: str, tmp_path: Path) -> No
         "from wavalign_fast.ops.library import EXTENSION;"
         "r = {str(d): results(problem(70, 24, 600, d, bias=True), CPU, terms='logp entropy')"
         " for d in (torch.float32, torch.bfloat16)};"
-        f"torch.save((EXTENSION['isa'], r), {str(tmp_path / 'out')!r})"
+        "biases = [rounding_bias(d, 131) for d in (torch.bfloat16, torch.float16)];"
+        f"torch.save((EXTENSION['isa'], r, biases), {str(tmp_path / 'out')!r})"
     )
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=root)
-    isa, theirs = torch.load(tmp_path / "out")
+    isa, theirs, biases = torch.load(tmp_path / "out")
     assert isa.lower() == capability
     for dtype in (torch.float32, torch.bfloat16):
         ours = results(problem(70, 24, 600, dtype, bias=True), CPU, terms="logp entropy")
         for name, value in theirs[str(dtype)].items():
             assert relative_error(value, ours[name]) <= FLOOR[dtype], (dtype, name)
+    assert all(abs(bias) < UNBIASED for part in biases for bias in part.values()), biases
 
 
 @pytest.mark.parametrize("scoring", [True, False])

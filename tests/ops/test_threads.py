@@ -1,0 +1,71 @@
+"""Threads of the CPU kernels: nothing starts too early, and bits are the same for any number."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu.builds import made, session_folder
+from tests.ops.problems import CPU, problem
+from wavalign_fast.ops import linear_logprob
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of stages.cpp, which also ends on accesses that nothing puts in order."""
+    if shutil.which("g++") is None or platform.machine() != "x86_64":
+        pytest.skip("needs g++ on x86-64")
+    program = session_folder(tmp_path_factory, "stages") / "stages"
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsanitize=thread"]
+    made(program, ["g++", *flags, f"-I{ROOT / 'csrc'}", str(ROOT / "tests" / "ops" / "stages.cpp")])
+    return program
+
+
+def run(program: Path, *arguments: int) -> str:
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# Groups that the items fill and do not fill, one that holds all, and no second stage.
+@pytest.mark.parametrize(
+    ("threads", "items", "group", "blocks"),
+    [(1, 23, 4, 3), (8, 23, 4, 3), (8, 24, 2, 5), (3, 5, 8, 2), (4, 20, 4, 0)],
+)
+def test_each_stage_waits_for_what_it_needs(stages, threads, items, group, blocks):
+    run(stages, threads, items, group, blocks, -1)
+
+
+def test_nobody_waits_for_one_that_failed(stages):
+    assert run(stages, 4, 23, 4, 3, 6) == "1 thrown\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_the_same_for_any_number_of_threads(dtype):
+    """A vocabulary of many groups of tiles, and a weight gradient that goes past the caches."""
+    # 36 MB in either type; rows of 1212 and 2404 bytes are not whole cache lines.
+    hidden_size = 606 if dtype == torch.bfloat16 else 601 // 2
+    p = problem(24, hidden_size, 30_011, dtype, ignored=False)
+    assert p.weight.nbytes > 32 * 2**20 and p.weight[0].nbytes % 64 != 0
+    before = torch.get_num_threads()
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        leaves = [p.hidden.clone().requires_grad_(), p.weight.clone().requires_grad_()]
+        loss = (linear_logprob(*leaves, p.targets, options=CPU).logp * torch.arange(24)).sum()
+        return list(torch.autograd.grad(loss, leaves))
+
+    try:
+        wanted = gradients(1)
+        for threads in (2, 3, 5, 8):
+            for found, one in zip(gradients(threads), wanted, strict=True):
+                assert torch.equal(found, one), threads
+    finally:
+        torch.set_num_threads(before)
