@@ -120,6 +120,33 @@ def test_build_without_a_compiler_says_so_once(wheel_without_compiler):
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
+def test_an_editable_build_without_a_compiler_does_without(checkout, tmp_path):
+    """It copies what was built into the checkout, where nothing was."""
+    shutil.copytree(checkout, source := tmp_path / "source")
+    stale = source / "wavalign_fast" / "_C.abi3.so"
+    stale.write_text("of an earlier build")
+    done = run_backend(source, "build_editable", tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.whl"))) == 1
+    assert (done.stdout + done.stderr).count("WITHOUT its C++ kernels") == 1
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "debug"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)]
+)
+def test_a_debug_build_is_one_where_it_is_asked_for(monkeypatch, value, debug):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    import build_cpu
+
+    monkeypatch.delenv("WAVALIGN_DEBUG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("WAVALIGN_DEBUG", value)
+    flags = build_cpu.extension().extra_compile_args
+    assert ("-O0" in flags, "-UNDEBUG" in flags, "-g" in flags) == (debug,) * 3
+    assert ("-O3" in flags, "-DNDEBUG" in flags) == (not debug,) * 2
+
+
 def test_wheel_metadata(wheel_without_compiler):
     wheel = zipfile.ZipFile(wheel_without_compiler[0])
     text = wheel.read(f"wavalign_fast-{VERSION}.dist-info/METADATA").decode()
