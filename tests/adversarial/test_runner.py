@@ -1,6 +1,7 @@
 """The command: crashes and hangs of a provider, what is saved, what is printed."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -50,15 +51,16 @@ def test_outcomes(case: Case, status: str, detail: str) -> None:
 
 def test_a_provider_that_dies_or_hangs_does_not_end_the_run(tmp_path, monkeypatch) -> None:
     """A stand-in for Python that answers, dies at the second case and hangs at the fourth."""
-    stub = tmp_path / "python"
-    stub.write_text(
-        f"#!{sys.executable}\n"
+    script, stub = tmp_path / "stub.py", tmp_path / "python"
+    script.write_text(
         "import os, signal, sys, time\n"
         "for name in sys.stdin:\n"
         f"    if name.strip() == {CASES[1].name!r}: os.kill(os.getpid(), signal.SIGSEGV)\n"
         f"    if name.strip() == {CASES[3].name!r}: time.sleep(60)\n"
         '    print(\'{"status": "pass", "detail": null}\', flush=True)\n'
     )
+    # Python is not on the script's first line: a path with a space cannot stand there.
+    stub.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))}\n")
     stub.chmod(0o755)
     monkeypatch.setattr(runner.sys, "executable", str(stub))
     seen = {case.name: o for case, o in runner.run("any", CASES[:5], timeout=3.0)}
