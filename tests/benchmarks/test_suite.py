@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def suite():
+def suite(monkeypatch):
+    """The module, whose page is without plots: they are tested with the page, and take seconds."""
+    monkeypatch.setattr(cli._benchmarks("report.page"), "figures", lambda records: {})
     return cli._benchmarks("suite")
 
 
