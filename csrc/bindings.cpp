@@ -33,7 +33,7 @@ TORCH_LIBRARY(wavalign_fast, m) {
   m.def(
       "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
-      "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor(b!) store, "
+      "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
       "Tensor skipped, Tensor(a!) nest, bool need_hidden, bool need_bias) -> (Tensor, Tensor)");
   // dL/dlogp [T] of the hybrid loss, in float64 as all its columns (ops/row_kernels.py).
   m.def(

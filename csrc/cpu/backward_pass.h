@@ -67,7 +67,7 @@ class Backward {
         skip_(skip),
         lanes_(skip, tiles_, panels_, active.source),
         store_(store),
-        kept_(store_.readable() ? store_.kept() : 0),
+        kept_(store_.kept()),
         group_(group_of_tiles()),
         hidden_block_(hidden_size_ < kHiddenBlock * at::get_num_threads() ? 64 : kHiddenBlock),
         grad_weight_(grad_weight.defined() ? grad_weight.data_ptr<Stored>() : nullptr),

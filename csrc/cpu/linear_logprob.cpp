@@ -81,7 +81,6 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
              double skip_tolerance) {
   const VocabTiles tiles{weight.size(0)};
   const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
-  store.stamp();
   const StatsTable stats(tiles.count(), panels.lanes());
   std::vector<float> target_logits(panels.tokens());
 
@@ -175,12 +174,13 @@ ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight
   if (want_nest && store_bytes > 0) nest = new_nest(weight);
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
+    const TileStore<decltype(operand)> kept(store, nest, panels, VocabTiles{weight.size(0)});
+    kept.write_header(nest_number(nest));
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
         TokenResults{logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(),
                      norm.data_ptr<float>(), norm.data_ptr<float>() + hidden.size(0)},
-        TileStore<decltype(operand)>(store, nest, panels, VocabTiles{weight.size(0)}),
-        SkipTable(skipped), skip_tolerance);
+        kept, SkipTable(skipped), skip_tolerance);
   });
   return {logp, entropy, lse, norm, store, skipped, nest};
 }

@@ -31,7 +31,8 @@ std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    at::Tensor store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden, bool need_bias);
+    const at::Tensor& store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden,
+    bool need_bias);
 
 // The rows whose target is not `ignore_index`, after a check of everything the caller can get
 // wrong. By target id instead of by row, so that tokens of one modality are neighbours, where the

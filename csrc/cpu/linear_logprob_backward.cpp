@@ -27,6 +27,20 @@ struct Operands {
   const at::Tensor &logp, &entropy, &norm, &store, &skipped, &nest;
 };
 
+// What the forward pass kept, as far as it can be read: the kind of operand is chosen per call, and
+// the nest that a part was left in may be another one's or have become a gradient.
+template <typename Operand>
+TileStore<Operand> readable(const Operands& of, const TokenPanels& live) {
+  const VocabTiles tiles{of.weight.size(0)};
+  const at::Tensor no_store = at::empty({0}, of.store.options()),
+                   no_nest = at::empty({0}, of.weight.options());
+  if (of.store.numel() == 0) return {no_store, no_nest, live, tiles};
+  const StoreHeader header = StoreHeader::of(of.store);
+  const bool here = header.nest == 0 || header.nest == nest_number(of.nest);
+  if (!here || header.operand_size != sizeof(Operand)) return {no_store, no_nest, live, tiles};
+  return {of.store, header.nest == 0 ? no_nest : of.nest, live, tiles};
+}
+
 // Writes the gradients that are defined.
 void gradients(const Operands& of, at::Tensor& grad_hidden, at::Tensor& grad_weight,
                at::Tensor& grad_bias) {
@@ -46,8 +60,7 @@ void gradients(const Operands& of, at::Tensor& grad_hidden, at::Tensor& grad_wei
   // Its bound is one on p; an entropy's gradient weighs p with its own logarithm.
   const SkipTable skip(active.with_entropy ? at::Tensor() : of.skipped);
   with_operand_types(of.weight, [&](auto stored, auto operand) {
-    const TileStore<decltype(operand)> store(of.store, of.nest, live,
-                                             VocabTiles{of.weight.size(0)});
+    const auto store = readable<decltype(operand)>(of, live);
     Backward<decltype(stored), decltype(operand)>(of.hidden, of.weight, bias_f32, of.temperature,
                                                   live, active, store, skip, grad_hidden,
                                                   grad_weight, grad_bias)
@@ -93,14 +106,13 @@ std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    at::Tensor store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden,
+    const at::Tensor& store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden,
     bool need_bias) {
   at::Tensor grad_hidden = hidden_gradient(hidden, need_hidden),
              grad_bias = bias_gradient(weight, need_bias);
   gradients({grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias, temperature,
              ignore_index, logp, entropy, norm, store, skipped, nest},
             grad_hidden, nest, grad_bias);
-  forget(store);
   leave_nest(nest);
   return {present(grad_hidden, hidden), present(grad_bias, bias.value_or(hidden))};
 }

@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
-#include <atomic>
+#include <mutex>
 
 #include "cpu/recycled.h"
 
@@ -11,23 +11,45 @@ namespace wavalign::cpu {
 
 namespace {
 
-// The memory of the nest that waits.
-std::atomic<void*> waiting{nullptr};
+std::mutex mutex;
+// Memory of the nest that waits.
+void* waiting = nullptr;
+// Of the newest nest.
+int64_t number = 0;
 
-void leave(void* memory) { waiting.compare_exchange_strong(memory, nullptr); }
+bool take(void* memory) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (waiting != nullptr) return false;
+  waiting = memory;
+  ++number;
+  return true;
+}
+
+void leave(void* memory) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (waiting == memory) waiting = nullptr;
+}
+
+bool taken() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return waiting != nullptr;
+}
 
 }  // namespace
 
 at::Tensor new_nest(const at::Tensor& weight) {
-  if (waiting.load() != nullptr) return at::empty({0}, weight.options());
+  if (taken()) return at::empty({0}, weight.options());
   const at::Tensor buffer = recycled(weight.sizes(), weight.options());
-  void* expected = nullptr;
-  if (!waiting.compare_exchange_strong(expected, buffer.data_ptr())) {
-    return at::empty({0}, weight.options());
-  }
+  if (!take(buffer.data_ptr())) return at::empty({0}, weight.options());
   // Without a backward pass it is left where it is released.
   const auto release = [buffer](void* memory) { leave(memory); };
   return at::from_blob(buffer.data_ptr(), buffer.sizes(), release, buffer.options());
+}
+
+int64_t nest_number(const at::Tensor& nest) {
+  if (nest.numel() == 0) return 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return nest.data_ptr() == waiting ? number : 0;
 }
 
 void leave_nest(const at::Tensor& nest) { leave(nest.data_ptr()); }

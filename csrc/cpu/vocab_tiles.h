@@ -33,11 +33,23 @@ struct VocabTiles {
 //
 // The probabilities of a tile wait in its own rows of the weight's gradient, if that is there by
 // then (`nest`), for it is the last to read them before it writes those rows. What does not fit
-// there, and the maxima, are in a byte tensor of bounded size.
+// there, and the maxima, are in a byte tensor of bounded size, which says in its header what was
+// left where.
+struct StoreHeader {
+  int64_t operand_size;
+  int64_t nest;  // nest_number() of the nest that holds a part, 0 for none
+
+  // Of bytes that a forward pass has written.
+  static StoreHeader of(const at::Tensor& bytes) {
+    return *reinterpret_cast<const StoreHeader*>(bytes.const_data_ptr<uint8_t>());
+  }
+};
+
 template <typename Operand>
 class TileStore {
  public:
   static constexpr int64_t kHeader = 64;
+  static_assert(sizeof(StoreHeader) <= kHeader);
 
   TileStore(const at::Tensor& bytes, const at::Tensor& nest, const TokenPanels& panels,
             const VocabTiles& tiles)
@@ -64,11 +76,9 @@ class TileStore {
     return reinterpret_cast<Operand*>(max(tile) + lanes_) + (lane - nested_) * kTileRows;
   }
 
-  // The kind of operand is chosen per call; a store written with another kind is not read.
-  void stamp() const {
-    if (base_ != nullptr) *base_ = sizeof(Operand);
+  void write_header(int64_t nest) const {
+    if (base_ != nullptr) *reinterpret_cast<StoreHeader*>(base_) = {sizeof(Operand), nest};
   }
-  bool readable() const { return base_ != nullptr && *base_ == sizeof(Operand); }
 
  private:
   int64_t record_bytes() const {
@@ -85,11 +95,6 @@ class TileStore {
   int64_t kept_ = 0;
   VocabTiles tiles_;
 };
-
-// No more of the store is read: its nest has become a gradient.
-inline void forget(const at::Tensor& store) {
-  if (store.numel() > 0) *store.data_ptr<uint8_t>() = 0;
-}
 
 // Rows [first, first + rows) x columns [column, column + n) of the weight in the operand type,
 // without a copy where it already has it.

@@ -98,7 +98,7 @@ def with_gradients(
     """``value``, 0-d, with these derivatives by the operands.
 
     The backward pass scales the gradients where they lie, for a second copy of a head's would be
-    gigabytes. So there is one backward pass; torch refuses the second.
+    gigabytes. So there is one backward pass, and a second raises.
     """
     return value.clone()
 
@@ -162,12 +162,19 @@ def _logprob_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 def _value_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[2])
-    ctx.backend = inputs[3]
+    ctx.backend, ctx.spent = inputs[3], False
 
 
 def _value_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if grad.requires_grad:
         raise RuntimeError(NO_SECOND_DERIVATIVE)
+    # Torch counts the changes of a saved tensor, but not where hooks bring it back.
+    if ctx.spent:
+        raise RuntimeError(
+            "a second backward pass through one hybrid step: its gradients went to the first; "
+            "compute the loss again"
+        )
+    ctx.spent = True
     gradients = list(ctx.saved_tensors)
     scale_gradients_(gradients, grad, ctx.backend)
     return None, gradients, [None] * len(gradients), None

@@ -29,8 +29,7 @@ def linear_logprob(
     """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked, contiguous operands."""
     budget = options.memory_budget
     learning = wants_grad(rows, weight, bias)
-    # In a traced graph every result has a shape of its own, and a nest may be refused.
-    nest = wants_grad(weight) and not torch.compiler.is_compiling()
+    nest = wants_grad(weight) and _saved_as_it_is()
     kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
     store = _store_bytes(rows, weight, kept) if learning else 0
     tolerance = options.skip_tolerance if learning else 0.0
@@ -86,6 +85,17 @@ class _WithDerivative(torch.autograd.Function):
         return None, grad.to(derivative.dtype) * derivative, None
 
 
+def _saved_as_it_is() -> bool:
+    """Whether the backward pass will most likely get the very tensors that this call saves.
+
+    If not, a nest would be held for nothing: activation checkpointing keeps no tensor of this call,
+    and other hooks keep copies. (In a traced graph every result has a shape of its own, and a nest
+    may be refused.) The kernels find out for themselves whether a nest is the right one.
+    """
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return not torch.compiler.is_compiling() and (hooks is None or hooks(False) is None)
+
+
 def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int) -> int:
     """Bytes of probabilities to keep for the backward pass: all of them, or the budget.
 
@@ -106,7 +116,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
     # Not a saved tensor, whose first change would forbid a second backward pass. The first one
-    # takes it along; the next finds none, and makes the probabilities again.
+    # takes it along; the next finds none, and makes the probabilities again. So does one to which
+    # autograd hands the saved tensors of another forward pass: the store knows its nest.
     ctx.nest = nest
 
 

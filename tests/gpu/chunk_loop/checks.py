@@ -253,7 +253,7 @@ def one_backward_pass_and_no_second_derivative(step: Step, place: Place) -> None
     batch = step.batch.to(torch.device(place.device))
     loss = objective(hidden, weight, batch).loss
     loss.backward(retain_graph=True)
-    assert _raises(lambda: loss.backward(), "inplace")
+    assert _raises(lambda: loss.backward(), "second backward pass")
     loss = objective(hidden, weight, batch).loss
     factor = torch.ones((), device=place.device, dtype=loss.dtype, requires_grad=True)
     assert _raises(
