@@ -20,6 +20,15 @@ from wavalign_fast.ops import LossOptions, library, linear_logprob
         ({"bias": torch.zeros(8)}, r"\(8,\), want \[9\]"),
         ({"temperature": 0.0}, "got 0.0, want > 0"),
         ({"weight": torch.zeros(0, 4)}, "V > 0"),
+        ({"targets": torch.zeros(6, dtype=torch.complex64)}, "complex64, want an integer"),
+        ({"targets": [0] * 6}, r"targets: got a list, want a torch\.Tensor"),
+        ({"hidden": [[0.0] * 4] * 6}, r"hidden: got a list, want a torch\.Tensor"),
+        ({"weight": None}, r"weight: got a NoneType, want a torch\.Tensor"),
+        ({"bias": (0.0,) * 9}, r"bias: got a tuple, want a torch\.Tensor"),
+        ({"hidden": torch.zeros(6, 4, device="meta")}, "weight: got a tensor on cpu, want meta"),
+        ({"weight": torch.zeros(9, 4, device="meta")}, "weight: got a tensor on meta, want cpu"),
+        ({"bias": torch.zeros(9, device="meta")}, "bias: got a tensor on meta, want cpu"),
+        ({"targets": torch.zeros(6).long().to("meta")}, "targets: got a tensor on meta, want cpu"),
     ],
 )
 def test_bad_input_is_named(backend: str, change: dict, message: str) -> None:
@@ -27,6 +36,56 @@ def test_bad_input_is_named(backend: str, change: dict, message: str) -> None:
     good = {"hidden": p.hidden, "weight": p.weight, "targets": p.targets}
     with pytest.raises(ValueError, match=message):
         linear_logprob(**(good | change), options=LossOptions(backend=backend))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("temperature", [NAN, INF, -INF, -1.0, "0.7", None, True, [1.0]], ids=str)
+def test_a_temperature_that_is_no_positive_number_is_refused(backend: str, temperature) -> None:
+    p = problem(6, 4, 9, torch.float32)
+    with pytest.raises(ValueError, match=r"temperature: got .*, want > 0 and finite"):
+        linear_logprob(
+            p.hidden, p.weight, p.targets, temperature=temperature,
+            options=LossOptions(backend=backend),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_temperature_gets_no_gradient_in_silence(backend: str) -> None:
+    p = problem(6, 4, 9, torch.float32)
+    learned, options = torch.tensor(0.7, requires_grad=True), LossOptions(backend=backend)
+    with pytest.raises(ValueError, match="temperature: got a tensor that requires a gradient"):
+        linear_logprob(p.hidden, p.weight, p.targets, temperature=learned, options=options)
+    with pytest.raises(ValueError, match=r"temperature: got .* shape \(2,\), want a number or 0-d"):
+        linear_logprob(
+            p.hidden, p.weight, p.targets, temperature=torch.ones(2), options=options
+        )  # fmt: skip
+    want = linear_logprob(p.hidden, p.weight, p.targets, temperature=0.75, options=options).logp
+    for constant in (torch.tensor(0.75), torch.tensor([0.75])):
+        out = linear_logprob(p.hidden, p.weight, p.targets, temperature=constant, options=options)
+        assert torch.equal(out.logp, want)
+
+
+@pytest.mark.parametrize(
+    "setting, bad, wanted",
+    [
+        *(
+            ("memory_budget", bad, "whole number >= 0 bytes")
+            for bad in (-1, 1e9, NAN, INF, "1", True)
+        ),
+        *(("live_rows", bad, "whole number >= 0") for bad in (-1, 2.0, NAN, INF)),
+        *(("skip_tolerance", bad, "want") for bad in (NAN, INF, -0.1, 1.0, "0.1", None)),
+        *(("deterministic", bad, "True or False") for bad in (0, None, "no")),
+        *(("backend", bad, "want one of auto") for bad in (None, "CPU", 3)),
+        *(("weight_grad_dtype", bad, "want") for bad in (torch.float16, "float32", None)),
+    ],
+    ids=str,
+)
+def test_an_option_that_is_no_such_setting_is_refused(setting: str, bad, wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: got .*{wanted}"):
+        LossOptions(**{setting: bad})
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,6 @@ class HybridObjective(nn.Module):
         plan = self.plan(batch)
         call = checked_call(
             *(hidden, weight, torch.where(plan.live, batch.targets, IGNORE_INDEX), bias),
-            temperature=1.0,
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )

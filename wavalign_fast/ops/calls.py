@@ -4,7 +4,9 @@ import os
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
+from wavalign_fast.ops.inputs import check_tensor
 from wavalign_fast.ops.library import choose_backend
 from wavalign_fast.ops.options import LossOptions
 
@@ -29,7 +31,6 @@ def checked_call(
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
-    temperature: float,
     ignore_index: int,
     options: LossOptions | None,
 ) -> Call:
@@ -37,11 +38,16 @@ def checked_call(
 
     Raises:
         ValueError: what does not fit; the message has the value seen and the value wanted.
+        RuntimeError: a derivative is asked for that the backend does not have.
     """
     options = options or LossOptions()
-    hidden, weight, bias = _under_autocast(hidden, weight, bias)
-    _check(hidden, weight, targets, bias, temperature)
+    _check_places(hidden, weight, targets, bias)
+    hidden, weight = _under_autocast(hidden), _under_autocast(weight)
+    bias = None if bias is None else _under_autocast(bias)
+    _check(hidden, weight, targets, bias)
     backend = choose_backend(options, hidden)
+    if backend != "reference":
+        _check_derivatives(backend, [t for t in (hidden, weight, bias) if t is not None])
     rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
     ids = targets.reshape(-1).to(torch.int64).contiguous()
     if backend != "cpu":  # whose kernels check by themselves
@@ -56,26 +62,51 @@ def wants_grad(*operands: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
-def _under_autocast(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Operands in autocast's type, as ``F.linear`` would take them."""
-    device = hidden.device.type
+def _check_places(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
+) -> None:
+    """Local tensors all, on the device of ``hidden``; the targets may be on the CPU."""
+    named = {"hidden": hidden, "weight": weight, "targets": targets}
+    if bias is not None:
+        named["bias"] = bias
+    for name, operand in named.items():
+        check_tensor(name, operand)
+        allowed = [hidden.device, torch.device("cpu")] if name == "targets" else [hidden.device]
+        if operand.device not in allowed:
+            raise ValueError(
+                f"{name}: got a tensor on {operand.device}, want {hidden.device}, where hidden is"
+            )
+
+
+def _under_autocast(operand: torch.Tensor) -> torch.Tensor:
+    """The operand as ``F.linear`` would take it: in autocast's type, float64 as it is."""
+    device = operand.device.type
+    if device == "meta" or not operand.is_floating_point() or operand.dtype == torch.float64:
+        return operand
     if not torch.is_autocast_enabled(device):
-        return hidden, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype), bias
+        return operand
+    return operand.to(torch.get_autocast_dtype(device))
+
+
+def _check_derivatives(backend: str, operands: list[torch.Tensor]) -> None:
+    """Refuses transforms that would drop the derivative, for a kernel has a backward pass only."""
+    if torch.compiler.is_compiling():
+        return
+    functions = torch._C._functorch
+    kind = None
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in operands):
+        kind = "forward-mode derivative"
+    elif wants_grad(*operands) and any(functions.is_functorch_wrapped_tensor(t) for t in operands):
+        kind = "derivative under torch.func"
+    if kind is not None:
+        raise RuntimeError(
+            f"backend {backend!r} has no {kind}; options=LossOptions(backend='reference') has one"
+        )
 
 
 def _check(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    temperature: float,
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
-    if hasattr(weight, "placements"):
-        raise ValueError("weight: got a DTensor, want a local tensor: call full_tensor() on it")
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, want [V, H] with V > 0")
     if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
@@ -91,16 +122,16 @@ def _check(
         raise ValueError(
             f"targets: got shape {tuple(targets.shape)}, want {tuple(hidden.shape[:-1])}"
         )
-    if targets.is_floating_point() or targets.dtype == torch.bool:
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets: got {targets.dtype}, want an integer dtype")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, want [{weight.shape[0]}]")
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, want > 0")
 
 
 def _check_ids(ids: torch.Tensor, vocab_size: int, ignore_index: int) -> None:
     """On a GPU the check would wait for the device: a bad id poisons its own row with NaN."""
+    if torch.compiler.is_compiling():  # where nothing has a value yet
+        return
     if ids.device.type != "cpu" and os.environ.get("WAVALIGN_DEBUG", "0") in ("", "0"):
         return
     bad = torch.nonzero((ids != ignore_index) & ((ids < 0) | (ids >= vocab_size)))

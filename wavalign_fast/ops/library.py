@@ -94,8 +94,9 @@ def empty_cache() -> int:
     return released
 
 
-def _say_once(message: str) -> None:
-    if message not in _said:
+def say_once(message: str) -> None:
+    """Warns of something that is not wrong, once in a process."""
+    if message not in _said and not torch.compiler.is_compiling():
         _said.add(message)
         warnings.warn(message, stacklevel=5)
 
@@ -117,6 +118,12 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
     return chosen
 
 
+def takes_cuda_groups(rewards: torch.Tensor, options: LossOptions | None) -> bool:
+    """Whether statistics of groups of rewards come from the CUDA kernels: asked for, or at will."""
+    asked = "auto" if options is None else options.backend
+    return (asked if asked != "auto" else _ENV_BACKEND) in ("auto", "cuda") and cuda.serves(rewards)
+
+
 def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
     """Why ``backend`` does not serve these tensors; ``None`` if it does."""
     if backend == "reference":
@@ -132,6 +139,8 @@ def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
 
 def _fastest(hidden: torch.Tensor) -> str:
     """The first of CUDA build, Triton and C++ that serves these tensors, else plain torch."""
+    if hidden.device.type == "meta":  # shapes only: nothing is computed
+        return "reference"
     wanted = ("cpu",) if hidden.device.type == "cpu" else ("cuda", "triton")
     reasons = {backend: _unusable(backend, hidden) for backend in wanted}
     for backend, reason in reasons.items():
@@ -139,7 +148,7 @@ def _fastest(hidden: torch.Tensor) -> str:
             return backend
     if hidden.dtype in KERNEL_DTYPES:
         why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
-        _say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")
+        say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")
     return "reference"
 
 

@@ -6,6 +6,7 @@ import torch
 
 from wavalign_fast.ops import cpu, gpu, reference
 from wavalign_fast.ops.calls import IGNORE_INDEX, Call, checked_call
+from wavalign_fast.ops.inputs import finite_number
 from wavalign_fast.ops.options import LossOptions
 
 
@@ -30,7 +31,8 @@ def linear_logprob(
 ) -> LogProb:
     """``log softmax(hidden W^T / temperature + bias)[target]`` for every position.
 
-    Differentiable once in ``hidden``, ``weight`` and ``bias``, through all three results. Rows
+    Differentiable once in ``hidden``, ``weight`` and ``bias``, through all three results, by a
+    backward pass (``reference``: as often as asked, forward-mode and torch.func as well). Rows
     whose target is ``ignore_index`` are not read: they hold 0 and give no gradient. A position's
     results have the same bits whatever the batch around it, from every backend but ``reference``,
     whose products are the library's.
@@ -41,7 +43,8 @@ def linear_logprob(
         targets: [...] integers in [0, V) or ``ignore_index``. With ``hidden`` on a GPU they may
             stay on the CPU: the rows to be multiplied are then known without waiting for the GPU.
         bias: [V], added after the temperature; ``-inf`` bans an id.
-        temperature: divides the product; positive.
+        temperature: divides the product; positive. It gets no gradient: to learn one, divide
+            ``hidden`` by it.
         with_entropy: also return the entropy in nats.
 
     Returns:
@@ -49,9 +52,12 @@ def linear_logprob(
         for float64 operands.
 
     Raises:
-        ValueError: shapes, dtypes, ids or options that do not fit; the message has both values.
+        ValueError: shapes, dtypes, devices, ids or options that do not fit; the message has both
+            values.
+        RuntimeError: a derivative is asked for that the backend does not have.
     """
-    call = checked_call(hidden, weight, targets, bias, temperature, ignore_index, options)
+    temperature = finite_number("temperature", temperature, above=0)
+    call = checked_call(hidden, weight, targets, bias, ignore_index, options)
     scores = scored(call, temperature=temperature, ignore_index=ignore_index)
     logp, entropy, lse = (values.reshape(targets.shape) for values in scores)
     return LogProb(logp, entropy if with_entropy else None, lse)

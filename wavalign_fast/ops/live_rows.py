@@ -35,7 +35,7 @@ def sent(table: Tensor, device: torch.device) -> Tensor:
     """The table on the device; the host does not wait for the copy, if there is one."""
     if table.device == device:
         return table
-    if table.device.type == "cpu":
+    if table.device.type == "cpu" and device.type != "meta":
         table = table.pin_memory()
     return table.to(device, non_blocking=True)
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from wavalign_fast.ops.inputs import finite_number, whole_number
+
 Backend = Literal["auto", "cpu", "triton", "cuda", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "triton", "cuda", "reference")
 
@@ -39,14 +41,17 @@ class LossOptions:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend: got {self.backend!r}, want one of {', '.join(BACKENDS)}")
-        if self.memory_budget is not None and self.memory_budget < 0:
-            raise ValueError(f"memory_budget: got {self.memory_budget}, want >= 0 bytes")
+        if self.memory_budget is not None:
+            whole_number("memory_budget", self.memory_budget, low=0, unit=" bytes")
+        if not isinstance(self.deterministic, bool):
+            raise ValueError(f"deterministic: got {self.deterministic!r}, want True or False")
         if self.weight_grad_dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"weight_grad_dtype: got {self.weight_grad_dtype}, want torch.float32 or "
                 "torch.float64: no backend accumulates the weight's gradient in less"
             )
-        if self.live_rows is not None and self.live_rows < 0:
-            raise ValueError(f"live_rows: got {self.live_rows}, want >= 0")
-        if not 0.0 <= self.skip_tolerance < 1.0:
+        if self.live_rows is not None:
+            whole_number("live_rows", self.live_rows, low=0)
+        tolerance = finite_number("skip_tolerance", self.skip_tolerance)
+        if not 0.0 <= tolerance < 1.0:
             raise ValueError(f"skip_tolerance: got {self.skip_tolerance}, want 0 <= value < 1")

@@ -19,6 +19,8 @@ def linear_logprob(
     materialised. Ignored rows are left out before the product, so what stands in them is never
     read.
     """
+    if hidden.device.type == "meta":  # which has no autocast
+        return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
     with torch.autocast(hidden.device.type, enabled=False):  # it would take these products to bf16
         return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
 
@@ -32,7 +34,7 @@ def _in_full(
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     compute = statistics_dtype(hidden.dtype)
-    live = torch.nonzero(targets != ignore_index).squeeze(-1)  # [N]
+    live = _live_rows(targets, ignore_index)  # [N]
     ids = targets.index_select(0, live)
     logits = hidden.index_select(0, live).to(compute) @ weight.to(compute).T / temperature  # [N, V]
     if bias is not None:
@@ -53,3 +55,10 @@ def _in_full(
         return values.new_zeros(targets.shape).index_put((live,), values)
 
     return scatter(selected), scatter(entropy), scatter(lse)
+
+
+def _live_rows(targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Indices [N] of the rows that are not ignored; of all, where there are shapes only."""
+    if targets.device.type == "meta":
+        return torch.arange(len(targets), device="meta")
+    return torch.nonzero(targets != ignore_index).squeeze(-1)

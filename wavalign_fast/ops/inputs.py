@@ -1,0 +1,86 @@
+"""Checks of single arguments, shared by the ops and the losses: numbers and tensors."""
+
+import math
+from typing import Any
+
+import torch
+
+
+def finite_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float | None = None,
+) -> float:
+    """``value`` as a float: finite, in [low, high], and larger than ``above``.
+
+    A tensor of one element is a number too, unless it wants a gradient, which it would not get.
+
+    Raises:
+        ValueError: anything else; the message names the argument and what is wanted.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: got a tensor that requires a gradient, want a number: it gets none here"
+            )
+        if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
+            raise ValueError(
+                f"{name}: got {value.dtype} of shape {tuple(value.shape)}, want a number or 0-d"
+            )
+        value = value.item()
+    wanted = f"> {above:g} and finite" if above is not None else _wanted(low, high)
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    # Comparisons that a NaN fails.
+    inside = low <= number <= high and -math.inf < number < math.inf
+    if not inside or (above is not None and not number > above):
+        raise ValueError(f"{name}: got {value!r}, want {wanted}")
+    return number
+
+
+def _wanted(low: float, high: float) -> str:
+    if low > -math.inf and high < math.inf:
+        return f"{low:g} <= value <= {high:g}"
+    return f">= {low:g} and finite" if low > -math.inf else "a finite number"
+
+
+def whole_number(name: str, value: Any, *, low: int, unit: str = "") -> int:
+    """``value`` as an int of at least ``low``; a float is refused, whole or not.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        number = None if isinstance(value, bool) else int(value.__index__())
+    except (AttributeError, TypeError):
+        number = None
+    if number is None or number < low:
+        raise ValueError(f"{name}: got {value!r}, want a whole number >= {low}{unit}")
+    return number
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuses what is no tensor, by its type, and a DTensor, by what to do about it."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name}: got {_article(type(value).__name__)}, want a torch.Tensor")
+    if hasattr(value, "placements"):
+        raise ValueError(f"{name}: got a DTensor, want a local tensor: {GATHER.get(name, LOCAL)}")
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
+
+
+LOCAL = "to_local() if the ranks hold different positions"
+_FULL = (
+    "full_tensor(grad_placements=[Partial()]) where the ranks hold different positions (one "
+    'Partial() a mesh dimension; "avg" in it averages): without it each rank keeps the gradient '
+    "of its own positions alone"
+)
+GATHER = {"weight": _FULL, "bias": _FULL}
+"""What to call on a sharded parameter: the ranks' gradients have to be added up on the way back."""
