@@ -141,7 +141,25 @@ def test_bad_input_is_named() -> None:
         small([1, 2], [0, 1], ref_logp=torch.zeros(3))
     with pytest.raises(ValueError, match="beta: got 0, want > 0"):
         small([1, 2], [0, 1], beta=0)
+    for beta in (float("nan"), float("inf"), -1.0, None, "0.1"):
+        with pytest.raises(ValueError, match=r"beta: got .*, want > 0 and finite"):
+            small([1, 2], [0, 1], beta=beta)
+    for name, bad, message in (
+        ("targets", [1], "got a list, want a torch.Tensor"),
+        ("sequence_id", torch.zeros(1), "got torch.float32, want torch.int64"),
+        ("pairs", torch.zeros(1, 2, dtype=torch.int32), "got torch.int32, want torch.int64"),
+        ("pairs", torch.zeros(1, 2).long().to("meta"), "got a tensor on meta, want cpu"),
+        ("ref_logp", [0.0], "got a list, want a torch.Tensor"),
+    ):
+        row = torch.zeros(1, dtype=torch.long)
+        given = {"targets": row, "sequence_id": row, "pairs": torch.zeros(1, 2).long()}
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            wf.fused_dpo_loss(
+                torch.zeros(1, 4), torch.zeros(20, 4), layout=LAYOUT, **(given | {name: bad})
+            )
     with pytest.raises(ValueError, match="dpo_scope: got 'audio'"):
         small([1, 2], [0, 1], scope="audio")
+    with pytest.raises(ValueError, match=r"ref_chosen: got a list, want a torch\.Tensor"):
+        wf.dpo_loss(torch.zeros(2), torch.zeros(2), [0.0, 0.0], torch.zeros(2), beta=0.1)
     with pytest.raises(ValueError, match="want one shape"):
         wf.dpo_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(1), beta=0.1)

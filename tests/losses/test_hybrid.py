@@ -169,6 +169,26 @@ def test_eos_follows_its_owner() -> None:
         ({"advantage_std": "none"}, "advantage_std: got 'none', want 'population' or 'sample'"),
         ({"importance_sampling_level": "row"}, "importance_sampling_level: got 'row'"),
         ({"normalisation": "mean"}, "normalisation: got 'mean', want 'sequence' or 'token'"),
+        *(
+            ({name: bad}, f"{kind} weights: got .*want >= 0 and finite")
+            for name, kind in (
+                ("text_weight", "policy"),
+                ("speech_weight", "policy"),
+                ("anchor_text_weight", "anchor"),
+                ("anchor_speech_weight", "anchor"),
+                ("text_kl", "kl"),
+                ("speech_kl", "kl"),
+            )
+            for bad in (NAN, float("inf"), -float("inf"))
+        ),
+        *(
+            ({"clip": clip}, "clip: got .*want ε or")
+            for clip in (NAN, (0.2, NAN), (NAN, 0.2), (0.2, float("inf")), -0.1)
+        ),
+        *(
+            ({"gate": gate}, r"gate: got .*want a MixingGate or a λ in \[0, 1\]")
+            for gate in (NAN, float("inf"), -0.1, "adaptive", torch.tensor(NAN))
+        ),
     ],
 )
 def test_a_bad_objective_is_refused(settings: dict, message: str) -> None:

@@ -7,6 +7,7 @@ import torch
 
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, H, V, random_batch
+from wavalign_fast.losses.normalise import normalised
 from wavalign_fast.ops import LogProb
 
 REFERENCE = wf.LossOptions(backend="reference")
@@ -132,6 +133,21 @@ def test_a_number_that_divides_badly_is_refused(value) -> None:
         wf.Normalisers(1.0, value, 1.0)
     with pytest.raises(ValueError, match=f"normaliser: got {value}, want a finite number > 0"):
         dpo(torch.zeros(1, 4), normaliser=value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), -float("inf")])
+def test_a_count_that_divides_badly_is_refused(value) -> None:
+    count = torch.tensor(value)
+    with pytest.raises(ValueError, match=rf"normalisers.anchor: got {value}, want >= 0 and finite"):
+        wf.Normalisers(1.0, count, 1.0)
+    with pytest.raises(ValueError, match=f"normaliser: got {value}, want >= 0 and finite"):
+        dpo(torch.zeros(1, 4), normaliser=count)
+
+
+def test_a_count_of_nan_on_a_device_is_not_taken_for_one() -> None:
+    """What is not looked at must be seen in the loss."""
+    assert torch.isnan(normalised(torch.ones(2), torch.tensor(float("nan")))).all()
+    assert torch.equal(normalised(torch.ones(2), torch.tensor(0)), torch.ones(2))
 
 
 def test_a_table_of_normalisers_is_refused() -> None:

@@ -1,7 +1,10 @@
 """Layout, advantages, gate and batch: the small parts of the objective."""
 
+import itertools
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import wavalign_fast as wf
 
@@ -30,6 +33,15 @@ def test_every_id_has_one_class() -> None:
         ({"eos": (12,)}, r"eos id 12 is outside \[0, 12\)"),
         ({"boundary_as": "audio"}, "boundary_as: got 'audio', want 'text' or 'speech'"),
         ({"vocab_size": 0}, "vocab_size: got 0"),
+        ({"vocab_size": 12.0}, r"vocab_size: got 12\.0, want a whole number"),
+        ({"vocab_size": NAN}, "vocab_size: got nan"),
+        ({"speech": (7, 10)}, r"speech: got \(7, 10\), want ranges of ids"),
+        ({"speech": ((7, NAN),)}, r"speech: got \(\(7, nan\),\), want ranges of ids"),
+        ({"speech": ((7, 8, 9),)}, "speech: got .*want ranges of ids"),
+        ({"eos": 5}, "eos: got 5, want a sequence of ids"),
+        ({"eos": ("5",)}, "eos id: got '5', want a whole number"),
+        ({"boundary": "<|audio|>"}, r"boundary: got '<\|audio\|>', want a sequence of ids"),
+        ({"eos_as": None}, "eos_as: got None, want 'text' or 'speech'"),
     ],
 )
 def test_a_bad_layout_is_refused(changes: dict, message: str) -> None:
@@ -62,6 +74,22 @@ def test_layout_from_a_tokenizer() -> None:
     made = wf.ModalityLayout.from_tokenizer(tokenizer, vocab_size=8, eos_as="speech")
     assert made.classify(torch.arange(8)).tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
     assert wf.ModalityLayout.from_tokenizer(tokenizer).vocab_size == 7
+    for boundary_as, eos_as in itertools.product(("text", "speech"), repeat=2):
+        made = wf.ModalityLayout.from_tokenizer(tokenizer, boundary_as=boundary_as, eos_as=eos_as)
+        classes = ["text", eos_as, *[boundary_as] * 2, *["speech"] * 3]
+        assert made.classify(torch.arange(7)).tolist() == [int(c == "speech") for c in classes]
+    for several in ([1, 0], (1, 0)):
+        tokenizer.eos_token_id = several
+        assert tuple(wf.ModalityLayout.from_tokenizer(tokenizer).eos) == (1, 0)
+    tokenizer.eos_token_id = None
+    assert wf.ModalityLayout.from_tokenizer(tokenizer).eos == ()
+
+
+def test_a_table_made_while_tracing_is_not_kept() -> None:
+    made = layout()
+    with FakeTensorMode() as mode:
+        assert made.classify(mode.from_tensor(torch.arange(12))).shape == (12,)
+    assert made.classify(torch.arange(12)).sum() == 5
 
 
 @pytest.mark.parametrize(
@@ -106,7 +134,7 @@ def test_gate_values_of_the_paper() -> None:
 def test_gate_smooths_and_its_state_survives() -> None:
     gate = wf.MixingGate()
     assert gate.value is None
-    assert gate.state_dict() == {}
+    assert gate.state_dict() == {"value": torch.tensor(-1.0)}
     first = gate(torch.tensor([[1.0, 1.0, 5.0, 5.0]]))
     second = gate(torch.tensor([[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 5.0, 5.0]]))
     assert second.item() == pytest.approx(0.9 * first.item() + 0.1 * 0.4, abs=1e-4)
@@ -141,6 +169,12 @@ def test_gate_leaves_missing_rewards_out() -> None:
 def test_a_bad_gate_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wf.MixingGate(**settings)
+
+
+@pytest.mark.parametrize("eps", [NAN, float("inf"), -1e-4, "1e-4", None])
+def test_an_eps_that_is_no_finite_number_is_refused(eps) -> None:
+    with pytest.raises(ValueError, match=r"eps: got .*, want >= 0 and finite"):
+        wf.group_advantages(torch.ones(1, 2), eps=eps)
 
 
 def test_from_padded_places_every_token() -> None:

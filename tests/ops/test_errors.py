@@ -105,6 +105,12 @@ def test_an_option_that_cannot_be_honoured_raises(options: dict, message: str) -
         linear_logprob(p.hidden, p.weight, p.targets, options=LossOptions(**options))
 
 
+def test_options_of_another_type_are_refused() -> None:
+    p = problem(6, 4, 9, torch.float32)
+    with pytest.raises(ValueError, match="options: got a dict, want a LossOptions"):
+        linear_logprob(p.hidden, p.weight, p.targets, options={"backend": "cpu"})
+
+
 def test_auto_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no kernels here"
     monkeypatch.setattr(library, "EXTENSION", reason)

@@ -4,7 +4,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from wavalign_fast.ops import cuda
+from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.ops import LossOptions, cuda
+from wavalign_fast.ops.inputs import finite_number
+from wavalign_fast.ops.library import takes_cuda_groups
 
 Std = Literal["population", "sample"]
 ADVANTAGE_EPS = 1e-4
@@ -45,22 +48,33 @@ def group_stats(rewards: torch.Tensor) -> GroupStats:
 
 
 def group_advantages(
-    rewards: torch.Tensor, *, std: Std = "population", eps: float = ADVANTAGE_EPS
+    rewards: torch.Tensor,
+    *,
+    std: Std = "population",
+    eps: float = ADVANTAGE_EPS,
+    options: LossOptions | None = None,
 ) -> torch.Tensor:
     """``A_i = (R_i - mean R) / (std R + eps)`` within each prompt's group (GRPO, arXiv 2402.03300).
 
     Args:
-        rewards: [B, G] floats; NaN = missing: left out of the statistics, its advantage is 0.
+        rewards: [B, G] floats; NaN = missing: left out of the statistics, its advantage is 0. A
+            nested list with numbers and ``None`` is taken too.
         std: ``"population"`` (divide by G) or ``"sample"`` (by G - 1).
+        options: its ``backend`` says whether the CUDA kernels may be used.
 
     Returns:
         [B, G], no gradient; 0 for groups of fewer than two rewards or of equal rewards.
+
+    Raises:
+        ValueError: what does not fit; on the CPU also an infinite reward (elsewhere the advantages
+            of its group are NaN).
     """
-    check_rewards(rewards)
+    rewards = rewards_table(rewards)
+    eps = finite_number("eps", eps, low=0.0)
     if std not in ("population", "sample"):
         raise ValueError(f"std: got {std!r}, want 'population' or 'sample'")
     rewards = rewards.detach()
-    if cuda.serves(rewards):
+    if takes_cuda_groups(rewards, options):
         return cuda.group_advantages(rewards, eps=eps, sample_std=std == "sample")
     stats = group_stats(rewards)
     # Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
@@ -76,10 +90,3 @@ def group_std(stats: GroupStats, std: Std) -> torch.Tensor:
     if std == "population":
         return stats.variance.sqrt()
     return (stats.variance * stats.scored / (stats.scored - 1).clamp(min=1)).sqrt()
-
-
-def check_rewards(rewards: torch.Tensor) -> None:
-    if rewards.dim() != 2 or not rewards.is_floating_point():
-        raise ValueError(
-            f"rewards: got {rewards.dtype} of shape {tuple(rewards.shape)}, want floats [B, G]"
-        )

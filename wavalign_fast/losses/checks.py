@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from wavalign_fast.ops.inputs import can_be_read, finite_number
+
 
 def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
     """Refuses a log-prob that is not finite where it is ``used``, both [T].
@@ -12,7 +14,7 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
     banned was forced, not sampled, and belongs to no row. Only on the CPU, for elsewhere the check
     would wait for the device; there the loss itself is not finite.
     """
-    if logps.device.type != "cpu" or torch.compiler.is_compiling():
+    if not can_be_read(logps):
         return
     bad = torch.nonzero(used & ~torch.isfinite(logps))
     if bad.numel() > 0:
@@ -23,9 +25,11 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
 
 
 def check_normaliser(name: str, value: torch.Tensor | float) -> None:
-    """Refuses a number that is not above 0 and a tensor that is not 0-d, whatever it holds."""
+    """Refuses a number that is not above 0, a tensor that is not 0-d or (on the CPU) not >= 0."""
     if isinstance(value, torch.Tensor):
         if value.dim() != 0:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, want a number or 0-d")
+        if can_be_read(value):
+            finite_number(name, value.detach(), low=0.0)
     elif not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value}, want a finite number > 0")

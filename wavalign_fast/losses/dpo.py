@@ -11,6 +11,7 @@ from wavalign_fast.losses.normalise import normalised
 from wavalign_fast.losses.plan import Scope, ScopeWeights
 from wavalign_fast.losses.rows import row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
+from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
 
 
 class DPOOutput(NamedTuple):
@@ -39,9 +40,11 @@ def dpo_loss(
     Returns:
         The loss of every pair, in the shape of the arguments.
     """
-    if not beta > 0:
-        raise ValueError(f"beta: got {beta}, want > 0")
-    shapes = [tuple(t.shape) for t in (policy_chosen, policy_rejected, ref_chosen, ref_rejected)]
+    beta = finite_number("beta", beta, above=0)
+    sides = _Sides(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    for name, side in zip(_Sides._fields, sides, strict=True):
+        check_tensor(name, side)
+    shapes = [tuple(side.shape) for side in sides]
     if len(set(shapes)) > 1:
         raise ValueError(f"sequence log-probs: got shapes {shapes}, want one shape")
     margin = (policy_chosen - policy_rejected) - (ref_chosen - ref_rejected)
@@ -183,7 +186,7 @@ def _metrics(sides: _Sides, usable: torch.Tensor, beta: float) -> dict[str, torc
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
-        "rewards/accuracies": usable & (chosen > rejected),
+        "rewards/accuracies": (usable & (chosen > rejected)).to(torch.float32),
     }
     metrics = {name: values.sum() / count for name, values in means.items()}
     return metrics | {"pairs": usable.sum(), "skipped_pairs": (~usable).sum()}
@@ -196,6 +199,10 @@ def _check(
     ref_logp: torch.Tensor | None,
 ) -> int:
     """The number of sequences, after a check of everything that names one."""
+    named = {"targets": targets, "sequence_id": sequence_id, "pairs": pairs, "ref_logp": ref_logp}
+    for name, table in named.items():
+        if table is not None or name != "ref_logp":
+            check_tensor(name, table)
     if targets.dim() != 1 or sequence_id.shape != targets.shape:
         raise ValueError(
             f"targets and sequence_id: got {tuple(targets.shape)} and "
@@ -204,14 +211,18 @@ def _check(
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs: got shape {tuple(pairs.shape)}, want [P, 2]")
     for name, table in (("targets", targets), ("sequence_id", sequence_id), ("pairs", pairs)):
+        if table.device != targets.device:
+            raise ValueError(
+                f"{name}: got a tensor on {table.device}, want {targets.device}, where targets are"
+            )
         if table.dtype != torch.int64:
             raise ValueError(f"{name}: got {table.dtype}, want torch.int64")
     if ref_logp is not None and ref_logp.dim() != 1:
         raise ValueError(f"ref_logp: got shape {tuple(ref_logp.shape)}, want [S]")
-    if ref_logp is not None and targets.device.type != "cpu":
+    if ref_logp is not None and not can_be_read(targets):
         return ref_logp.shape[0]  # what follows would wait for the device
-    named = torch.cat([sequence_id[targets != IGNORE_INDEX], pairs.reshape(-1)])
-    low, high = (int(named.min()), int(named.max())) if named.numel() else (0, -1)
+    mentioned = torch.cat([sequence_id[targets != IGNORE_INDEX], pairs.reshape(-1)])
+    low, high = (int(mentioned.min()), int(mentioned.max())) if mentioned.numel() else (0, -1)
     sequences = high + 1 if ref_logp is None else ref_logp.shape[0]
     if low < 0 or high >= sequences:
         raise ValueError(

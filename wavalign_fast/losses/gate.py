@@ -1,18 +1,20 @@
 """The adaptive mixture: how much of the loss is reinforcement, from the rewards of the step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from wavalign_fast.losses.advantage import (
-    ADVANTAGE_EPS,
-    GroupStats,
-    check_rewards,
-    group_stats,
-)
-from wavalign_fast.ops import cuda
+from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
+from wavalign_fast.losses.ranks import add_up_over_ranks
+from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.ops import LossOptions, cuda
+from wavalign_fast.ops.inputs import finite_number
+from wavalign_fast.ops.library import takes_cuda_groups
+
+NOT_MOVED = -1.0
+"""What ``state_dict`` holds for λ before the first step."""
 
 
 class MixingGate(nn.Module):
@@ -20,18 +22,22 @@ class MixingGate(nn.Module):
 
     Per prompt ``λ_raw = λ_max · sigmoid(slope (max R - threshold)) · clip(Var R / variance_scale,
     0, 1)``; then the mean over the prompts of the call and of all ranks, smoothed as
-    ``λ = (1 - ema) λ_raw + ema λ_before`` and clamped to [0, λ_max]. The first step takes λ_raw.
-    ``threshold`` and ``variance_scale`` are in units of the reward; the defaults are those of a 1-5
-    scale, whose largest variance is 4.
+    ``λ = (1 - ema) λ_raw + ema λ_before`` and clamped to [0, λ_max]. The first step takes λ_raw;
+    one without any reward leaves the gate where it is. ``threshold`` and ``variance_scale`` are in
+    units of the reward; the defaults are those of a 1-5 scale, whose largest variance is 4.
+
+    A reward that is not finite is refused. On another device than the CPU, where the check would
+    wait for the device, λ of that step is NaN, and so is its loss; the gate does not move.
+
+    Inside activation checkpointing the forward pass runs again in the backward pass: the gate then
+    gives the λ of the step before it, if the rewards are the same, and else raises.
 
     Args:
         initial: λ of the step before, to go on from; ``None`` starts anew.
 
-    Attributes:
-        value: λ of the last step, 0-d float32, in ``state_dict``; ``None`` before the first.
+    Raises:
+        ValueError: a setting that is not finite or outside its range, rewards that do not fit.
     """
-
-    value: torch.Tensor | None
 
     def __init__(
         self,
@@ -43,46 +49,92 @@ class MixingGate(nn.Module):
         initial: float | None = None,
     ) -> None:
         super().__init__()
-        for name, value, top in (("lambda_max", lambda_max, 1.0), ("ema", ema, 1.0)):
-            if not 0.0 <= value <= top:
-                raise ValueError(f"{name}: got {value}, want 0 <= value <= {top}")
-        if not variance_scale > 0:
-            raise ValueError(f"variance_scale: got {variance_scale}, want > 0")
-        if initial is not None and not 0.0 <= initial <= lambda_max:
-            raise ValueError(f"initial: got {initial}, want 0 <= value <= {lambda_max}")
-        self.lambda_max = lambda_max
-        self.ema = ema
-        self.slope = slope
-        self.threshold = threshold
-        self.variance_scale = variance_scale
-        self.register_buffer("value", None if initial is None else torch.tensor(float(initial)))
+        self.lambda_max = finite_number("lambda_max", lambda_max, low=0.0, high=1.0)
+        self.ema = finite_number("ema", ema, low=0.0, high=1.0)
+        self.slope = finite_number("slope", slope)
+        self.threshold = finite_number("threshold", threshold)
+        self.variance_scale = finite_number("variance_scale", variance_scale, above=0)
+        if initial is not None:
+            initial = finite_number("initial", initial, low=0.0, high=self.lambda_max)
+        # The buffer is always there, for a checkpoint is loaded by the keys of a fresh module. Its
+        # name is taken by the property below.
+        start = NOT_MOVED if initial is None else initial
+        self._buffers["value"] = torch.tensor(start, dtype=torch.float32, device="cpu")
+        self._last_step: _Step | None = None
 
-    def forward(self, rewards: torch.Tensor) -> torch.Tensor:
+    @property
+    def value(self) -> torch.Tensor | None:
+        """λ of the last step, 0-d float32, in ``state_dict``; ``None`` before the first.
+
+        To read it where it is on a GPU is to wait for the GPU.
+        """
+        state = self._state
+        return None if bool(state < 0) else state.clone()
+
+    @property
+    def _state(self) -> torch.Tensor:
+        """λ, or ``NOT_MOVED``, 0-d float32."""
+        state = self._buffers["value"]
+        return torch.full((), NOT_MOVED, dtype=torch.float32) if state is None else state
+
+    def forward(self, rewards: torch.Tensor, options: LossOptions | None = None) -> torch.Tensor:
         """Advances the gate by one step and returns λ, 0-d float32, without a gradient.
 
         Args:
-            rewards: [B, G] of the whole optimizer step on this rank; NaN = missing.
+            rewards: [B, G] of the whole optimizer step on this rank; NaN = missing. A nested list
+                with numbers and ``None`` is taken too.
+            options: its ``backend`` says whether the CUDA kernels may be used.
         """
-        lam, _ = self.step(rewards)
+        lam, _ = self.step(rewards, options)
         return lam
 
     @torch.no_grad()
-    def step(self, rewards: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def step(
+        self, rewards: torch.Tensor, options: LossOptions | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``forward``, and what λ was made of, under the names of the released code."""
-        check_rewards(rewards)
-        totals = self._totals(rewards)
+        rewards = rewards_table(rewards)
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return self._step_again(rewards)
+        totals = self._totals(rewards, takes_cuda_groups(rewards, options))
         # Every rank must mix alike, or their gradients belong to different losses.
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(totals)
-        lam, means = self._mixed(totals)
-        self.value = lam.clone()
+        totals = add_up_over_ranks(totals)
+        lam, means = self._mixed(totals, takes_cuda_groups(totals, options))
+        self._move(torch.where((totals[-1] > 0) & torch.isfinite(lam), lam, self._state.to(lam)))
         names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
         parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
-        return lam, parts | {"adaptive_lambda": lam}
+        result = lam, parts | {"adaptive_lambda": lam}
+        self._last_step = rewards, result
+        return result
 
-    def _totals(self, rewards: torch.Tensor) -> torch.Tensor:
+    def _step_again(self, rewards: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The last step's results, for a forward pass that runs again in a backward pass."""
+        if self._last_step is not None:
+            seen, result = self._last_step
+            if seen is rewards or _same_bits(seen, rewards):
+                return result
+        raise RuntimeError(
+            "MixingGate: got other rewards than in its last step while a backward pass computes "
+            "the loss again (activation checkpointing), want λ computed before: pass "
+            "rl_weight=gate(rewards) to the objective"
+        )
+
+    def _move(self, value: torch.Tensor) -> None:
+        state = self._state
+        if value.is_cuda and torch.cuda.is_current_stream_capturing():
+            # A graph goes on from what its last replay has left, so that must be one place.
+            if state.device != value.device:
+                raise ValueError(
+                    f"MixingGate: its state is on {state.device}, want {value.device} before a "
+                    "CUDA graph is captured: call .to() on it"
+                )
+            state.copy_(value)
+        else:
+            self._buffers["value"] = value
+
+    def _totals(self, rewards: torch.Tensor, by_kernel: bool) -> torch.Tensor:
         """Sums [6] over the prompts with a reward: λ_raw, gates, max R, Var R; and their number."""
-        if cuda.serves(rewards):
+        if by_kernel:
             _, totals = cuda.group_statistics(
                 rewards,
                 eps=ADVANTAGE_EPS,
@@ -102,23 +154,55 @@ class MixingGate(nn.Module):
         sums = torch.where(scored, rows, 0.0).sum(dim=1)
         return torch.cat([sums, scored.sum().to(sums.dtype).reshape(1)])
 
-    def _mixed(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mixed(self, totals: torch.Tensor, by_kernel: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """λ, 0-d, and the means [5] of the sums."""
-        if cuda.serves(totals):
-            before = totals.new_zeros(1) if self.value is None else self.value.reshape(1)
-            known = torch.full((1,), self.value is not None, device=totals.device)
+        before = self._state.to(totals)
+        moved = before >= 0
+        if by_kernel:
             lam, means = cuda.mix(
-                totals, before.to(totals), known, lambda_max=self.lambda_max, ema=self.ema
+                *(totals, before.reshape(1), moved.reshape(1)),
+                lambda_max=self.lambda_max,
+                ema=self.ema,
             )
             return lam.reshape(()), means
         means = totals[:-1] / totals[-1].clamp(min=1.0)
         raw = means[0]
-        before = raw if self.value is None else self.value.to(raw)
+        before = torch.where(moved, before, raw)
         smoothed = ((1.0 - self.ema) * raw + self.ema * before).clamp(0.0, self.lambda_max)
-        lam = torch.where(totals[-1] > 0, raw if self.value is None else smoothed, before)
+        lam = torch.where(totals[-1] > 0, torch.where(moved, smoothed, raw), before)
         return lam, means
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        # λ goes where the module goes, but stays float32 and keeps its value: on the meta device it
+        # would lose it, and `to_empty` would give it any.
+        state = self._state
+        super()._apply(fn, recurse)
+        device = self._state.device
+        self._buffers["value"] = state if device.type == "meta" else state.to(device)
+        return self
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # `value` is absent from the state of a gate that has not moved; both are complete states.
-        value = state_dict.get(prefix + "value")
-        self.value = None if value is None else value.detach().clone().to(torch.float32)
+        # Before the key was always there it was absent from the state of a gate that had not moved.
+        value = state_dict.get(f"{prefix}value", torch.full((), NOT_MOVED, device="cpu"))
+        if not isinstance(value, torch.Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{prefix}value: got {shape}, want a 0-d tensor")
+        number = float(value)
+        limit = self.lambda_max * (1 + 1e-6)  # float32 may have rounded it up
+        if number != NOT_MOVED and not 0.0 <= number <= limit:
+            raise ValueError(
+                f"{prefix}value: got λ = {number}, want 0 <= value <= lambda_max = "
+                f"{self.lambda_max}, or {NOT_MOVED} for a gate that has not moved"
+            )
+        self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
+
+
+_Step = tuple[torch.Tensor, tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""Rewards, and what ``MixingGate.step`` made of them."""
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tables of rewards are the same, NaN where the other has NaN."""
+    if one.shape != other.shape or one.device != other.device:
+        return False
+    return torch.equal(*(t.to(torch.float64).view(torch.int64) for t in (one, other)))

@@ -24,6 +24,8 @@ from wavalign_fast.losses.terms import TermWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.calls import Call, checked_call
 from wavalign_fast.ops.hybrid_step import hybrid_step
+from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
+from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
 from wavalign_fast.ops.live_rows import sent
 
@@ -113,7 +115,7 @@ class HybridObjective(nn.Module):
         self.importance_sampling_level = importance_sampling_level
         self.normalisation: Normalisation = normalisation
         self.advantage_std: Std = advantage_std
-        self.gate = MixingGate() if gate is None else _checked_weight(gate, "gate")
+        self.gate = MixingGate() if gate is None else _checked_gate(gate)
         self.options = options
 
     def forward(
@@ -133,8 +135,8 @@ class HybridObjective(nn.Module):
             batch: the tables. With ``hidden`` on a GPU they may be on the CPU, rewards included:
                 which rows are multiplied is then known without waiting for the GPU.
             bias: [V] of the head.
-            rl_weight: a λ computed before (another head, accumulation, late rewards); the gate
-                then does not move.
+            rl_weight: a λ in [0, 1] computed before, a number or 0-d (another head, accumulation,
+                late rewards); the gate then does not move. It gets no gradient.
             normalisers: what the terms are divided by, for a batch that is a part of a step; the
                 losses are then this part's share. Groups must be whole in it, for the advantages.
 
@@ -143,6 +145,8 @@ class HybridObjective(nn.Module):
                 ``batch.ref_logp`` that is not finite at a token of their term (elsewhere the loss
                 is then not finite).
         """
+        check_tensor("hidden", hidden)
+        check_tensor("weight", weight)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if hidden.shape[0] != batch.targets.shape[0]:
             raise ValueError(
@@ -159,6 +163,7 @@ class HybridObjective(nn.Module):
                 f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
                 "batch.ref_logp, got None"
             )
+        self._say_what_has_no_effect(batch)
         plan = self.plan(batch)
         call = checked_call(
             *(hidden, weight, torch.where(plan.live, batch.targets, IGNORE_INDEX), bias),
@@ -206,7 +211,9 @@ class HybridObjective(nn.Module):
 
     def _advantage(self, batch: HybridBatch) -> torch.Tensor:
         """A of each position's rollout, [T] in double."""
-        advantages = group_advantages(batch.rewards, std=self.advantage_std).to(torch.float64)
+        advantages = group_advantages(
+            batch.rewards, std=self.advantage_std, options=self.options
+        ).to(torch.float64)
         return at_positions(advantages.reshape(-1), batch.policy_row)
 
     def plan(self, batch: HybridBatch) -> StepPlan:
@@ -233,11 +240,24 @@ class HybridObjective(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         fixed = rl_weight if rl_weight is not None else self.gate
         if isinstance(fixed, MixingGate):
-            return fixed.step(rewards)
+            return fixed.step(rewards, self.options)
         if isinstance(fixed, torch.Tensor):
-            return fixed.detach().to(rewards.device), {}
-        _checked_weight(fixed, "rl_weight")
-        return torch.full((), float(fixed), device=rewards.device), {}
+            return _checked_tensor_weight(fixed).to(rewards.device), {}
+        fixed = finite_number("rl_weight", fixed, low=0.0, high=1.0)
+        return torch.full((), fixed, dtype=torch.float32, device=rewards.device), {}
+
+    def _say_what_has_no_effect(self, batch: HybridBatch) -> None:
+        """Warns once of settings that are allowed, but change nothing with this batch."""
+        if self.clip is not None and batch.old_logp is None:
+            say_once(
+                f"clip = {self.clip} without batch.old_logp: every ratio is 1, so nothing is ever "
+                "clipped; give the log-probs under the policy that sampled"
+            )
+        if batch.rewards.shape[0] > 0 and batch.rewards.shape[1] == 1:
+            say_once(
+                "rewards [B, 1]: in groups of 1 every advantage is 0, so the policy term teaches "
+                "nothing; sample more rollouts a prompt"
+            )
 
     def combine(
         self,
@@ -332,9 +352,22 @@ class HybridObjective(nn.Module):
         return torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0) - logp
 
 
-def _checked_weight(value: MixingGate | float, name: str) -> MixingGate | float:
-    if isinstance(value, MixingGate):
-        return value
-    if not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{name}: got {value}, want a MixingGate or a λ in [0, 1]")
-    return float(value)
+def _checked_gate(gate: MixingGate | float) -> MixingGate | float:
+    if isinstance(gate, MixingGate):
+        return gate
+    try:
+        return finite_number("gate", gate, low=0.0, high=1.0)
+    except ValueError:
+        raise ValueError(f"gate: got {gate!r}, want a MixingGate or a λ in [0, 1]") from None
+
+
+def _checked_tensor_weight(value: torch.Tensor) -> torch.Tensor:
+    """λ as 0-d without a gradient; its value is checked on the CPU, where nothing is waited for."""
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"rl_weight: got {value.dtype} of shape {tuple(value.shape)}, want a λ in [0, 1], a "
+            "number or a 0-d floating tensor"
+        )
+    if can_be_read(value):
+        finite_number("rl_weight", value.detach(), low=0.0, high=1.0)
+    return value.detach().reshape(())

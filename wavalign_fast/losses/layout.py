@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from wavalign_fast.ops.inputs import can_be_read, check_tensor, whole_number
+
 TEXT = 0
 SPEECH = 1
 Modality = Literal["text", "speech"]
@@ -37,10 +39,9 @@ class ModalityLayout:
     )
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size: got {self.vocab_size}, want > 0")
+        whole_number("vocab_size", self.vocab_size, low=1)
         end_before = 0
-        for first, end in sorted(self.speech):
+        for first, end in sorted(self._speech_ranges()):
             if not 0 <= first < end <= self.vocab_size:
                 raise ValueError(
                     f"speech range ({first}, {end}): want 0 <= first < end <= {self.vocab_size}"
@@ -51,13 +52,22 @@ class ModalityLayout:
                 )
             end_before = end
         for name in ("boundary", "eos"):
-            for token in getattr(self, name):
+            for token in _ids(name, getattr(self, name)):
                 if not 0 <= token < self.vocab_size:
                     raise ValueError(f"{name} id {token} is outside [0, {self.vocab_size})")
             if getattr(self, f"{name}_as") not in ("text", "speech"):
                 raise ValueError(
                     f"{name}_as: got {getattr(self, f'{name}_as')!r}, want 'text' or 'speech'"
                 )
+
+    def _speech_ranges(self) -> list[tuple[int, int]]:
+        try:
+            pairs = [(first, end) for first, end in self.speech]
+        except (TypeError, ValueError):
+            pairs = None
+        if pairs is None or any(type(number) is not int for pair in pairs for number in pair):
+            raise ValueError(f"speech: got {self.speech!r}, want ranges of ids ((first, end), ...)")
+        return pairs
 
     @classmethod
     def from_tokenizer(
@@ -93,13 +103,13 @@ class ModalityLayout:
                     f"speech tokens must be contiguous from {speech_start!r} = {first}: "
                     f"{token!r} has id {index}, want {wanted}"
                 )
-        eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        eos = () if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         return cls(
             vocab_size=size,
             speech=((first, size),),
             boundary=tuple(vocab[token] for token in boundary),
             boundary_as=boundary_as,
-            eos=eos,
+            eos=(eos,) if isinstance(eos, int) else tuple(eos),
             eos_as=eos_as,
         )
 
@@ -110,7 +120,8 @@ class ModalityLayout:
             ValueError: an id outside [0, vocab_size) (checked on the CPU; elsewhere it is clamped,
                 for a check would wait for the device).
         """
-        if ids.device.type == "cpu":
+        check_tensor("ids", ids)
+        if can_be_read(ids):
             bad = ids[(ids < 0) | (ids >= self.vocab_size)]
             if bad.numel() > 0:
                 raise ValueError(f"id {int(bad[0])} is outside the layout [0, {self.vocab_size})")
@@ -120,11 +131,22 @@ class ModalityLayout:
 
     def _table(self, device: torch.device) -> torch.Tensor:
         if device not in self._tables:
-            table = torch.full((self.vocab_size,), TEXT, dtype=torch.uint8)
+            table = torch.full((self.vocab_size,), TEXT, dtype=torch.uint8, device="cpu")
             for first, end in self.speech:
                 table[first:end] = SPEECH
             for name in ("boundary", "eos"):
                 kind = SPEECH if getattr(self, f"{name}_as") == "speech" else TEXT
                 table[list(getattr(self, name))] = kind
-            self._tables[device] = table.to(device)
+            table = table.to(device)
+            if type(table) is not torch.Tensor:  # fake, for the duration of a trace
+                return table
+            self._tables[device] = table
         return self._tables[device]
+
+
+def _ids(name: str, ids: Any) -> Sequence[int]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+        raise ValueError(f"{name}: got {ids!r}, want a sequence of ids")
+    for token in ids:
+        whole_number(f"{name} id", token, low=0)
+    return ids

@@ -71,15 +71,20 @@ def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
         "reward": (stats.mean * scored).sum() / groups,
         # With the floor of the advantage's denominator, as released.
         "reward_std": ((group_std(stats, std) + 1e-4) * scored).sum() / groups,
-        "frac_reward_zero_std": (scored & (stats.max == stats.min)).sum() / groups,
+        "frac_reward_zero_std": _per(groups, (scored & (stats.max == stats.min)).sum()),
         "missing_rewards": torch.isnan(batch.rewards).sum(),
     }
+
+
+def _per(total: torch.Tensor | int, count: torch.Tensor) -> torch.Tensor:
+    """``count / total`` in float32: of two integers torch's quotient is of the default dtype."""
+    return count.to(torch.float32) / total
 
 
 def _count_metrics(batch: HybridBatch, plan: StepPlan) -> dict[str, torch.Tensor]:
     policy, anchor = plan.policy > 0, plan.anchor > 0
     return {
-        "completion_length": plan.completion.sum() / max(batch.rewards.numel(), 1),
+        "completion_length": _per(max(batch.rewards.numel(), 1), plan.completion.sum()),
         "policy_text_tokens": (policy & ~plan.speech).sum(),
         "policy_speech_tokens": (policy & plan.speech).sum(),
         "anchor_text_tokens": (anchor & ~plan.speech).sum(),

@@ -36,7 +36,8 @@ class Normalisers:
     nothing is divided.
 
     Raises:
-        ValueError: a number that is not above 0, a tensor that is not 0-d.
+        ValueError: a number that is not above 0, a tensor that is not 0-d; on the CPU also one that
+            is negative or not finite.
     """
 
     policy: torch.Tensor | float
@@ -67,8 +68,8 @@ class Normalisers:
 
 
 def normalised(total: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
-    """``total / by``; by 1 where ``by`` is a tensor of 0."""
+    """``total / by``; by 1 where ``by`` is a tensor of 0, and NaN where it is NaN."""
     if isinstance(by, torch.Tensor):
         by = by.detach().to(total)
-        by = torch.where(by > 0, by, 1.0)
+        by = torch.where(by == 0, 1.0, by)
     return total / by

@@ -1,5 +1,6 @@
 """Which positions of a hybrid step carry what, known before a single product."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +26,10 @@ class ScopeWeights:
         """The weights of ``scope``, after a check that names the argument."""
         if scope not in SCOPES:
             raise ValueError(f"{name}_scope: got {scope!r}, want one of {', '.join(SCOPES)}")
-        if text < 0 or speech < 0:
-            raise ValueError(f"{name} weights: got text {text}, speech {speech}, want >= 0")
+        if not (0 <= text < math.inf and 0 <= speech < math.inf):
+            raise ValueError(
+                f"{name} weights: got text {text}, speech {speech}, want >= 0 and finite"
+            )
         return cls(text=text * (scope != "speech"), speech=speech * (scope != "text"))
 
     def per_token(self, speech: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

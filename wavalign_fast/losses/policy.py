@@ -28,8 +28,10 @@ def clip_bounds(clip: Clip | None) -> tuple[float, float] | None:
     if clip is None:
         return None
     low, high = clip if isinstance(clip, tuple | list) else (clip, clip)
-    if not (0 <= low <= 1 and high >= 0):
-        raise ValueError(f"clip: got {clip!r}, want ε or (low, high) with 0 <= low <= 1, high >= 0")
+    if not (0 <= low <= 1 and 0 <= high < math.inf):
+        raise ValueError(
+            f"clip: got {clip!r}, want ε or (low, high) with 0 <= low <= 1, high >= 0 and finite"
+        )
     return 1.0 - low, 1.0 + high
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from wavalign_fast.ops.inputs import check_tensor
+from wavalign_fast.ops.inputs import can_be_read, check_tensor
 from wavalign_fast.ops.library import choose_backend
 from wavalign_fast.ops.options import LossOptions
 
@@ -40,7 +40,9 @@ def checked_call(
         ValueError: what does not fit; the message has the value seen and the value wanted.
         RuntimeError: a derivative is asked for that the backend does not have.
     """
-    options = options or LossOptions()
+    options = LossOptions() if options is None else options
+    if not isinstance(options, LossOptions):
+        raise ValueError(f"options: got a {type(options).__name__}, want a LossOptions")
     _check_places(hidden, weight, targets, bias)
     hidden, weight = _under_autocast(hidden), _under_autocast(weight)
     bias = None if bias is None else _under_autocast(bias)
@@ -130,9 +132,8 @@ def _check(
 
 def _check_ids(ids: torch.Tensor, vocab_size: int, ignore_index: int) -> None:
     """On a GPU the check would wait for the device: a bad id poisons its own row with NaN."""
-    if torch.compiler.is_compiling():  # where nothing has a value yet
-        return
-    if ids.device.type != "cpu" and os.environ.get("WAVALIGN_DEBUG", "0") in ("", "0"):
+    wait = ids.is_cuda and os.environ.get("WAVALIGN_DEBUG", "0") not in ("", "0")
+    if not can_be_read(ids) and not wait:
         return
     bad = torch.nonzero((ids != ignore_index) & ((ids < 0) | (ids >= vocab_size)))
     if bad.numel() > 0:

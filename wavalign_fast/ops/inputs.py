@@ -4,6 +4,14 @@ import math
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
+
+
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether a check may look at the values: where no device is waited for, and there are any."""
+    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+        return False
+    return tensor.device.type == "cpu"
 
 
 def finite_number(

@@ -98,7 +98,7 @@ def say_once(message: str) -> None:
     """Warns of something that is not wrong, once in a process."""
     if message not in _said and not torch.compiler.is_compiling():
         _said.add(message)
-        warnings.warn(message, stacklevel=5)
+        warnings.warn(message, stacklevel=6)
 
 
 def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:

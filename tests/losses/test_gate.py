@@ -1,0 +1,304 @@
+"""The gate's state: a bad step does not stay, checkpoints keep λ, options and ranks count."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.utils.checkpoint import checkpoint
+
+import wavalign_fast as wf
+from tests.losses.formula import LAYOUT, H, V
+from wavalign_fast.losses import gate as gate_module
+from wavalign_fast.losses import ranks
+from wavalign_fast.ops import cuda, library
+
+NAN, INF = float("nan"), float("inf")
+REWARDS = torch.tensor([[1.0, 2.0, 5.0], [1.0, 4.0, NAN]])
+
+
+def moved() -> wf.HybridObjective:
+    objective = wf.HybridObjective(LAYOUT, gate=wf.MixingGate(ema=0.5))
+    objective.gate(REWARDS)
+    return objective
+
+
+@pytest.mark.parametrize("bad", [INF, -INF])
+@pytest.mark.parametrize("at", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_infinite_reward_is_refused_by_name_and_leaves_no_trace(bad, at, dtype) -> None:
+    rewards = REWARDS.to(dtype, copy=True)
+    rewards[at] = bad
+    gate = moved().gate
+    before = gate.value
+    row = torch.zeros(3, dtype=torch.long)
+    for use in (
+        gate,
+        wf.MixingGate(),
+        wf.group_advantages,
+        lambda rewards: wf.HybridBatch(row, row, row - 1, rewards),
+    ):
+        for given in (rewards, rewards.tolist()):
+            with pytest.raises(
+                ValueError, match=rf"rewards\[{at[0]}, {at[1]}\]: got {bad}, want a "
+            ):
+                use(given)
+    assert torch.equal(gate.value, before)
+
+
+def test_where_nothing_is_waited_for_a_bad_reward_poisons_its_own_step_only(monkeypatch) -> None:
+    """As on a GPU, whose rewards are not looked at."""
+    monkeypatch.setattr(gate_module, "rewards_table", lambda rewards: rewards)
+    for bad in (INF, -INF):
+        rewards = REWARDS.clone()
+        rewards[0, 1] = bad
+        fresh, going_on, never = wf.MixingGate(), moved().gate, moved().gate
+        assert torch.isnan(fresh(rewards)) and fresh.value is None
+        assert torch.isnan(going_on(rewards)) and torch.equal(going_on.value, never.value)
+        assert torch.equal(fresh(REWARDS), wf.MixingGate()(REWARDS))
+        assert torch.equal(going_on(REWARDS), never(REWARDS))
+
+
+def test_a_first_step_without_any_reward_does_not_move_it() -> None:
+    gate = wf.MixingGate()
+    assert gate(torch.full((2, 3), NAN)) == 0 and gate.value is None
+    assert torch.equal(gate(REWARDS), wf.MixingGate()(REWARDS))
+
+
+@pytest.mark.parametrize("setting", ["lambda_max", "ema", "slope", "threshold", "variance_scale",
+                                     "initial"])  # fmt: skip
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, "0.5", True, [0.5], torch.tensor(NAN)], ids=str)
+def test_a_setting_that_is_no_finite_number_is_refused(setting: str, bad) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: got .*, want "):
+        wf.MixingGate(**{setting: bad})
+
+
+def reached_by_dcp(old: wf.HybridObjective, new: wf.HybridObjective, tmp_path) -> None:
+    dcp.save({"objective": old}, checkpoint_id=tmp_path)
+    dcp.load({"objective": new}, checkpoint_id=tmp_path)
+
+
+def reached_by_dcp_of_models(old: wf.HybridObjective, new: wf.HybridObjective, tmp_path) -> None:
+    dcp.save(get_model_state_dict(old), checkpoint_id=tmp_path)
+    state = get_model_state_dict(new)
+    dcp.load(state, checkpoint_id=tmp_path)
+    set_model_state_dict(new, state)
+
+
+def reached_by_state_dict(old: wf.HybridObjective, new: wf.HybridObjective, tmp_path) -> None:
+    torch.save(old.state_dict(), tmp_path / "state")
+    new.load_state_dict(torch.load(tmp_path / "state"), strict=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("way", [reached_by_dcp, reached_by_dcp_of_models, reached_by_state_dict])
+@pytest.mark.parametrize("start", ["fresh", "moved"])
+@pytest.mark.parametrize("target", ["fresh", "moved"])
+def test_a_checkpoint_gives_lambda_back(way, start, target, tmp_path) -> None:
+    old = moved() if start == "moved" else wf.HybridObjective(LAYOUT)
+    new = wf.HybridObjective(LAYOUT)
+    if target == "moved":
+        new.gate(torch.tensor([[1.0, 1.0, 3.0]]))
+    way(old, new, tmp_path)
+    assert set(new.state_dict()) == {"gate.value"}
+    if start == "fresh":
+        assert new.gate.value is None
+    else:
+        assert torch.equal(new.gate.value, old.gate.value)
+
+
+def test_a_state_of_before_the_key_was_always_there() -> None:
+    objective = moved()
+    objective.load_state_dict({})
+    assert objective.gate.value is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_go_on_alike(copied) -> None:
+    for objective in (moved(), wf.HybridObjective(LAYOUT)):
+        other = copied(objective)
+        assert torch.equal(other.gate(REWARDS), objective.gate(REWARDS))
+
+
+def test_a_state_dict_stays_what_it_was() -> None:
+    objective = moved()
+    state, value = objective.state_dict(), objective.gate.value
+    before = value.clone()
+    objective.gate(torch.tensor([[1.0, 1.0, 3.0]]))
+    assert torch.equal(state["gate.value"], before) and torch.equal(value, before)
+    value.fill_(NAN)
+    assert torch.isfinite(objective.gate.value)
+
+
+@pytest.mark.parametrize("move", [
+    lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to(torch.float16),
+    lambda m: m.to("meta").to_empty(device="cpu"), lambda m: m.to_empty(device="cpu"),
+])  # fmt: skip
+def test_lambda_keeps_its_value_and_type_wherever_the_module_goes(move) -> None:
+    objective = moved()
+    before = objective.gate.value
+    objective = move(objective)
+    assert objective.gate.value.dtype == torch.float32
+    assert torch.equal(objective.gate.value, before)
+    assert move(wf.HybridObjective(LAYOUT)).gate.value is None
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        (torch.tensor(NAN), "gate.value: got λ = nan, want 0 <= value <= lambda_max = 0.8"),
+        (torch.tensor(INF), "gate.value: got λ = inf"),
+        (torch.tensor(0.9), r"gate.value: got λ = 0\.89"),
+        (torch.tensor(-0.1), "gate.value: got λ = -0.1"),
+        (torch.tensor([0.3]), r"gate.value: got \(1,\), want a 0-d tensor"),
+        (0.3, "gate.value: got float, want a 0-d tensor"),
+    ],
+    ids=str,
+)
+def test_a_state_that_no_gate_has_is_refused(state, message: str) -> None:
+    objective = moved()
+    before = objective.gate.value
+    with pytest.raises(ValueError, match=message):
+        objective.load_state_dict({"gate.value": state})
+    assert torch.equal(objective.gate.value, before)
+
+
+def test_a_limit_that_is_lowered_holds_from_the_next_step() -> None:
+    gate = wf.MixingGate(initial=0.8)
+    gate.lambda_max = 0.25
+    assert gate(torch.tensor([[1.0, 5.0]])) == 0.25
+
+
+@pytest.mark.parametrize("backend, by_kernel", [("auto", True), ("cuda", True), ("triton", False),
+                                                ("reference", False), ("cpu", False)])  # fmt: skip
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_the_backend_asked_for_makes_the_statistics(
+    backend, by_kernel, from_environment, monkeypatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(cuda, "serves", lambda tensor: True)
+    monkeypatch.setattr(
+        cuda, "group_advantages", lambda rewards, **_: calls.append("advantages") or rewards
+    )
+    monkeypatch.setattr(
+        cuda, "group_statistics", lambda rewards, **_: (None, calls.append("gate") or torch.ones(6))
+    )
+    monkeypatch.setattr(
+        cuda, "mix", lambda sums, *_, **__: (calls.append("mix") or torch.ones(1), torch.ones(5))
+    )
+    options = wf.LossOptions(backend=backend)
+    if from_environment:
+        monkeypatch.setattr(library, "_ENV_BACKEND", backend)
+        options = None
+    wf.group_advantages(REWARDS, options=options)
+    wf.MixingGate()(REWARDS, options)
+    assert calls == (["advantages", "gate", "mix"] if by_kernel else [])
+
+
+def test_an_objective_hands_its_backend_on(monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "serves", lambda tensor: True)
+    monkeypatch.delattr(cuda, "group_statistics")  # whoever calls one of them fails
+    monkeypatch.delattr(cuda, "group_advantages")
+    monkeypatch.delattr(cuda, "mix")
+    row = torch.tensor([0, 1])
+    batch = wf.HybridBatch(row, row, torch.full_like(row, -1), torch.tensor([[1.0, 5.0]]))
+    for backend in ("reference", "cpu"):
+        objective = wf.HybridObjective(LAYOUT, options=wf.LossOptions(backend=backend))
+        objective(torch.randn(2, H), torch.randn(V, H), batch)
+
+
+def batch_of(rewards: torch.Tensor) -> wf.HybridBatch:
+    row = torch.arange(rewards.numel()).repeat_interleave(2)
+    return wf.HybridBatch(row % V, row, torch.full_like(row, -1), rewards)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_gate_moves_once_in_a_step_that_is_computed_twice(backend, use_reentrant) -> None:
+    def step(objective, hidden, weight, rewards) -> torch.Tensor:
+        return objective(hidden, weight, batch_of(rewards)).loss
+
+    def results(inside: bool) -> list[torch.Tensor]:
+        g = torch.Generator().manual_seed(0)
+        options = wf.LossOptions(backend=backend)
+        objective = wf.HybridObjective(
+            LAYOUT, policy_scope="all", gate=wf.MixingGate(ema=0.5, initial=0.1), options=options
+        )
+        leaves = [torch.randn(n, H, generator=g).requires_grad_() for n in (12, V)]
+        lambdas = []
+        for rewards in (REWARDS, REWARDS.flip(1) + 1):
+            args = (objective, *leaves, rewards)
+            loss = checkpoint(step, *args, use_reentrant=use_reentrant) if inside else step(*args)
+            loss.backward()
+            lambdas.append(objective.gate.value)
+        return [*lambdas, *(leaf.grad for leaf in leaves)]
+
+    for got, want in zip(results(True), results(False), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_a_step_whose_lambda_is_gone_is_not_computed_again() -> None:
+    objective = wf.HybridObjective(LAYOUT, policy_scope="all")
+    hidden, weight = torch.randn(12, H, requires_grad=True), torch.randn(V, H)
+
+    def step(hidden: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+        return objective(hidden, weight, batch_of(rewards)).loss
+
+    first, _ = (
+        checkpoint(step, hidden, rewards, use_reentrant=False) for rewards in (REWARDS, REWARDS + 1)
+    )
+    with pytest.raises(
+        RuntimeError, match=r"want λ computed before: pass rl_weight=gate\(rewards\)"
+    ):
+        first.backward()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("gate", [0.3, None, "initial"])
+def test_a_default_dtype_or_device_changes_no_bit(backend, gate) -> None:
+    def results() -> list[torch.Tensor]:
+        layout = wf.ModalityLayout(vocab_size=V, speech=((12, 22),))
+        made = wf.MixingGate(initial=0.3) if gate == "initial" else gate
+        options = wf.LossOptions(backend=backend)
+        objective = wf.HybridObjective(layout, policy_scope="all", gate=made, options=options)
+        leaf = hidden.clone().requires_grad_()
+        outs = [objective(leaf, weight, batch), objective(leaf, weight, batch, rl_weight=0.3)]
+        loss = sum(out.loss for out in outs)
+        assert all(out.rl_weight.dtype == torch.float32 for out in outs)
+        values = [out.metrics[name] for out in outs for name in sorted(out.metrics)]
+        return [loss, *values, *torch.autograd.grad(loss, leaf)]
+
+    hidden, weight, batch = torch.randn(12, H), torch.randn(V, H), batch_of(REWARDS)
+    want = results()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            got = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, truth in zip(got, want, strict=True):
+        assert ours.dtype == truth.dtype and torch.equal(ours, truth)
+
+
+def test_where_a_process_group_adds_up() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for device, config, wanted in (
+        (cpu, "cpu:gloo,cuda:nccl", "cpu"), (gpu, "cpu:gloo,cuda:nccl", "cuda"),
+        (cpu, "cuda:nccl", "cuda"), (gpu, "cpu:gloo", "cpu"), (cpu, "xpu:xccl", "xpu"),
+    ):  # fmt: skip
+        assert ranks._place_of_backend(device, config) == wanted
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the rewards go to the GPU and back")
+def test_a_group_that_nothing_here_can_serve_is_named(tmp_path) -> None:
+    dist.init_process_group(
+        backend="cuda:gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        with pytest.raises(ValueError, match="process group: got a backend for cuda tensors only"):
+            wf.MixingGate()(REWARDS)
+    finally:
+        dist.destroy_process_group()

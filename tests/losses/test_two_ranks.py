@@ -1,0 +1,50 @@
+"""Two ranks of a gloo group: this process, and one of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import wavalign_fast as wf
+from tests.losses import two_ranks
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """What each rank has computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = (
+        "import torch; from tests.losses import two_ranks;"
+        f"torch.save(two_ranks.run(1, {str(folder / 'store')!r}), {str(folder / 'rank 1')!r})"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        mine = two_ranks.run(0, str(folder / "store"))
+        assert other.wait(timeout=120) == 0
+    finally:
+        other.kill()
+        other.wait()
+    return mine, torch.load(folder / "rank 1")
+
+
+def test_both_mix_alike_by_the_rewards_of_both(found: tuple[dict, dict]) -> None:
+    gate = wf.MixingGate(ema=0.5, initial=0.1)
+    for step in (0, 1):
+        want = gate(two_ranks.REWARDS.flatten(0, 1) + step)
+        for rank in found:
+            torch.testing.assert_close(rank[f"lambda {step}"], want)
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
+def test_the_advice_for_a_sharded_operand_keeps_every_ranks_gradient(found, name) -> None:
+    hidden, weight, bias, targets = two_ranks.operands()
+    leaves = {"hidden": hidden, "weight": weight, "bias": bias}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    two_ranks.loss_of(hidden, weight, bias, targets).backward()
+    for rank in found:
+        torch.testing.assert_close(rank[f"grad of {name}"], leaves[name].grad)

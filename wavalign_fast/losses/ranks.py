@@ -1,0 +1,45 @@
+"""Sums over the ranks of a process group, whatever devices it has a backend for."""
+
+import torch
+import torch.distributed as dist
+
+
+def add_up_over_ranks(totals: torch.Tensor) -> torch.Tensor:
+    """The sum of ``totals`` over the ranks of the default process group, where ``totals`` is.
+
+    A group made by ``init_process_group("nccl")`` has a backend for GPU tensors only: numbers on
+    the CPU go there and back.
+
+    Raises:
+        ValueError: the group has a backend for a device only that this torch does not see.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return totals
+    if torch.compiler.is_compiling():
+        dist.all_reduce(totals)
+        return totals
+    place = _place_of_backend(totals.device, dist.get_backend_config())
+    if place != totals.device.type and place != "cpu" and not _is_there(place):
+        raise ValueError(
+            f"process group: got a backend for {place} tensors only "
+            f"({dist.get_backend_config()!r}), want one for {totals.device.type} tensors too, as "
+            "in init_process_group('cpu:gloo,cuda:nccl')"
+        )
+    summed = totals if place == totals.device.type else totals.to(place)
+    dist.all_reduce(summed)
+    return summed.to(totals.device)
+
+
+def _place_of_backend(device: torch.device, config: str) -> str:
+    """The type of ``device`` if the group serves it, else of the first device that it serves.
+
+    Args:
+        config: as torch writes it, ``cpu:gloo,cuda:nccl``.
+    """
+    served = [part.partition(":")[0] for part in config.split(",")]
+    return device.type if device.type in served else served[0]
+
+
+def _is_there(device_type: str) -> bool:
+    backend = getattr(torch, device_type, None)
+    return backend is not None and backend.is_available()

@@ -1,0 +1,59 @@
+"""Rewards as people have them, as one table."""
+
+from typing import Any
+
+import torch
+
+from wavalign_fast.ops.inputs import can_be_read, check_tensor
+
+
+def rewards_table(rewards: Any) -> torch.Tensor:
+    """Rewards [B, G] as a floating tensor, NaN = missing, after a check.
+
+    A nested list (``None`` = missing) or a numpy array becomes a tensor on the CPU.
+
+    Raises:
+        ValueError: another shape or type; on the CPU also a reward that is infinite, for it has no
+            advantage (elsewhere the check would wait for the device, and the loss is NaN).
+    """
+    if not isinstance(rewards, torch.Tensor):
+        rewards = _from_numbers(rewards)
+    check_tensor("rewards", rewards)
+    if rewards.dim() == 1:
+        raise ValueError(
+            f"rewards: got shape {tuple(rewards.shape)}, want [B, G], a row for each prompt: "
+            "rewards.reshape(-1, G)"
+        )
+    if rewards.dim() != 2 or not rewards.is_floating_point():
+        raise ValueError(
+            f"rewards: got {rewards.dtype} of shape {tuple(rewards.shape)}, want floats [B, G]"
+        )
+    if can_be_read(rewards):
+        bad = torch.nonzero(torch.isinf(rewards))
+        if bad.numel() > 0:
+            prompt, rollout = (int(i) for i in bad[0])
+            raise ValueError(
+                f"rewards[{prompt}, {rollout}]: got {float(rewards[prompt, rollout])}, want a "
+                "finite reward, or NaN for a missing one"
+            )
+    return rewards
+
+
+def _from_numbers(rewards: Any) -> torch.Tensor:
+    """float32 from a list or an array of numbers, ``None`` being NaN."""
+
+    def number(reward: Any) -> Any:
+        if hasattr(reward, "tolist"):
+            reward = reward.tolist()
+        if isinstance(reward, list | tuple):
+            return [number(each) for each in reward]
+        if isinstance(reward, str | bytes):
+            raise TypeError(f"{reward!r} in it")
+        return float("nan") if reward is None else float(reward)
+
+    try:
+        return torch.tensor(number(rewards), dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"rewards: got a {type(rewards).__name__} ({error}), want floats [B, G]"
+        ) from error
