@@ -57,6 +57,8 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"wavalign_fast.{_ELSEWHERE.get(name, 'losses')}")
@@ -64,5 +66,15 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
+def _version() -> str:
+    """Of the installed distribution; importing its reader costs more than most uses of the name."""
+    metadata = import_module("importlib.metadata")
+    try:
+        version: str = metadata.version("wavalign-fast")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+    return version
+
+
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, "__version__"]

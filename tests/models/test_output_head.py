@@ -285,6 +285,51 @@ def test_dora_is_refused_until_it_is_merged() -> None:
         wf.output_head(model)
 
 
+class Stand(nn.Module):
+    """A LoRA layer as peft has it, as far as the head looks at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.base_layer = nn.Linear(H, V, bias=False).double()
+        self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
+        self.lora_dropout, self.use_dora = nn.ModuleDict(), {}
+        self.scaling = {"one": 2.5, "two": -0.3}
+        self.active_adapters, self.merged_adapters = ["one", "two"], []
+        self.disable_adapters = False
+        for name in self.scaling:
+            self.lora_A[name] = nn.Linear(H, R, bias=False).double()
+            self.lora_B[name] = nn.Linear(R, V, bias=True).double()
+            self.lora_dropout[name] = nn.Identity()
+            for p in (*self.lora_A[name].parameters(), *self.lora_B[name].parameters()):
+                p.data = torch.randn(p.shape, generator=g, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.base_layer(x)
+        for name in self.active_adapters:
+            out = out + self.scaling[name] * self.lora_B[name](self.lora_A[name](x))
+        return out
+
+
+Stand.__module__, Stand.__qualname__ = "peft.tuners.lora.layer", "Linear"
+
+
+@pytest.mark.parametrize("active", [["one"], ["two"], ["one", "two"], []])
+def test_the_scale_of_each_adapter_counts_without_peft_at_hand(active) -> None:
+    lora = Stand()
+    lora.active_adapters = active
+    hidden = torch.randn(5, H, dtype=torch.float64)
+    head = wf.output_head(lora)
+    ours = hidden @ head.weight.T + (0.0 if head.bias is None else head.bias)
+    theirs = lora(hidden)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    trained = [p for name, p in lora.named_parameters() if any(f".{a}." in name for a in active)]
+    if trained:
+        got, want = (torch.autograd.grad(z.square().sum(), trained) for z in (ours, theirs))
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "VeraConfig", "OFTConfig"])
 def test_other_kinds_of_adapters_are_named(kind) -> None:
     peft = pytest.importorskip("peft")
