@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch.utils.checkpoint import checkpoint
 
 import wavalign_fast as wf
 
@@ -134,6 +135,21 @@ def test_a_reference_that_is_not_finite_is_named(side, at) -> None:
         ValueError, match=rf"{side} ref_logp\[1\]: got -inf, want a finite log-prob"
     ):
         small([1, 2, 3, 1], [0, 1, 2, 3], ref_logp=ref)
+
+
+def test_inside_a_checkpoint_the_gradients_are_the_same() -> None:
+    targets, sequence = torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 0, 1, 2, 3, 3])
+    pairs, hidden, weight = torch.tensor([[0, 1], [2, 3]]), torch.randn(6, 4), torch.randn(20, 4)
+
+    def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return wf.fused_dpo_loss(hidden, weight, targets, sequence, pairs, layout=LAYOUT).loss
+
+    found = []
+    for run in (loss, lambda *args: checkpoint(loss, *args, use_reentrant=False)):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        found.append(torch.autograd.grad(run(*leaves), leaves))
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want) and want.any()
 
 
 def test_bad_input_is_named() -> None:

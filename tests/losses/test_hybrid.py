@@ -179,11 +179,11 @@ def test_eos_follows_its_owner() -> None:
                 ("text_kl", "kl"),
                 ("speech_kl", "kl"),
             )
-            for bad in (NAN, float("inf"), -float("inf"))
+            for bad in (NAN, float("inf"), -float("inf"), "1", None)
         ),
         *(
             ({"clip": clip}, "clip: got .*want ε or")
-            for clip in (NAN, (0.2, NAN), (NAN, 0.2), (0.2, float("inf")), -0.1)
+            for clip in (NAN, (0.2, NAN), (NAN, 0.2), (0.2, float("inf")), -0.1, "0.2", (0.2,))
         ),
         *(
             ({"gate": gate}, r"gate: got .*want a MixingGate or a λ in \[0, 1\]")

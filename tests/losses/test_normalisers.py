@@ -127,11 +127,13 @@ def test_zeros_divide_by_one(normalisation) -> None:
     assert out.loss == 0 and not hidden.grad.any()
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), "2", True])
 def test_a_number_that_divides_badly_is_refused(value) -> None:
-    with pytest.raises(ValueError, match=f"normalisers.anchor: got {value}, want a finite number"):
+    with pytest.raises(
+        ValueError, match=f"normalisers.anchor: got {value!r}, want a finite number"
+    ):
         wf.Normalisers(1.0, value, 1.0)
-    with pytest.raises(ValueError, match=f"normaliser: got {value}, want a finite number > 0"):
+    with pytest.raises(ValueError, match=f"normaliser: got {value!r}, want a finite number > 0"):
         dpo(torch.zeros(1, 4), normaliser=value)
 
 

@@ -10,7 +10,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    set_checkpoint_early_stop,
+)
 
 from tests.ops.problems import CPU, Problem, problem
 from wavalign_fast.ops import LossOptions, backend_status, chunked_library, cpu, linear_logprob
@@ -63,13 +68,23 @@ def to_the_end(*args) -> torch.Tensor:
         return again(*args)
 
 
+def with_kept_ops(*args) -> torch.Tensor:
+    """The results of our ops are kept, everything around them is computed again."""
+
+    def policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:
+        ours = op.namespace == "wavalign_fast"
+        return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return again(*args, context_fn=lambda: create_selective_checkpoint_contexts(policy))
+
+
 def offloaded(*args) -> torch.Tensor:
     with save_on_cpu():
         return loss_of(*args)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("run", [again, nested, reentrant, to_the_end, offloaded])
+@pytest.mark.parametrize("run", [again, nested, reentrant, to_the_end, with_kept_ops, offloaded])
 @pytest.mark.parametrize("other", ["none", "waits", "comes between"])
 def test_gradients_are_those_of_a_plain_call(
     dtype: torch.dtype, run: Callable[..., torch.Tensor], other: str

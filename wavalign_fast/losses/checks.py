@@ -1,7 +1,5 @@
 """Checks that several losses make of what they are given."""
 
-import math
-
 import torch
 
 from wavalign_fast.ops.inputs import can_be_read, finite_number
@@ -31,5 +29,8 @@ def check_normaliser(name: str, value: torch.Tensor | float) -> None:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, want a number or 0-d")
         if can_be_read(value):
             finite_number(name, value.detach(), low=0.0)
-    elif not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value}, want a finite number > 0")
+        return
+    try:
+        finite_number(name, value, above=0)
+    except ValueError:
+        raise ValueError(f"{name}: got {value!r}, want a finite number > 0") from None

@@ -1,6 +1,5 @@
 """Which positions of a hybrid step carry what, known before a single product."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +7,7 @@ import torch
 
 from wavalign_fast.losses.batch import HybridBatch, on_device
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
+from wavalign_fast.ops.inputs import finite_number
 
 Scope = Literal["all", "text", "speech"]
 KLScope = Literal["policy", "completion"]
@@ -26,10 +26,12 @@ class ScopeWeights:
         """The weights of ``scope``, after a check that names the argument."""
         if scope not in SCOPES:
             raise ValueError(f"{name}_scope: got {scope!r}, want one of {', '.join(SCOPES)}")
-        if not (0 <= text < math.inf and 0 <= speech < math.inf):
+        try:
+            text, speech = (finite_number(name, weight, low=0.0) for weight in (text, speech))
+        except ValueError:
             raise ValueError(
-                f"{name} weights: got text {text}, speech {speech}, want >= 0 and finite"
-            )
+                f"{name} weights: got text {text!r}, speech {speech!r}, want >= 0 and finite"
+            ) from None
         return cls(text=text * (scope != "speech"), speech=speech * (scope != "text"))
 
     def per_token(self, speech: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from wavalign_fast.ops.inputs import finite_number
 from wavalign_fast.ops.row_kernels import LINEAR_FROM
 
 Clip = float | tuple[float, float]
@@ -27,11 +28,14 @@ def clip_bounds(clip: Clip | None) -> tuple[float, float] | None:
     """``(1 - low, 1 + high)`` from one ε or a pair ``(low, high)``."""
     if clip is None:
         return None
-    low, high = clip if isinstance(clip, tuple | list) else (clip, clip)
-    if not (0 <= low <= 1 and 0 <= high < math.inf):
+    try:
+        low, high = clip if isinstance(clip, tuple | list) else (clip, clip)
+        low = finite_number("clip", low, low=0.0, high=1.0)
+        high = finite_number("clip", high, low=0.0)
+    except ValueError:
         raise ValueError(
             f"clip: got {clip!r}, want ε or (low, high) with 0 <= low <= 1, high >= 0 and finite"
-        )
+        ) from None
     return 1.0 - low, 1.0 + high
 
 
