@@ -1,7 +1,13 @@
-"""The one exception type that means: the user can fix this."""
+"""The one exception type that means: the user can fix this; and messages that stay short."""
 
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+MAX_MESSAGE = 500
+MAX_VALUE = 60
 
 
 class UserError(ValueError):
@@ -23,7 +29,60 @@ def user_input(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line, or its type when it has no message."""
+    """The message of ``error`` on one short line, or its type when it has no message.
+
+    What a terminal would act on (escape codes, NUL) is written as its escape.
+    """
+    message = str(error)
     if isinstance(error, FileNotFoundError) and error.filename:
-        return f"no such file: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+        message = f"no such file: {error.filename}"
+    elif isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    message = shorten(" ".join(message.split()), MAX_MESSAGE) or type(error).__name__
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message
+    )
+
+
+def shorten(text: str, limit: int = MAX_VALUE) -> str:
+    """``text``, its middle left out where it is longer than ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    # A message begins with what is wrong and ends with what is wanted: both stay.
+    end = (limit - 3) // 3
+    return f"{text[: limit - 3 - end]}...{text[-end:]}"
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a value a user gave, short however large the value is."""
+    return _SHORT.repr(value)
+
+
+def did_you_mean(given: str, known: Iterable[str], meaning: Mapping[str, str] | None = None) -> str:
+    """``; did you mean X?`` for the known name nearest to ``given``, or nothing.
+
+    ``meaning`` says what to write for a known name, if it is not the name itself.
+    """
+    # The comparison takes quadratic time, and no known name is this long.
+    close = get_close_matches(given, list(known), n=1) if len(given) < 200 else []
+    if not close:
+        return ""
+    return f"; did you mean {meaning[close[0]] if meaning else close[0]}?"
+
+
+class _Short(reprlib.Repr):
+    """Containers down to a few items, text and numbers down to their ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = MAX_VALUE
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out a number of more than 4300 digits."""
+        if x.bit_length() > 14_000:
+            return f"a number of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_SHORT = _Short()

@@ -1,6 +1,5 @@
 """Puts the parts into the template and writes the page."""
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -8,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from wavalign_fast.errors import UserError
+from wavalign_fast.outputs import write_whole
 from wavalign_fast.report.charts import curve_charts, smoothing_width
 from wavalign_fast.report.figures import escape
 from wavalign_fast.report.outcome import outcome_chart
@@ -21,17 +22,16 @@ def write_report(run_dir: Path) -> Path:
     """Writes ``report.html`` into ``run_dir``, over the run there or the runs one folder below.
 
     The page is self-contained: styles, script, charts and audio are inside, nothing is fetched.
-    Raises ``UserError`` where there is no run.
+    Raises ``UserError`` where there is no run, or where the page cannot be written.
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
     text = render(load_runs(run_dir), title=run_dir.resolve().name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        # Half a surrogate pair, which JSON may hold, is no text.
+        write_whole(path, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
 

@@ -1,31 +1,23 @@
-"""Files that are either whole or absent: written beside the target, then renamed over it."""
+"""What a run directory is made of: text, JSON, sound, and directories replaced as one."""
 
+import io
 import json
 import math
 import os
 import shutil
 import wave
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path`` and renames it to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from wavalign_fast.outputs import write_whole
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_whole(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,15 +34,14 @@ def write_wav(path: Path, waveform: Any, sample_rate: int) -> None:
     """Writes float samples [N] in [-1, 1] as 16-bit PCM, mono."""
     samples = np.clip(np.nan_to_num(np.asarray(waveform, dtype=np.float64)), -1.0, 1.0)
     pcm = np.round(samples * 32767).astype("<i2").tobytes()
-
-    def write(temporary: Path) -> None:
-        with wave.open(str(temporary), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(sample_rate)
-            file.writeframes(pcm)
-
-    write_atomically(path, write)
+    # In memory first: the header holds the length, and a pipe cannot be written backwards.
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(pcm)
+    write_whole(path, content.getvalue())
 
 
 def replace_directory(new: Path, target: Path, retired: Path | None = None) -> None:
@@ -59,21 +50,33 @@ def replace_directory(new: Path, target: Path, retired: Path | None = None) -> N
     A crash between the two renames leaves the old one complete under its retired name.
     """
     parking = retired or target.with_name(f"{target.name}.old")
-    if parking.exists():
-        shutil.rmtree(parking)
-    if target.exists():
+    remove(parking)
+    if os.path.lexists(target):
         parking.parent.mkdir(parents=True, exist_ok=True)
         os.replace(target, parking)
     os.replace(new, target)
     if retired is None:
-        shutil.rmtree(parking, ignore_errors=True)
+        with suppress(OSError):  # the new one is in its place; the next call removes the old one
+            remove(parking)
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def remove(path: Path) -> None:
+    """Removes a file, a directory with all in it, or a link (not what it points to)."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until every file in ``path`` is on the disk; a full disk may say so only here."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,101 @@
+"""Files a command writes: whole or absent. A link stays a link; a pipe or a device is written into.
+
+A regular file is written beside its place and renamed over it, at the end of its links. What
+cannot be replaced so (pipes, devices, files with several names, files in a directory that takes no
+new ones) is opened and written.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+PROBE_BYTES = 1 << 16
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes ``data`` to ``path``; missing directories are made. Raises ``OSError``."""
+    target = _replaceable(path)
+    if target is None:
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        write_synced(temporary, data)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Makes a new file and waits until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_output(path: Path) -> None:
+    """Raises ``OSError`` where ``write_whole`` could not write ``path``; leaves nothing behind."""
+    try:
+        target = _replaceable(path)
+        if target is None:
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            reserve(_nearest_directory(target.parent), PROBE_BYTES)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def reserve(directory: Path, size: int) -> None:
+    """Raises ``OSError`` unless a file of ``size`` bytes can be written in ``directory`` now."""
+    probe = _beside(directory / "probe")
+    try:
+        with probe.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether what is written to ``path`` arrives among what this process prints."""
+    try:
+        there = os.stat(path)
+        return os.path.samestat(there, os.fstat(1)) and not path.samefile(os.devnull)
+    except OSError:
+        return False
+
+
+def _replaceable(path: Path) -> Path | None:
+    """The file to replace, links followed; ``None`` where ``path`` must be opened and written."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # /dev/stdout and /proc/self/fd/1 may be a regular file that this process has open.
+    opened = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    if opened or not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+        return None
+    target = Path(os.path.realpath(path))
+    return target if os.access(target.parent, os.W_OK) else None
+
+
+def _beside(target: Path) -> Path:
+    """A name of this process in the directory of ``target``, free to be made."""
+    temporary = target.with_name(f".wavalign-{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
+def _nearest_directory(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
