@@ -11,10 +11,9 @@ from wavalign_fast.config_layers import (
     dump_config,
     merge,
     parse_overrides,
-    parse_yaml,
-    read_config_file,
     resolve_config,
 )
+from wavalign_fast.config_yaml import parse_yaml, read_config_file
 from wavalign_fast.errors import UserError
 
 BASE = {"recipe": "toy"}

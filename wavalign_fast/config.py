@@ -8,13 +8,28 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+# Upper bounds are far beyond any use: a slip of the keyboard is refused by the name of its key,
+# before anything is loaded, and not by a library in the middle of a run.
+MANY = 1_000_000_000
+MOST_ROWS = 1_000_000
+MOST_TOKENS = 1_000_000
+MOST_IDS = 2**31
+MOST_THREADS = 1024
+LARGEST_SEED = 2**63 - 1
+LONGEST_NAME = 200
+LARGEST = 1e6
+
 Scope = Literal["text", "speech", "all"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-ClipLow = Annotated[float, Field(gt=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False)]
+ClipLow = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MANY)]
+AtLeastOne = Annotated[int, Field(ge=1, le=MANY)]
+Rows = Annotated[int, Field(ge=0, le=MOST_ROWS)]
+AtLeastOneRow = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def _pair(value: Any) -> Any:
@@ -33,20 +48,30 @@ class Group(BaseModel):
 class RolloutConfig(Group):
     """How completions are sampled. Nothing is sampled where the loss has no use for them."""
 
-    prompts: AtLeastOne = 8
+    prompts: AtLeastOneRow = 8
     """Prompts per step."""
-    group_size: AtLeastOne = 8
+    group_size: AtLeastOneRow = 8
     """Completions per prompt; the advantage compares them with each other, so 1 teaches nothing."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)] = 1.0
     """Sampling temperature. Log-probs are taken at the same temperature."""
-    max_new_tokens: AtLeastOne = 72
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 72
     """Longest completion, the end-of-sequence token included."""
+
+    @model_validator(mode="after")
+    def _ids_fit_into_memory(self) -> Self:
+        ids = self.prompts * self.group_size * self.max_new_tokens
+        if ids > MOST_IDS:
+            raise ValueError(
+                f"prompts {self.prompts} × group_size {self.group_size} × max_new_tokens "
+                f"{self.max_new_tokens} is {ids} ids a step, wanted at most {MOST_IDS}"
+            )
+        return self
 
 
 class AnchorConfig(Group):
     """The demonstrations behind the cross-entropy anchor."""
 
-    rows: Count = 32
+    rows: Rows = 32
     """Demonstrations per step: first of the step's own prompts, then of further ones; 0 = none."""
 
 
@@ -59,7 +84,7 @@ class GateConfig(Group):
     """Share of the last step's λ in the next one."""
     slope: Weight = 5.0
     """Steepness of the gate on the best reward of a group."""
-    threshold: float = 3.0
+    threshold: Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)] = 3.0
     """Best reward at which the gate is half open, on the reward's own scale."""
     variance_scale: Positive = 4.0
     """Variance of a group's rewards that opens the gate fully; 4 is the largest on a 1-5 scale."""
@@ -107,9 +132,9 @@ class OptimizerConfig(Group):
 
     lr: Weight = 1e-4
     """Peak learning rate."""
-    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], BeforeValidator(_pair)] = (0.9, 0.999)
     """Decay of the first and the second moment."""
-    eps: Positive = 1e-8
+    eps: Annotated[float, Field(ge=1e-30, le=1.0, allow_inf_nan=False)] = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Weight = 0.0
     """Decoupled weight decay, on matrices only (not on norms and biases)."""
@@ -126,15 +151,15 @@ class TrainConfig(Group):
 
     steps: Count = 150
     """Optimizer steps in all."""
-    seed: Count = 0
+    seed: Seed = 0
     """Seed of prompt order, sampling and demonstrations."""
-    threads: Count = 1
+    threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = 1
     """CPU threads of torch, 0 = its choice. One is fastest for tiny models on a busy machine."""
     log_every: AtLeastOne = 10
     """Steps between two printed lines (every step is in metrics.jsonl)."""
-    eval_items: Count = 400
+    eval_items: Rows = 400
     """Held-out spoken answers of an evaluation; 0 = no evaluation."""
-    eval_seed: Count = 0
+    eval_seed: Seed = 0
     """Seed of the evaluation's sampling, the same for the base model and every arm."""
     checkpoint_every: Count = 50
     """Steps between checkpoints; 0 = only at the end and when stopped."""
@@ -149,7 +174,10 @@ class TrainConfig(Group):
 class RunConfig(Group):
     """One training run, as ``config.yaml`` of its directory records it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
+        | None
+    ) = None
     """Directory under the output folder; by default made from recipe and arm."""
     recipe: str
     """The recipe that gives model, prompts, demonstrations and rewards."""

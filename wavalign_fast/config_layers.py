@@ -4,24 +4,22 @@ Later layers win: recipe defaults, the arm's overlay, the user's YAML file, ``ke
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from wavalign_fast.config import Group, RunConfig
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.config_yaml import Source, Tree, dump_yaml, read_override
+from wavalign_fast.errors import UserError, did_you_mean, shown
 
-Tree = dict[str, Any]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 UNKNOWN_KEY = "unknown key"
+NULLS = {"", "~", "null", "Null", "NULL"}
 
 TYPE_NAMES = {
     int: "a whole number",
@@ -30,56 +28,28 @@ TYPE_NAMES = {
     str: "text",
     Path: "a path",
 }
-BOUNDS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}", "pattern": "matching {}"}
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text; ``source`` names it in the error."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise UserError(f"{source}{line}: not valid YAML: {problem}") from error
-
-
-def read_config_file(path: Path) -> Tree:
-    """The mapping in a user's YAML file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"no such config file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: {type(tree).__name__} given, wanted a mapping of keys")
-    return tree
+BOUNDS = {
+    "ge": ">= {}",
+    "gt": "> {}",
+    "le": "<= {}",
+    "lt": "< {}",
+    "pattern": "matching {}",
+    "max_length": "of at most {} characters",
+}
 
 
 def parse_overrides(pairs: Iterable[str]) -> Tree:
-    """``["train.steps=20"]`` → ``{"train": {"steps": 20}}``; values are YAML."""
+    """``["train.steps=20"]`` → ``{"train": {"steps": 20}}``; the later one of two equal keys wins.
+
+    Values are YAML, kept with their text for the keys that want text.
+    """
     tree: Tree = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UserError(f"{pair!r} given, wanted key=value, e.g. train.steps=20")
-        value: Any = parse_yaml(text, key)
+            raise UserError(f"{shown(pair)} given, wanted key=value, e.g. train.steps=20")
+        value: Any = read_override(text, key)
         for part in reversed(parts):
             value = {part: value}
         tree = merge(tree, value)
@@ -91,6 +61,10 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Tree:
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Source):
+            value = value.as_value()
+        if isinstance(value, Mapping) and isinstance(below, Source):
+            below = below.as_value()
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             value = merge(below, value)
         merged[key] = value
@@ -102,20 +76,38 @@ def choose_arm(arms: Mapping[str, Tree], arm: str | None) -> Tree:
     if arm is None:
         return {}
     if arm not in arms:
-        raise UserError(f"arm: {arm!r} given, wanted one of {', '.join(arms)}{_hint(arm, arms)}")
+        raise UserError(
+            f"arm: {shown(arm)} given, wanted one of {', '.join(arms)}{did_you_mean(arm, arms)}"
+        )
     return {**arms[arm], "arm": arm}
 
 
-def resolve_config(layers: Iterable[Mapping[str, Any]]) -> RunConfig:
-    """Merges the layers and validates the result."""
+def resolve_config(
+    layers: Iterable[Mapping[str, Any]], task: Callable[..., Any] | None = None
+) -> RunConfig:
+    """Merges the layers and validates the result; with ``task``, its options as well."""
     tree: Tree = {}
     for layer in layers:
         tree = merge(tree, layer)
-    return _validate(RunConfig, tree)
+    tree = settle(tree, RunConfig)
+    options = tree.get("task")
+    if isinstance(options, Mapping):
+        model = Group if task is None else options_model(task)
+        tree["task"] = settle(options, model)
+    config = _validate(RunConfig, tree)
+    if task is not None:
+        check_task_options(task, config.task)
+    return config
 
 
 def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuses ``task`` keys and values that the recipe's constructor does not take."""
+    wrapped = create_model("Wrapped", __base__=Group, task=(options_model(factory), ...))
+    _validate(wrapped, {"task": dict(options)})
+
+
+def options_model(factory: Callable[..., Any]) -> type[BaseModel]:
+    """The keyword arguments of a recipe's constructor as a group of keys."""
     parameters = inspect.signature(factory, eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         parameter.name: (
@@ -124,9 +116,62 @@ def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) 
         )
         for parameter in parameters
     }
-    taken = create_model("task", __base__=Group, **fields)
-    wrapped = create_model("Wrapped", __base__=Group, task=(taken, ...))
-    _validate(wrapped, {"task": dict(options)})
+    return create_model("task", __base__=Group, **fields)
+
+
+def settle(tree: Mapping[str, Any], model: type[BaseModel]) -> Tree:
+    """``tree`` with every ``Source`` as its text or its value, whichever its key wants.
+
+    Options of a task are left: which keys they are is the recipe's business.
+    """
+    settled: Tree = {}
+    for key, value in tree.items():
+        field = model.model_fields.get(key)
+        kind = field.annotation if field is not None else None
+        group = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if isinstance(value, Source) and (group is not None or get_origin(kind) is dict):
+            value = value.as_value()
+        if group is not None and isinstance(value, Mapping):
+            settled[str(key)] = settle(value, group)
+        elif get_origin(kind) is dict and isinstance(value, Mapping):
+            settled[str(key)] = dict(value)
+        else:
+            settled[str(key)] = _settled(value, kind)
+    return settled
+
+
+def _settled(value: Any, kind: Any) -> Any:
+    if isinstance(value, Source):
+        nothing = value.strip() in NULLS
+        takes_null = Any in _branches(kind) or NoneType in _branches(kind)
+        if _wants_text(kind) and not (nothing and takes_null):
+            return str(value)
+        return _settled(value.as_value(), kind)
+    if isinstance(value, Mapping):
+        return {_settled(key, None): _settled(item, None) for key, item in value.items()}
+    if isinstance(value, list):
+        inner = next((part for branch in _branches(kind) for part in get_args(branch)), None)
+        return [_settled(item, inner) for item in value]
+    return value
+
+
+def _wants_text(kind: Any) -> bool:
+    """Whether a key of this type takes text and nothing but text."""
+    branches = [branch for branch in _branches(kind) if branch is not NoneType]
+    return bool(branches) and all(
+        branch in (str, Path)
+        or (get_origin(branch) is Literal and all(isinstance(a, str) for a in get_args(branch)))
+        for branch in branches
+    )
+
+
+def _branches(kind: Any) -> list[Any]:
+    """The types that a union is made of, without their constraints."""
+    if get_origin(kind) is Annotated:
+        return _branches(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [part for branch in get_args(kind) for part in _branches(branch)]
+    return [kind]
 
 
 def _validate(model: type[ModelT], tree: Tree) -> ModelT:
@@ -142,7 +187,7 @@ def _validate(model: type[ModelT], tree: Tree) -> ModelT:
 
 def dump_config(config: RunConfig) -> str:
     """The YAML of a resolved config; reading it back gives the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
@@ -164,16 +209,16 @@ def _describe(mistake: Any, model: type[BaseModel], tree: Tree) -> str:
     path, field = _config_path(mistake["loc"], model)
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden":
-        return f"{UNKNOWN_KEY} {key}{_hint(key, _known_keys(model))}"
-    if not path or field is None:
-        return mistake["msg"].removeprefix("Value error, ")
-    wanted = _wanted(field.annotation, field.metadata)
+        return f"{UNKNOWN_KEY} {key}{key_hint(key, known_keys(model))}"
+    if not path or field is None or mistake["type"] == "value_error":
+        return f"{key}: " * bool(path) + mistake["msg"].removeprefix("Value error, ")
+    wants = wanted(field.annotation, field.metadata)
     seen: Any = tree
     for part in path:
-        if part not in seen:
-            return f"{key}: missing, wanted {wanted}"
+        if not isinstance(seen, Mapping) or part not in seen:
+            return f"{key}: missing, wanted {wants}"
         seen = seen[part]
-    return f"{key}: {seen!r} given, wanted {wanted}"
+    return f"{key}: {shown(seen)} given, wanted {wants}"
 
 
 def _config_path(
@@ -192,38 +237,38 @@ def _config_path(
     return path, field
 
 
-def _known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a group and of the groups in it."""
     for name, field in group.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _hint(given: str, known: Iterable[str]) -> str:
+def key_hint(given: str, known: Iterable[str]) -> str:
     """``; did you mean X?``, by whole keys, then by last parts (``steps`` → ``train.steps``)."""
     names = list(known)
     last = given.rpartition(".")[2]
     same_last = [name for name in names if name.rpartition(".")[2] == last]
-    close = same_last or get_close_matches(given, names, n=1)
-    if not close:
-        by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-        close = [by_last[match] for match in get_close_matches(last, by_last, n=1)]
-    return f"; did you mean {close[0]}?" if close else ""
+    if same_last:
+        return f"; did you mean {same_last[0]}?"
+    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    return did_you_mean(given, names) or did_you_mean(last, by_last, by_last)
 
 
-def _wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """What a field's type accepts, in words."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *extra = get_args(annotation)
-        return _wanted(inner, extra)
+        return wanted(inner, extra)
     if origin is Literal:
         choices = ", ".join(map(str, get_args(annotation)))
         return f"one of {choices}" if len(get_args(annotation)) > 1 else choices
     if origin in (Union, UnionType):
-        return " or ".join(_wanted(branch) for branch in get_args(annotation))
+        return " or ".join(wanted(branch) for branch in get_args(annotation))
     if origin is tuple:
-        return "[" + ", ".join(_wanted(item) for item in get_args(annotation)) + "]"
+        return "[" + ", ".join(wanted(item) for item in get_args(annotation)) + "]"
     if annotation is NoneType:
         return "null"
     if (isinstance(annotation, type) and issubclass(annotation, BaseModel)) or origin is dict:
