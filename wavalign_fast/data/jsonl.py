@@ -1,8 +1,16 @@
 """Reading JSONL files with errors that name the file and the line."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+from wavalign_fast.errors import shorten, shown
+
+MAX_LINE = 16 << 20
+"""Bytes of a line: far above any record, far below what would fill the memory."""
 
 
 def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -12,41 +20,78 @@ def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, 
     ``ValueError`` with the file, the line, the value seen and the value wanted.
     """
     path = Path(path)
-    found = False
+    found, number = False, 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_LINE:
+                raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record a line")
+            try:
+                text = line.decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
+            if text:
                 found = True
-                where = f"{path}:{number}"
-                yield where, _record(line, keys, where)
+                yield where, _record(text, keys, where)
     if not found:
         raise ValueError(f"{path}: no records, wanted one JSON object with {_names(keys)} a line")
 
 
-def _record(line: bytes, keys: Sequence[str], where: str) -> dict[str, str]:
+def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
+        record = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        text = _shorten(line.decode("utf-8-sig").strip())
         raise ValueError(
-            f"{where}: malformed JSON ({error.msg} at column {error.colno}): {text}"
+            f"{where}: malformed JSON ({error.msg} at column {error.colno}): {shorten(text)}"
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deep: {shorten(text)}") from error
+    except ValueError as error:  # of the hooks below
+        raise ValueError(f"{where}: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: {_shorten(str(record))} is no JSON object")
+        raise ValueError(f"{where}: {shorten(text)} is no JSON object")
     for key in keys:
         if key not in record:
-            seen = _names(record) if record else "none"
-            raise ValueError(f"{where}: key {key!r} is missing; keys seen: {seen}")
-        if not isinstance(record[key], str) or not record[key].strip():
-            raise ValueError(f"{where}: {key} is {record[key]!r}, wanted text that is not empty")
+            raise ValueError(f"{where}: key {key!r} is missing; keys seen: {_names(record)}")
+        value = record[key]
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {key} is {shown(value)}, wanted text that is not empty")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError(f"{where}: {key} is {shown(value)}: half of a surrogate pair")
     return record
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {shown(twice)} is given twice")
+    return record
+
+
+def _int(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python converts 4300 digits at most
+        raise ValueError(f"a number of {len(digits)} digits: {shorten(digits)}") from error
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{shorten(digits)} is beyond every floating-point number")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"malformed JSON: {name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_int=_int, parse_float=_float, parse_constant=_constant
+)
+
+
 def _names(keys: Iterable[str]) -> str:
-    return ", ".join(map(repr, keys))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(", ".join(shown(key) for key in keys) or "none", 200)

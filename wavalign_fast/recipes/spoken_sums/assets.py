@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-ASSETS = Path(__file__).parent / "assets"
+from wavalign_fast.errors import one_line
+from wavalign_fast.recipes.spoken_sums.options import ASSETS
+
 STRETCHES = (0.9, 1.0, 1.1)
 """Speaking rates of the recordings (flite's duration_stretch)."""
 NUM_ANSWERS = 99
@@ -48,10 +51,13 @@ def load_speech_assets(directory: Path = ASSETS) -> SpeechAssets:
             f"{directory} lacks {', '.join(missing)}; "
             f"`wavalign-fast build-recipe spoken-sums` makes them"
         )
-    centroids = load_file(directory / "codebook.safetensors")["centroids"].astype(np.float32)
-    tables = load_file(directory / "recordings.safetensors")
-    ends = np.cumsum(tables["lengths"])[:-1]
-    spoken = [tuple(codes.tolist()) for codes in np.split(tables["codes"], ends)]
+    try:
+        centroids = load_file(directory / "codebook.safetensors")["centroids"].astype(np.float32)
+        tables = load_file(directory / "recordings.safetensors")
+        ends = np.cumsum(tables["lengths"])[:-1]
+        spoken = [tuple(codes.tolist()) for codes in np.split(tables["codes"], ends)]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{directory} is damaged: {one_line(error)}") from error
     rates = len(STRETCHES)
     recordings = tuple(
         tuple(spoken[number * rates : (number + 1) * rates]) for number in range(NUM_ANSWERS)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.data.records import Example
+from wavalign_fast.errors import one_line
 from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
 from wavalign_fast.recipes.spoken_sums.assets import SpeechAssets
 from wavalign_fast.recipes.spoken_sums.data import (
@@ -70,7 +72,10 @@ def new_model(seed: int) -> Qwen2ForCausalLM:
 def load_base(directory: Path) -> Qwen2ForCausalLM:
     """The stored base model, fp32, in eval mode."""
     model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(directory))
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(directory / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{directory} holds no base model: {one_line(error)}") from error
     return model.eval()
 
 

@@ -5,12 +5,15 @@ import random
 from collections.abc import Sequence
 
 from wavalign_fast.data.records import Example
+from wavalign_fast.errors import shown
 from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
 from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, SpeechAssets
 
 TEXT_CHUNK = 2
 SPEECH_CHUNK = 8
 NUM_TRAIN = 610
+MAX_PROMPT = 64
+"""Ids of a prompt; the model has 256 positions for it and its answer."""
 WRONG_SHARE = 0.4
 """Share of imperfect demonstrations whose answer is drawn at random."""
 
@@ -21,11 +24,14 @@ def answer_text(number: int) -> str:
 
 
 def make_example(prompt: str, number: int, *, id: str) -> Example:
-    """An example of the task; an unknown word in the prompt raises ``ValueError``."""
+    """An example of the task; an unknown word or too many of them raise ``ValueError``."""
+    ids = vocab.encode_prompt(prompt)
+    if len(ids) > MAX_PROMPT:
+        raise ValueError(f"{shown(prompt)} is {len(ids)} ids long, wanted at most {MAX_PROMPT}")
     return Example(
         id=id,
         prompt=prompt,
-        prompt_ids=vocab.encode_prompt(prompt),
+        prompt_ids=ids,
         reference=answer_text(number),
     )
 

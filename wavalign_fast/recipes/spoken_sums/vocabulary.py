@@ -5,6 +5,8 @@ Ids: specials and words first (text), then 256 speech codes, then pad rows up to
 
 from collections.abc import Iterable, Sequence
 
+from wavalign_fast.errors import shown
+
 # fmt: off
 SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -52,7 +54,7 @@ def encode_words(text: str) -> list[int]:
     for word in text.split():
         if word not in IDS or IDS[word] <= END_AUDIO:
             raise ValueError(
-                f"unknown word {word!r} in {text!r}, wanted number words, 'plus' or "
+                f"unknown word {shown(word)} in {shown(text)}, wanted number words, 'plus' or "
                 f"{ANSWER_PREFIX!r}"
             )
         ids.append(IDS[word])
