@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, load_speech_as
 from wavalign_fast.recipes.spoken_sums.data import (
     answer_text,
     built_in_split,
+    demonstrated_number,
     example_number,
     interleave,
 )
@@ -84,6 +86,13 @@ def test_demonstrations_say_what_they_write(kind, right_share):
     assert right / len(examples) == pytest.approx(right_share, abs=0.04 * (right_share < 1))
 
 
+def test_a_wrong_demonstration_can_be_any_number_that_was_recorded():
+    example, rng = SpokenSums().train_examples[0], random.Random(0)
+    shown = Counter(demonstrated_number(example, 1.0, rng) for _ in range(99 * 40))
+    assert set(shown) == set(range(NUM_ANSWERS))
+    assert max(shown.values()) < 3 * min(shown.values())
+
+
 def test_layout_gives_the_end_of_the_answer_to_the_class_asked_for():
     ids = torch.tensor([vocab.EOS, vocab.BEGIN_AUDIO, vocab.IDS["plus"], vocab.SPEECH_START])
     speech = {
@@ -147,6 +156,7 @@ GOOD = '{"prompt": "one plus two", "answer": "three"}\n'
         ('{"prompt": "one plus two", "answer": "tree"}', "answer is 'tree', wanted a number"),
         ('{"prompt": "one plus two", "answer": "ninety nine"}', "wanted a number .* eight'"),
         ('{"prompt": "one times two", "answer": "two"}', "prompt: unknown word 'times'"),
+        ('{"prompt": "%s", "answer": "two"}' % ("one " * 300_000), "is 300002 ids long, wanted at"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )
@@ -157,7 +167,7 @@ def test_a_bad_line_names_file_and_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_examples(path)
     assert str(caught.value).startswith(f"{path}:2: ")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
 
 
 def test_a_file_without_records_raises(tmp_path):
@@ -177,3 +187,12 @@ def test_a_file_without_records_raises(tmp_path):
 def test_wrong_options_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         SpokenSums(**options)
+
+
+def test_damaged_assets_are_named(tmp_path):
+    for name in ("codebook.safetensors", "recordings.safetensors"):
+        (tmp_path / name).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"is damaged: .*header"):
+        SpokenSums(assets=tmp_path)
+    with pytest.raises(FileNotFoundError, match="lacks codebook"):
+        SpokenSums(assets=tmp_path / "none")

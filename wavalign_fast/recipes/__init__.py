@@ -1,15 +1,34 @@
 """Complete post-training tasks that ship with the package, by name."""
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.errors import did_you_mean, shown
+
 PACKAGES = {"spoken-sums": "spoken_sums"}
 
 
+class TaskFactory:
+    """Makes a recipe's task; its signature is known without importing what the task needs."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        options = import_module(f"{package}.options").Options
+        self.__signature__ = inspect.signature(options, eval_str=True)
+
+    def __call__(self, **options: Any) -> Any:
+        """The task with these options."""
+        return import_module(f"{self._package}.task").TASK(**options)
+
+
 def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Callable[..., Any]]:
-    """The recipe's default config, the overlay of each of its arms, and its task's class."""
+    """The recipe's default config, the overlay of each of its arms, and what makes its task.
+
+    Neither torch nor the recipe's own code is imported before the task is made.
+    """
     import yaml
 
     directory = Path(__file__).parent / _package(name)
@@ -17,7 +36,12 @@ def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], C
         yaml.safe_load((directory / file).read_text(encoding="utf-8"))
         for file in ("recipe.yaml", "arms.yaml")
     )
-    return defaults, arms, import_module(f"{__name__}.{_package(name)}.task").TASK
+    return defaults, arms, TaskFactory(f"{__name__}.{_package(name)}")
+
+
+def describe_recipe(name: str) -> str:
+    """What the recipe is, on one line."""
+    return str(import_module(f"{__name__}.{_package(name)}").__doc__).strip()
 
 
 def build_recipe(name: str, output_dir: str | Path) -> None:
@@ -27,5 +51,6 @@ def build_recipe(name: str, output_dir: str | Path) -> None:
 
 def _package(name: str) -> str:
     if name not in PACKAGES:
-        raise ValueError(f"{name!r} given, wanted one of {', '.join(PACKAGES)}")
+        known, hint = ", ".join(PACKAGES), did_you_mean(name, PACKAGES)
+        raise ValueError(f"{shown(name)} given, wanted one of {known}{hint}")
     return PACKAGES[name]

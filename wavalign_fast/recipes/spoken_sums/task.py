@@ -3,13 +3,14 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from wavalign_fast.data.jsonl import read_jsonl
 from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
+from wavalign_fast.errors import shown
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
-from wavalign_fast.recipes.spoken_sums.assets import ASSETS, NUM_ANSWERS, load_speech_assets
+from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, load_speech_assets
 from wavalign_fast.recipes.spoken_sums.base_model import load_base
 from wavalign_fast.recipes.spoken_sums.data import (
     WRONG_SHARE,
@@ -20,6 +21,7 @@ from wavalign_fast.recipes.spoken_sums.data import (
 )
 from wavalign_fast.recipes.spoken_sums.evaluate import evaluate, sample_answers, spoken_sample
 from wavalign_fast.recipes.spoken_sums.judge import Judge, recogniser_installed
+from wavalign_fast.recipes.spoken_sums.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,8 +37,8 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
         number = vocab.NUMBERS.get(answer)
         if number is None or number >= NUM_ANSWERS:
             raise ValueError(
-                f"{where}: answer is {record['answer']!r}, wanted a number in words from 'zero' "
-                f"to {vocab.number_words(NUM_ANSWERS - 1)!r}"
+                f"{where}: answer is {shown(record['answer'])}, wanted a number in words "
+                f"from 'zero' to {vocab.number_words(NUM_ANSWERS - 1)!r}"
             )
         try:
             examples.append(make_example(" ".join(record["prompt"].split()), number, id=where))
@@ -46,54 +48,37 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
 
 
 class SpokenSums:
-    """Sums answered in text and speech.
-
-    Args:
-        train_path: JSONL of problems to train on; the built-in 610 without it. Evaluation is on the
-            built-in 200 held-out sums either way.
-        demonstrations: ``"imperfect"``: two in five give a random answer, spoken as written;
-            ``"gold"``: all are right.
-        eos_as: which class the end of the answer belongs to, and so which loss owns it.
-        asr_reward: share of the reward that needs the right sum to be heard; the rest needs it
-            written.
-        judge_workers: processes of the speech recogniser.
-        assets: directory of ``build_recipe``; the shipped one by default.
-    """
+    """Sums answered in text and speech; keyword arguments are the fields of ``Options``."""
 
     pad_id = vocab.PAD
     eos_id = vocab.EOS
 
-    def __init__(
-        self,
-        *,
-        train_path: str | Path | None = None,
-        demonstrations: Literal["imperfect", "gold"] = "imperfect",
-        eos_as: Literal["speech", "text"] = "speech",
-        asr_reward: float = 0.0,
-        judge_workers: int = 2,
-        assets: str | Path = ASSETS,
-    ) -> None:
-        if demonstrations not in WRONG_SHARES:
+    def __init__(self, **options: Any) -> None:
+        chosen = Options(**options)
+        if chosen.demonstrations not in WRONG_SHARES:
             raise ValueError(
-                f"demonstrations is {demonstrations!r}, wanted one of {', '.join(WRONG_SHARES)}"
+                f"demonstrations is {chosen.demonstrations!r}, "
+                f"wanted one of {', '.join(WRONG_SHARES)}"
             )
-        if not 0 <= asr_reward <= 1:
-            raise ValueError(f"asr_reward is {asr_reward}, wanted 0 to 1")
-        self.wrong_share = WRONG_SHARES[demonstrations]
-        self.asr_reward = asr_reward
-        self.directory = Path(assets)
+        if not 0 <= chosen.asr_reward <= 1:
+            raise ValueError(f"asr_reward is {chosen.asr_reward}, wanted 0 to 1")
+        self.wrong_share = WRONG_SHARES[chosen.demonstrations]
+        self.asr_reward = chosen.asr_reward
+        self.directory = Path(chosen.assets)
         self.assets = load_speech_assets(self.directory)
-        self.judge = Judge(self.assets.centroids, workers=judge_workers)
+        self.judge = Judge(self.assets.centroids, workers=chosen.judge_workers)
         self.layout = ModalityLayout(
             vocab_size=vocab.VOCAB_SIZE,
             speech=((vocab.SPEECH_START, vocab.SPEECH_END),),
             boundary=(vocab.BEGIN_AUDIO, vocab.END_AUDIO),
             boundary_as="speech",
             eos=(vocab.EOS,),
-            eos_as=eos_as,
+            eos_as=chosen.eos_as,
         )
         built_in, self.held_out = built_in_split()
-        self.train_examples = built_in if train_path is None else read_examples(train_path)
+        self.train_examples = (
+            built_in if chosen.train_path is None else read_examples(chosen.train_path)
+        )
 
     def load_model(self) -> "PreTrainedModel":
         """The base model, fp32, in eval mode."""
@@ -147,7 +132,7 @@ class SpokenSums:
         total = vocab.NUMBERS[left] + vocab.NUMBERS[right] if known else None
         if total is None or total >= NUM_ANSWERS:
             raise ValueError(
-                f"prompt is {prompt!r}, wanted two numbers in words with a sum of at most "
+                f"prompt is {shown(prompt)}, wanted two numbers in words with a sum of at most "
                 f"{NUM_ANSWERS - 1}, e.g. 'eighty seven plus six'"
             )
         example = make_example(words, total, id=words)
