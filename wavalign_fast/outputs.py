@@ -9,6 +9,8 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROBE_BYTES = 1 << 16
@@ -16,41 +18,31 @@ PROBE_BYTES = 1 << 16
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes ``data`` to ``path``; missing directories are made. Raises ``OSError``."""
-    target = _replaceable(path)
-    if target is None:
-        with path.open("wb") as file:
-            file.write(data)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
-    try:
-        write_synced(temporary, data)
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Makes a new file and waits until it is on the disk."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with _named(path):
+        target = _replaceable(path)
+        if target is None:
+            with path.open("wb") as file:
+                file.write(data)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(target)
+        try:
+            _write_synced(temporary, data)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path) -> None:
     """Raises ``OSError`` where ``write_whole`` could not write ``path``; leaves nothing behind."""
-    try:
+    with _named(path):
         target = _replaceable(path)
-        if target is None:
-            if not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        else:
+        if target is not None:
             reserve(_nearest_directory(target.parent), PROBE_BYTES)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def reserve(directory: Path, size: int) -> None:
@@ -70,6 +62,22 @@ def is_stdout(path: Path) -> bool:
         return os.path.samestat(there, os.fstat(1)) and not path.samefile(os.devnull)
     except OSError:
         return False
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors name the file that the user knows, not a temporary one or none at all."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may say so only now
 
 
 def _replaceable(path: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from wavalign_fast.cli import main
 from wavalign_fast.config_layers import parse_overrides, resolve_config
 from wavalign_fast.data.records import (
     Completion,
@@ -147,7 +149,7 @@ def train(tmp_path, make_config) -> Callable:
 
     def run(*overrides: str, name: str = "run", task: ToyTask | None = None) -> Trainer:
         config = make_config(*overrides)
-        start_run(tmp_path / name, config, overwrite=False)
+        start_run(tmp_path / name, config)
         trainer = Trainer(config, task or ToyTask(), tmp_path / name)
         trainer.fit(Console(file=open("/dev/null", "w")))  # noqa: SIM115
         return trainer
@@ -161,6 +163,47 @@ def metrics_of() -> Callable:
         return [json.loads(line) for line in (directory / "metrics.jsonl").open()]
 
     return read
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """The page itself is tested with the report; here only when and for what it is written."""
+    written = []
+    module = type("report", (), {"write_report": lambda root: written.append(root) or "page"})
+    monkeypatch.setitem(sys.modules, "wavalign_fast.report", module)
+    return written
+
+
+@pytest.fixture
+def in_tmp_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def error_line(capsys) -> Callable:
+    """The one line on stderr of a command that must fail with exit status 2."""
+
+    def run(*argv: str) -> str:
+        capsys.readouterr()
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and len(err) < 700, err
+        return err
+
+    return run
+
+
+@pytest.fixture
+def train_toy() -> Callable:
+    """``wavalign-fast train --recipe toy``."""
+    return lambda *argv: main(["train", "--recipe", "toy", *argv])
+
+
+@pytest.fixture
+def refused(error_line) -> Callable:
+    """The line of a training command that must be refused."""
+    return lambda *argv: error_line("train", "--recipe", "toy", *argv)
 
 
 @pytest.fixture

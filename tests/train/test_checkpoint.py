@@ -1,12 +1,16 @@
 """Checkpoints are whole or absent, and as many are kept as asked for."""
 
+import json
 import os
+import random
+import shutil
 
 import pytest
 import torch
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
+from wavalign_fast.train.owned import CONTENTS_FILE
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(model, tmp_path, monkeypatc
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"step 2 cannot be written .* no space .* older one"):
         store.save(model, {"step": 2})
     assert store.load_state()["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -62,8 +66,70 @@ def test_a_crash_between_the_two_renames_loses_nothing(model, tmp_path, monkeypa
     assert store.load_state()["step"] == 1
 
 
+def test_of_several_checkpoints_the_latest_whole_one_is_recovered(model, tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (8, 9, 10, 1_000_001):
+        store.save(model, {"step": step})
+    # A crash before the second rename: the newest is gone, older ones and a half-removed one stay.
+    shutil.rmtree(tmp_path / "checkpoint")
+    shutil.copytree(tmp_path / "checkpoints" / "step-000009", tmp_path / "checkpoint.old")
+    (tmp_path / "checkpoint.old" / "training_state.pt").unlink()
+    assert store.load_state()["step"] == 10
+    assert steps_kept(tmp_path) == ["step-000009"]
+
+
+def test_steps_of_seven_digits_are_the_later_ones(model, tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (999_999, 1_000_000, 1_000_001):
+        store.save(model, {"step": step})
+    assert steps_kept(tmp_path) == ["step-1000000"]
+
+
+def test_a_checkpoint_says_its_step_and_its_files(model, tmp_path):
+    store = CheckpointStore(tmp_path)
+    assert store.newest_step() is None
+    store.save(model, {"step": 3})
+    assert store.newest_step() == 3
+    contents = json.loads((store.newest / CONTENTS_FILE).read_text())
+    assert sorted([*contents["files"], CONTENTS_FILE]) == sorted(os.listdir(store.newest))
+
+
+def test_a_resumed_run_draws_what_the_whole_run_draws(tmp_path):
+    generator, rng = torch.Generator().manual_seed(1), random.Random(1)
+    torch.manual_seed(2)
+    random.seed(2)
+    state = random_state(generator, rng)
+
+    def draw():
+        own = torch.rand(1, generator=generator).item(), rng.random()
+        return (*own, torch.rand(1).item(), random.random())
+
+    first = draw()
+    assert len(set(first)) == 4 and draw() != first
+    restore_random_state(state, generator, rng)
+    assert draw() == first
+
+
 def test_no_checkpoint_yet(tmp_path):
     assert CheckpointStore(tmp_path).load_state() is None
+
+
+class Payload:
+    """Runs code where a pickle is read without care."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_no_code_of_a_state_file_is_run(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = CheckpointStore(tmp_path)
+    store.save(model, {"step": 1})
+    for state in ({"format": 1, "step": Payload()}, [1, 2], {"format": 2}, torch.zeros(1)):
+        torch.save(state, tmp_path / "checkpoint" / "training_state.pt")
+        with pytest.raises(UserError, match=r"training_state\.pt.*(cannot be read|wanted 1)"):
+            store.load_state()
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from wavalign_fast.errors import UserError, one_line
-from wavalign_fast.train.files import replace_directory
+from wavalign_fast.train.files import remove, replace_directory, sync_directory, write_json
+from wavalign_fast.train.owned import CONTENTS_FILE, checkpoint_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,16 +35,32 @@ class CheckpointStore:
 
     def save(self, model: "PreTrainedModel", state: dict[str, Any]) -> None:
         """Writes model and state beside the old checkpoint, then renames."""
-        temporary = self.run_directory / f".checkpoint.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = self.run_directory / ".checkpoint.tmp"
+        remove(temporary)
         try:
             model.save_pretrained(temporary)
-            torch.save({"format": FORMAT, **state}, temporary / STATE_FILE)
+            with (temporary / STATE_FILE).open("wb") as file:
+                # Through a file of Python's: a full disk is then an OSError that says so.
+                torch.save({"format": FORMAT, **state}, file)
+            files = sorted(path.name for path in temporary.iterdir())
+            write_json(temporary / CONTENTS_FILE, {"step": state["step"], "files": files})
+            sync_directory(temporary)
             replace_directory(temporary, self.newest, self._retired_name())
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"checkpoint of step {state['step']} cannot be written in {self.run_directory}: "
+                f"{one_line(error)}; an older one is left as it is"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self._retired()[: -(self.keep - 1) or None]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint; None without one, or where it does not say."""
+        self._recover()
+        step = _step_of(self.newest)
+        return None if step < 0 else step
 
     def load_state(self) -> dict[str, Any] | None:
         """State of the newest checkpoint; None where there is no checkpoint yet."""
@@ -56,8 +74,9 @@ class CheckpointStore:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many types for a bad file
             raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-        if state.get("format") != FORMAT:
-            raise UserError(f"{path}: format {state.get('format')}, wanted {FORMAT}")
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            seen = state.get("format") if isinstance(state, dict) else type(state).__name__
+            raise UserError(f"{path}: format {seen}, wanted {FORMAT}")
         return state
 
     def _recover(self) -> None:
@@ -66,17 +85,23 @@ class CheckpointStore:
             return
         parked = self.run_directory / "checkpoint.old"
         candidates = [*self._retired(), *([parked] if parked.exists() else [])]
-        if candidates:
-            os.replace(candidates[-1], self.newest)
+        whole = [path for path in candidates if (path / STATE_FILE).is_file()]
+        if whole:
+            os.replace(max(whole, key=_step_of), self.newest)
 
     def _retired_name(self) -> Path | None:
-        if self.keep == 1 or not (self.newest / STATE_FILE).is_file():
+        step = _step_of(self.newest)
+        if self.keep == 1 or step < 0:
             return None
-        step = torch.load(self.newest / STATE_FILE, map_location="cpu", weights_only=True)["step"]
         return self.run_directory / "checkpoints" / f"step-{step:06d}"
 
     def _retired(self) -> list[Path]:
-        return sorted((self.run_directory / "checkpoints").glob("step-*"))
+        return sorted((self.run_directory / "checkpoints").glob("step-*"), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint_contents(checkpoint).get("step")
+    return step if isinstance(step, int) else -1
 
 
 def random_state(generator: torch.Generator, rng: random.Random) -> dict[str, Any]:

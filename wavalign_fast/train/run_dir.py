@@ -4,24 +4,30 @@
 ``samples.json``, ``wav/`` and, over one or several arms, ``report.html``.
 """
 
-import json
-import shutil
+import hashlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import (
-    differing_keys,
-    dump_config,
-    read_config_file,
-    resolve_config,
-)
-from wavalign_fast.data.records import Evaluation
-from wavalign_fast.errors import UserError
+from wavalign_fast.config_layers import differing_keys, dump_config, resolve_config
+from wavalign_fast.config_yaml import read_config_file
+from wavalign_fast.data.records import Evaluation, Example
+from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.train.files import write_json, write_text, write_wav
+from wavalign_fast.train.lock import LOCK_FILE
+from wavalign_fast.train.owned import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    MARKER_FILE,
+    SAMPLES_FILE,
+    own_paths,
+    read_json_object,
+    read_marker,
+    write_marker,
+)
 
-CONFIG_FILE = "config.yaml"
-EVALUATION_FILE = "evaluation.json"
 CHANGEABLE_ON_RESUME = {
     "name",
     "train.steps",
@@ -35,31 +41,91 @@ CHANGEABLE_ON_RESUME = {
 
 def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Refuses to write over another run; changes nothing."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not _holds_something(path):
         return
     if overwrite:
-        if not _is_run(path):
-            raise UserError(f"{path} is not a run directory; it is not overwritten")
+        if read_marker(path) is None:
+            raise UserError(
+                f"{path} is not a run directory ({MARKER_FILE} is missing); it is not overwritten"
+            )
+        own_paths(path)
     elif not resume:
-        raise UserError(f"{path} exists; give --resume, --overwrite or another --name")
+        known = read_marker(path) is not None or (path / CONFIG_FILE).is_file()
+        advice = "--resume, --overwrite or another --name" if known else "another --name"
+        raise UserError(f"{path} exists; give {advice}")
     elif not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} cannot be resumed: {CONFIG_FILE} is missing")
     else:
         _check_same_run(path, config)
 
 
-def start_run(path: Path, config: RunConfig, *, overwrite: bool) -> None:
-    """Makes the directory and records the config; with ``overwrite`` the old run goes first."""
-    if overwrite and path.exists():
-        shutil.rmtree(path)
+def check_folder_of_arms(path: Path, *, resume: bool) -> None:
+    """Refuses to put several arms into a run of one arm, or into a folder of somebody else."""
+    if not _holds_something(path) or "arms" in (read_marker(path) or {}):
+        return
+    if (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} is a run of one arm; give several arms another --name")
+    if not resume:
+        raise UserError(f"{path} exists and is no folder of arms; give another --name")
+
+
+def start_run(path: Path, config: RunConfig, *, data: dict[str, Any] | None = None) -> None:
+    """Marks the directory as a run over ``data`` (a fingerprint) and records the config."""
+    write_marker(path, **({} if data is None else {"data": data}))
     write_text(path / CONFIG_FILE, dump_config(config))
+
+
+def add_arm(path: Path, arm: str) -> None:
+    """Records in the folder of several arms that ``arm`` is one of them."""
+    arms = (read_marker(path) or {}).get("arms", [])
+    write_marker(path, arms=list(dict.fromkeys([*arms, arm])))
+
+
+def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
+    """What tells one set of training examples from another: how many, and a hash of them all."""
+    count, digest = 0, hashlib.sha256()
+    for example in examples:
+        count += 1
+        digest.update(repr((example.prompt_ids, example.prompt, example.reference)).encode())
+    return {"examples": count, "sha256": digest.hexdigest()}
+
+
+def check_same_data(path: Path, data: dict[str, Any]) -> None:
+    """Refuses to go on with a run over other training examples than those it was started with."""
+    before = (read_marker(path) or {}).get("data")
+    if before is None or before == data:
+        return
+    raise UserError(
+        f"{path} was started with other training data ({before.get('examples')} examples then, "
+        f"{data['examples']} now, contents differ); --resume wants the same data"
+    )
+
+
+def changes(path: Path, config: RunConfig) -> list[str]:
+    """What a resumed run does otherwise than before, one line each."""
+    before = read_run_config(path)
+    lines = [
+        f"{key}: {shown(_value(before, key))} before, {shown(_value(config, key))} now"
+        for key in differing_keys(before, config)
+    ]
+    if before.train.steps != config.train.steps and config.optimizer.schedule != "constant":
+        lines.append(
+            f"optimizer.schedule: the {config.optimizer.schedule} from here on is that of a run of "
+            f"{config.train.steps} steps"
+        )
+    return lines
 
 
 def read_run_config(path: Path) -> RunConfig:
     """The resolved config of a run directory."""
-    if not (path / CONFIG_FILE).is_file():
+    file = path / CONFIG_FILE
+    if not file.is_file():
         raise UserError(f"no run in {path}: {CONFIG_FILE} is missing")
-    return resolve_config([read_config_file(path / CONFIG_FILE)])
+    tree = read_config_file(file)
+    try:
+        return resolve_config([tree])
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def arm_directories(path: Path) -> list[Path]:
@@ -74,11 +140,11 @@ def arm_directories(path: Path) -> list[Path]:
 
 def finished_metrics(path: Path, config: RunConfig) -> dict[str, float] | None:
     """Final metrics of the run at ``path``; None unless it was trained to the end and evaluated."""
-    try:
-        record = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
-        return dict(record["final"]) if record["steps"] == config.train.steps else None
-    except (OSError, ValueError, KeyError, TypeError):
+    record = read_json_object(path / EVALUATION_FILE)
+    final = record.get("final")
+    if record.get("steps") != config.train.steps or not isinstance(final, dict):
         return None
+    return {name: float(value) for name, value in final.items() if isinstance(value, int | float)}
 
 
 def write_evaluation(
@@ -103,7 +169,7 @@ def write_evaluation(
                 "wav": wav,
             }
         )
-    write_json(path / "samples.json", samples)
+    write_json(path / SAMPLES_FILE, samples)
     record: dict[str, Any] = {
         "arm": config.arm or config.recipe,
         "seed": config.train.seed,
@@ -117,13 +183,32 @@ def write_evaluation(
 
 def _check_same_run(path: Path, config: RunConfig) -> None:
     before = read_run_config(path)
-    for key in differing_keys(before, config):
-        if key not in CHANGEABLE_ON_RESUME:
-            raise UserError(
-                f"{path} was started with another {key}; --resume wants the same, "
-                f"see {path / CONFIG_FILE}"
-            )
+    others = [key for key in differing_keys(before, config) if key not in CHANGEABLE_ON_RESUME]
+    if others:
+        then_now = (
+            f"{key} ({shown(_value(before, key))} then, {shown(_value(config, key))} now)"
+            for key in others
+        )
+        raise UserError(
+            f"{path} was started with another {', '.join(then_now)}; --resume wants the same, "
+            f"see {path / CONFIG_FILE}"
+        )
 
 
-def _is_run(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() or any(path.glob(f"*/{CONFIG_FILE}"))
+def _holds_something(path: Path) -> bool:
+    """Whether there is more at ``path`` than the lock that this process holds."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        return any(entry != LOCK_FILE for entry in os.listdir(path))
+    except OSError as error:
+        if os.path.islink(path):
+            raise UserError(f"{path} is a link to {os.readlink(path)}: {error.strerror}") from error
+        raise UserError(f"{one_line(error)}; wanted a directory for a run") from error
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    value: Any = config.model_dump()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

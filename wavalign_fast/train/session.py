@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,32 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from wavalign_fast.config import RunConfig
 from wavalign_fast.data.records import Evaluation
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, one_line, user_input
 from wavalign_fast.ops import backend_status
+from wavalign_fast.outputs import reserve
+from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.loop import Trainer
-from wavalign_fast.train.run_dir import check_run, finished_metrics, start_run, write_evaluation
+from wavalign_fast.train.owned import CONFIG_FILE, drop_replaced, put_back, set_aside
+from wavalign_fast.train.run_dir import (
+    add_arm,
+    changes,
+    check_same_data,
+    fingerprint,
+    finished_metrics,
+    start_run,
+    write_evaluation,
+)
+from wavalign_fast.train.table import result_table
 from wavalign_fast.train.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PROBE_LIMIT = 1 << 30
+"""Bytes of the file that is made to see whether the disk takes one; above it, free space counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,38 +45,56 @@ class Plan:
     config: RunConfig
     directory: Path
     make_task: Callable[[], Task]
+    in_folder_of_arms: bool = False
+    """Whether the directory is one of several in a folder that belongs to one command."""
+
+    @property
+    def label(self) -> str:
+        """What the run is called among others."""
+        return self.config.arm or self.config.recipe
 
 
 def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: Console) -> None:
-    """Trains and evaluates every plan in turn; ``resume`` leaves finished ones as they are."""
-    if resume and not any(plan.directory.exists() for plan in plans):
-        raise UserError(f"nothing to resume in {plans[0].directory}")
+    """Trains and evaluates every plan in turn; ``resume`` leaves finished ones as they are.
+
+    The caller holds the lock of every directory and has checked that it may be written.
+    """
     for plan in plans:
         _check_backend(plan.config.loss.backend)
-        check_run(plan.directory, plan.config, resume=resume, overwrite=overwrite)
     base_metrics: dict[tuple[int, int], dict[str, float]] = {}
     finals: dict[str, dict[str, float]] = {}
+    todo = []
     for plan in plans:
-        config = plan.config
-        label = config.arm or config.recipe
-        finished = finished_metrics(plan.directory, config) if resume else None
-        if finished is not None:
-            console.print(f"{label}: finished before, in {plan.directory}", highlight=False)
-            finals[label] = finished
+        finished = finished_metrics(plan.directory, plan.config) if resume else None
+        if finished is None:
+            todo.append(plan)
             continue
+        console.print(
+            f"{plan.label}: finished before, in {plan.directory}", highlight=False, soft_wrap=True
+        )
+        finals[plan.label] = finished
+    for number, plan in enumerate(todo):
+        config = plan.config
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         task = plan.make_task()
+        if resume:
+            check_same_data(plan.directory, fingerprint(task.train_examples))
         key = (config.train.eval_items, config.train.eval_seed)
         if key not in base_metrics:
+            with user_input("task"):
+                model = task.load_model()
+            _check_space(todo[number:], model)
             console.print("evaluating the base model", highlight=False)
-            base = _evaluate(config, task, task.load_model())
+            base = _evaluate(config, task, model)
             base_metrics[key] = base.metrics if base else {}
             finals["base"] = base_metrics[key]
-        start_run(plan.directory, config, overwrite=overwrite)
-        final = _train(plan, task, base_metrics[key], console)
-        finals[label] = final.metrics if final else {}
-    _print_table(finals, console)
+        final = _train(plan, task, base_metrics[key], console, resume=resume, overwrite=overwrite)
+        finals[plan.label] = final.metrics if final else {}
+    # The base first, then the arms in the order asked for, finished before or now.
+    order = [name for name in ("base", *(plan.label for plan in plans)) if name in finals]
+    if table := result_table({name: finals[name] for name in order}, width=console.width):
+        console.print(table, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_backend(backend: str) -> None:
@@ -76,12 +109,81 @@ def _check_backend(backend: str) -> None:
         raise UserError(f"{source}: {backend} cannot be used here: {reason}")
 
 
-def _train(plan: Plan, task: Task, base: dict[str, float], console: Console) -> Evaluation | None:
-    trainer = Trainer(plan.config, task, plan.directory)
-    trainer.fit(console)
+def _check_space(plans: Sequence[Plan], model: "PreTrainedModel") -> None:
+    """Refuses a disk without room for the checkpoints, before anything is computed."""
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    # A checkpoint is the weights and AdamW's two moments; the next one is written beside the last.
+    largest, size = 2 * weights, 3 * weights
+    count = 1
+    for plan in plans:
+        train = plan.config.train
+        saves = train.steps // train.checkpoint_every + 1 if train.checkpoint_every else 1
+        has_one = CheckpointStore(plan.directory).newest.exists()
+        count += 0 if has_one else min(train.keep_checkpoints, saves)
+    directory = plans[0].directory
+    free = shutil.disk_usage(directory).free
+    mib = (size >> 20) + 1
+    if free < count * size:
+        raise UserError(
+            f"{directory}: {free >> 20} MiB free on its disk, wanted {count * mib} MiB "
+            f"for {count} checkpoints of {mib} MiB"
+        )
+    try:
+        reserve(directory, min(largest, PROBE_LIMIT))
+    except OSError as error:
+        raise UserError(
+            f"{directory} does not take a checkpoint of {mib} MiB: {one_line(error)}"
+        ) from error
+
+
+def _train(
+    plan: Plan,
+    task: Task,
+    base: dict[str, float],
+    console: Console,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Evaluation | None:
+    resume = resume and (plan.directory / CONFIG_FILE).is_file()
+    trainer = _start(plan, task, console, resume=resume, overwrite=overwrite)
+    try:
+        trainer.fit(console)
+    except BaseException:
+        if not resume and trainer.step == 0:
+            put_back(plan.directory)  # nothing was computed: nothing stays
+        raise
     final = _evaluate(plan.config, task, trainer.model)
     write_evaluation(plan.directory, plan.config, seconds=trainer.seconds, base=base, final=final)
     return final
+
+
+def _start(plan: Plan, task: Task, console: Console, *, resume: bool, overwrite: bool) -> Trainer:
+    """A trainer ready to go; where that fails, the directory is as it was before."""
+    directory, steps = plan.directory, plan.config.train.steps
+    if overwrite:
+        set_aside(directory)
+    try:
+        trainer = Trainer(plan.config, task, directory)
+        lines = []
+        if resume:
+            if trainer.step > steps:
+                raise UserError(
+                    f"train.steps: {steps} given, {directory} is at step {trainer.step} already"
+                )
+            done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
+            lines = [f"going on with {directory} from {done}", *changes(directory, plan.config)]
+        start_run(directory, plan.config, data=fingerprint(task.train_examples))
+        if plan.in_folder_of_arms:
+            add_arm(directory.parent, directory.name)
+    except BaseException:
+        if not resume:
+            put_back(directory)
+        raise
+    drop_replaced(directory)
+    for line in lines:
+        console.print(f"{plan.label}: {line}", highlight=False, markup=False, soft_wrap=True)
+    return trainer
 
 
 def _evaluate(config: RunConfig, task: Task, model: "PreTrainedModel") -> Evaluation | None:
@@ -96,17 +198,3 @@ def _evaluate(config: RunConfig, task: Task, model: "PreTrainedModel") -> Evalua
         )
     random.setstate(python_state)
     return evaluation
-
-
-def _print_table(finals: dict[str, dict[str, float]], console: Console) -> None:
-    names = list(dict.fromkeys(name for metrics in finals.values() for name in metrics))
-    if not names:
-        return
-    table = Table(box=None, header_style="bold")
-    table.add_column("held out")
-    for label in finals:
-        table.add_column(label, justify="right")
-    for name in names:
-        cells = [f"{metrics[name]:.3f}" if name in metrics else "" for metrics in finals.values()]
-        table.add_row(name, *cells)
-    console.print(table)

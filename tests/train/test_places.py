@@ -1,0 +1,129 @@
+"""Places that cannot take a run are found before anything is computed; nothing is lost."""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from wavalign_fast.train import checkpoint, lock, metrics, session
+from wavalign_fast.train.checkpoint import CheckpointStore
+
+pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail(*args, **kwargs):
+    raise NO_SPACE
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """What was computed: evaluations and trainers made."""
+    calls = []
+    evaluate = session._evaluate
+    monkeypatch.setattr(session, "_evaluate", lambda *a: calls.append("eval") or evaluate(*a))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "message"),
+    [
+        ("file", "x", "file is a file, wanted a directory"),
+        (".", "file", "file: Not a directory; wanted a directory for a run"),
+        (".", "dangling", "dangling is a link to nowhere"),
+        (".", "x" * 300, "name: 'xxx"),
+        ("y" * 300, "x", "File name too long"),
+        ("/sys", "x", "cannot be made"),
+        ("dangling", "x", "dangling is a link to nowhere"),
+    ],
+)
+def test_a_place_that_is_no_directory(in_tmp_path, refused, computed, output, name, message):
+    (in_tmp_path / "file").touch()
+    (in_tmp_path / "dangling").symlink_to("nowhere")
+    for more in ([], ["--overwrite"], ["--all-arms"]):
+        assert message in refused("--output", output, "--name", name, *more)
+    assert not computed and sorted(os.listdir()) == ["dangling", "file"]
+
+
+def test_a_report_that_cannot_be_written_is_found_before(in_tmp_path, refused, train_toy, computed):
+    assert train_toy("--name", "one", "train.steps=1") == 0
+    computed.clear()
+    (in_tmp_path / "runs" / "one" / "report.html").mkdir()
+    line = refused("--name", "one", "--overwrite", "train.steps=1")
+    assert "report: runs/one/report.html: Is a directory" in line and not computed
+
+
+def test_a_disk_without_room_for_the_checkpoints(in_tmp_path, refused, computed, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda path: usage._replace(free=30_000))
+    keep = ("train.keep_checkpoints=3", "train.checkpoint_every=1")
+    line = refused("--name", "one", "train.steps=2", *keep)
+    assert "0 MiB free on its disk, wanted 4 MiB for 4 checkpoints of 1 MiB" in line
+    assert not computed and os.listdir() == []
+
+
+def test_a_quota_or_a_limit_on_files(in_tmp_path, refused, computed, monkeypatch):
+    monkeypatch.setattr(session, "reserve", fail)
+    line = refused("--name", "one")
+    assert "runs/one does not take a checkpoint of 1 MiB: No space left on device" in line
+    assert not computed and os.listdir() == []
+
+
+def test_a_disk_too_full_for_the_lock(in_tmp_path, refused, computed, monkeypatch):
+    monkeypatch.setattr(lock.os, "pwrite", fail)
+    assert "runs/one cannot be written: No space left on device" in refused("--name", "one")
+    assert not computed and os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (checkpoint.torch, "save"),
+        (checkpoint, "sync_directory"),
+        (checkpoint, "replace_directory"),
+    ],
+)
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    in_tmp_path, refused, train_toy, monkeypatch, where, name
+):
+    every = ("--name", "one", "train.checkpoint_every=1")
+    assert train_toy(*every, "train.steps=1") == 0
+    monkeypatch.setattr(where, name, fail)
+    line = refused(*every, "train.steps=3", "--resume")
+    assert "checkpoint of step 2 cannot be written in runs/one: No space left on device" in line
+    monkeypatch.undo()
+    os.chdir(in_tmp_path)
+    run = in_tmp_path / "runs" / "one"
+    assert CheckpointStore(run).load_state()["step"] == 1
+    assert not [path for path in os.listdir(run) if "tmp" in path or "old" in path]
+
+
+def test_metrics_that_cannot_be_written_end_the_run_in_one_line(refused, monkeypatch):
+    monkeypatch.setattr(metrics.JsonlWriter, "write", fail)
+    assert "No space left on device" in refused("--name", "one")
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(in_tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(session.Trainer, "_one_step", fail)
+    assert "No space left on device" in refused("--name", "one")
+    assert os.listdir() == []
+
+
+def test_the_second_of_two_processes_is_refused(in_tmp_path, refused, train_toy, monkeypatch):
+    seen = []
+    evaluate = session._evaluate
+
+    def meanwhile(*args):
+        if not seen:
+            seen.append("")
+            for argv in (["--resume"], ["--overwrite"], []):
+                seen.append(refused("--name", "one", *argv))
+        return evaluate(*args)
+
+    monkeypatch.setattr(session, "_evaluate", meanwhile)
+    assert train_toy("--name", "one", "train.steps=1") == 0
+    assert len(seen) == 4
+    for line in seen[1:]:
+        assert f"runs/one is in use by process {os.getpid()} on" in line, line
+    assert not (in_tmp_path / "runs" / "one" / lock.LOCK_FILE).exists()

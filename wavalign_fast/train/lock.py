@@ -1,0 +1,128 @@
+"""Two processes never write one run directory: an advisory lock on a file in it.
+
+The kernel drops the lock when its holder ends, however it ends: a file that a killed process left
+behind keeps nobody out. On a file system without such locks the file's text decides: it names the
+process that holds it, and a process of this machine that is gone holds nothing.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from wavalign_fast.errors import UserError, one_line
+
+LOCK_FILE = ".wavalign-lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def locked(directories: Sequence[Path]) -> Iterator[None]:
+    """Holds run directories, making those that are missing.
+
+    Afterwards the lock files are gone, and so are directories made here that stayed empty. Raises
+    ``UserError`` where another process holds one, or where none can be made or written.
+    """
+    with ExitStack() as stack:
+        for directory in dict.fromkeys(directories):
+            stack.enter_context(_locked(directory))
+        yield
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    with _made(directory):
+        path = directory / LOCK_FILE
+        try:
+            descriptor = _acquire(path)
+        except OSError as error:
+            raise UserError(f"{directory} cannot be written: {one_line(error)}") from error
+        try:
+            yield
+        finally:
+            # Removed while still held: whoever opened it in the meantime sees that it is gone.
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """``directory`` exists within; directories made for it go again if they are empty."""
+    made: list[Path] = []
+    try:
+        try:
+            for path in [*reversed(directory.parents), directory]:
+                if not path.is_dir():
+                    path.mkdir()
+                    made.append(path)
+        except FileExistsError as error:
+            what = f"a link to {os.readlink(path)}" if os.path.islink(path) else "a file"
+            raise UserError(f"{path} is {what}, wanted a directory for runs") from error
+        except OSError as error:
+            raise UserError(f"{directory} cannot be made: {one_line(error)}") from error
+        yield
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _acquire(path: Path) -> int:
+    """A descriptor of the lock file, locked, with this process written into the file."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, path)
+            # A holder that ends removes the file: a lock on the removed one keeps nobody out.
+            if _is_there(descriptor, path):
+                _sign(descriptor, path)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+    except OSError:  # a full disk
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    pid, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").strip().partition(" ")
+    holder = f"process {pid} on {host}" if pid.isdigit() and host else "another process"
+    held = f"{path.parent} is in use by {holder}; wait for its end or give another --name"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(held) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        here = host == socket.gethostname()
+        if pid.isdigit() and host and not (here and _is_gone(int(pid))):
+            raise UserError(f"{held}, or remove {path} if that process is gone") from error
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False

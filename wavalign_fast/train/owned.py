@@ -1,0 +1,145 @@
+"""Which files of a run directory this program wrote: ``--overwrite`` touches no others.
+
+A marker says that a directory is a run, or the folder of several arms. What lies beside our files
+is left alone; a file of somebody else inside one of our folders is named, and nothing is touched.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wavalign_fast.errors import UserError
+from wavalign_fast.train.files import remove, write_json
+
+MARKER_FILE = ".wavalign-run.json"
+CONFIG_FILE = "config.yaml"
+EVALUATION_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.json"
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.html"
+CONTENTS_FILE = "contents.json"
+"""Step and files of a checkpoint, in its directory."""
+REPLACED = ".replaced"
+"""Where an overwritten run waits until the new one has been set up."""
+
+FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
+TEMPORARY = re.compile(r"\.wavalign-\d+\.tmp")
+EVENTS = re.compile(r"events\.out\.tfevents\..*")
+SOUND = re.compile(r"\d{3,}\.wav")
+UNFINISHED = {".checkpoint.tmp", REPLACED}
+"""Folders whose name alone says that they are ours."""
+
+
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """What the marker of ``path`` records; None where there is no run of ours."""
+    marker = read_json_object(path / MARKER_FILE)
+    return marker if marker.get("format") == 1 else None
+
+
+def write_marker(path: Path, **facts: Any) -> None:
+    """Marks ``path`` as ours, with further facts; those recorded before stay."""
+    write_json(path / MARKER_FILE, {**(read_marker(path) or {}), "format": 1, **facts})
+
+
+def checkpoint_contents(directory: Path) -> dict[str, Any]:
+    """``step`` and ``files`` of a checkpoint; empty where it does not say."""
+    return read_json_object(directory / CONTENTS_FILE)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours; empty where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def own_paths(run: Path) -> list[Path]:
+    """What ``--overwrite`` removes: our files and folders in a run, and in its arms.
+
+    Raises ``UserError`` for a file in one of our folders that we did not write.
+    """
+    own = []
+    for path in sorted(run.iterdir()):
+        folder = path.is_dir() and not path.is_symlink()
+        if path.name in FILES or TEMPORARY.fullmatch(path.name):
+            own += [] if folder else [path]
+        elif path.name in UNFINISHED:
+            own.append(path)
+        elif path.name in FOLDERS:
+            foreign = next(FOLDERS[path.name](path), None) if folder else None
+            if foreign is not None:
+                raise UserError(
+                    f"{foreign} is not of this program; it is not overwritten: move it away or "
+                    "give another --name"
+                )
+            own.append(path)
+    for arm in (read_marker(run) or {}).get("arms", ()):
+        if read_marker(run / arm) is not None:
+            own += own_paths(run / arm)
+    return own
+
+
+def set_aside(run: Path) -> None:
+    """Moves our files of a run into a folder within it, from where ``put_back`` takes them."""
+    paths, arms = own_paths(run), (read_marker(run) or {}).get("arms", ())
+    remove(run / REPLACED)
+    for path in paths:
+        if path.name == REPLACED:
+            continue
+        target = run / REPLACED / path.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    for arm in arms:
+        with suppress(OSError):  # holds a file of somebody else, or is a link
+            (run / arm).rmdir()
+
+
+def put_back(run: Path) -> None:
+    """Removes our files of a run that did not start; one that was set aside comes back."""
+    for path in own_paths(run):
+        if path.name != REPLACED:
+            remove(path)
+    aside = run / REPLACED
+    for folder, _, names in os.walk(aside, topdown=False):
+        within = run / Path(folder).relative_to(aside)
+        within.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            os.replace(Path(folder) / name, within / name)
+    remove(aside)
+
+
+def drop_replaced(run: Path) -> None:
+    """Removes what ``set_aside`` moved."""
+    remove(run / REPLACED)
+
+
+def _foreign_files(folder: Path, own: re.Pattern[str]) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not own.fullmatch(path.name))
+
+
+def _foreign_in_checkpoint(folder: Path) -> Iterator[Path]:
+    own = {*checkpoint_contents(folder).get("files", ()), CONTENTS_FILE}
+    return (path for path in folder.iterdir() if path.name not in own)
+
+
+def _foreign_in_checkpoints(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if re.fullmatch(r"step-\d+", path.name) and path.is_dir():
+            yield from _foreign_in_checkpoint(path)
+        else:
+            yield path
+
+
+FOLDERS = {
+    "checkpoint": _foreign_in_checkpoint,
+    "checkpoint.old": _foreign_in_checkpoint,
+    "checkpoints": _foreign_in_checkpoints,
+    "tensorboard": lambda folder: _foreign_files(folder, EVENTS),
+    "wav": lambda folder: _foreign_files(folder, SOUND),
+}

@@ -1,0 +1,56 @@
+"""The figures at the end of a training command, as plain text that fits the width there is."""
+
+from collections.abc import Mapping, Sequence
+
+MIN_WIDTH = 40
+GAP = " "
+
+
+def result_table(figures: Mapping[str, Mapping[str, float]], *, width: int) -> str:
+    """One row an arm, one column a metric; blocks below each other where one would be too wide.
+
+    Column heads are broken at ``_`` and ``/``, so that a long name takes lines and not columns.
+    """
+    names = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
+    if not names:
+        return ""
+    first = ["held out", *figures]
+    columns = [[*_head(name), *_cells(name, figures)] for name in names]
+    height = max(len(_head(name)) for name in names)
+    label_column = [""] * (height - 1) + first
+    blocks: list[list[list[str]]] = [[]]
+    room = max(width, MIN_WIDTH) - _width(label_column)
+    left = room
+    for name, column in zip(names, columns, strict=True):
+        padded = [""] * (height - len(_head(name))) + column
+        needed = len(GAP) + _width(padded)
+        if needed > left and blocks[-1]:
+            blocks.append([])
+            left = room
+        blocks[-1].append(padded)
+        left -= needed
+    return "\n\n".join(_block(label_column, block) for block in blocks)
+
+
+def _head(name: str) -> list[str]:
+    return name.replace("/", " ").replace("_", " ").split() or [name]
+
+
+def _cells(name: str, figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    values = [metrics.get(name) for metrics in figures.values()]
+    whole = all(value is None or (value.is_integer() and abs(value) > 1) for value in values)
+    form = "{:.0f}" if whole else "{:.3f}"
+    return ["" if value is None else form.format(value) for value in values]
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(len(cell) for cell in column)
+
+
+def _block(labels: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    label_width, widths = _width(labels), [_width(column) for column in columns]
+    lines = []
+    for row, label in enumerate(labels):
+        cells = [column[row].rjust(width) for column, width in zip(columns, widths, strict=True)]
+        lines.append(GAP.join([label.ljust(label_width), *cells]).rstrip())
+    return "\n".join(line for line in lines if line)
