@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 60
 KERNELS = {"_C", "_C_cuda", "errors", "ops"}
 LOSSES = KERNELS | {"losses"}
 PARTS = LOSSES | {"data", "models", "rewards", "rollout"}
-CONFIG = {"config", "config_layers"}
+CONFIG = {"config", "config_layers", "config_yaml"}
 
 # What a part may import, itself aside. A part that is not here has no place in the design yet.
 MAY_IMPORT = {
@@ -27,14 +27,22 @@ MAY_IMPORT = {
     "rewards": PARTS,
     "rollout": PARTS,
     "config": {"errors"},
-    "config_layers": {"errors", "config"},
+    "config_layers": {"errors", "config", "config_yaml"},
+    "config_yaml": {"errors"},
+    "config_listing": CONFIG | {"errors", "recipes"},
+    "outputs": set(),
+    "failures": {"errors"},
     "recipes": PARTS,
-    "train": PARTS | CONFIG | {"telemetry"},
-    "report": {"errors"},
+    "train": PARTS | CONFIG | {"telemetry", "outputs"},
+    "train_command": PARTS | CONFIG | {"recipes", "train", "report", "outputs"},
+    "report": {"errors", "outputs"},
     "doctor": KERNELS,
     "telemetry": set(),
     "integrations": LOSSES,
-    "cli": PARTS | CONFIG | {"recipes", "train", "report", "doctor"},
+    "cli": PARTS
+    | CONFIG
+    | {"recipes", "train", "report", "doctor"}
+    | {"config_listing", "failures", "outputs", "train_command"},
 }
 
 

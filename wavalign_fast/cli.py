@@ -9,26 +9,15 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wavalign_fast.errors import UserError, one_line, user_input
-
-if TYPE_CHECKING:
-    from wavalign_fast.config import RunConfig
-    from wavalign_fast.train.session import Plan
-    from wavalign_fast.train.task import Task
+from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
+from wavalign_fast.failures import explain
 
 BAD_INPUT = 2
-TRAIN_PACKAGES = {
-    "transformers",
-    "safetensors",
-    "numpy",
-    "pydantic",
-    "yaml",
-    "rich",
-    "pocketsphinx",
-}
+LARGEST_SEED = 2**63 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.command(args)
     except UserError as error:
         return _fail(one_line(error))
-    except ModuleNotFoundError as error:
-        if error.name not in TRAIN_PACKAGES:
+    except Exception as error:
+        reason = explain(error)
+        if reason is None:
             raise
-        return _fail(f"{error.name} is not installed; pip install 'wavalign-fast[train]'")
+        return _fail(reason)
     except KeyboardInterrupt:
         print("wavalign-fast: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -49,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Like ``parse_args``, but key=value may stand anywhere among the options of ``train``."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(args, "inputs")]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+        hint = did_you_mean(unknown[0].partition("=")[0], args.options)
+        args.parser.error(f"unknown argument {unknown[0]}{hint}")
     if rest:
         args.inputs += rest
+    args.words = words
     return args
 
 
@@ -65,10 +58,19 @@ def _fail(message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with every error on one line, without the usage before it."""
+    """argparse with every error on one line, without the usage before it, and with a suggestion."""
 
     def error(self, message: str) -> Any:
-        self.exit(_fail(f"{message} (see {self.prog} --help)"))
+        self.exit(_fail(f"{one_line(UserError(message))} (see {self.prog} --help)"))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = list(map(str, action.choices))
+            raise argparse.ArgumentError(
+                action,
+                f"invalid choice: {shown(value)}, wanted one of {', '.join(names)}"
+                f"{did_you_mean(str(value), names)}",
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="wavalign-fast",
         description="Post-train a spoken dialogue model, listen to it, report on it.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
 
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("prompt", help='what to ask, e.g. "eighty seven plus six"')
     say.add_argument("--run", type=Path, required=True, help="run directory, e.g. runs/NAME")
     say.add_argument("--out", type=Path, default=Path("answer.wav"), help="WAV file to write")
-    say.add_argument("--seed", type=int, default=0, help="seed of the sampled answer")
+    say.add_argument("--seed", type=_seed, default=0, help="seed of the sampled answer")
     say.set_defaults(command=_say)
 
     report = commands.add_parser("report", help="write report.html of a run again")
@@ -107,7 +110,37 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="report backends, compiler, CPU and versions")
     doctor.set_defaults(command=_doctor)
+    _add_config(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command, options=list(command._option_string_actions))
     return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("wavalign-fast")
+    except metadata.PackageNotFoundError:
+        return "of a source tree that is not installed"
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{shown(value)} given, wanted a whole number >= 0 and <= {LARGEST_SEED}"
+        )
+    return value
+
+
+def _add_config(commands: Any) -> None:
+    config = commands.add_parser(
+        "config", help="list recipes, arms and every key of a config, with its text and default"
+    )
+    config.add_argument(
+        "keys", nargs="*", metavar="KEY", help="only this key or group, e.g. loss.gate"
+    )
+    config.add_argument("--recipe", help="recipe by name; by default all of them")
+    config.set_defaults(command=_config)
 
 
 def _add_train(commands: Any) -> None:
@@ -140,134 +173,58 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    configs = _resolve(args)
-    if args.print_config:
-        from wavalign_fast.config_layers import dump_config
+    from wavalign_fast.train_command import train
 
-        print("---\n".join(dump_config(config) for config in configs), end="")
-        return 0
-    root = args.output / (configs[0].name or _default_name(configs))
-    plans = _plan(configs, root)
-
-    from rich.console import Console
-
-    from wavalign_fast.train.guards import Stopped
-    from wavalign_fast.train.session import run_plans
-
-    _quiet_libraries()
-    try:
-        run_plans(plans, resume=args.resume, overwrite=args.overwrite, console=Console())
-    except Stopped as stopped:
-        print(f"wavalign-fast: {stopped}; go on with --resume", file=sys.stderr)
-        return 128 + stopped.signal_number
-    print(f"run:    {root}")
-    return _write_report(root)
+    return train(args, args.words)
 
 
-def _resolve(args: argparse.Namespace) -> "list[RunConfig]":
-    """One config an arm, from all layers."""
-    from wavalign_fast.config_layers import (
-        choose_arm,
-        merge,
-        parse_overrides,
-        read_config_file,
-        resolve_config,
-    )
-    from wavalign_fast.recipes import load_recipe
+def _config(args: argparse.Namespace) -> int:
+    from wavalign_fast.config_listing import listing
 
-    files = [text for text in args.inputs if "=" not in text]
-    if len(files) > 1:
-        raise UserError(f"{len(files)} config files given ({', '.join(files)}), wanted one")
-    user = read_config_file(Path(files[0])) if files else {}
-    overrides = parse_overrides(text for text in args.inputs if "=" in text)
-    flags = {"recipe": args.recipe, "arm": args.arm, "name": args.name}
-    user = merge(merge(user, overrides), {k: v for k, v in flags.items() if v is not None})
-    if args.seed is not None:
-        user = merge(user, {"train": {"seed": args.seed}})
-    recipe = user.get("recipe")
-    if not isinstance(recipe, str):
-        raise UserError("no recipe given, wanted --recipe NAME or recipe: NAME in a config file")
-    with user_input("recipe"):
-        defaults, arms, _ = load_recipe(recipe)
-    if args.all_arms:
-        names: list[str | None] = list(arms)
-    elif args.arms is not None:
-        names = list(dict.fromkeys(name.strip() for name in args.arms.split(",")))
-    else:
-        names = [user.get("arm", defaults.get("arm"))]
-    return [
-        resolve_config([defaults, choose_arm(arms, name), {**user, "arm": name}]) for name in names
-    ]
-
-
-def _default_name(configs: "Sequence[RunConfig]") -> str:
-    first = configs[0]
-    return first.recipe if len(configs) > 1 or not first.arm else f"{first.recipe}-{first.arm}"
-
-
-def _plan(configs: "Sequence[RunConfig]", root: Path) -> "list[Plan]":
-    """One plan a config: in ``root`` itself, or in ``root/ARM`` for several arms."""
-    from wavalign_fast.train.session import Plan
-
-    several = len(configs) > 1
-    plans = []
-    for config in configs:
-        directory = root / str(config.arm) if several else root
-        plans.append(Plan(config=config, directory=directory, make_task=_task_maker(config)))
-    return plans
-
-
-def _task_maker(config: "RunConfig") -> Any:
-    """Makes the recipe's task; its options are checked now, before anything is trained."""
-    from wavalign_fast.config_layers import check_task_options
-    from wavalign_fast.recipes import load_recipe
-
-    _, _, factory = load_recipe(config.recipe)
-    check_task_options(factory, config.task)
-
-    def make() -> "Task":
-        with user_input("task"):
-            return factory(**config.task)
-
-    return make
+    print(listing(args.keys, recipe=args.recipe))
+    return 0
 
 
 def _say(args: argparse.Namespace) -> int:
+    from wavalign_fast.outputs import check_output, is_stdout
+    from wavalign_fast.train.run_dir import arm_directories, read_run_config
+    from wavalign_fast.train_command import quiet_libraries, task_maker
+
+    directory, *others = arm_directories(args.run)
+    config = read_run_config(directory)
+    with user_input("recipe"):
+        make_task = task_maker(config)
+    with user_input("say"):
+        check_output(args.out)
+
     from wavalign_fast.models import check_vocabulary, load_checkpoint
     from wavalign_fast.train.files import write_wav
-    from wavalign_fast.train.run_dir import arm_directories, read_run_config
 
-    _quiet_libraries()
-    directory, *others = arm_directories(args.run)
+    quiet_libraries()
     if others:
         names = ", ".join(arm.name for arm in (directory, *others))
         print(f"arms: {names}; answering with {directory.name}", file=sys.stderr)
-    config = read_run_config(directory)
-    with user_input("recipe"):
-        task = _task_maker(config)()
+    task = make_task()
     model = load_checkpoint(directory / "checkpoint")
     check_vocabulary(model, task.layout)
+    # Text among the bytes of a sound would spoil it.
+    text_to = sys.stderr if is_stdout(args.out) else sys.stdout
     with user_input("say"):
         sample = task.answer(model.eval(), args.prompt, seed=args.seed).samples[0]
         write_wav(args.out, sample.waveform, sample.sample_rate)
-    print(sample.text)
+    print(sample.text, file=text_to)
     if sample.heard:
-        print(f"heard: {sample.heard}")
-    print(f"speech: {args.out}")
+        print(f"heard: {sample.heard}", file=text_to)
+    print(f"speech: {args.out}", file=text_to)
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
     from wavalign_fast.train.run_dir import arm_directories
+    from wavalign_fast.train_command import print_report
 
     arm_directories(args.run)  # refuses a directory without a run
-    return _write_report(args.run)
-
-
-def _write_report(root: Path) -> int:
-    from wavalign_fast.report import write_report
-
-    print(f"report: {write_report(root)}")
+    print_report(args.run)
     return 0
 
 
@@ -311,13 +268,6 @@ def _doctor(args: argparse.Namespace) -> int:
 
     doctor.main()
     return 0
-
-
-def _quiet_libraries() -> None:
-    """transformers draws a progress bar for every file it saves; ours is the one to see."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

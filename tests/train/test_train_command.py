@@ -10,42 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from wavalign_fast.cli import main
 from wavalign_fast.train import loop
+from wavalign_fast.train.owned import MARKER_FILE
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    """The page itself is tested with the report; here only when and for what it is written."""
-    written = []
-    module = type("report", (), {"write_report": lambda root: written.append(root) or "page"})
-    monkeypatch.setitem(__import__("sys").modules, "wavalign_fast.report", module)
-    return written
-
-
-@pytest.fixture
-def in_tmp_path(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def error_line(capsys, *argv):
-    assert main(argv) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
-
-
-def train(*argv):
-    return main(["train", "--recipe", "toy", *argv])
 
 
 def files(directory):
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
 
 
-def test_a_run_directory_is_complete(in_tmp_path, no_report):
-    assert train("--name", "one", "train.seed=5", "--output", "out") == 0
+def test_a_run_directory_is_complete(in_tmp_path, no_report, train_toy):
+    assert train_toy("--name", "one", "train.seed=5", "--output", "out") == 0
     run = in_tmp_path / "out" / "one"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["recipe"], config["arm"], config["train"]["seed"]) == ("toy", "both", 5)
@@ -70,49 +45,51 @@ def test_a_run_directory_is_complete(in_tmp_path, no_report):
     assert not [name for name in files(run) if "tmp" in name]
 
 
-def test_several_arms_share_one_base_evaluation_and_one_report(in_tmp_path, no_report, toy_task):
+def test_several_arms_share_one_base_evaluation_and_one_report(
+    in_tmp_path, no_report, toy_task, train_toy
+):
     evaluations = []
     evaluate = toy_task.evaluate
     toy_task.evaluate = lambda self, *a, **k: evaluations.append(1) or evaluate(self, *a, **k)
     try:
-        assert train("--arms", "sft,both") == 0
+        assert train_toy("--arms", "sft,both") == 0
     finally:
         toy_task.evaluate = evaluate
     assert len(evaluations) == 3
     root = in_tmp_path / "runs" / "toy"
-    assert {path.name for path in root.iterdir()} == {"sft", "both"}
+    assert {path.name for path in root.iterdir()} == {"sft", "both", MARKER_FILE}
     assert {"config.yaml", "metrics.jsonl", "evaluation.json"} <= files(root / "sft")
     assert [str(path) for path in no_report] == ["runs/toy"]
 
 
-def test_an_arm_of_several_is_the_same_as_alone(in_tmp_path):
-    assert train("--all-arms", "--name", "all") == 0
-    assert train("--arm", "rl", "--name", "alone") == 0
+def test_an_arm_of_several_is_the_same_as_alone(in_tmp_path, train_toy):
+    assert train_toy("--all-arms", "--name", "all") == 0
+    assert train_toy("--arm", "rl", "--name", "alone") == 0
     runs = in_tmp_path / "runs"
     weights = [runs / run / "checkpoint" / "model.safetensors" for run in ("all/rl", "alone")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_run_is_not_written_over_without_consent(in_tmp_path, capsys):
-    assert train("--name", "one") == 0
+def test_a_run_is_not_written_over_without_consent(in_tmp_path, capsys, train_toy, refused):
+    assert train_toy("--name", "one") == 0
     before = (in_tmp_path / "runs/one/config.yaml").read_text()
     capsys.readouterr()
-    line = error_line(capsys, "train", "--recipe", "toy", "--name", "one", "train.seed=9")
+    line = refused("--name", "one", "train.seed=9")
     assert "runs/one exists; give --resume, --overwrite or another --name" in line
     assert (in_tmp_path / "runs/one/config.yaml").read_text() == before
-    assert train("--name", "one", "--overwrite", "train.seed=9") == 0
+    assert train_toy("--name", "one", "--overwrite", "train.seed=9") == 0
     assert "seed: 9" in (in_tmp_path / "runs/one/config.yaml").read_text()
 
 
-def test_overwrite_removes_nothing_but_runs(in_tmp_path, capsys):
+def test_overwrite_removes_nothing_but_runs(in_tmp_path, refused):
     (in_tmp_path / "runs" / "mine").mkdir(parents=True)
     (in_tmp_path / "runs" / "mine" / "thesis.tex").touch()
-    line = error_line(capsys, "train", "--recipe", "toy", "--name", "mine", "--overwrite")
+    line = refused("--name", "mine", "--overwrite")
     assert "runs/mine is not a run directory" in line
     assert (in_tmp_path / "runs" / "mine" / "thesis.tex").exists()
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, monkeypatch):
+def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, monkeypatch, train_toy):
     one_step = loop.Trainer._one_step
 
     def stop_at_two(self, *args):
@@ -121,30 +98,28 @@ def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop.Trainer, "_one_step", stop_at_two)
-    assert train("--arms", "both,sft") == 130
+    assert train_toy("--arms", "both,sft") == 130
     err = capsys.readouterr().err
     assert "stopped by SIGINT after step 2; checkpoint saved in runs/toy/both/checkpoint" in err
     monkeypatch.undo()
 
 
-def test_resume_goes_on_and_leaves_finished_arms(in_tmp_path, toy_recipe, capsys):
-    assert train("--arms", "both,sft", "train.steps=2") == 0
+def test_resume_goes_on_and_leaves_finished_arms(in_tmp_path, toy_recipe, capsys, train_toy):
+    assert train_toy("--arms", "both,sft", "train.steps=2") == 0
     finished = in_tmp_path / "runs/toy/sft/evaluation.json"
-    assert train("--arms", "both", "--name", "toy/both") == 2  # a name is no path
+    assert train_toy("--arms", "both", "--name", "toy/both") == 2  # a name is no path
     stamp = finished.stat().st_mtime_ns
-    assert train("--arms", "both,sft", "train.steps=2", "--resume") == 0
+    assert train_toy("--arms", "both,sft", "train.steps=2", "--resume") == 0
     assert finished.stat().st_mtime_ns == stamp
     assert "sft: finished before" in capsys.readouterr().out
-    assert train("--arms", "both,sft", "train.steps=3", "--resume") == 0
+    assert train_toy("--arms", "both,sft", "train.steps=3", "--resume") == 0
     assert json.loads(finished.read_text())["steps"] == 3
 
 
-def test_resume_wants_the_same_config(capsys):
-    assert train("--name", "one") == 0
+def test_resume_wants_the_same_config(capsys, train_toy, refused):
+    assert train_toy("--name", "one") == 0
     capsys.readouterr()
-    line = error_line(
-        capsys, "train", "--recipe", "toy", "--name", "one", "--resume", "optimizer.lr=1"
-    )
+    line = refused("--name", "one", "--resume", "optimizer.lr=1")
     assert "was started with another optimizer.lr" in line
 
 
@@ -161,13 +136,13 @@ def test_resume_wants_the_same_config(capsys):
         (["loss.backend=cuda"], "cuda"),
     ],
 )
-def test_bad_input_leaves_nothing_behind(in_tmp_path, capsys, argv, message):
-    assert message in error_line(capsys, "train", "--recipe", "toy", *argv)
+def test_bad_input_leaves_nothing_behind(in_tmp_path, argv, message, refused):
+    assert message in refused(*argv)
     assert list(in_tmp_path.iterdir()) == []
 
 
-def test_an_unknown_recipe(capsys):
-    assert "wanted one of toy" in error_line(capsys, "train", "--recipe", "tyo")
+def test_an_unknown_recipe(error_line):
+    assert "wanted one of toy" in error_line("train", "--recipe", "tyo")
 
 
 def test_options_and_overrides_may_mix(capsys):
@@ -178,23 +153,23 @@ def test_options_and_overrides_may_mix(capsys):
     assert (config["rollout"]["prompts"], config["anchor"]["rows"]) == (2, 3)
 
 
-def test_say_prints_the_answer_and_writes_a_wav(in_tmp_path, capsys):
-    assert train("--name", "one", "train.steps=1", "train.eval_items=0") == 0
+def test_say_prints_the_answer_and_writes_a_wav(in_tmp_path, capsys, train_toy, error_line):
+    assert train_toy("--name", "one", "train.steps=1", "train.eval_items=0") == 0
     capsys.readouterr()
     assert main(["say", "hello", "--run", "runs/one", "--out", "hi.wav"]) == 0
     assert capsys.readouterr().out.splitlines() == ["t", "heard: h", "speech: hi.wav"]
     with wave.open("hi.wav") as file:
         assert file.getframerate() == 8000
-    line = error_line(capsys, "say", "bye", "--run", "runs/one", "--out", "bye.wav")
+    line = error_line("say", "bye", "--run", "runs/one", "--out", "bye.wav")
     assert "prompt is 'bye', wanted 'hello'" in line
     assert not (in_tmp_path / "bye.wav").exists()
 
 
-def test_say_refuses_a_run_without_a_usable_checkpoint(in_tmp_path, capsys):
-    assert train("--name", "one", "train.steps=1", "train.eval_items=0") == 0
+def test_say_refuses_a_run_without_a_usable_checkpoint(in_tmp_path, capsys, train_toy, error_line):
+    assert train_toy("--name", "one", "train.steps=1", "train.eval_items=0") == 0
     capsys.readouterr()
     weights = in_tmp_path / "runs/one/checkpoint/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert "cannot be read" in error_line(capsys, "say", "hello", "--run", "runs/one")
+    assert "cannot be read" in error_line("say", "hello", "--run", "runs/one")
     (in_tmp_path / "runs/one/checkpoint/config.json").unlink()
-    assert "no checkpoint in" in error_line(capsys, "say", "hello", "--run", "runs/one")
+    assert "no checkpoint in" in error_line("say", "hello", "--run", "runs/one")

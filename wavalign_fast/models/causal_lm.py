@@ -5,6 +5,8 @@ are never built.
 """
 
 import copy
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ from wavalign_fast.models.head import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
@@ -54,15 +58,35 @@ def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "
 
     if not (directory / "config.json").is_file():
         raise UserError(f"no checkpoint in {directory}: config.json is missing")
+    _say_that_code_is_not_run(directory)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, dtype="auto" if like is None else like.dtype
+            directory,
+            local_files_only=True,
+            dtype="auto" if like is None else like.dtype,
+            # A checkpoint is data: no code of its own is run, and no pickle is read.
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except Exception as error:  # transformers and safetensors raise many types for a bad file
         raise UserError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
     if like is not None:
         _check_same_shapes(directory, model, like)
     return model
+
+
+def _say_that_code_is_not_run(directory: Path) -> None:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
+    if isinstance(config, dict) and "auto_map" in config:
+        logger.warning(
+            "checkpoint %s names code of its own (auto_map): it is not run, transformers' own "
+            "model of type %s is used",
+            directory,
+            config.get("model_type"),
+        )
 
 
 def _check_same_shapes(directory: Path, model: "PreTrainedModel", like: "PreTrainedModel") -> None:

@@ -1,0 +1,209 @@
+"""``--resume`` says what it goes on with and what is different, and names a command that works."""
+
+import functools
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import threading
+
+import pytest
+import torch
+import yaml
+
+from wavalign_fast.cli import main
+from wavalign_fast.train import loop
+from wavalign_fast.train.owned import MARKER_FILE
+from wavalign_fast.train.run_dir import start_run
+from wavalign_fast.train_command import resume_command
+
+pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Ctrl-C in the given step, once."""
+
+    def arm(step):
+        one_step = loop.Trainer._one_step
+
+        def stopping(self, *args):
+            one_step(self, *args)
+            if self.step == step:
+                monkeypatch.setattr(loop.Trainer, "_one_step", one_step)
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(loop.Trainer, "_one_step", stopping)
+
+    return arm
+
+
+def command_of(err):
+    """The words of the command after ``go on with:`` on stderr."""
+    line = next(line for line in err.splitlines() if "go on with: " in line)
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[:2] == ["wavalign-fast", "train"]
+    return words[1:]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--name", "one"],
+        ["--output", "my runs/it's", "--seed", "3", "task.hidden=8"],
+        ["--arms", "both,sft", "--overwrite"],
+        ["my config.yaml"],
+        ["./lr=1.yaml", "loss.clip=[0.1, 0.2]", "--overw"],
+    ],
+)
+def test_the_command_that_is_printed_goes_on(in_tmp_path, train_toy, capsys, stop_at, argv):
+    for name in ("my config.yaml", "lr=1.yaml"):
+        (in_tmp_path / name).write_text("optimizer: {lr: 2e-3}\n")
+    stop_at(2)
+    assert train_toy(*argv) == 130
+    words = command_of(capsys.readouterr().err)
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "from step 2 of 4" in out and "step 4/4" in out
+
+
+def test_a_config_from_a_pipe_is_named_by_its_copy_in_the_run(in_tmp_path, capsys, stop_at):
+    os.mkfifo("pipe")
+    text = "recipe: toy\ntrain: {seed: 7}\n"
+    writer = threading.Thread(target=lambda: (in_tmp_path / "pipe").write_text(text))
+    writer.start()
+    stop_at(2)
+    assert main(["train", "pipe", "--name", "3e8", "train.log_every=1"]) == 130
+    writer.join()
+    words = command_of(capsys.readouterr().err)
+    assert "runs/3e8/config.yaml" in words and "pipe" not in words
+    assert main(words) == 0
+    assert "going on with runs/3e8 from step 2 of 4" in capsys.readouterr().out
+    config = yaml.safe_load((in_tmp_path / "runs" / "3e8" / "config.yaml").read_text())
+    assert config["train"]["seed"] == 7
+
+
+def test_a_command_is_quoted_for_a_shell():
+    words = ["train", "a b", "--overwrite", "task.path=it's", "--output", "x;y"]
+    command = resume_command(words, words[1:2], None)
+    assert shlex.split(command) == ["wavalign-fast", "train", "a b", *words[3:], "--resume"]
+
+
+def test_another_length_is_said_with_what_it_does_to_the_schedule(train_toy, capsys):
+    argv = ("--name", "one", "optimizer.schedule=cosine", "train.eval_items=0")
+    assert train_toy(*argv, "train.steps=2") == 0
+    capsys.readouterr()
+    assert train_toy(*argv, "train.steps=3", "train.log_every=1", "--resume") == 0
+    out = capsys.readouterr().out
+    assert "both: going on with runs/one from step 2 of 3" in out
+    assert "both: train.steps: 2 before, 3 now" in out
+    assert "both: train.log_every: 10 before, 1 now" in out
+    assert "optimizer.schedule: the cosine from here on is that of a run of 3 steps" in out
+
+
+def test_fewer_steps_than_were_done_are_refused(in_tmp_path, train_toy, refused):
+    assert train_toy("--name", "one", "train.steps=3") == 0
+    before = (in_tmp_path / "runs/one/config.yaml").read_text()
+    line = refused("--name", "one", "train.steps=2", "--resume")
+    assert "train.steps: 2 given, runs/one is at step 3 already" in line
+    assert (in_tmp_path / "runs/one/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("optimizer.lr=1", "optimizer.lr (0.003 then, 1.0 now)"),
+        ("optimizer.warmup_steps=2", "optimizer.warmup_steps (0 then, 2 now)"),
+        ("optimizer.schedule=cosine", "optimizer.schedule ('constant' then, 'cosine' now)"),
+        ("train.seed=5", "train.seed (0 then, 5 now)"),
+        ("task.hidden=8", "task.hidden (None then, 8 now)"),
+    ],
+)
+def test_another_setting_is_refused_by_name(in_tmp_path, refused, make_config, change, said):
+    start_run(in_tmp_path / "runs" / "one", make_config("arm=both"))
+    line = refused("--name", "one", "--resume", change)
+    assert "was started with another" in line and said in line
+
+
+@pytest.mark.parametrize("change", ["content", "order", "count"])
+def test_other_training_data_is_refused(train_toy, refused, toy_task, monkeypatch, change):
+    assert train_toy("--name", "one", "train.steps=2") == 0
+    init = toy_task.__init__
+
+    @functools.wraps(init)
+    def changed(self, **options):
+        init(self, **options)
+        if change == "content":
+            self.train_examples[3] = self.train_examples[2]
+        elif change == "order":
+            self.train_examples.reverse()
+        else:
+            self.train_examples.pop()
+
+    monkeypatch.setattr(toy_task, "__init__", changed)
+    line = refused("--name", "one", "--resume", "train.steps=4")
+    examples = 9 if change == "count" else 10
+    assert f"other training data (10 examples then, {examples} now" in line
+
+
+def test_a_run_from_before_there_were_markers_goes_on(in_tmp_path, train_toy, capsys):
+    assert train_toy("--name", "one", "train.steps=2") == 0
+    (in_tmp_path / "runs" / "one" / MARKER_FILE).unlink()
+    (in_tmp_path / "runs" / "one" / "checkpoint" / "contents.json").unlink()
+    assert train_toy("--name", "one", "train.steps=3", "--resume") == 0
+    assert (
+        json.loads((in_tmp_path / "runs/one" / MARKER_FILE).read_text())["data"]["examples"] == 10
+    )
+
+
+def test_a_run_without_a_checkpoint_starts_again(in_tmp_path, train_toy, capsys):
+    assert train_toy("--name", "one", "train.steps=2") == 0
+    shutil.rmtree(in_tmp_path / "runs" / "one" / "checkpoint")
+    assert train_toy("--name", "one", "train.steps=3", "--resume") == 0
+    assert "going on with runs/one from the start, no checkpoint" in capsys.readouterr().out
+
+
+def test_nothing_to_resume_suggests_a_run(train_toy, refused):
+    assert train_toy("--name", "monday", "train.steps=1", "train.eval_items=0") == 0
+    line = refused("--name", "mondaj", "--resume")
+    assert "nothing to resume in runs/mondaj; did you mean monday?" in line
+
+
+def test_a_task_that_draws_goes_on_as_if_it_had_not_been_stopped(
+    in_tmp_path, train_toy, toy_task, monkeypatch
+):
+    def rewards(self, completions):
+        return [random.random() + torch.rand(()).item() for _ in completions]
+
+    monkeypatch.setattr(toy_task, "rewards", rewards)
+    assert train_toy("--name", "whole", "train.steps=4") == 0
+    assert train_toy("--name", "parts", "train.steps=2") == 0
+    random.seed(99)
+    torch.manual_seed(99)
+    assert train_toy("--name", "parts", "train.steps=4", "--resume") == 0
+    weights = [
+        in_tmp_path / f"runs/{name}/checkpoint/model.safetensors" for name in ("whole", "parts")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_layers_of_a_command_win_in_order(in_tmp_path, capsys):
+    (in_tmp_path / "c.yaml").write_text(
+        "recipe: toy\narm: sft\ntrain: {seed: 1, steps: 1}\nname: f\n"
+    )
+    argv = ["train", "c.yaml", "train.steps=2", "train.steps=3", "--seed", "4", "--name", "n"]
+    assert main([*argv, "--arm", "rl", "--print-config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["train"]["seed"], config["train"]["steps"]) == (4, 3)
+    assert (config["name"], config["arm"], config["loss"]["mixing"]) == ("n", "rl", 1.0)
+
+
+def test_one_setting_in_two_forms_is_refused(refused):
+    for argv, message in [
+        (["--seed", "3", "train.seed=4"], "--seed 3 and seed = 4 given, wanted one"),
+        (["--name", "a", "name=b"], "--name a and name = 'b' given, wanted one"),
+        (["--arm", "rl", "arm=sft"], "--arm rl and arm = 'sft' given, wanted one"),
+    ]:
+        assert message in refused(*argv)

@@ -1,0 +1,206 @@
+"""``wavalign-fast train``: from the words on the command line to runs.
+
+Everything that can be refused without torch is refused before torch is imported.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavalign_fast import recipes
+from wavalign_fast.config import RunConfig
+from wavalign_fast.config_layers import (
+    choose_arm,
+    dump_config,
+    merge,
+    parse_overrides,
+    resolve_config,
+    settle,
+)
+from wavalign_fast.config_yaml import read_config_file
+from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
+from wavalign_fast.outputs import check_output
+from wavalign_fast.train.lock import locked
+from wavalign_fast.train.owned import CONFIG_FILE, REPORT_FILE
+from wavalign_fast.train.run_dir import check_folder_of_arms, check_run
+
+if TYPE_CHECKING:
+    from wavalign_fast.train.task import Task
+
+KEY = re.compile(r"[^/=]*=")
+
+
+def train(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Runs the command; ``words`` are the arguments as the user wrote them."""
+    configs = resolve(args)
+    if args.print_config:
+        print("---\n".join(dump_config(config) for config in configs), end="")
+        return 0
+    root = args.output / (configs[0].name or _default_name(configs))
+    several = len(configs) > 1
+    places = [root / str(config.arm) if several else root for config in configs]
+    if args.resume and not any(os.path.exists(place) for place in places):
+        raise UserError(f"nothing to resume in {places[0]}{_like(root)}")
+
+    def check() -> None:
+        for place, config in zip(places, configs, strict=True):
+            check_run(place, config, resume=args.resume, overwrite=args.overwrite)
+
+    if several:
+        check_folder_of_arms(root, resume=args.resume)
+    check()
+    with locked([root, *places]):
+        check()  # another process may have written there in the meantime
+        with user_input("report"):
+            check_output(root / REPORT_FILE)
+        return _run(args, words, root, places, configs)
+
+
+def _run(
+    args: argparse.Namespace,
+    words: Sequence[str],
+    root: Path,
+    places: Sequence[Path],
+    configs: Sequence[RunConfig],
+) -> int:
+    from rich.console import Console
+
+    from wavalign_fast.train.guards import Stopped
+    from wavalign_fast.train.session import Plan, run_plans
+
+    quiet_libraries()
+    several = len(configs) > 1
+    plans: list[Plan] = [
+        Plan(
+            config=config,
+            directory=place,
+            make_task=task_maker(config),
+            in_folder_of_arms=several,
+        )
+        for place, config in zip(places, configs, strict=True)
+    ]
+    try:
+        run_plans(plans, resume=args.resume, overwrite=args.overwrite, console=Console())
+    except Stopped as stopped:
+        again = resume_command(words, args.inputs, None if several else root)
+        print(f"wavalign-fast: {stopped}; go on with: {again}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    print(f"run:    {root}")
+    print_report(root)
+    return 0
+
+
+def print_report(root: Path) -> None:
+    """Writes the report of a run and says where it is."""
+    from wavalign_fast.report import write_report
+
+    print(f"report: {write_report(root)}")
+
+
+def quiet_libraries() -> None:
+    """transformers draws a progress bar for every file it saves; ours is the one to see."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def resolve(args: argparse.Namespace) -> list[RunConfig]:
+    """One config an arm, from all layers."""
+    files = [text for text in args.inputs if _names_a_file(text)]
+    if len(files) > 1:
+        raise UserError(f"{len(files)} config files given ({', '.join(files)}), wanted one")
+    for text in files:
+        if text.split(".")[0] in RunConfig.model_fields and not os.path.exists(text):
+            raise UserError(f"{text} given, wanted key=value, e.g. train.steps=20")
+    user = read_config_file(Path(files[0])) if files else {}
+    given = settle(parse_overrides(text for text in args.inputs if text not in files), RunConfig)
+    flags = {"recipe": args.recipe, "arm": args.arm, "name": args.name}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if args.seed is not None:
+        flags["train"] = {"seed": args.seed}
+    _refuse_both(given, flags)
+    user = merge(merge(settle(user, RunConfig), given), flags)
+    recipe = user.get("recipe")
+    if not isinstance(recipe, str):
+        seen = f"recipe: {shown(recipe)} given" if recipe is not None else "no recipe given"
+        raise UserError(f"{seen}, wanted --recipe NAME or recipe: NAME in a config file")
+    with user_input("recipe"):
+        defaults, arms, factory = recipes.load_recipe(recipe)
+    if args.all_arms:
+        names: list[str | None] = list(arms)
+    elif args.arms is not None:
+        names = list(dict.fromkeys(name.strip() for name in args.arms.split(",")))
+    else:
+        names = [user.get("arm", defaults.get("arm"))]
+    return [
+        resolve_config([defaults, choose_arm(arms, name), {**user, "arm": name}], task=factory)
+        for name in names
+    ]
+
+
+def resume_command(words: Sequence[str], inputs: Sequence[str], run: Path | None) -> str:
+    """The command that goes on with what ``words`` started, ready to be pasted into a shell.
+
+    A config among the ``inputs`` that came through a pipe cannot be read again: that of ``run``
+    stands for it.
+    """
+    kept = []
+    for word in words[1:]:
+        if len(word) > 3 and "--overwrite".startswith(word):  # or an abbreviation of it
+            continue
+        piped = word in inputs and os.path.exists(word) and not os.path.isfile(word)
+        kept.append(str(run / CONFIG_FILE) if piped and run is not None else word)
+    if "--resume" not in kept:
+        kept.append("--resume")
+    return shlex.join(["wavalign-fast", words[0], *kept])
+
+
+def task_maker(config: RunConfig) -> "Callable[[], Task]":
+    """Makes the recipe's task; what it refuses is the user's mistake."""
+    _, _, factory = recipes.load_recipe(config.recipe)
+
+    def make() -> "Task":
+        with user_input("task"):
+            return factory(**config.task)
+
+    return make
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether an argument is a config file's path, which may hold ``=``, and no key=value."""
+    if not KEY.match(text):
+        return not text.startswith("-")
+    is_yaml = text.endswith((".yaml", ".yml"))
+    known = re.split(r"[.=]", text)[0] in RunConfig.model_fields
+    if not os.path.isfile(text):
+        return is_yaml and not known
+    if known and not is_yaml:
+        raise UserError(f"{text} is a file and a setting; write ./{text} for the file")
+    return True
+
+
+def _refuse_both(given: dict[str, Any], flags: dict[str, Any]) -> None:
+    """``--seed 3`` beside ``train.seed=4``: nothing says which of them is meant."""
+    for key, value in flags.items():
+        if isinstance(value, dict):
+            _refuse_both(given[key] if isinstance(given.get(key), dict) else {}, value)
+        elif key in given and given[key] != value:
+            raise UserError(f"--{key} {value} and {key} = {shown(given[key])} given, wanted one")
+
+
+def _default_name(configs: Sequence[RunConfig]) -> str:
+    first = configs[0]
+    return first.recipe if len(configs) > 1 or not first.arm else f"{first.recipe}-{first.arm}"
+
+
+def _like(root: Path) -> str:
+    """``; did you mean X?`` for a run of a like name beside ``root``."""
+    try:
+        return did_you_mean(root.name, os.listdir(root.parent))
+    except OSError:
+        return ""
