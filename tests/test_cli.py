@@ -80,6 +80,8 @@ SUMS = ("train", "--recipe", "spoken-sums")
         ([*SUMS, "./train.steps=2"], "no such config file: train.steps=2"),
         ([*SUMS, "x" * 9999], "xxx: File name too long"),
         ([*SUMS, "train.seed=" + "9" * 5000], "train.seed: '999"),
+        (["build-recipe", "spoken-sums", "--output", "/sys/x"], "build-recipe: /sys/x/codebook."),
+        (["bench", "--output", "/sys/x"], "bench: /sys/x/results.json: "),
         (["train", "recipe=3e8"], "recipe: '3e8' given, wanted one of spoken-sums"),
         (["train", "--seed", "9" * 5000, "--recipe", "y"], "invalid int value: '999"),
         (["say", "x", "--run", "y", "--seed", "-1"], "-1 given, wanted a whole number >= 0"),

@@ -1,6 +1,9 @@
 """Layers of the config, and one line for every mistake."""
 
+from collections import deque
+
 import pytest
+import torch
 from pydantic import BaseModel
 
 from wavalign_fast.config import RunConfig
@@ -12,9 +15,11 @@ from wavalign_fast.config_layers import (
     merge,
     parse_overrides,
     resolve_config,
+    wanted,
 )
 from wavalign_fast.config_yaml import parse_yaml, read_config_file
 from wavalign_fast.errors import UserError
+from wavalign_fast.train.optim import build_optimizer
 
 BASE = {"recipe": "toy"}
 
@@ -99,6 +104,83 @@ def test_a_mistake_is_one_line_with_key_seen_and_wanted(override, message):
         resolve(*override.split(" "))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def numeric_keys(model=RunConfig, prefix=""):
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numeric_keys(field.annotation, f"{prefix}{name}.")
+        elif "number" in wanted(field.annotation, field.metadata):
+            yield f"{prefix}{name}"
+
+
+ABSURD = ["1e30", "-1e30", "1" + "0" * 30, "-1" + "0" * 30, ".inf", "-.inf", ".nan", "1e999"]
+
+
+@pytest.mark.parametrize("value", ABSURD)
+def test_no_number_is_without_bounds(value):
+    keys = list(numeric_keys())
+    assert {"train.seed", "optimizer.betas", "loss.gate.threshold", "loss.mixing"} <= set(keys)
+    for key in keys:
+        for given in (value, f"[{value}, {value}]"):
+            with pytest.raises(UserError, match=rf"^{key}: .* given, wanted ") as error:
+                resolve(f"{key}={given}")
+            assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.seed=18446744073709551616",
+            "train.seed: 18446744073709551616 given, wanted a whole",
+        ),
+        (
+            "train.eval_seed=9223372036854775808",
+            "train.eval_seed: 9223372036854775808 given, wanted",
+        ),
+        (
+            "train.seed=-1",
+            "train.seed: -1 given, wanted a whole number >= 0 and <= 922337203685477",
+        ),
+        (
+            "optimizer.betas=[0.9,1.0]",
+            "optimizer.betas: [0.9, 1.0] given, wanted [a number >= 0.0 an",
+        ),
+        (
+            "optimizer.betas=[1.0,0.9]",
+            "optimizer.betas: [1.0, 0.9] given, wanted [a number >= 0.0 an",
+        ),
+        (
+            "optimizer.betas=[0.9]",
+            "optimizer.betas: [0.9] given, wanted [a number >= 0.0 and < 1.0,",
+        ),
+        ("optimizer.eps=1e-50", "optimizer.eps: 1e-50 given, wanted a number >= 1e-30"),
+        ("train.threads=2000", "train.threads: 2000 given, wanted a whole number >= 0 and <= 1024"),
+        ("rollout.temperature=1e-9", "rollout.temperature: 1e-09 given, wanted a number >= 0.0001"),
+        (f"name={'x' * 300}", "name: 'xxxx"),
+        (
+            "rollout={prompts: 100000, group_size: 100000}",
+            "rollout: prompts 100000 × group_size 100000 × max_new_tokens 72 is 720000000000 ids a",
+        ),
+    ],
+)
+def test_what_only_a_library_would_refuse_is_refused_by_name(override, message):
+    with pytest.raises(UserError) as error:
+        resolve(override)
+    assert str(error.value).startswith(message) and len(str(error.value)) < 300
+
+
+def test_the_largest_values_are_taken_by_the_libraries():
+    config = resolve(
+        f"train.seed={2**63 - 1}", "optimizer.betas=[0.999999, 0.0]", "train.threads=1024"
+    )
+    torch.Generator().manual_seed(config.train.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+    layer = torch.nn.Linear(2, 2)
+    build_optimizer(layer, config.optimizer)
+    deque(maxlen=resolve("train.log_every=1000000000").train.log_every)
 
 
 def test_further_mistakes_are_counted():

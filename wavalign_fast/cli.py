@@ -15,6 +15,7 @@ from typing import Any
 
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.failures import explain
+from wavalign_fast.outputs import check_output
 
 BAD_INPUT = 2
 LARGEST_SEED = 2**63 - 1
@@ -186,7 +187,7 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace) -> int:
-    from wavalign_fast.outputs import check_output, is_stdout
+    from wavalign_fast.outputs import is_stdout
     from wavalign_fast.train.run_dir import arm_directories, read_run_config
     from wavalign_fast.train_command import quiet_libraries, task_maker
 
@@ -234,6 +235,7 @@ def _build_recipe(args: argparse.Namespace) -> int:
     output = args.output or Path(f"{args.recipe}-assets")
     try:
         with user_input("build-recipe"):
+            check_output(output / "codebook.safetensors")
             build_recipe(args.recipe, output)
     except RuntimeError as error:
         raise UserError(one_line(error)) from error
@@ -241,6 +243,8 @@ def _build_recipe(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    with user_input("bench"):
+        check_output(args.output / "results.json")
     suite = _benchmarks("suite")
     with user_input("bench"):
         devices = suite.devices(args.device)

@@ -26,7 +26,7 @@ from wavalign_fast.config_yaml import read_config_file
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import check_output
 from wavalign_fast.train.lock import locked
-from wavalign_fast.train.owned import CONFIG_FILE, REPORT_FILE
+from wavalign_fast.train.owned import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
 from wavalign_fast.train.run_dir import check_folder_of_arms, check_run
 
 if TYPE_CHECKING:
@@ -53,8 +53,11 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     if several:
         check_folder_of_arms(root, resume=args.resume)
-    check()
+    if not any(map(has_replaced, places)):
+        check()
     with locked([root, *places]):
+        for place in filter(has_replaced, places):
+            put_back(place)
         check()  # another process may have written there in the meantime
         with user_input("report"):
             check_output(root / REPORT_FILE)

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from wavalign_fast.config_layers import dump_config
-from wavalign_fast.train import loop
+from wavalign_fast.train import loop, session
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.owned import MARKER_FILE, own_paths, put_back, set_aside
+from wavalign_fast.train.owned import MARKER_FILE, drop_replaced, own_paths, put_back, set_aside
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
 SHORT = ("train.steps=1", "train.eval_items=1")
@@ -160,6 +160,32 @@ def test_what_was_set_aside_comes_back_with_its_arms(in_tmp_path, train_toy):
     (root / "config.yaml").write_text("half a start")
     put_back(root)
     assert tree(root) == before
+
+
+def test_a_process_killed_while_it_overwrites_loses_nothing(run, train_toy, monkeypatch):
+    class Killed(BaseException):
+        """No handler of ours runs for it."""
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    before = tree(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "put_back", lambda run: None)
+        patch.setattr(session, "drop_replaced", kill)
+        with pytest.raises(Killed):
+            train_toy("--name", "one", "--overwrite", "train.seed=9", *SHORT)
+    assert seed_of(run) == 9
+    assert train_toy("--name", "one", "--resume", *SHORT) == 0
+    assert tree(run) == before
+
+
+def test_what_is_left_of_an_overwritten_run_is_ours(run):
+    set_aside(run)
+    os.replace(run / ".replaced", run / ".dropped")
+    assert own_paths(run) == [run / ".dropped"]
+    drop_replaced(run)
+    assert tree(run) == {}
 
 
 def test_the_marker_says_which_arms_there_are(in_tmp_path, train_toy):

@@ -25,12 +25,14 @@ CONTENTS_FILE = "contents.json"
 """Step and files of a checkpoint, in its directory."""
 REPLACED = ".replaced"
 """Where an overwritten run waits until the new one has been set up."""
+DROPPED = ".dropped"
+"""The same, once it has been: what a process that was killed left of it."""
 
 FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
 TEMPORARY = re.compile(r"\.wavalign-\d+\.tmp")
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 SOUND = re.compile(r"\d{3,}\.wav")
-UNFINISHED = {".checkpoint.tmp", REPLACED}
+UNFINISHED = {".checkpoint.tmp", REPLACED, DROPPED}
 """Folders whose name alone says that they are ours."""
 
 
@@ -116,7 +118,15 @@ def put_back(run: Path) -> None:
 
 def drop_replaced(run: Path) -> None:
     """Removes what ``set_aside`` moved."""
-    remove(run / REPLACED)
+    if (run / REPLACED).exists():
+        remove(run / DROPPED)
+        os.replace(run / REPLACED, run / DROPPED)
+    remove(run / DROPPED)
+
+
+def has_replaced(run: Path) -> bool:
+    """Whether a process ended between ``set_aside`` and ``drop_replaced``: ``put_back`` is due."""
+    return os.path.lexists(run / REPLACED)
 
 
 def _foreign_files(folder: Path, own: re.Pattern[str]) -> Iterator[Path]:

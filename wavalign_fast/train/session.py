@@ -13,7 +13,7 @@ from rich.console import Console
 
 from wavalign_fast.config import RunConfig
 from wavalign_fast.data.records import Evaluation
-from wavalign_fast.errors import UserError, one_line, user_input
+from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
@@ -104,7 +104,10 @@ def _check_backend(backend: str) -> None:
         source, backend = "WAVALIGN_BACKEND", os.environ.get("WAVALIGN_BACKEND", "auto")
     status = backend_status()
     if backend != "auto" and backend not in status:
-        raise UserError(f"{source}: {backend!r} given, wanted auto or one of {', '.join(status)}")
+        raise UserError(
+            f"{source}: {shown(backend)} given, wanted auto or one of {', '.join(status)}"
+            f"{did_you_mean(backend, status)}"
+        )
     if backend != "auto" and (reason := status[backend]) is not None:
         raise UserError(f"{source}: {backend} cannot be used here: {reason}")
 
