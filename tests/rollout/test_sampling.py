@@ -1,11 +1,13 @@
 """Batched, cached sampling against one row at a time without a cache."""
 
+import math
 import random
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from wavalign_fast.errors import UserError
 from wavalign_fast.rollout import sample_completions, sampling
 
 VOCAB, EOS, PAD = 24, 1, 0
@@ -92,12 +94,147 @@ def test_a_banned_id_is_never_chosen():
     assert sampling.choose_tokens(logits, 1.0, uniform).tolist() == [1, 3, 3]
 
 
+def test_rare_ids_of_a_large_vocabulary_keep_their_probability():
+    # One part in 500 million each, but for the first: sums in float32 take thirty ids for one.
+    logits = torch.full((1, 200_000), -20.0)
+    logits[0, 0] = 0.0
+    probability = torch.softmax(logits, -1)[0].tolist()
+    total = math.fsum(probability)
+    for token in (1, 7_777, 100_000, 199_999):
+        middle = (math.fsum(probability[:token]) + probability[token] / 2) / total
+        uniform = torch.tensor([middle], dtype=torch.float64)
+        assert sampling.choose_tokens(logits, 1.0, uniform).item() == token
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3])
+def test_a_low_temperature_is_nearly_greedy_and_does_not_overflow(temperature):
+    logits = torch.tensor([[9.0, -torch.inf, 11.0, 10.0], [-3e38, -2e38, -1e38, -torch.inf]])
+    uniform = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    assert sampling.choose_tokens(logits, temperature, uniform).tolist() == [2, 2]
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "row", [[1.0, NAN, 2.0], [NAN] * 3, [-INF] * 3, [1.0, INF, 2.0], [INF, -INF, NAN], [INF] * 3]
+)
+def test_logits_that_are_no_distribution_choose_no_id(row, temperature):
+    logits = torch.tensor([[0.0, 30.0, 0.0], row, [30.0, 0.0, -INF]])
+    uniform = torch.tensor([0.3, 0.3, 0.3], dtype=torch.float64) if temperature else None
+    assert sampling.choose_tokens(logits, temperature, uniform).tolist() == [
+        1,
+        sampling.NO_TOKEN,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("value", "seen"), [(NAN, "1 NaN, 0 inf, 23"), (INF, "0 NaN, 1 inf, 23")])
+def test_a_model_that_is_not_finite_is_named_not_sampled(model, value, seen, temperature):
+    """Whatever the row and the token: here only what follows two fives."""
+    head = model.get_output_embeddings()
+
+    def spoil(module, args, output):
+        if inputs[-1].shape[1] == 1:  # not the prompts, but the tokens after them
+            output = output.clone()
+            output[1, -1, 3] = value
+        return output
+
+    inputs = []
+    hooks = [
+        model.get_input_embeddings().register_forward_pre_hook(lambda _, a: inputs.append(a[0])),
+        head.register_forward_hook(spoil),
+    ]
+    try:
+        with pytest.raises(UserError, match=rf"completion 1 \(of prompt 0\), token 1: .*{seen}"):
+            sample(model, group_size=2, temperature=temperature, eos_id=None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_what_a_row_computes_after_its_end_is_no_error(model, monkeypatch):
+    monkeypatch.setattr(sampling, "COMPACT_SHARE", 2.0)  # ended rows stay in the batch
+    wanted = sample(model, temperature=0.0)
+    assert min(map(len, wanted)) < max(map(len, wanted))
+    logits_of = sampling._Decode.logits
+    ended = torch.zeros(len(PROMPTS), dtype=torch.bool)
+
+    def spoilt(self, model, tokens):
+        ended.logical_or_(tokens == EOS)
+        logits = logits_of(self, model, tokens).clone()
+        logits[ended] = NAN
+        return logits
+
+    monkeypatch.setattr(sampling._Decode, "logits", spoilt)
+    assert sample(model, temperature=0.0) == wanted
+    assert ended.any()
+
+
 def test_eos_ends_a_row_and_is_kept(model):
     rows = sample(model, group_size=16, generator=torch.Generator().manual_seed(1))
     ended = [row for row in rows if EOS in row]
     assert 0 < len(ended) < len(rows), "all or none ended: the case tests nothing"
     assert all(row.index(EOS) == len(row) - 1 for row in ended)
     assert all(len(row) == 12 for row in rows if EOS not in row)
+
+
+def test_any_of_several_ends_ends_a_row_in_whatever_form_they_come(model):
+    rows = sample(model, temperature=0.0, eos_id=None)
+    assert all(len(row) == 12 for row in rows)
+    ends = {rows[0][3], rows[1][5]}
+    wanted = [
+        row[: next((place for place, token in enumerate(row, 1) if token in ends), 12)]
+        for row in rows
+    ]
+    first, second = sorted(ends)
+    assert len(wanted[0]) <= 4 and len(wanted[1]) <= 6
+    for form in (
+        [second, first],
+        (first, second),
+        ends,
+        frozenset(ends),
+        range(first, second + 1, second - first),
+        iter([first, second, second]),
+        torch.tensor([first, second]),
+        torch.tensor([first, second]).numpy(),
+        [torch.tensor(first), torch.tensor(second).numpy()],
+    ):
+        assert sample(model, temperature=0.0, eos_id=form) == wanted, form
+    one = sample(model, temperature=0.0, eos_id=first)
+    for form in ([first], torch.tensor(first), torch.tensor([first]), torch.tensor(first).numpy()):
+        assert sample(model, temperature=0.0, eos_id=form) == one, form
+    assert sample(model, temperature=0.0, eos_id=-1) == rows
+
+
+@pytest.mark.parametrize(
+    ("eos_id", "message"),
+    [
+        (True, "eos_id: True .bool. given, wanted a whole number"),
+        (1.0, "eos_id: 1.0 .float."),
+        ("1", "eos_id is '1' .str."),
+        ("</s>", "eos_id is '</s>'"),
+        ({1: "end"}, "eos_id is .* .dict."),
+        ([], "eos_id is empty, wanted ids, or None"),
+        (torch.tensor([], dtype=torch.int64), "eos_id is empty"),
+        ([1, True], "eos_id: True"),
+        ([1, None], "eos_id: None"),
+        ([[1, 2]], r"eos_id: \[1, 2\] .list."),
+        (torch.tensor([[1]]), r"eos_id: \[1\]"),
+        (torch.tensor([1.0]), "eos_id: 1.0 .float."),
+        (torch.tensor([True]), "eos_id: True .bool."),
+        (object(), "eos_id: <object"),
+        ([1, -1], "eos_id is -1, wanted 0 or more"),
+        (-2, "eos_id is -2, wanted 0 or more"),
+        (VOCAB, f"eos_id is {VOCAB}, wanted 0 <= id < {VOCAB}"),
+        ([1, 10**30], "wanted 0 <= id < "),
+    ],
+)
+def test_ends_that_cannot_be_honoured_are_refused(model, eos_id, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample(model, eos_id=eos_id)
 
 
 def test_same_generator_state_same_rows(model):
@@ -129,15 +266,40 @@ def test_training_mode_is_restored_and_no_gradient_is_kept(model):
     ("prompts", "options", "message"),
     [
         ([[3], []], {}, "prompt 1 is empty"),
+        ([[3], 4], {}, r"prompt 1 is 4 \(int\), wanted a sequence of ids"),
+        ([3, 4], {}, "prompt 0 is 3"),
+        (["hello"], {}, r"prompt 0 is 'hello' \(str\)"),
+        ([[3, 4.0]], {}, r"prompt 0: 4.0 \(float\) given"),
+        ([[3, True]], {}, "prompt 0: True"),
+        ([[3], [5, VOCAB]], {}, f"prompt 1 holds the id {VOCAB}, wanted 0 <= id < {VOCAB}"),
+        ([[3, -100]], {}, "prompt 0 holds the id -100"),
         ([[3]], {"group_size": 0}, "group_size is 0"),
+        ([[3]], {"group_size": 2.0}, "group_size: 2.0"),
         ([[3]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ([[3]], {"max_new_tokens": True}, "max_new_tokens: True"),
         ([[3]], {"temperature": -1.0}, "temperature is -1.0"),
-        ([[3]], {"temperature": float("nan")}, "temperature is nan"),
+        ([[3]], {"temperature": NAN}, "temperature is nan"),
+        ([[3]], {"temperature": INF}, "temperature is inf"),
+        ([[3]], {"temperature": 1e-40}, "temperature is 1e-40, wanted 0 .greedy. or at least"),
+        ([[3]], {"temperature": "1"}, "temperature is '1'"),
+        ([[3]], {"pad_id": None}, "pad_id: None"),
+        ([[3]], {"pad_id": VOCAB}, f"pad_id is {VOCAB}"),
+        ([[3]], {"pad_id": -1}, "pad_id is -1"),
     ],
 )
 def test_wrong_arguments_name_the_value(model, prompts, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sample(model, prompts, **options)
+
+
+def test_prompts_may_be_tensors_or_arrays(model):
+    wanted = sample(model, [[5, 6], [7, 8]], temperature=0.0)
+    for form in (
+        torch.tensor([[5, 6], [7, 8]]),
+        torch.tensor([[5, 6], [7, 8]]).numpy(),
+        [torch.tensor([5, 6]), (7, 8)],
+    ):
+        assert sample(model, form, temperature=0.0) == wanted
 
 
 def test_no_prompts_no_rows(model):

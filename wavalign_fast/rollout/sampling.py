@@ -1,15 +1,21 @@
 """Sampling from any Hugging Face causal LM: one prefill a prompt, one decode for all rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
+from wavalign_fast.errors import UserError
+from wavalign_fast.rollout.request import check_ids, check_numbers, end_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 COMPACT_SHARE = 0.25
 """Finished rows leave the batch once they are this share of it: dropping copies the whole cache."""
+
+NO_TOKEN = -1
+"""In place of an id where the logits of a row are no distribution."""
 
 
 def _left_pad(
@@ -31,25 +37,21 @@ def choose_tokens(
     One uniform number in [0, 1) a row, [N] float64, decides its token, so what a row samples does
     not depend on which other rows are still in the batch. The sum runs in float64 because a
     vocabulary of 10^5 ids leaves float32 no digits for its rare ones.
+
+    A row with NaN or +inf among its logits, or with nothing above -inf, is no distribution: it gets
+    ``NO_TOKEN``, a mark on the device that costs no host sync.
     """
     if uniform is None:
-        return logits.argmax(-1)
-    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1, dtype=torch.float64)
-    chosen = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-    return chosen.clamp_(max=logits.shape[-1] - 1)
-
-
-def _check(
-    prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int, temperature: float
-) -> None:
-    empty = [row for row, prompt in enumerate(prompts) if len(prompt) == 0]
-    if empty:
-        raise ValueError(f"prompt {empty[0]} is empty, wanted at least one id in every prompt")
-    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, wanted at least 1")
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}, wanted 0 (greedy) or more")
+        best = logits.max(-1)
+        return best.indices.where(best.values.isfinite(), NO_TOKEN)
+    scores = logits.float()
+    if temperature != 1.0:
+        # As differences: dividing first would overflow at a low temperature.
+        scores = (scores - scores.amax(-1, keepdim=True)) / temperature
+    cdf = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    chosen = torch.searchsorted(cdf, (uniform * total)[:, None], right=True)[:, 0]
+    return chosen.where(total.isfinite(), NO_TOKEN)
 
 
 class _Decode:
@@ -118,7 +120,7 @@ def sample_completions(
     *,
     group_size: int = 1,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Iterable[int] | torch.Tensor | None,
     pad_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
@@ -131,19 +133,29 @@ def sample_completions(
     Args:
         model: a causal LM with a Hugging Face forward; it is put in eval mode for the call.
         prompt_ids: B id sequences, of any lengths.
+        eos_id: the id that ends a completion, or several in any container, tensor or array; with
+            ``None`` or -1 every completion has ``max_new_tokens`` ids.
+        pad_id: any id of the vocabulary; it fills what nothing attends to.
         generator: source of randomness, on the model's device; one draw a row and step.
 
     Returns:
-        B * group_size id lists, prompt-major; ``eos_id`` is included where it was sampled.
+        B * group_size id lists, prompt-major; the end id is included where one was sampled.
+
+    Raises:
+        TypeError, ValueError: for an argument that cannot be honoured, by name.
+        UserError: where the model's logits are no distribution: NaN or +inf among them, or nothing
+            above -inf.
     """
-    _check(prompt_ids, group_size, max_new_tokens, temperature)
-    if not prompt_ids:
+    check_numbers(group_size, max_new_tokens, temperature)
+    ends = end_ids(eos_id)
+    prompts = check_ids(model, prompt_ids, ends=ends, pad_id=pad_id)
+    if not prompts:
         return []
     was_training = model.training
     model.eval()
     try:
         return _decode(
-            model, prompt_ids, group_size, max_new_tokens, eos_id, pad_id, temperature, generator
+            model, prompts, group_size, max_new_tokens, ends, pad_id, temperature, generator
         )
     finally:
         model.train(was_training)
@@ -154,7 +166,7 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     group_size: int,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: frozenset[int],
     pad_id: int,
     temperature: float,
     generator: torch.Generator | None,
@@ -164,6 +176,7 @@ def _decode(
     written = torch.full((total, max_new_tokens), pad_id, device=logits.device)
     lengths = torch.full((total,), max_new_tokens, device=logits.device)
     live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over decode.rows
+    ends = torch.tensor(sorted(end_ids), dtype=torch.int64, device=logits.device)
     for step in range(max_new_tokens):
         uniform = None
         if temperature > 0:
@@ -172,15 +185,33 @@ def _decode(
             )[decode.rows]
         tokens = choose_tokens(logits, temperature, uniform)
         written[decode.rows, step] = tokens
-        ended = live & (tokens == eos_id)
+        broken = live & (tokens == NO_TOKEN)
+        ended = live & (tokens[:, None] == ends).any(1)
         lengths[decode.rows[ended]] = step + 1
         live &= ~ended
-        remaining = int(live.sum())
+        remaining, failed = torch.stack([live.sum(), broken.sum()]).tolist()
+        if failed:
+            _refuse(logits, broken, decode.rows, step, group_size)
         if remaining == 0 or step + 1 == max_new_tokens:
             break
         if len(live) - remaining >= COMPACT_SHARE * len(live):
             kept = live.nonzero()[:, 0]
             decode.keep(kept)
             tokens, live = tokens[kept], live[kept]
-        logits = decode.logits(model, tokens)
+        # A row that ended before may have run into NaN since: nobody reads what it is fed.
+        logits = decode.logits(model, tokens.clamp(min=0))
     return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
+
+
+def _refuse(
+    logits: torch.Tensor, broken: torch.Tensor, rows: torch.Tensor, step: int, group_size: int
+) -> None:
+    """Raises with what was seen in the first row that has no distribution."""
+    place = int(broken.nonzero()[0, 0])
+    row, seen = int(rows[place]), logits[place]
+    counts = [int(seen.isnan().sum()), int(seen.isposinf().sum()), int(seen.isfinite().sum())]
+    raise UserError(
+        f"completion {row} (of prompt {row // group_size}), token {step}: its {len(seen)} logits "
+        f"are {counts[0]} NaN, {counts[1]} inf, {counts[2]} finite, wanted finite ones; a weight "
+        "of the model is not finite, or its dtype overflows"
+    )

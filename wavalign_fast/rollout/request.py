@@ -1,0 +1,103 @@
+"""What sampling is asked for: prompts, end ids and numbers, checked before the model runs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NO_END = -1
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Below it a division in float32 has no meaning."""
+
+
+def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
+    """The ids that end a completion, whichever of them comes first.
+
+    Args:
+        eos_id: one id or several, in any container, tensor or array; ``None`` or -1: nothing ends a
+            completion but its length.
+
+    Raises:
+        TypeError: for what is no whole number, a bool among them.
+        ValueError: for an empty container, or a negative id among several.
+    """
+    plain = _plain(eos_id)
+    if plain is None or (plain == NO_END and type(plain) is int):
+        return frozenset()
+    if not isinstance(plain, Iterable):
+        plain = [plain]
+    ids = frozenset(_whole("eos_id", token) for token in _items("eos_id", plain))
+    if not ids:
+        raise ValueError("eos_id is empty, wanted ids, or None where nothing ends a completion")
+    if min(ids) < 0:
+        raise ValueError(f"eos_id is {min(ids)}, wanted 0 or more, or None for no end")
+    return ids
+
+
+def check_numbers(group_size: int, max_new_tokens: int, temperature: float) -> None:
+    """Refuses counts below one and temperatures that give no distribution."""
+    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
+        if _whole(name, value) < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        kind = type(temperature).__name__
+        raise TypeError(f"temperature is {temperature!r} ({kind}), wanted a number")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, wanted 0 (greedy) or more, and finite")
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {temperature}, wanted 0 (greedy) or at least "
+            f"{SMALLEST_TEMPERATURE:.1e}"
+        )
+
+
+def check_ids(
+    model: "PreTrainedModel",
+    prompt_ids: Sequence[Sequence[int]] | Tensor,
+    *,
+    ends: frozenset[int],
+    pad_id: int,
+) -> list[list[int]]:
+    """The prompts as lists of ids; refuses any id that the model has no embedding for."""
+    size = model.get_input_embeddings().weight.shape[0]
+    for name, token in (("pad_id", pad_id), *(("eos_id", end) for end in sorted(ends))):
+        if not 0 <= _whole(name, token) < size:
+            raise ValueError(f"{name} is {token}, wanted 0 <= id < {size}, the model's vocabulary")
+    prompts = []
+    for row, prompt in enumerate(_items("prompt_ids", _plain(prompt_ids))):
+        what = f"prompt {row}"
+        ids = [_whole(what, token) for token in _items(what, _plain(prompt))]
+        if not ids:
+            raise ValueError(f"{what} is empty, wanted at least one id in every prompt")
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < size:
+                raise ValueError(
+                    f"{what} holds the id {token}, wanted 0 <= id < {size}, the model's vocabulary"
+                )
+        prompts.append(ids)
+    return prompts
+
+
+def _plain(value: Any) -> Any:
+    """Python numbers and lists in place of tensors, arrays and their scalars."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _items(what: str, values: Any) -> Iterable[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        kind = type(values).__name__
+        raise TypeError(f"{what} is {values!r} ({kind}), wanted a sequence of ids")
+    return values
+
+
+def _whole(what: str, value: Any) -> int:
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what}: {value!r} ({type(value).__name__}) given, wanted a whole number")
+    return value
