@@ -183,7 +183,7 @@ def test_resume_from_an_earlier_checkpoint_drops_later_metrics(train, metrics_of
     assert same_bits(weights(whole), weights(resumed))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_a_loadable_checkpoint_and_resumes_exactly(
     train, toy_task, tmp_path, number
 ):
@@ -238,6 +238,32 @@ def test_too_many_non_finite_steps_stop_with_the_reason(train, monkeypatch, tmp_
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint")
 
 
+def test_steps_in_a_row_are_counted_across_a_restart(train, monkeypatch):
+    poison(monkeypatch, {3, 4})
+    train("train.steps=3", "train.max_nonfinite_steps=2")
+    with pytest.raises(UserError, match=r"step 4: .*not finite 2 steps in a row"):
+        train("train.steps=5", "train.max_nonfinite_steps=2")
+
+
+def test_checkpoints_come_as_often_as_asked(train, monkeypatch):
+    saved = []
+    save = loop.Trainer.save
+    monkeypatch.setattr(loop.Trainer, "save", lambda self: saved.append(self.step) or save(self))
+    train("train.steps=5", "train.checkpoint_every=2")
+    train("train.steps=4", "train.checkpoint_every=2", name="even")
+    train("train.steps=3", "train.checkpoint_every=0", name="none")
+    assert saved == [2, 4, 5, 2, 4, 3]
+
+
+def test_a_signal_in_the_last_step_still_counts(train, toy_task, tmp_path):
+    task = toy_task()
+    rewards = task.rewards
+    task.rewards = lambda done: signal.raise_signal(signal.SIGTERM) or rewards(done)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 1"):
+        train("train.steps=1", task=task)
+    assert (tmp_path / "run/checkpoint/training_state.pt").is_file()
+
+
 def test_a_failed_judge_is_a_missing_reward(train, toy_task, metrics_of, tmp_path):
     train(task=toy_task(broken_judge=True))
     for record in metrics_of(tmp_path / "run"):
@@ -255,7 +281,7 @@ def test_a_group_without_any_reward_does_not_lower_the_mean(train, toy_task, met
 def test_too_few_rewards_are_refused(train, toy_task):
     task = toy_task()
     task.rewards = lambda completions: [1.0]
-    with pytest.raises(ValueError, match="1 given for 12 completions"):
+    with pytest.raises(UserError, match="1 given for 12 completions"):
         train(task=task)
 
 

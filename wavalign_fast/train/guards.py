@@ -20,9 +20,13 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a flag; the second one acts as it always did."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag, so that the run can be saved.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    A second Ctrl-C acts as it always did. Further SIGTERM and SIGHUP change nothing: `timeout` and
+    terminals that close send theirs twice. A signal that was ignored, as under `nohup`, stays so.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -32,7 +36,9 @@ class StopSignal:
         # Python lets only the main thread install handlers; elsewhere the flag is never set.
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
-                self._before[number] = signal.signal(number, self._receive)
+                # None: a handler that Python did not install and could not put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -41,16 +47,17 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        for number in list(self._before):
+            self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if self.received is None:
+            self.received = number
+        if signal.SIGINT in self._before:
+            self._restore(signal.SIGINT)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._before.pop(number))
 
 
 class NonFiniteGuard:

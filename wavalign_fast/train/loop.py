@@ -1,5 +1,6 @@
 """The training loop of one run: steps, guards, checkpoints, metrics. It knows no recipe."""
 
+import copy
 import logging
 import math
 import random
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from wavalign_fast.config import RunConfig
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
 from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
@@ -84,10 +85,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),
-            "objective": self.hybrid_step.objective.state_dict(),
-            "sampler": self.sampler.state_dict(),
             "guard": self.guard.state_dict(),
-            "random": random_state(self.generator, self.rng),
+            **self._position(),
         }
         self.store.save(self.model, state)
         self.saved_step = self.step
@@ -110,18 +109,15 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.saved_step = self.step
         self.optimizer.load_state_dict(state["optimizer"])
-        self.hybrid_step.objective.load_state_dict(state["objective"])
-        self.sampler.load_state_dict(state["sampler"])
         self.guard.load_state_dict(state["guard"])
-        restore_random_state(state["random"], self.generator, self.rng)
+        self._load_position(state)
 
     def _one_step(
         self, writers: list[MetricWriter], display: ProgressDisplay, gpu: GpuMonitor
     ) -> None:
         start = time.perf_counter()
         clock = Stopwatch()
-        taken = self.sampler.take(self.hybrid_step.examples_needed)
-        tensors = self.hybrid_step([self.task.train_examples[index] for index in taken], clock)
+        tensors = self._gradients(clock)
         with clock("optimizer"):
             rate, grad_norm, finite = self._update()
         self.step += 1
@@ -144,6 +140,43 @@ class Trainer:
             for writer in writers:
                 writer.write(self.step, self.seconds, metrics)
         display.update(self.step, metrics)
+
+    def _gradients(self, clock: Stopwatch) -> dict[str, Tensor]:
+        """The step's gradients and metrics. Where they fail, what was trained before is saved."""
+        before = self._position()
+        try:
+            taken = self.sampler.take(self.hybrid_step.examples_needed)
+            return self.hybrid_step([self.task.train_examples[index] for index in taken], clock)
+        except Exception as error:
+            self._load_position(before)
+            where = f"step {self.step + 1}{self._saved_after_failure()}"
+            if isinstance(error, UserError):
+                raise UserError(f"{where}: {error}") from error
+            logger.error("failed in %s", where)
+            raise
+
+    def _saved_after_failure(self) -> str:
+        """Saves the last whole step, unless it is; what became of it, in words."""
+        if self.step in (0, self.saved_step):
+            return ""
+        try:
+            self.save()
+        except Exception as error:  # the failure that led here is the one to raise
+            return f" (checkpoint of step {self.step} could not be saved: {one_line(error)})"
+        return f" (checkpoint of step {self.step} saved in {self.store.newest})"
+
+    def _position(self) -> dict[str, Any]:
+        """What a step changes before it comes to the weights."""
+        return {
+            "objective": copy.deepcopy(self.hybrid_step.objective.state_dict()),
+            "sampler": self.sampler.state_dict(),
+            "random": random_state(self.generator, self.rng),
+        }
+
+    def _load_position(self, state: dict[str, Any]) -> None:
+        self.hybrid_step.objective.load_state_dict(state["objective"])
+        self.sampler.load_state_dict(state["sampler"])
+        restore_random_state(state["random"], self.generator, self.rng)
 
     def _update(self) -> tuple[float, float, bool]:
         """Clips and applies the gradients unless they are not finite; (rate, norm, finite)."""

@@ -22,8 +22,9 @@ from wavalign_fast.losses import (
 )
 from wavalign_fast.models import hidden_states, output_head
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
-from wavalign_fast.rollout import sample_completions
+from wavalign_fast.rollout import end_ids, sample_completions
 from wavalign_fast.train.batch import ScoredIds, TokenTables, build_tables
+from wavalign_fast.train.rewards import Rewarder
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
 from wavalign_fast.train.task import Task
 
@@ -110,6 +111,8 @@ class HybridStep:
         self.scored = scored_ids(self.objective)
         self.generator = generator
         self.rng = rng
+        self.rewarder = Rewarder(task)
+        self.ends = end_ids(task.eos_id)
 
     @property
     def examples_needed(self) -> int:
@@ -125,7 +128,7 @@ class HybridStep:
             with clock("rollout"):
                 completions = self._rollouts(examples[: self.config.rollout.prompts])
             with clock("reward"):
-                rewards = self._rewards(completions)
+                rewards = self.rewarder(completions).view(-1, self.config.rollout.group_size)
         rows = self.config.anchor.rows if self.config.needs_anchor else 0
         shown = self.task.demonstrations(examples[:rows], self.rng) if rows else []
         tables = build_tables(
@@ -163,20 +166,10 @@ class HybridStep:
             Completion(
                 example=examples[row // rollout.group_size],
                 ids=tuple(ids),
-                ended=bool(ids) and ids[-1] == self.task.eos_id,
+                ended=bool(ids) and ids[-1] in self.ends,
             )
             for row, ids in enumerate(sampled)
         ]
-
-    def _rewards(self, completions: Sequence[Completion]) -> Tensor:
-        rewards = self.task.rewards(completions)
-        if len(rewards) != len(completions):
-            raise ValueError(
-                f"rewards: {len(rewards)} given for {len(completions)} completions, wanted one each"
-            )
-        # A judge that failed is a missing reward: its rollout is left out of its group.
-        values = [float("nan") if reward is None else float(reward) for reward in rewards]
-        return torch.tensor(values).view(-1, self.config.rollout.group_size)
 
     def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
         """Completions that cannot change the loss: no advantage and no KL on them.

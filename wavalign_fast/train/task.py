@@ -1,7 +1,7 @@
 """What a recipe gives the training loop: model, prompts, demonstrations, rewards, evaluation."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
@@ -16,8 +16,12 @@ class Task(Protocol):
 
     layout: ModalityLayout
     pad_id: int
-    eos_id: int
     train_examples: Sequence[Example]
+
+    @property
+    def eos_id(self) -> int | Collection[int]:
+        """The id that ends an answer, or each of several; a class attribute will do."""
+        ...
 
     def load_model(self) -> "PreTrainedModel":
         """The base model, fp32, in eval mode."""
@@ -30,7 +34,10 @@ class Task(Protocol):
         ...
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion on the task's scale; ``None`` where the judge failed."""
+        """One reward per completion on the task's scale; ``None`` where the judge failed.
+
+        One that is not finite counts as missing too.
+        """
         ...
 
     def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
