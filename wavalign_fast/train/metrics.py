@@ -1,12 +1,14 @@
 """Where a step's metrics go: ``metrics.jsonl`` always, TensorBoard where it is installed."""
 
+import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.train.files import to_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -28,58 +30,95 @@ class JsonlWriter:
     """One JSON object a step, one line each; on resume, lines after ``step`` are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
+        self._path = path
         _keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """Appends one line and flushes it, so that a run can be followed while it trains."""
         record = {"step": step, "time_s": round(time_s, 3), **metrics}
-        self._file.write(to_json(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what could not be written has been said by then."""
+        with suppress(OSError):
+            self._file.close()
 
 
 class TensorBoardWriter:
-    """TensorBoard event files; a resumed run hides what was logged after ``step``."""
+    """TensorBoard event files; a resumed run hides what was logged after ``step``.
 
-    def __init__(self, directory: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    They repeat ``metrics.jsonl``, so their failure is said once and ends nothing.
+    """
 
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+    def __init__(self, writer_class: Any, directory: Path, step: int) -> None:
+        self._directory = directory
+        self._writer: Any = None
+        with self._attempt():
+            self._writer = writer_class(str(directory), purge_step=step + 1 if step else None)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
         """Adds one scalar a metric."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        with self._attempt():
+            for name, value in metrics.items() if self._writer else ():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._writer.close()
+        with self._attempt():
+            if self._writer:
+                self._writer.close()
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a package that may be of any version
+            self._writer = None
+            logger.warning(
+                "%s cannot be written (%s): metrics go to metrics.jsonl only",
+                self._directory,
+                one_line(error),
+            )
 
 
 def open_writers(directory: Path, step: int) -> list[MetricWriter]:
     """The writers of a run directory, continuing after ``step``."""
     writers: list[MetricWriter] = [JsonlWriter(directory / "metrics.jsonl", step)]
     try:
-        writers.append(TensorBoardWriter(directory / "tensorboard", step))
-    except ImportError:
-        logger.warning("tensorboard is not installed: metrics go to metrics.jsonl only")
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        _warn_once("tensorboard is not installed: metrics go to metrics.jsonl only")
+    except (Exception, SystemExit) as error:
+        _warn_once(
+            f"tensorboard cannot be imported ({type(error).__name__}: {one_line(error)}): metrics "
+            "go to metrics.jsonl only"
+        )
+    else:
+        writers.append(TensorBoardWriter(SummaryWriter, directory / "tensorboard", step))
     return writers
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """One line for all the arms of a command."""
+    logger.warning(message)
 
 
 def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
+            if line and json.loads(line)["step"] <= step:
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             # A machine that lost power can leave half a last line; elsewhere it is damage.
             if number < len(lines):
                 raise UserError(f"{path}:{number}: not a metrics record: {line[:60]!r}") from error
