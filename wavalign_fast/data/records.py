@@ -39,7 +39,8 @@ class SpokenSample:
     prompt: str
     reference: str
     text: str
-    heard: str
+    heard: str | None
+    """``None`` where nobody judged it."""
     waveform: "object"
     """float32 numpy array [samples] in [-1, 1]."""
     sample_rate: int

@@ -44,8 +44,23 @@ def _share_equal(seen: Sequence[str], wanted: Sequence[str]) -> float:
     return sum(a == b != "" for a, b in zip(seen, wanted, strict=True)) / len(wanted)
 
 
+def _judged_metrics(
+    heard: Sequence[str | None], texts: Sequence[str], wanted: Sequence[str]
+) -> dict[str, float]:
+    """Shares of the answers that the judge heard; how many it failed on, where it did."""
+    judged = [item for item in zip(heard, texts, wanted, strict=True) if item[0] is not None]
+    metrics: dict[str, float] = {}
+    if judged:
+        words, written, right = zip(*judged, strict=True)
+        metrics["speech_matches_text"] = _share_equal(words, written)
+        metrics["speech_says_sum"] = _share_equal(words, right)
+    if len(judged) < len(heard):
+        metrics["judge_failed"] = float(len(heard) - len(judged))
+    return metrics
+
+
 def spoken_sample(
-    example: Example, text: str, codes: Sequence[int], heard: str, assets: SpeechAssets
+    example: Example, text: str, codes: Sequence[int], heard: str | None, assets: SpeechAssets
 ) -> SpokenSample:
     """An answer with its waveform."""
     return SpokenSample(
@@ -84,7 +99,8 @@ def evaluate(
     """Samples ``items`` answers to the examples, going round as often as needed.
 
     Metrics are shares of the sampled answers (temperature 1), but ``text_accuracy_greedy``, over
-    each example once; ``speech_ce`` and ``text_ce`` in nats; ``speech_length`` in codes of 80 ms.
+    each example once; those of speech leave out the answers that the judge failed on, whose number
+    is ``judge_failed``. ``speech_ce`` and ``text_ce`` in nats; ``speech_length`` in codes of 80 ms.
     """
     if items < 1:
         raise ValueError(f"items is {items}, wanted at least 1")
@@ -104,8 +120,7 @@ def evaluate(
         "text_accuracy_greedy": _share_equal(
             [vocab.split_answer(ids)[0] for ids in greedy], wanted[: len(once)]
         ),
-        "speech_matches_text": _share_equal(heard, texts),
-        "speech_says_sum": _share_equal(heard, wanted),
+        **_judged_metrics(heard, texts, wanted),
         "speech_ce": speech_ce,
         "text_ce": text_ce,
         "ended": sum(ids[-1] == vocab.EOS for ids in sampled) / items,

@@ -1,17 +1,20 @@
 """What was said: speech recognition over a grammar of spoken numbers, with pocketsphinx."""
 
 import importlib.util
-import multiprocessing
+import logging
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.recipes.spoken_sums.decoder import MIN_CODES, decode
+from wavalign_fast.recipes.spoken_sums.judge_workers import hear_in_workers
 from wavalign_fast.recipes.spoken_sums.mel import SAMPLE_RATE
 from wavalign_fast.recipes.spoken_sums.vocabulary import ANSWER_PREFIX, SMALL, TENS
+
+logger = logging.getLogger(__name__)
 
 GRAMMAR = f"""#JSGF V1.0;
 grammar number;
@@ -45,12 +48,14 @@ class Recogniser:
     """Speech codes -> the number words that were heard."""
 
     def __init__(self, centroids: np.ndarray) -> None:
-        import pocketsphinx
-
+        try:
+            import pocketsphinx
+        except (Exception, SystemExit) as error:  # a missing library, another processor's build
+            raise UserError(f"pocketsphinx cannot be imported: {described(error)}") from error
         self.centroids = centroids
         with tempfile.TemporaryDirectory() as directory:
             grammar = Path(directory) / "number.gram"
-            grammar.write_text(GRAMMAR)
+            grammar.write_text(GRAMMAR, encoding="utf-8")
             self.decoder = pocketsphinx.Decoder(
                 samprate=SAMPLE_RATE,
                 jsgf=str(grammar),
@@ -80,20 +85,24 @@ class Recogniser:
         return f"{ANSWER_PREFIX} {hypothesis.hypstr.replace(ANSWER_PREFIX, '').strip()}"
 
 
-_worker: Recogniser | None = None
+def hear_each(
+    recogniser: Recogniser, answers: Sequence[Sequence[int]]
+) -> tuple[list[str | None], str | None]:
+    """(What is heard in each answer, ``None`` where that failed; the last failure)."""
+    heard: list[str | None] = []
+    failure = None
+    for codes in answers:
+        try:
+            heard.append(recogniser.hear(codes))
+        except Exception as error:  # whatever it is, it must not become a reward
+            heard.append(None)
+            failure = described(error)
+    return heard, failure
 
 
-def _start_worker(centroids: np.ndarray) -> None:
-    import torch
-
-    global _worker
-    torch.set_num_threads(1)
-    _worker = Recogniser(centroids)
-
-
-def _hear_in_worker(codes: tuple[int, ...]) -> str:
-    assert _worker is not None
-    return _worker.hear(codes)
+def described(error: BaseException) -> str:
+    """Type and message of an error on one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class Judge:
@@ -105,30 +114,39 @@ class Judge:
         self._cache: dict[tuple[int, ...], str] = {}
         self._recogniser: Recogniser | None = None
 
-    def hear(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """The words heard in each answer's speech codes, ``""`` where none were."""
-        keys = [tuple(codes) for codes in answers]
+    def hear(self, answers: Sequence[Sequence[int]]) -> list[str | None]:
+        """The words heard in each answer's speech codes, ``""`` where none were.
+
+        ``None`` where the judge failed, which is logged; such an answer is tried again when it
+        comes again.
+
+        Raises:
+            UserError: where no answer can be judged: the recogniser cannot be loaded, or no worker
+                started.
+            ModuleNotFoundError: where pocketsphinx is not installed.
+        """
+        keys = [tuple(map(int, codes)) for codes in answers]
         new = [key for key in dict.fromkeys(keys) if key not in self._cache]
         if new:
-            check_recogniser()
-            heard = self._in_pool(new) if self._worth_a_pool(new) else self._here(new)
-            self._cache.update(zip(new, heard, strict=True))
-        return [self._cache[key] for key in keys]
+            self._judge(new)
+        return [self._cache.get(key) for key in keys]
 
-    def _worth_a_pool(self, new: Sequence[tuple[int, ...]]) -> bool:
-        return self.workers > 1 and len(new) >= POOL_THRESHOLD
-
-    def _here(self, new: Sequence[tuple[int, ...]]) -> list[str]:
-        if self._recogniser is None:
-            self._recogniser = Recogniser(self.centroids)
-        return [self._recogniser.hear(codes) for codes in new]
-
-    def _in_pool(self, new: Sequence[tuple[int, ...]]) -> list[str]:
-        # Spawned, not forked: forking a process that holds OpenMP threads can hang the child.
-        with ProcessPoolExecutor(
-            self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self.centroids,),
-        ) as pool:
-            return list(pool.map(_hear_in_worker, new, chunksize=8))
+    def _judge(self, new: Sequence[tuple[int, ...]]) -> None:
+        check_recogniser()
+        if self.workers > 1 and len(new) >= POOL_THRESHOLD:
+            heard, failures = hear_in_workers(new, self.centroids, self.workers)
+        else:
+            if self._recogniser is None:
+                self._recogniser = Recogniser(self.centroids)
+            heard, failure = hear_each(self._recogniser, new)
+            failures = [failure] if failure else []
+        if failures:
+            logger.warning(
+                "the judge failed on %d of %d answers: %s",
+                heard.count(None),
+                len(new),
+                "; ".join(dict.fromkeys(failures)),
+            )
+        for key, words in zip(new, heard, strict=True):
+            if words is not None:
+                self._cache[key] = words

@@ -1,5 +1,6 @@
 """``SpokenSums``: the recipe as the training loop sees it."""
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wavalign_fast.data.jsonl import read_jsonl
 from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
-from wavalign_fast.errors import shown
+from wavalign_fast.errors import UserError, shown
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
 from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, load_speech_assets
@@ -25,6 +26,8 @@ from wavalign_fast.recipes.spoken_sums.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 WRONG_SHARES = {"imperfect": WRONG_SHARE, "gold": 0.0}
 
@@ -99,21 +102,21 @@ class SpokenSums:
         ]
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
-        """1 (wrong text) to 5 (right text); ``asr_reward`` of the range goes to right speech."""
+        """1 (wrong text) to 5 (right text); ``asr_reward`` of the range goes to right speech.
+
+        ``None`` where speech counts and the judge failed.
+        """
         answers = [vocab.split_answer(completion.ids) for completion in completions]
-        right = [
-            float(text == completion.example.reference)
-            for (text, _), completion in zip(answers, completions, strict=True)
+        wanted = [completion.example.reference for completion in completions]
+        right = [float(text == want) for (text, _), want in zip(answers, wanted, strict=True)]
+        if not self.asr_reward:
+            return [1 + 4 * share for share in right]
+        heard = self.judge.hear([codes for _, codes in answers])
+        weight = self.asr_reward
+        return [
+            None if words is None else 1 + 4 * ((1 - weight) * written + weight * (words == want))
+            for written, words, want in zip(right, heard, wanted, strict=True)
         ]
-        if self.asr_reward:
-            heard = self.judge.hear([codes for _, codes in answers])
-            said = [
-                float(words == completion.example.reference)
-                for words, completion in zip(heard, completions, strict=True)
-            ]
-            weight = self.asr_reward
-            right = [(1 - weight) * r + weight * s for r, s in zip(right, said, strict=True)]
-        return [1 + 4 * share for share in right]
 
     def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
         """Held-out evaluation; the metrics are those of ``spoken_sums.evaluate.evaluate``."""
@@ -124,7 +127,7 @@ class SpokenSums:
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
         """One sampled answer to a prompt such as ``"eighty seven plus six"``.
 
-        ``heard`` is empty where pocketsphinx is not installed: an answer needs no judge.
+        ``heard`` is ``None`` where pocketsphinx is absent or fails: an answer needs no judge.
         """
         words = " ".join(prompt.split())
         left, plus, right = words.partition(" plus ")
@@ -138,7 +141,12 @@ class SpokenSums:
         example = make_example(words, total, id=words)
         ids = sample_answers(model, [example], temperature=1.0, seed=seed)[0]
         text, codes = vocab.split_answer(ids)
-        heard = self.judge.hear([codes])[0] if recogniser_installed() else ""
+        heard = None
+        if recogniser_installed():
+            try:
+                heard = self.judge.hear([codes])[0]
+            except UserError as error:
+                logger.warning("the answer is not judged: %s", error)
         metrics = {
             "text_accuracy": float(text == example.reference),
             "ended": float(ids[-1] == vocab.EOS),
