@@ -38,11 +38,12 @@ MAY_IMPORT = {
     "report": {"errors", "outputs"},
     "doctor": KERNELS,
     "telemetry": set(),
+    "terminal": set(),
     "integrations": LOSSES,
     "cli": PARTS
     | CONFIG
     | {"recipes", "train", "report", "doctor"}
-    | {"config_listing", "failures", "outputs", "train_command"},
+    | {"config_listing", "failures", "outputs", "terminal", "train_command"},
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.failures import explain
 from wavalign_fast.outputs import check_output
+from wavalign_fast.terminal import Interrupted, signals_as_exceptions, standard_streams
 
 BAD_INPUT = 2
 LARGEST_SEED = 2**63 - 1
@@ -23,8 +24,16 @@ LARGEST_SEED = 2**63 - 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 2 for the user's mistakes, 128 + n after signal n."""
-    args = _parse(argv)
+    with standard_streams() as streams, signals_as_exceptions():
+        status = _run(argv)
+        failure = streams.failure()
+        unwritten = _fail(failure) if failure else 0
+    return status or unwritten
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
+        args = _parse(argv)
         return args.command(args)
     except UserError as error:
         return _fail(one_line(error))
@@ -33,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         return _fail(reason)
-    except KeyboardInterrupt:
-        print("wavalign-fast: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        print(f"wavalign-fast: interrupted by {signal.Signals(number).name}", file=sys.stderr)
+        return 128 + number
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,160 @@
+"""Streams whose reader is gone or that know only ASCII, and signals that end a command.
+
+``terminal.py`` needs the standard library alone, so the processes here start in no time.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wavalign_fast import terminal
+from wavalign_fast.cli import main
+from wavalign_fast.terminal import Interrupted, signals_as_exceptions, standard_streams
+
+LOAD = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("terminal", {terminal.__file__!r})
+terminal = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(terminal)
+with terminal.standard_streams() as streams:
+    WORK
+    failure = streams.failure()
+sys.exit(failure)
+"""
+LIMIT_S = 60
+
+
+def start(work, env=None, **popen):
+    """Runs ``work`` with ``streams``, then exits with what was lost."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen
+    command = [sys.executable, "-S", "-c", LOAD.replace("WORK", work)]
+    env = {**os.environ, "PYTHONUNBUFFERED": "", **(env or {})}
+    return subprocess.Popen(command, env=env, **pipes)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_ends_nothing(unbuffered):
+    """As under ``| head -1``; also what is written at the very end, by the interpreter itself."""
+    work = "[print('step', n, flush=n % 3 == 0) for n in range(30_000)]; print('end')"
+    process = start(work, env={"PYTHONUNBUFFERED": unbuffered})
+    assert process.stdout.readline() == b"step 0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_a_reader_of_both_streams_that_goes_away():
+    work = "[print('step', n, file=(sys.stdout, sys.stderr)[n % 2]) for n in range(30_000)]"
+    process = start(work, stderr=subprocess.STDOUT)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_a_terminal_that_was_closed_ends_nothing(tmp_path):
+    master, slave = os.openpty()
+    done = tmp_path / "done"
+    work = f"sys.stdin.read(); print('late', flush=True); open({str(done)!r}, 'w').close()"
+    process = start(work, stdin=subprocess.PIPE, stdout=slave, stderr=slave)
+    os.close(slave)
+    os.close(master)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0 and done.exists()
+
+
+def test_a_full_disk_under_the_log_is_said_and_ends_nothing(tmp_path):
+    work = "[print('step', n) for n in range(30_000)]; print('went on', file=sys.stderr)"
+    with open("/dev/full", "wb") as full:
+        process = start(work, stdout=full)
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert err.decode().splitlines() == [
+        "went on",
+        "stdout cannot be written: No space left on device",
+    ]
+    assert process.returncode == 1
+
+
+def test_streams_that_were_never_open():
+    work = "print('nobody'); print('hears', file=sys.stderr)"
+    program = [sys.executable, "-S", "-c", LOAD.replace("WORK", work)]
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *program]
+    assert subprocess.run(closed, timeout=LIMIT_S, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", rb"lambda -> 3 x 4 ... yes \xe9 \u6f22 \udcff"),
+        ("ascii:strict", rb"lambda -> 3 x 4 ... yes \xe9 \u6f22 \udcff"),
+        ("latin-1", b"lambda -> 3 \xd7 4 ... yes \xe9 \\u6f22 \\udcff"),
+        ("cp1252", b"lambda -> 3 \xd7 4 \x85 yes \xe9 \\u6f22 \\udcff"),
+        ("utf-8", "λ → 3 × 4 … ✓ é 漢 \\udcff".encode()),
+    ],
+)
+def test_what_a_stream_cannot_encode_is_spelled(encoding, shown):
+    work = "[print('λ → 3 × 4 … ✓ é 漢 \\udcff', file=s) for s in (sys.stdout, sys.stderr)]"
+    out, err = start(work, env={"PYTHONIOENCODING": encoding}).communicate(timeout=LIMIT_S)
+    assert out == err == shown + b"\n"
+
+
+def test_every_sign_that_is_printed_has_a_spelling():
+    """Of the files whose texts reach a terminal; the page of the report is UTF-8 anyway."""
+    package = Path(terminal.__file__).parent
+    printed = [package / "doctor.py", package / "cli.py", *(package / "train").glob("*.py")]
+    printed += [*package.glob("recipes/**/*.py"), *(package / "rollout").glob("*.py")]
+    signs = {
+        sign for path in printed for sign in path.read_text(encoding="utf-8") if ord(sign) > 127
+    }
+    assert {"λ", "→"} <= signs
+    assert signs - set(terminal.SPELLED) == set()
+
+
+def test_captured_streams_are_left_alone(capsys):
+    before = sys.stdout, sys.stderr
+    with standard_streams() as streams:
+        assert (sys.stdout, sys.stderr) == before
+        print("λ")
+    assert streams.failure() is None
+    assert capsys.readouterr().out == "λ\n"
+
+
+TERMINATING = [signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_unwinds_what_is_half_done(number):
+    cleaned = []
+    with pytest.raises(Interrupted) as stop, signals_as_exceptions():
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(True)
+    assert stop.value.number == number and cleaned
+    assert not isinstance(stop.value, Exception)  # no `except Exception` may swallow it
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "own"])
+def test_signals_that_somebody_has_seen_to_are_left_alone(number, handler):
+    before = signal.signal(number, handler)
+    try:
+        with signals_as_exceptions():
+            signal.raise_signal(number)
+            assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *TERMINATING])
+def test_a_command_that_is_interrupted_says_so_in_one_line(number, capsys, monkeypatch):
+    from wavalign_fast import doctor
+
+    monkeypatch.setattr(doctor, "main", lambda: signal.raise_signal(number))
+    assert main(["doctor"]) == 128 + number
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"wavalign-fast: interrupted by {signal.Signals(number).name}\n")
