@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import struct
 import wave
 from pathlib import Path
@@ -86,6 +87,8 @@ def write_arm(path: Path, arm: str, rng: random.Random) -> None:
         "final": {**BASE, **FINALS[arm], "speech_ce": 2.7 + rng.random()},
     }
     (path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    (path / "checkpoint").mkdir()
+    (path / "checkpoint" / "config.json").write_text("{}", encoding="utf-8")
     samples = []
     for index, (prompt, reference) in enumerate(PROMPTS):
         wav = f"wav/{index:03d}.wav"
@@ -103,10 +106,18 @@ def write_arm(path: Path, arm: str, rng: random.Random) -> None:
     (path / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
 
 
-@pytest.fixture
-def run_dir(tmp_path) -> Path:
-    """A finished run of three arms, called demo."""
-    rng = random.Random(0)
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A finished run of three arms, to be copied."""
+    rng, path = random.Random(0), tmp_path_factory.mktemp("finished")
     for arm in FINALS:
-        write_arm(tmp_path / "demo" / arm, arm, rng)
+        write_arm(path / arm, arm, rng)
+    return path
+
+
+@pytest.fixture
+def run_dir(finished_run, tmp_path) -> Path:
+    """A finished run of three arms, called demo."""
+    for arm in FINALS:  # in the order they were trained
+        shutil.copytree(finished_run / arm, tmp_path / "demo" / arm)
     return tmp_path / "demo"

@@ -35,6 +35,13 @@ def test_a_change_is_clear_only_beyond_chance():
     assert clear_change(1.0, 1.0, 400) == 0
 
 
+def test_the_level_is_of_the_difference_of_two_shares():
+    # Both are uncertain: 1.96 · √(2 · ¼ / 400) = 0.069, where one alone would give 0.049.
+    assert clear_change(0.470, 0.530, 400) == 0
+    assert clear_change(0.465, 0.535, 400) == 1
+    assert clear_change(0.535, 0.465, 400) == -1
+
+
 def test_smoothing_keeps_length_mean_level_and_centre():
     assert smooth([3.0] * 9, 5) == [3.0] * 9
     assert smooth([0, 0, 3, 0, 0], 3) == [0, 1, 1, 1, 0]

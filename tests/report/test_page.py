@@ -134,6 +134,39 @@ def test_one_arm_alone(run_dir):
     assert (run_dir / "rl-all" / "report.html").is_file()
 
 
+def test_steps_and_time_of_all_arms(run_dir):
+    assert "Three arms from one base model, 300 steps each, 5 min 13 s of training together." in (
+        outline(run_dir).text
+    )
+    edit(run_dir / "rl-all" / "evaluation.json", steps=200, seconds=None)
+    edit(run_dir / "wavalign" / "evaluation.json", seconds=20.4)
+    assert "arms from one base model, 200 to 300 steps each, 2 min 5 s of training together" in (
+        outline(run_dir).text
+    )
+
+
+def test_an_arms_line_says_what_changed_and_what_is_heard(run_dir):
+    text = outline(run_dir).text
+    assert (
+        "wavalign: text 36% → 60% (up); speech that says what the text says 80% → 66% (down); "
+        "the right answer is heard in 43%."
+    ) in text
+    assert "sft-imperfect: text 36% → 44% (up); " in text
+    assert "80% → 79% (no clear change); the right answer is heard in 36%." in text
+
+
+def test_without_an_evaluation_rewards_of_the_first_and_last_tenth(run_dir):
+    arm = run_dir / "wavalign"
+    (arm / "evaluation.json").unlink()
+    # 25 steps: a tenth of them are three, whose means are 2 and 24 of 100.
+    rewards = [100 + step for step in range(1, 26)]
+    lines = [json.dumps({"step": n, "reward/mean": r}) for n, r in enumerate(rewards, start=1)]
+    (arm / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert (
+        "wavalign: no evaluation; mean reward 102 in the first tenth of the steps, 124 in the last."
+    ) in outline(arm).text
+
+
 def test_a_run_that_was_cut_off(run_dir):
     arm = run_dir / "wavalign"
     (arm / "evaluation.json").unlink()

@@ -78,6 +78,11 @@ FIGURES = (
         title="Length",
         meaning="mean number of speech codes in an answer",
     ),
+    Figure(
+        key="judge_failed",
+        title="Not judged",
+        meaning="answers on which the judge failed; the shares of speech leave them out",
+    ),
 )
 NOT_COLUMNS = {"items"}
 

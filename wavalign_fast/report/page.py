@@ -22,7 +22,8 @@ def write_report(run_dir: Path) -> Path:
     """Writes ``report.html`` into ``run_dir``, over the run there or the runs one folder below.
 
     The page is self-contained: styles, script, charts and audio are inside, nothing is fetched.
-    Raises ``UserError`` where there is no run, or where the page cannot be written.
+    What is missing or damaged is named on it. Raises ``UserError`` where there is no run, or where
+    the page cannot be written.
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
@@ -45,6 +46,7 @@ def render(runs: Sequence[Run], *, title: str) -> str:
         lead=escape(lead(runs)),
         findings=findings(runs),
         outcome=outcome_chart(runs),
+        notes=_section("Missing or damaged", "notes", _notes(runs)),
         results=_section("Results", "results", result_table(runs)),
         curves=_section("Training curves", "curves", _curves(runs)),
         times=_section("Where a step’s time goes", "times", time_bars(runs)),
@@ -62,6 +64,13 @@ def _section(title: str, name: str, content: str) -> str:
     if not content:
         return ""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _notes(runs: Sequence[Run]) -> str:
+    lines = [
+        f"<li><b>{escape(run.name)}</b>: {escape(note)}.</li>" for run in runs for note in run.notes
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _curves(runs: Sequence[Run]) -> str:
@@ -107,6 +116,6 @@ def _versions() -> str:
     for name in names:
         try:
             found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
+        except Exception:  # absent, or with metadata that cannot be read
             continue
     return ", ".join([*found, f"Python {sys.version.split()[0]}"])

@@ -1,14 +1,13 @@
-"""A run directory, read as it lies: whatever is missing or half written is left out of the page."""
+"""The runs of a directory, as far as their files can be read."""
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.report.files import RunFiles, is_file
 
 PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
+RESULTS = ("metrics.jsonl", "evaluation.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +19,11 @@ class Run:
     config: str
     steps: int
     seconds: float | None
-    seed: int | None
     base: dict[str, float]
     final: dict[str, float]
     samples: list[dict[str, str]]
+    notes: list[str]
+    """What is missing or damaged among its files."""
     curves: dict[str, list[tuple[float, float]]] = field(repr=False)
     """(step, value) by metric name; values that are not finite are left out."""
 
@@ -40,16 +40,22 @@ class Run:
 
 
 def load_runs(run_dir: Path) -> list[Run]:
-    """The arms under ``run_dir`` in the order they were started, or ``run_dir`` itself as one."""
-    if (run_dir / "config.yaml").is_file():
-        paths = [run_dir]
-    else:
-        configs = run_dir.glob("*/config.yaml")
-        paths = [
-            config.parent for config in sorted(configs, key=lambda file: file.stat().st_mtime_ns)
-        ]
+    """The arms under ``run_dir`` in the order they were started, or ``run_dir`` itself as one.
+
+    Raises:
+        UserError: where there is no run, or none that has left anything to show.
+    """
+    paths = [run_dir] if _first_file(run_dir) else []
+    if not paths:
+        started = [(file, file.parent) for path in run_dir.glob("*") if (file := _first_file(path))]
+        paths = [path for _, path in sorted(started, key=lambda pair: pair[0].stat().st_mtime_ns)]
     if not paths:
         raise UserError(f"no run in {run_dir}: wanted config.yaml there or one folder below")
+    if not any(is_file(path / name) for path in paths for name in RESULTS):
+        raise UserError(
+            f"nothing to report in {run_dir}: {' and '.join(RESULTS)} are missing; either no step "
+            "was trained yet, or this is no run"
+        )
     runs = [_load_run(path) for path in paths]
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
@@ -58,68 +64,31 @@ def load_runs(run_dir: Path) -> list[Run]:
     return [_load_run(path, name=path.name) for path in paths]
 
 
+def _first_file(path: Path) -> Path | None:
+    """The file that a run writes first, of those that are there; ``None`` where it is no run."""
+    return next((path / name for name in ("config.yaml", *RESULTS) if is_file(path / name)), None)
+
+
 def _load_run(path: Path, name: str | None = None) -> Run:
-    evaluation = _read_json(path / "evaluation.json", {})
-    curves = _read_curves(path / "metrics.jsonl")
-    logged = max((int(points[-1][0]) for points in curves.values()), default=0)
-    samples = _read_json(path / "samples.json", [])
+    files = RunFiles(path)
+    config, curves, evaluation = files.config(), files.curves(), files.evaluation()
+    samples = []
+    if evaluation:
+        samples = files.samples()
+        files.checkpoint()
+    logged = max((step for points in curves.values() for step, _ in points), default=0)
     return Run(
-        name=name or str(evaluation.get("arm") or path.name),
+        name=name or evaluation.get("arm") or path.resolve().name,
         path=path,
-        config=(path / "config.yaml").read_text(encoding="utf-8"),
+        config=config,
         steps=int(evaluation.get("steps") or logged),
-        seconds=_number(evaluation.get("seconds")),
-        seed=evaluation.get("seed"),
-        base=_figures(evaluation.get("base")),
-        final=_figures(evaluation.get("final")),
-        samples=[
-            {key: str(value) for key, value in sample.items() if value is not None}
-            for sample in samples
-            if isinstance(sample, dict)
-        ],
+        seconds=evaluation.get("seconds"),
+        base=evaluation.get("base", {}),
+        final=evaluation.get("final", {}),
+        samples=samples,
         curves=curves,
+        notes=files.notes,
     )
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
-    return value if isinstance(value, type(default)) else default
-
-
-def _read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    if not path.is_file():
-        return curves
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            # A run that is still going, or was cut off, can end in half a line.
-            continue
-        step = _number(record.pop("step", None)) if isinstance(record, dict) else None
-        if step is None:
-            continue
-        record.pop("time_s", None)
-        for name, value in record.items():
-            if (number := _number(value)) is not None:
-                curves.setdefault(name, []).append((step, number))
-    return curves
-
-
-def _figures(values: Any) -> dict[str, float]:
-    if not isinstance(values, dict):
-        return {}
-    numbers = {str(name): _number(value) for name, value in values.items()}
-    return {name: number for name, number in numbers.items() if number is not None}
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _mean(points: list[tuple[float, float]]) -> float:

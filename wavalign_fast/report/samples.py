@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
+from wavalign_fast.report.audio import locate
 from wavalign_fast.report.figures import escape
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.tables import swatch
@@ -45,33 +46,33 @@ def _by_prompt(runs: Sequence[Run]) -> dict[tuple[str, str], list[tuple[int, dic
 
 
 def _read_audio(run: Path, name: str | None) -> bytes | None:
-    if not name:
-        return None
-    path = (run / name).resolve()
-    # A page that is sent around must not carry files from outside its run.
-    if not path.is_relative_to(run.resolve()) or not path.is_file():
-        return None
-    return path.read_bytes()
+    path = locate(run, name) if name else None
+    return path.read_bytes() if isinstance(path, Path) else None
 
 
 def _answer(name: str, index: int, answer: dict[str, str], audio: bytes | None) -> str:
-    text, heard = answer.get("text", ""), answer.get("heard", "")
+    text, heard = answer.get("text", ""), answer.get("heard")
     right = (
         _mark(_same(text, answer["reference"]), "right", "wrong") if "reference" in answer else ""
     )
-    agrees = _mark(_same(text, heard), "same as text", "not what it wrote")
+    if heard is None:
+        hearing, says = "<em>not judged</em>", f"{name}, not judged"
+    else:
+        agrees = _mark(_same(text, heard), "same as text", "not what it wrote")
+        hearing = f"{escape(heard) or '<em>nothing</em>'} {agrees}"
+        says = f"{name} says: {heard}"
     if audio:
         data = base64.b64encode(audio).decode()
         player = (
             f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}" '
-            f'aria-label="{escape(name)} says: {escape(heard)}"></audio>'
+            f'aria-label="{escape(says)}"></audio>'
         )
     else:
         player = "<p class='silent'>no audio</p>"
     return (
         f'<div class="answer"><h4>{swatch(index)}{escape(name)}</h4>{player}<dl>'
         f"<dt>wrote</dt><dd>{escape(text) or '<em>nothing</em>'} {right}</dd>"
-        f"<dt>heard</dt><dd>{escape(heard) or '<em>nothing</em>'} {agrees}</dd></dl></div>"
+        f"<dt>heard</dt><dd>{hearing}</dd></dl></div>"
     )
 
 
