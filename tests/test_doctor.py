@@ -81,6 +81,70 @@ def test_a_missing_compiler_is_named(monkeypatch):
     assert facts("Tools")["C++ compiler"] == "none (looked for no-such-compiler)"
 
 
+def test_every_flag_that_is_set_is_shown_and_no_other(monkeypatch):
+    for flag in doctor.FLAGS:
+        monkeypatch.delenv(flag, raising=False)
+    assert not {name for name in facts("Machine") if name.startswith("WAVALIGN_")}
+    for flag in doctor.FLAGS:
+        monkeypatch.setenv(flag, f"value of {flag}")
+    shown = facts("Machine")
+    for flag in doctor.FLAGS:
+        assert shown[flag] == f"value of {flag}"
+
+
+def script(path, text):
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("#!/no/such/interpreter\n", "cannot be run: no such file"),
+        ("\x7fELF of another machine", "cannot be run: "),
+        ("#!/bin/sh\nprintf 'gcc \\377 12\\nmore\\n'\n", ": gcc \ufffd 12"),
+        ("#!/bin/sh\nexit 1\n", "tool"),
+        ("#!/bin/sh\ncat; echo fed\n", ": fed"),
+        ("#!/bin/sh\nexec sleep 60\n", "cannot be run: "),
+    ],
+)
+def test_a_tool_that_is_no_good_is_described(monkeypatch, tmp_path, text, shown):
+    monkeypatch.setattr(doctor, "TOOL_LIMIT_S", 0.5)
+    monkeypatch.setenv("CXX", script(tmp_path / "tool", text))
+    assert shown in facts("Tools")["C++ compiler"]
+
+
+@pytest.mark.parametrize("value", ["  ", 'g++ "', "'"])
+def test_a_compiler_that_is_no_command_is_looked_for(monkeypatch, value):
+    monkeypatch.setenv("CXX", value)
+    shown = facts("Tools")["C++ compiler"]
+    assert "c++" in shown or shown == f"none (looked for {value})"
+
+
+def test_metadata_that_cannot_be_read_is_said(monkeypatch):
+    def broken(name):
+        raise KeyError("Version")
+
+    monkeypatch.setattr(doctor.metadata, "version", broken)
+    assert facts("Versions")["rich"] == "its metadata cannot be read: KeyError"
+
+
+@pytest.mark.parametrize("error", [OSError("x.so"), AttributeError("y"), SystemExit(1)])
+def test_a_rich_that_fails_at_its_import_is_done_without(monkeypatch, capsys, error):
+    real_import = builtins.__import__
+
+    def broken(name, *args, **options):
+        if name.startswith("rich"):
+            raise error
+        return real_import(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    monkeypatch.setattr(doctor, "report", lambda: {"Title": [doctor.Fact("name", "value")]})
+    assert doctor.main() == 0
+    assert capsys.readouterr().out.split() == ["Title", "name", "value"]
+
+
 @pytest.mark.parametrize("rich_installed", [True, False])
 def test_the_page_shows_every_fact(rich_installed, monkeypatch, capsys):
     if rich_installed:

@@ -1,5 +1,6 @@
 """The GPU monitor over a made-up NVML: what it adds up, and that nothing absent ever raises."""
 
+import builtins
 import sys
 import threading
 import time
@@ -115,6 +116,95 @@ def test_units_and_what_is_a_mean_and_what_an_extreme(nvml):
     # The energy counter is not read anew from zero.
     assert second.energy_j == 5.0 and second.slowed == {"power cap": 1.0, "software thermal": 1.0}
     assert fake.open == 0
+
+
+def test_every_reading_has_its_name_among_the_metrics(nvml):
+    nvml()
+    with monitor() as gpu:
+        first, second = gpu.metrics(), gpu.metrics()
+    assert first == {
+        "gpu/power_w": 200.0,
+        "gpu/sm_mhz": 1850.0,
+        "gpu/memory_mhz": 2600.0,
+        "gpu/temperature_c": 42,
+        "gpu/memory_bytes": 2 * 2**30,
+        "gpu/utilization": 0.5,
+        "gpu/slowed": 0.5,
+    }
+    assert second["gpu/slowed"] == 1.0
+
+
+def test_a_gpu_that_was_never_held_down_was_slowed_for_no_time(nvml, monkeypatch):
+    fake = nvml()
+    monkeypatch.setattr(fake, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda gpu: 0x1)
+    with monitor() as gpu:
+        assert gpu.metrics()["gpu/slowed"] == 0.0
+
+
+def test_the_worst_reason_counts(nvml, monkeypatch):
+    fake = nvml()
+    reasons = iter([0x4, 0x4 | 0x40, 0x4 | 0x40])
+    monkeypatch.setattr(
+        fake, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda gpu: next(reasons)
+    )
+    with monitor() as gpu:
+        gpu._sample()
+        assert gpu.metrics()["gpu/slowed"] == 1.0  # power cap in 3 of 3, heat in 2 of 3
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("libnvidia-ml.so.1"), AttributeError("x"), SystemExit(1), ImportError("y")]
+)
+def test_a_package_that_fails_at_its_import_is_a_status(nvml, monkeypatch, error):
+    nvml()
+    real_import = builtins.__import__
+
+    def broken(name, *args, **options):
+        if name == "pynvml":
+            raise error
+        return real_import(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with monitor() as gpu:
+        assert gpu.take() is None and gpu.metrics() == {} and gpu.limits() == {}
+        assert gpu.status.startswith(f"nvidia-ml-py cannot be imported: {type(error).__name__}")
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [
+        ("nvmlInit", "no NVIDIA driver answers: strange"),
+        ("nvmlDeviceGetHandleByUUID", "NVML does not know cuda:0: strange"),
+        ("nvmlDeviceGetPowerUsage", "NVML stopped answering: strange"),
+    ],
+)
+@pytest.mark.parametrize("kind", [OSError, TypeError, RuntimeError])
+def test_a_driver_may_fail_with_any_error(nvml, monkeypatch, place, status, kind):
+    fake = nvml()
+
+    def fail(*args):
+        raise kind("strange")
+
+    monkeypatch.setattr(fake, place, fail)
+    with monitor() as gpu:
+        assert gpu.take() is None and gpu.metrics() == {}
+        assert gpu.status == status
+    assert fake.open == 0
+
+
+def test_a_reading_that_this_package_lacks_is_none(nvml, monkeypatch):
+    nvml()
+    monkeypatch.delattr(FakeNVML, "nvmlDeviceGetCurrentClocksThrottleReasons")
+    with monitor() as gpu:
+        use = gpu.take()
+    assert use.slowed == {} and use.power_w == 200.0
+
+
+def test_limits_of_a_driver_that_dies_are_none(nvml, monkeypatch):
+    fake = nvml()
+    with monitor() as gpu:
+        monkeypatch.setattr(fake, "nvmlSystemGetDriverVersion", lambda: 1 // 0)
+        assert gpu.limits() == {} and "stopped answering" in gpu.status
 
 
 def test_a_thread_reads_while_work_runs_and_ends_with_it(nvml):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from wavalign_fast.errors import one_line
 from wavalign_fast.ops import cuda
 from wavalign_fast.ops.library import EXTENSION, backend_status, choose_backend
 from wavalign_fast.ops.options import LossOptions
@@ -39,6 +40,8 @@ INSTRUCTION_SETS = {
     "AVX512-BF16": {"avx512_bf16"},
     "AMX-BF16": {"amx_tile", "amx_bf16"},
 }
+TOOL_LIMIT_S = 20.0
+"""A compiler that says nothing for so long is waiting for something."""
 FLAGS = (
     "WAVALIGN_BACKEND",
     "WAVALIGN_FORCE_CUDA",
@@ -72,9 +75,13 @@ def main() -> int:
     """Prints the page. Always 0: a machine without the kernels is slower, not broken."""
     sections = report()
     try:
-        _print_rich(sections)
-    except ImportError:
+        import rich.console
+        import rich.table
+        import rich.text  # noqa: F401
+    except (Exception, SystemExit):  # absent, or broken in whatever way
         _print_plain(sections)
+    else:
+        _print_rich(sections)
     return 0
 
 
@@ -101,6 +108,8 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+    except Exception as error:  # what pip left behind when it was interrupted
+        return f"its metadata cannot be read: {type(error).__name__}"
 
 
 def _machine() -> list[Fact]:
@@ -123,7 +132,7 @@ def _cpu() -> tuple[str, set[str]]:
     model = platform.processor() or "unknown"
     flags: set[str] = set()
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return model, flags
     for line in lines:
@@ -138,12 +147,15 @@ def _cpu() -> tuple[str, set[str]]:
 def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none that this torch sees"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    try:
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:
+        return f"seen, but not usable: {one_line(error)}"
     return ", ".join(names)
 
 
 def _tools() -> list[Fact]:
-    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    compiler = _compiler()
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     places = [f"{home}/bin"] if home else [None, "/usr/local/cuda/bin"]
     nvcc = next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
@@ -156,13 +168,31 @@ def _tools() -> list[Fact]:
     ]
 
 
+def _compiler() -> str:
+    """The program that the build would call."""
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or ""
+    try:
+        return (shlex.split(command) or ["c++"])[0]
+    except ValueError:  # a quote that is not closed
+        return command
+
+
 def _tool_version(command: str) -> str | None:
     """Path and version of a program, ``None`` where it is missing."""
     path = shutil.which(command)
     if path is None:
         return None
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TOOL_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: cannot be run: {one_line(error)}"
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
     release = [line for line in lines if "release" in line] or lines
     return f"{path}: {release[0]}" if release else path
 

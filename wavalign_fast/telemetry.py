@@ -5,7 +5,8 @@
         use = gpu.take()  # or None, and gpu.status says why
 
 A thread reads the GPU. Nothing here raises: where the driver or the package nvidia-ml-py is absent,
-or the driver stops answering, there are no readings and ``status`` has the reason.
+or the driver stops answering, there are no readings and ``status`` has the reason. So everything
+that NVML raises is caught, not only its own errors: the package and the driver come in any version.
 """
 
 import threading
@@ -113,7 +114,7 @@ class GpuMonitor:
             self._stop.set()
             self._thread.join()
             self._thread = None
-            with suppress(self._nvml.NVMLError):
+            with suppress(Exception):
                 self._nvml.nvmlShutdown()
             self.status = "not started"
 
@@ -141,26 +142,35 @@ class GpuMonitor:
 
     def limits(self) -> dict[str, Any]:
         """Driver, identity, highest clocks (MHz) and power limit (W), as far as they are told."""
-        return self._read(LIMITS) if self._thread is not None else {}
+        if self._thread is None:
+            return {}
+        try:
+            return self._read(LIMITS)
+        except Exception as error:
+            self.status = f"NVML stopped answering: {error}"
+            return {}
 
     def _open(self) -> str | None:
         if self.device.type != "cuda":
             return f"{self.device} is no NVIDIA GPU"
         try:
             import pynvml
-        except ImportError:
+        except ModuleNotFoundError:
             return "nvidia-ml-py is not installed; pip install 'wavalign-fast[gpu]'"
+        except (Exception, SystemExit) as error:
+            return f"nvidia-ml-py cannot be imported: {type(error).__name__}: {error}"
         self._nvml = pynvml
         try:
             pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
+        except Exception as error:
             return f"no NVIDIA driver answers: {error}"
         try:
             # NVML counts all GPUs of the machine, torch those that the process may see.
             uuid = torch.cuda.get_device_properties(self.device).uuid
             self._gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except pynvml.NVMLError as error:
-            pynvml.nvmlShutdown()
+        except Exception as error:
+            with suppress(Exception):
+                pynvml.nvmlShutdown()
             return f"NVML does not know {self.device}: {error}"
         return None
 
@@ -174,7 +184,7 @@ class GpuMonitor:
                 return
             try:
                 self._samples.append(self._read(READERS))
-            except self._nvml.NVMLError as error:
+            except Exception as error:
                 self.status = f"NVML stopped answering: {error}"
 
     def _read(self, readers: dict[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
@@ -183,6 +193,8 @@ class GpuMonitor:
             try:
                 values[name] = read(self._nvml, self._gpu)
             except self._nvml.NVMLError_NotSupported:
+                continue
+            except AttributeError:  # a function or constant that this version of the package lacks
                 continue
         return values
 
