@@ -16,6 +16,17 @@ from . import gpu
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 2
 KEY = ("device", "dtype", "operation")
+WRITTEN = tuple(
+    f":(exclude){path}"
+    for path in (
+        "README.md",
+        "docs",
+        "benchmarks/results",
+        "benchmarks/plots",
+        "benchmarks/results.html",
+    )
+)
+"""What benchmarks and their report write, as git's path patterns."""
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -45,16 +56,30 @@ def package_version() -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit; ``None`` for an installed package, which lies in no checkout."""
+    """The checkout's commit; ``None`` for an installed package, which lies in no checkout.
+
+    It ends in ``-dirty`` where tracked files differ from it, what benchmarks write aside: after the
+    first of several is saved, the others still measure the code of that commit.
+    """
     folder = Path(__file__).parent
     if folder.name != "benchmarks" or not (folder.parent / "pyproject.toml").exists():
         return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    return checkout_commit(folder.parent)
+
+
+def checkout_commit(checkout: Path) -> str | None:
+    """``_commit`` of a directory."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+        commit = _git(checkout, "rev-parse", "--short=7", "HEAD").strip()
+        changed = _git(checkout, "diff", "--name-only", "HEAD", "--", ".", *WRITTEN)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=checkout, check=True).stdout
 
 
 def save(name: str, record: dict[str, Any], directory: Path = RESULTS) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import subprocess
 
 import pytest
 
@@ -78,6 +80,32 @@ def test_the_machine_says_with_what_it_measured():
     facts = record.machine()
     assert facts["torch"] and facts["cores"] >= 1 and facts["date"].count("-") == 2
     json.dumps(facts)
+
+
+def test_a_checkout_is_dirty_by_its_code_and_not_by_what_benchmarks_write(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    assert record.checkout_commit(tmp_path) is None
+    written = ["README.md", "docs/x.md", "benchmarks/results/x.json", "benchmarks/plots/x.png"]
+    for name in (*written, "benchmarks/results.html", "benchmarks/bench.py", "csrc/x.cpp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = record.checkout_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7}", clean)
+    for name in (*written, "benchmarks/results.html"):
+        (tmp_path / name).write_text("after")
+        assert record.checkout_commit(tmp_path) == clean, name
+    for name in ("benchmarks/bench.py", "csrc/x.cpp"):
+        (tmp_path / name).write_text("after")
+        assert record.checkout_commit(tmp_path) == f"{clean}-dirty"
+        git("checkout", name)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
