@@ -1,9 +1,10 @@
 """The arms of a recipe over several seeds: mean and spread of their held-out figures.
 
-    python -m benchmarks.bench_recipe [--arms a,b] [--seeds 0,1,2] [--jobs 2] [--save]
+    python -m benchmarks.bench_recipe [--arms a,b] [--seeds 0,1,2] [--jobs 2] [--quick | --save]
 
-Every run is the ordinary command `wavalign-fast train`, one process and one thread each; runs that
-are there already are finished or kept, not repeated.
+Every run is the ordinary command `wavalign-fast train`, one process and one thread each. Runs are
+kept by commit: those that are there already are finished or kept, not repeated. `--quick` trains
+two steps of every arm and throws them away, to see that the full command will work.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,15 @@ from .record import machine, save
 
 RECIPE = "spoken-sums"
 ARMS = "wavalign,on-policy,rl-all,sft-imperfect"
+QUICK = ("train.steps=2", "train.eval_items=8")
 
 
-def train(arm: str, seed: int, output: Path) -> dict[str, Any]:
+def train(arm: str, seed: int, output: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Trains and evaluates one arm with one seed; its evaluation record."""
     name = f"{RECIPE}-{arm}-seed{seed}"
     command = [sys.executable, "-m", "wavalign_fast.cli", "train", "--recipe", RECIPE]
     command += ["--arm", arm, "--seed", str(seed), "--name", name, "--output", str(output)]
+    command += settings
     if (output / name).exists():
         command.append("--resume")
     done = subprocess.run(command, capture_output=True, text=True, env=one_thread())
@@ -42,7 +47,7 @@ def one_thread() -> dict[str, str]:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    names = ("text_accuracy", "speech_matches_text", "speech_says_sum")
+    names = ("text_accuracy", "text_accuracy_greedy", "speech_matches_text", "speech_says_sum")
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
 
 
@@ -56,28 +61,51 @@ def spread(records: list[dict[str, Any]], part: str) -> dict[str, dict[str, floa
     return figures
 
 
-def main() -> int:
+def measure(
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    jobs: int,
+    output: Path,
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """All runs, ``jobs`` at a time, as the record of `results/spoken_sums.json`."""
+    report: dict[str, Any] = {"recipe": RECIPE, "machine": machine(), "seeds": list(seeds)}
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = {
+            arm: [pool.submit(train, arm, seed, output, settings) for seed in seeds] for arm in arms
+        }
+        records = {arm: [job.result() for job in runs] for arm, runs in pending.items()}
+    report |= {"jobs": jobs, "arms": {}, "base": spread(next(iter(records.values())), "base")}
+    for arm, runs in records.items():
+        report["arms"][arm] = spread(runs, "final")
+        report["arms"][arm]["seconds"] = {"values": [run["seconds"] for run in runs]}
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arms", default=ARMS)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--save", action="store_true", help="write results/spoken_sums.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="by default runs/bench/COMMIT")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="two steps of every arm, not kept")
+    kind.add_argument("--save", action="store_true", help="write results/spoken_sums.json")
+    arguments = parser.parse_args(argv)
     arms, seeds = arguments.arms.split(","), [int(s) for s in arguments.seeds.split(",")]
-    facts = machine()
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        pending = {
-            arm: [pool.submit(train, arm, seed, arguments.output) for seed in seeds] for arm in arms
-        }
-        records = {arm: [job.result() for job in jobs] for arm, jobs in pending.items()}
-    report: dict[str, Any] = {"recipe": RECIPE, "machine": facts, "seeds": seeds, "arms": {}}
-    report["base"] = spread(next(iter(records.values())), "base")
-    for arm, runs in records.items():
-        report["arms"][arm] = spread(runs, "final")
-        report["arms"][arm]["seconds"] = {"values": [run["seconds"] for run in runs]}
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(arms, seeds[:1], jobs=arguments.jobs, output=Path(folder), settings=QUICK)
+        return 0
+    commit = machine()["commit"] or "no-commit"
+    if arguments.save and commit.endswith("-dirty"):
+        # Kept runs may be of other code than the one that is here now, and nothing would show it.
+        parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
+    output = arguments.output or Path("runs/bench") / commit
+    report = measure(arms, seeds, jobs=arguments.jobs, output=output)
     if arguments.save:
         print(f"wrote {save('spoken_sums', report)}")
     return 0
