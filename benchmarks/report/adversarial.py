@@ -4,6 +4,8 @@ import html
 from collections import Counter
 from typing import Any
 
+from .tables import machine_line
+
 SIGNS = {"pass": "✓", "fail": "✗", "unsupported": "–", "crash": "crash", "timeout": "time"}
 MEANINGS = {
     "pass": "passes",
@@ -76,7 +78,10 @@ def _key(record: dict[str, Any]) -> str:
         for status in SIGNS
         if status in seen
     )
-    return f'<p class="note">{entries}. What exactly happened stands behind each mark.</p>'
+    return (
+        f'<p class="note">{entries}. What exactly happened stands behind each mark. Run on '
+        f"{html.escape(machine_line(record))}.</p>"
+    )
 
 
 def _left_out(record: dict[str, Any]) -> str:

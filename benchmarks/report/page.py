@@ -2,6 +2,7 @@
 
 import html
 import os
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +20,8 @@ from .plots import (
     figures,
     slope_rows,
 )
+from .provenance import uncommitted_note, where_measured
+from .recipe import recipe_html
 from .rows import Place, Standing, places, rows_of, standings
 from .tables import caption, distribution_line, html_table, machine_line, rates_line, verdict
 from .theme import PAGE_DARK, PAGE_LIGHT
@@ -57,34 +60,55 @@ def render(records: Records) -> str:
     """The whole page as text."""
     cases = compared_cases(records)
     plots, missing = _plots(records)
-    sections = [_section("Overview", plots["overview"])] if "overview" in plots else []
-    for name, title in TITLES.items():
-        content = _benchmark(cases_of(records, name), plots.get(name, ""))
-        sections.append(_section(title, content))
-    sections.append(_section("Growth", plots.get("growth", "") + _slopes(records)))
-    adversarial = records.get("adversarial")
-    if adversarial:
-        sections.append(_section("Who fails what", adversarial_section(adversarial)))
-    note = f'<p class="note">{html.escape(METHOD)}</p>'
-    sections.append(_section("How it is measured", note + _what_runs(cases)))
+    sections = {title: content for title, content in _sections(records, plots) if content}
     style = files("wavalign_fast.report").joinpath("style.css").read_text(encoding="utf-8")
     template = Template(_asset("page.html"))
     return template.substitute(
         style=style + _asset("page.css"),
+        where=html.escape(where_measured(records)),
         headline=html.escape(_headline(cases)),
         lead=html.escape(_lead(records)),
         standing=_standing(standings(cases)),
-        sections="".join(sections),
+        uncommitted=_note(uncommitted_note(records)),
+        contents=_contents(sections),
+        sections="".join(_section(title, content) for title, content in sections.items()),
         footer=html.escape(missing),
     )
+
+
+def _sections(records: Records, plots: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(title, content) in the order of the page; content is "" where nothing was measured."""
+    yield "Overview", plots.get("overview", "")
+    for name, title in TITLES.items():
+        yield title, _benchmark(cases_of(records, name), plots.get(name, ""))
+    yield "Growth", plots.get("growth", "") + _slopes(records)
+    adversarial, recipe = records.get("adversarial"), records.get("spoken_sums")
+    yield "Who fails what", adversarial_section(adversarial) if adversarial else ""
+    yield "The recipe spoken-sums", recipe_html(recipe) if recipe else ""
+    yield "How it is measured", _note(METHOD) + _what_runs(compared_cases(records))
 
 
 def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
+def _contents(sections: Iterable[str]) -> str:
+    """A link to each section."""
+    return "".join(
+        f'<li><a href="#{_anchor(title)}">{html.escape(title)}</a></li>' for title in sections
+    )
+
+
 def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
+    return f'<section id="{_anchor(title)}"><h2>{html.escape(title)}</h2>{content}</section>'
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _plots(records: Records) -> tuple[dict[str, str], str]:
@@ -139,7 +163,7 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
         tables = "".join(_case(case) for case in same)
         told = [f"Source of the shape: {same[0]['shape']['source']}."]
         told += [f"Measured: {line}." for line in sorted({machine_line(case) for case in same})]
-        source = f'<p class="note">{html.escape(" ".join(told))}</p>'
+        source = _note(" ".join(told))
         if index == 0:
             parts.append(tables + source)
             continue
@@ -151,9 +175,8 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
 
 def _case(case: dict[str, Any]) -> str:
     facts = " ".join(line for line in (distribution_line(case), rates_line(case)) if line)
-    note = f'<p class="note">{html.escape(facts)}</p>' if facts else ""
     items = "".join(f"<li>{_verdict(place, case)}</li>" for place in places(case))
-    return f'{html_table(case)}<ul class="verdicts">{items}</ul>{note}'
+    return f'{html_table(case)}<ul class="verdicts">{items}</ul>{_note(facts)}'
 
 
 def _verdict(place: Place, case: dict[str, Any]) -> str:
@@ -177,9 +200,9 @@ def _slopes(records: Records) -> str:
     if not lines:
         return ""
     return (
-        '<div class="scroll"><table><caption>Slopes in the log-log plot: 1 is linear, 0 is flat'
-        "</caption><thead><tr><th>axis and side</th><th>time</th><th>extra memory</th></tr>"
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+        '<div class="scroll"><table><caption><span>Slopes in the log-log plot: 1 is linear, 0 is '
+        "flat</span></caption><thead><tr><th>axis and side</th><th>time</th><th>extra memory</th>"
+        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

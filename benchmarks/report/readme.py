@@ -1,12 +1,13 @@
 """The measured part of README.md, between its markers."""
 
 import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
+from .provenance import uncommitted_note, where_measured
+from .recipe import recipe_markdown
 from .rows import error_name, primary_of, standings
 from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
 
@@ -19,14 +20,6 @@ ALT = {
     "dpo": "Time, extra memory and error of the preference loss, by implementation",
     "growth": "Time and extra memory against rows, vocabulary and hidden size",
 }
-FIGURES = {
-    "text_accuracy": "text right",
-    "speech_matches_text": "speech = own text",
-    "speech_says_sum": "speech right",
-    "speech_ce": "speech CE",
-    "text_ce": "text CE",
-    "ended": "ends",
-}
 
 
 def picture(name: str) -> str:
@@ -38,8 +31,9 @@ def picture(name: str) -> str:
 
 
 def overview(records: Records) -> str:
-    """How often ours is first, and the plot of all cases."""
-    return f"{standing_text(compared_cases(records))}\n\n{picture('overview')}"
+    """The devices, how often ours is first, the plot of all cases, and what no commit holds."""
+    told = f"{where_measured(records)} {standing_text(compared_cases(records))}"
+    return "\n\n".join(filter(None, (told, picture("overview"), uncommitted_note(records))))
 
 
 def standing_text(cases: list[dict[str, Any]]) -> str:
@@ -102,27 +96,7 @@ def spoken_sums(records: Records) -> str:
     """The recipe's arms: mean and spread over the seeds."""
     record = records["spoken_sums"]
     assert record is not None
-    lines = [
-        "| arm | " + " | ".join(FIGURES.values()) + " | training |",
-        "|---" * (len(FIGURES) + 2) + "|",
-    ]
-    for arm, figures in ({"base": record["base"]} | record["arms"]).items():
-        cells = []
-        for name in FIGURES:
-            mean, deviation = figures[name]["mean"], figures[name]["std"]
-            cells.append(f"{mean:.3f}" + ("" if arm == "base" else f" ± {deviation:.3f}"))
-        seconds = figures.get("seconds")
-        spent = f"{statistics.mean(seconds['values']):.0f} s" if seconds else ""
-        label = arm if arm == "base" else f"`{arm}`"
-        lines.append(f"| {label} | " + " | ".join(cells) + f" | {spent} |")
-    items = record["base"]["items"]["mean"]
-    lines += [
-        "",
-        f"{items:.0f} held-out spoken answers each, sampled at T = 1; one thread a run, two runs "
-        f"at a time on {record['machine']['cores']} shared cores, {record['machine']['date']}. "
-        "CE is cross-entropy in nats per token on right demonstrations.",
-    ]
-    return "\n".join(lines)
+    return recipe_markdown(record)
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {

@@ -52,6 +52,8 @@ def _quartiles(row: Row) -> str:
     return f"{number} – {high}" if high.endswith(f" {unit}") else f"{low} – {high}"
 
 
+DIRTY = "-dirty"
+"""What git appends to a commit when tracked files differ from it."""
 ERROR = "error"
 ERROR_HEADS = {"logp": "largest ℓ error", "loss": "loss error"}
 COLUMNS = (
@@ -135,7 +137,8 @@ def html_table(case: dict[str, Any]) -> str:
         body.append(f'<tr class="rival">{_name(row)}{why}</tr>')
     note = " ".join(f"{line}." for line in absent(rows))
     return (
-        f'<div class="scroll"><table><caption>{html.escape(caption(case))}</caption><thead><tr>'
+        f'<div class="scroll"><table><caption><span>{html.escape(caption(case))}</span>'
+        "</caption><thead><tr>"
         f'<th scope="col">side</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         + (f'<p class="note">{html.escape(note)}</p>' if note else "")
     )
@@ -173,10 +176,18 @@ def machine_line(case: dict[str, Any]) -> str:
     facts += [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}",
         f"torch {machine['torch']}",
-        f"commit {machine['commit']}" if machine.get("commit") else "",
+        commit_text(machine.get("commit")),
         machine["date"],
     ]
     return ", ".join(fact for fact in facts if fact)
+
+
+def commit_text(commit: str | None) -> str:
+    """The commit, and whether the checkout had other code than it; "" for an installed package."""
+    if not commit:
+        return ""
+    clean = commit.removesuffix(DIRTY)
+    return f"commit {clean}" + ("" if clean == commit else " with uncommitted changes")
 
 
 def rates_line(case: dict[str, Any]) -> str:

@@ -135,8 +135,30 @@ def adversarial() -> dict[str, Any]:
     }
 
 
+def spoken_sums() -> dict[str, Any]:
+    """Two arms over two seeds."""
+
+    def figures(**means: float) -> dict[str, Any]:
+        return {name: {"mean": mean, "std": 0.01} for name, mean in means.items()}
+
+    means = {"speech_matches_text": 0.9, "speech_says_sum": 0.3, "speech_ce": 0.05}
+    means |= {"text_ce": 0.13, "ended": 1.0, "items": 400.0}
+    seconds = {"seconds": {"values": [10.0, 20.0]}}
+    return {
+        "recipe": "spoken-sums",
+        "machine": MACHINE,
+        "seeds": [0, 1],
+        "jobs": 2,
+        "base": figures(text_accuracy=0.352, text_accuracy_greedy=0.815, **means),
+        "arms": {
+            "wavalign": figures(text_accuracy=0.595, text_accuracy_greedy=0.835, **means) | seconds,
+            "sft-gold": figures(text_accuracy=0.612, text_accuracy_greedy=0.857, **means) | seconds,
+        },
+    }
+
+
 def records() -> dict[str, Any]:
-    """One of everything but the recipe."""
+    """One of everything."""
     return {
         "linear_logprob": {
             "benchmark": "linear_logprob",
@@ -156,5 +178,5 @@ def records() -> dict[str, Any]:
         "skip": {"benchmark": "skip", "format": 2, "cases": [skipping()]},
         "growth": growth(),
         "adversarial": adversarial(),
-        "spoken_sums": None,
+        "spoken_sums": spoken_sums(),
     }

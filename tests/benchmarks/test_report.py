@@ -11,16 +11,19 @@ from benchmarks.report import plots, readme
 from benchmarks.report.adversarial import adversarial_section, failures
 from benchmarks.report.notes import SMALL, UNKNOWN, WHY, why
 from benchmarks.report.page import render
+from benchmarks.report.provenance import uncommitted_note, where_measured
+from benchmarks.report.recipe import recipe_markdown
 from benchmarks.report.rows import METRICS, places, rows_of, standings
 from benchmarks.report.tables import (
     case_verdicts,
     html_table,
+    machine_line,
     markdown_table,
     mebibytes,
     seconds,
     text_table,
 )
-from tests.benchmarks.synthetic import adversarial, case, growth, records
+from tests.benchmarks.synthetic import MACHINE, adversarial, case, growth, records, spoken_sums
 
 NOTHING = dict.fromkeys(report.NAMES)
 VOID = {"meta", "img", "source", "br"}
@@ -175,7 +178,75 @@ def test_the_page_shows_every_case_and_fetches_nothing():
     assert "the path of Rival trl" in text
     assert "nobody's <head>" in text
     assert "nobody's <head>" not in source  # escaped
-    assert not re.search(r'(src|href|srcset)="(?!data:)', source)
+    assert not re.search(r'(src|href|srcset)="(?!data:|#)', source)
+
+
+@pytest.mark.parametrize("found", [NOTHING, records()], ids=["nothing", "everything"])
+def test_the_contents_link_to_every_section(found):
+    source = render(found)
+    links = re.findall(r'<a href="#([^"]+)">', source)
+    assert links == re.findall(r'<section id="([^"]+)">', source)
+    assert links[-1] == "how-it-is-measured" and ("growth" in links) == bool(found["growth"])
+    assert source.index("Contents") < source.index("<section")
+
+
+def test_tables_scroll_in_a_box_of_their_own():
+    # A phone is 400 pixels wide, and no table here fits that.
+    source = render(records())
+    boxed = source.count('<div class="scroll"><table')
+    assert boxed == source.count("<table") > 5
+
+
+def test_the_page_and_the_readme_say_cpu_only_until_a_gpu_has_measured():
+    found = records()
+    head, _, rest = page_text(found).partition("First in time")
+    assert "CPU only: no GPU took part" in head and "CPU only" not in rest
+    assert "CPU only" not in page_text(NOTHING)
+    assert readme.overview(found).startswith("CPU only: no GPU took part")
+    on_gpu = case({"torch": 2.0})
+    on_gpu |= {"device": "cuda", "machine": MACHINE | {"gpu": "Some GPU"}}
+    found["dpo"] = {"cases": [on_gpu]}
+    assert "Measured on the CPU and on Some GPU." in page_text(found)
+    assert where_measured({"dpo": found["dpo"]}) == "Measured on Some GPU."
+    assert "CPU only" not in page_text(found) + readme.overview(found)
+
+
+def test_figures_that_no_commit_gives_again_are_named():
+    found = records()
+    assert uncommitted_note(found) == ""
+    found["linear_logprob"]["cases"][1]["machine"] = MACHINE | {"commit": "abc1234-dirty"}
+    found["spoken_sums"]["machine"] = MACHINE | {"commit": "abc1234-dirty"}
+    told = (
+        "Measured at commit abc1234 with uncommitted changes: "
+        "A head: H 512, V 32768, 1024 rows, logp, fp32; spoken-sums."
+    )
+    assert uncommitted_note(found) == told
+    assert told in page_text(found) and told in readme.overview(found)
+    assert "-dirty" not in page_text(found) + readme.spoken_sums(found)
+
+
+def test_an_installed_package_has_no_commit():
+    found = case({"torch": 2.0}) | {"machine": MACHINE | {"commit": None}}
+    assert machine_line(found) == "Test CPU, 2 cores, AVX2, torch 2.13.0, 2026-01-01"
+    assert uncommitted_note({"dpo": {"cases": [found]}}) == ""
+
+
+def test_the_recipe_shows_greedy_accuracy_beside_sampled():
+    lines = readme.spoken_sums(records()).splitlines()
+    assert lines[0].startswith("| arm | text right | text right, greedy | ")
+    assert lines[2].startswith("| base | 0.352 | 0.815 | 0.900 | ")
+    assert lines[3].startswith("| `wavalign` | 0.595 ± 0.010 | 0.835 ± 0.010 | ")
+    assert lines[3].endswith(" | 15 s |")
+    assert lines[-1].startswith("2 seeds, ") and "2 at a time, on 2 shared cores" in lines[-1]
+    assert "0.5950.8350.9" in page_text(records()).replace(" ± 0.010", "")
+
+
+def test_a_recipe_without_a_figure_has_an_empty_cell():
+    record = spoken_sums()
+    del record["base"]["ended"], record["jobs"]
+    lines = recipe_markdown(record).splitlines()
+    assert lines[2].endswith(" | 0.130 |  |  |")
+    assert "One thread a run, on 2 shared cores" in lines[-1]
 
 
 def test_a_case_of_skipping_says_what_its_rows_are():
@@ -287,14 +358,13 @@ def test_a_readme_out_of_date_is_found():
 
 def test_readme_blocks_follow_the_records():
     text = readme.README.read_text(encoding="utf-8")
-    spoken_sums = report.read_records(report.RESULTS)["spoken_sums"]
-    full = readme.rendered(text, {**records(), "spoken_sums": spoken_sums})
+    full = readme.rendered(text, records())
     assert "Over the 4 measured cases, ours is first in time in 3, behind in 1;" in full
     assert full.count("<picture>") == 2
     assert "wavalign_fast: rows: time 1.00, extra memory 0.00; vocab: time" in full
     empty = readme.rendered(full, NOTHING)
     assert "Over the" not in empty and "<picture>" not in empty
-    assert readme.rendered(empty, {**records(), "spoken_sums": spoken_sums}) == full
+    assert readme.rendered(empty, records()) == full
 
 
 def test_a_readme_without_its_markers_is_an_error():

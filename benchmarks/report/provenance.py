@@ -1,0 +1,39 @@
+"""On which devices the records were measured, and which of them no commit can give again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .plots import Records
+from .tables import DIRTY, caption, commit_text
+
+
+def where_measured(records: Records) -> str:
+    """One sentence: the CPU only, or which GPUs as well; "" where nothing was measured."""
+    machines = [machine for _, machine in _measured(records)]
+    if not machines:
+        return ""
+    gpus = sorted({machine["gpu"] for machine in machines if "gpu" in machine})
+    if not gpus:
+        return "CPU only: no GPU took part in these measurements."
+    return f"Measured on {'the CPU and on ' if len(gpus) < len(machines) else ''}{', '.join(gpus)}."
+
+
+def uncommitted_note(records: Records) -> str:
+    """Names what was measured in a checkout with changes that are in no commit; "" where none."""
+    found: dict[str, list[str]] = {}
+    for what, machine in _measured(records):
+        if (machine.get("commit") or "").endswith(DIRTY):
+            found.setdefault(commit_text(machine["commit"]), []).append(what)
+    return " ".join(f"Measured at {text}: {'; '.join(names)}." for text, names in found.items())
+
+
+def _measured(records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what, its machine) of every case, and of the records that have one machine for all."""
+    for name, record in records.items():
+        if record is None:
+            continue
+        if "machine" in record:
+            yield name.replace("_", "-"), record["machine"]
+            continue
+        for case in record.get("cases", []):
+            yield caption(case), case["machine"]
