@@ -102,6 +102,19 @@ def test_the_headline_follows_the_figures(run_dir):
     assert headline().startswith("sft-imperfect raises right answers from 36% to 44%")
 
 
+def test_greedy_accuracy_stands_beside_sampled(run_dir):
+    evaluation = run_dir / "wavalign" / "evaluation.json"
+    final = json.loads(evaluation.read_text())["final"]
+    edit(evaluation, final={**final, "text_accuracy_greedy": 0.55})
+    told = "wavalign: text 36% → 60% (up), greedy 41% → 55%; speech that says"
+    assert told in outline(run_dir).text
+    edit(evaluation, base={})
+    assert "wavalign: text 60%, greedy 55%; speech that says" in outline(run_dir).text
+    del final["text_accuracy_greedy"]
+    edit(evaluation, final=final)
+    assert "wavalign: text 60%; speech that says" in outline(run_dir).text
+
+
 @pytest.mark.parametrize("field", ["prompt", "reference", "text", "heard"])
 def test_text_is_escaped(run_dir, field):
     edit(run_dir / "wavalign" / "samples.json", **{field: '<script>alert("x")</script>'})

@@ -7,6 +7,7 @@ from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import clear_change
 
 TEXT, SPEECH, BOTH = "text_accuracy", "speech_matches_text", "speech_says_sum"
+GREEDY = "text_accuracy_greedy"
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -62,7 +63,7 @@ def _finding(run: Run) -> str:
             f"{name}: no evaluation; mean reward {short(first)} in the first tenth of the steps, "
             f"{short(last)} in the last."
         )
-    parts = [_change("text", run, TEXT)]
+    parts = [_change("text", run, TEXT) + _greedy(run)]
     if SPEECH in run.final:
         parts.append(_change("speech that says what the text says", run, SPEECH))
     if BOTH in run.final:
@@ -78,6 +79,14 @@ def _change(what: str, run: Run, key: str) -> str:
     change = clear_change(before, after, _items(run))
     verdict = {1: "up", -1: "down", 0: "no clear change"}[change]
     return f"{what} {percent(before)} → {percent(after)} ({verdict})"
+
+
+def _greedy(run: Run) -> str:
+    """The same with the likeliest token each time, as most would use the model."""
+    if GREEDY not in run.final:
+        return ""
+    before = f"{percent(run.base[GREEDY])} → " if GREEDY in run.base else ""
+    return f", greedy {before}{percent(run.final[GREEDY])}"
 
 
 def _sentence_text(run: Run, items: float) -> str:
