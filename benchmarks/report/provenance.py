@@ -1,6 +1,6 @@
 """On which devices the records were measured, and which of them no commit can give again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .plots import Records
@@ -15,7 +15,8 @@ def where_measured(records: Records) -> str:
     gpus = sorted({machine["gpu"] for machine in machines if "gpu" in machine})
     if not gpus:
         return "CPU only: no GPU took part in these measurements."
-    return f"Measured on {'the CPU and on ' if len(gpus) < len(machines) else ''}{', '.join(gpus)}."
+    on_cpu = any("gpu" not in machine for machine in machines)
+    return f"Measured on {'the CPU and on ' if on_cpu else ''}{', '.join(gpus)}."
 
 
 def uncommitted_note(records: Records) -> str:
@@ -27,13 +28,18 @@ def uncommitted_note(records: Records) -> str:
     return " ".join(f"Measured at {text}: {'; '.join(names)}." for text, names in found.items())
 
 
-def _measured(records: Records) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what, its machine) of every case, and of the records that have one machine for all."""
+def _measured(records: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what, its machine) of every case, and of the records that have one machine for all.
+
+    The records of one GPU are a mapping among the others, by name as these.
+    """
     for name, record in records.items():
-        if record is None:
+        if not isinstance(record, Mapping):
             continue
-        if "machine" in record:
-            yield name.replace("_", "-"), record["machine"]
-            continue
-        for case in record.get("cases", []):
-            yield caption(case), case["machine"]
+        machine = record.get("machine")
+        if isinstance(machine, Mapping) and "cpu" in machine:
+            yield name.replace("_", "-"), dict(machine)
+        elif "cases" in record:
+            yield from ((caption(case), case["machine"]) for case in record["cases"])
+        else:
+            yield from _measured(record)

@@ -208,6 +208,10 @@ def test_the_page_and_the_readme_say_cpu_only_until_a_gpu_has_measured():
     found["dpo"] = {"cases": [on_gpu]}
     assert "Measured on the CPU and on Some GPU." in page_text(found)
     assert where_measured({"dpo": found["dpo"]}) == "Measured on Some GPU."
+    one_gpu = {"stages": {"stages": {"build": {"rc": 0}}}, "hybrid_loss": found["dpo"]}
+    assert where_measured({"gpu_check": one_gpu}) == "Measured on Some GPU."
+    one_gpu = {"machine": {"machine": on_gpu["machine"]}}
+    assert where_measured({**records(), "gpu_check": one_gpu}).endswith("CPU and on Some GPU.")
     assert "CPU only" not in page_text(found) + readme.overview(found)
 
 
