@@ -14,7 +14,6 @@ import yaml
 from wavalign_fast import recipes
 from wavalign_fast.cli import main
 from wavalign_fast.config import GateConfig, LossConfig, OptimizerConfig, RunConfig
-from wavalign_fast.config_layers import merge, parse_overrides
 from wavalign_fast.losses import HybridObjective, MixingGate
 from wavalign_fast.train import loop, session, step
 from wavalign_fast.train.sampler import PromptSampler
@@ -113,6 +112,17 @@ def leaves(group=RunConfig, prefix: str = ""):
             yield from leaves(field.annotation, f"{prefix}{name}.")
 
 
+def nested(keys: dict) -> dict:
+    tree = {}
+    for key, value in keys.items():
+        *groups, name = key.split(".")
+        group = tree
+        for inner in groups:
+            group = group.setdefault(inner, {})
+        group[name] = value
+    return tree
+
+
 class Spy:
     """What a run did, as far as its keys decide it."""
 
@@ -186,8 +196,7 @@ def test_every_other_key_reaches_what_it_is_for(toy_task, monkeypatch, tmp_path,
     report = type("report", (), {"write_report": lambda root: root})
     monkeypatch.setitem(sys.modules, "wavalign_fast.report", report)
     config = tmp_path / "config.yaml"
-    tree = parse_overrides(f"{key}={json.dumps(value)}" for key, value in RUN.items())
-    config.write_text(yaml.safe_dump(merge(tree, {"loss": {"mixing": 0.5}})))
+    config.write_text(yaml.safe_dump(nested(RUN | {"loss.mixing": 0.5})))
     assert main(["train", str(config), "--output", str(tmp_path / "runs")]) == 0
 
     (run,) = (path.parent for path in (tmp_path / "runs").glob("*/config.yaml"))
