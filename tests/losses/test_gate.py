@@ -62,6 +62,20 @@ def test_where_nothing_is_waited_for_a_bad_reward_poisons_its_own_step_only(monk
         assert torch.equal(going_on(REWARDS), never(REWARDS))
 
 
+def test_a_step_for_its_shapes_alone_leaves_lambda() -> None:
+    objective = moved()
+    before = objective.gate.value
+    rows = batch_of(REWARDS)
+    tables = {name: getattr(rows, name).to("meta") for name in ("targets", "policy_row")}
+    batch = wf.HybridBatch(
+        **tables, anchor_row=rows.anchor_row.to("meta"), rewards=REWARDS.to("meta")
+    )
+    hidden, weight = (torch.randn(n, H, device="meta", requires_grad=True) for n in (12, V))
+    objective(hidden, weight, batch).loss.backward()
+    assert hidden.grad.shape == (12, H) and weight.grad.shape == (V, H)
+    assert torch.equal(objective.gate.value, before)
+
+
 def test_a_first_step_without_any_reward_does_not_move_it() -> None:
     gate = wf.MixingGate()
     assert gate(torch.full((2, 3), NAN)) == 0 and gate.value is None

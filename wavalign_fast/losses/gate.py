@@ -121,6 +121,8 @@ class MixingGate(nn.Module):
 
     def _move(self, value: torch.Tensor) -> None:
         state = self._state
+        if value.device.type == "meta":  # rewards without values: a step for its shapes alone
+            return
         if value.is_cuda and torch.cuda.is_current_stream_capturing():
             # A graph goes on from what its last replay has left, so that must be one place.
             if state.device != value.device:
