@@ -224,8 +224,8 @@ def test_an_objective_hands_its_backend_on(monkeypatch) -> None:
         objective(torch.randn(2, H), torch.randn(V, H), batch)
 
 
-def batch_of(rewards: torch.Tensor) -> wf.HybridBatch:
-    row = torch.arange(rewards.numel()).repeat_interleave(2)
+def batch_of(rewards) -> wf.HybridBatch:
+    row = torch.arange(REWARDS.numel()).repeat_interleave(2)
     return wf.HybridBatch(row % V, row, torch.full_like(row, -1), rewards)
 
 
@@ -254,20 +254,71 @@ def test_the_gate_moves_once_in_a_step_that_is_computed_twice(backend, use_reent
         assert torch.equal(got, want)
 
 
-def test_a_step_whose_lambda_is_gone_is_not_computed_again() -> None:
-    objective = wf.HybridObjective(LAYOUT, policy_scope="all")
-    hidden, weight = torch.randn(12, H, requires_grad=True), torch.randn(V, H)
+def run_steps(order: list[str], rewards: dict[str, torch.Tensor], *, inside: bool):
+    """Steps "F1", "F2", … forward and "B1", … backward, each moving the gate; λ's and gradients."""
+    g = torch.Generator().manual_seed(0)
+    objective = wf.HybridObjective(
+        LAYOUT, policy_scope="all", gate=wf.MixingGate(ema=0.5, initial=0.1)
+    )
+    leaves = [torch.randn(n, H, generator=g).requires_grad_() for n in (12, V)]
+    losses, found = {}, []
 
-    def step(hidden: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    def step(hidden, weight, rewards) -> torch.Tensor:
         return objective(hidden, weight, batch_of(rewards)).loss
 
-    first, _ = (
-        checkpoint(step, hidden, rewards, use_reentrant=False) for rewards in (REWARDS, REWARDS + 1)
-    )
-    with pytest.raises(
-        RuntimeError, match=r"want λ computed before: pass rl_weight=gate\(rewards\)"
-    ):
-        first.backward()
+    for name in order:
+        if name[0] == "F":
+            args = (*leaves, rewards[name[1]])
+            losses[name[1]] = (
+                checkpoint(step, *args, use_reentrant=False) if inside else step(*args)
+            )
+            found.append(objective.gate.value)
+        else:
+            found += torch.autograd.grad(losses[name[1]], leaves, retain_graph=name[2:] == "r")
+    return found
+
+
+@pytest.mark.parametrize("order", [
+    "F1 B1 F2 B2 F3 B3", "F1 F2 F3 B1 B2 B3", "F1 F2 F3 B3 B2 B1", "F1 F2 B1 F3 B2 B3",
+    "F1 B1r B1 F2 B2r B2r", "F1 F2 B2 F3 B3",
+])  # fmt: skip
+@pytest.mark.parametrize("fresh", [False, True])
+def test_micro_batches_that_are_computed_twice_keep_their_own_lambda(order: str, fresh) -> None:
+    """With ``fresh`` the rewards' tensor is made inside the checkpoint, each time anew."""
+    rewards = {"1": REWARDS, "2": REWARDS + 1, "3": REWARDS.flip(1)}
+    given = {name: r.numpy() for name, r in rewards.items()} if fresh else rewards
+    got, want = (run_steps(order.split(), given, inside=inside) for inside in (True, False))
+    for ours, truth in zip(got, want, strict=True):
+        assert torch.equal(ours, truth)
+
+
+def test_one_buffer_of_rewards_for_every_step() -> None:
+    objective = wf.HybridObjective(LAYOUT, policy_scope="all", gate=wf.MixingGate(ema=0.5))
+    plain = wf.MixingGate(ema=0.5)
+    buffer, hidden = torch.empty_like(REWARDS), torch.randn(12, H, requires_grad=True)
+    weight = torch.randn(V, H)
+    for step in range(20):
+        buffer.copy_(REWARDS + step / 10)
+        loss = checkpoint(
+            lambda h: objective(h, weight, batch_of(buffer)).loss, hidden, use_reentrant=False
+        )
+        loss.backward()
+        assert torch.equal(objective.gate.value, plain(REWARDS + step / 10))
+
+
+def test_a_lambda_that_is_not_known_any_more_is_not_made_up() -> None:
+    """The same rewards twice, each with its own λ: which was it?"""
+    with pytest.raises(RuntimeError, match=r"rewards of 2 steps .*pass rl_weight=gate\(rewards\)"):
+        run_steps(["F1", "F2", "B1"], {"1": REWARDS, "2": REWARDS}, inside=True)
+    many = {str(step): REWARDS + step for step in range(10)}
+    for_ever = [f"F{step}" for step in range(10)] * 2
+    with pytest.raises(RuntimeError, match="rewards of 2 steps"):
+        run_steps([*for_ever, "B9"], many, inside=True)
+    gate = wf.MixingGate()
+    hidden = torch.zeros(2, requires_grad=True)
+    hidden.register_hook(lambda grad: gate(REWARDS) * grad)
+    with pytest.raises(RuntimeError, match="rewards of 0 steps"):
+        hidden.sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

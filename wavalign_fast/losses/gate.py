@@ -8,6 +8,7 @@ from torch import nn
 
 from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
 from wavalign_fast.losses.ranks import add_up_over_ranks
+from wavalign_fast.losses.repeats import Repeats
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.inputs import finite_number
@@ -30,7 +31,7 @@ class MixingGate(nn.Module):
     wait for the device, λ of that step is NaN, and so is its loss; the gate does not move.
 
     Inside activation checkpointing the forward pass runs again in the backward pass: the gate then
-    gives the λ of the step before it, if the rewards are the same, and else raises.
+    gives the λ that it gave to the same rewards; where that is not one number it raises.
 
     Args:
         initial: λ of the step before, to go on from; ``None`` starts anew.
@@ -60,7 +61,7 @@ class MixingGate(nn.Module):
         # name is taken by the property below.
         start = NOT_MOVED if initial is None else initial
         self._buffers["value"] = torch.tensor(start, dtype=torch.float32, device="cpu")
-        self._last_step: _Step | None = None
+        self._repeats = Repeats()
 
     @property
     def value(self) -> torch.Tensor | None:
@@ -94,45 +95,29 @@ class MixingGate(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``forward``, and what λ was made of, under the names of the released code."""
         rewards = rewards_table(rewards)
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return self._step_again(rewards)
+        if Repeats.asked():
+            again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._repeats.of(rewards)
+            return again
+        captured = rewards.is_cuda and torch.cuda.is_current_stream_capturing()
+        if captured and self._state.device != rewards.device:
+            raise ValueError(
+                f"MixingGate: its state is on {self._state.device}, want {rewards.device} while a "
+                "CUDA graph is captured: call .to() on it before"
+            )
         totals = self._totals(rewards, takes_cuda_groups(rewards, options))
         # Every rank must mix alike, or their gradients belong to different losses.
         totals = add_up_over_ranks(totals)
         lam, means = self._mixed(totals, takes_cuda_groups(totals, options))
-        self._move(torch.where((totals[-1] > 0) & torch.isfinite(lam), lam, self._state.to(lam)))
+        value = torch.where((totals[-1] > 0) & torch.isfinite(lam), lam, self._state.to(lam))
+        if captured:  # a replay goes on from where the last one has left it
+            self._state.copy_(value)
+        elif value.device.type != "meta":  # a step for its shapes alone has no λ
+            self._buffers["value"] = value
         names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
         parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
         result = lam, parts | {"adaptive_lambda": lam}
-        self._last_step = rewards, result
+        self._repeats.note(rewards, lam, result)
         return result
-
-    def _step_again(self, rewards: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The last step's results, for a forward pass that runs again in a backward pass."""
-        if self._last_step is not None:
-            seen, result = self._last_step
-            if seen is rewards or _same_bits(seen, rewards):
-                return result
-        raise RuntimeError(
-            "MixingGate: got other rewards than in its last step while a backward pass computes "
-            "the loss again (activation checkpointing), want λ computed before: pass "
-            "rl_weight=gate(rewards) to the objective"
-        )
-
-    def _move(self, value: torch.Tensor) -> None:
-        state = self._state
-        if value.device.type == "meta":  # rewards without values: a step for its shapes alone
-            return
-        if value.is_cuda and torch.cuda.is_current_stream_capturing():
-            # A graph goes on from what its last replay has left, so that must be one place.
-            if state.device != value.device:
-                raise ValueError(
-                    f"MixingGate: its state is on {state.device}, want {value.device} before a "
-                    "CUDA graph is captured: call .to() on it"
-                )
-            state.copy_(value)
-        else:
-            self._buffers["value"] = value
 
     def _totals(self, rewards: torch.Tensor, by_kernel: bool) -> torch.Tensor:
         """Sums [6] over the prompts with a reward: λ_raw, gates, max R, Var R; and their number."""
@@ -197,14 +182,3 @@ class MixingGate(nn.Module):
                 f"{self.lambda_max}, or {NOT_MOVED} for a gate that has not moved"
             )
         self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
-
-
-_Step = tuple[torch.Tensor, tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""Rewards, and what ``MixingGate.step`` made of them."""
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tables of rewards are the same, NaN where the other has NaN."""
-    if one.shape != other.shape or one.device != other.device:
-        return False
-    return torch.equal(*(t.to(torch.float64).view(torch.int64) for t in (one, other)))
