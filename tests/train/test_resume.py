@@ -200,6 +200,14 @@ def test_the_layers_of_a_command_win_in_order(in_tmp_path, capsys):
     assert (config["name"], config["arm"], config["loss"]["mixing"]) == ("n", "rl", 1.0)
 
 
+def test_each_of_several_arms_is_itself_whatever_the_file_names(in_tmp_path, capsys):
+    (in_tmp_path / "c.yaml").write_text("recipe: toy\narm: sft\n")
+    for argv, arms in ([], ["sft"]), (["--arms", "both,rl"], ["both", "rl"]), (["arm=rl"], ["rl"]):
+        assert main(["train", "c.yaml", *argv, "--print-config"]) == 0
+        configs = list(yaml.safe_load_all(capsys.readouterr().out))
+        assert [config["arm"] for config in configs] == arms
+
+
 def test_one_setting_in_two_forms_is_refused(refused):
     for argv, message in [
         (["--seed", "3", "train.seed=4"], "--seed 3 and seed = 4 given, wanted one"),
