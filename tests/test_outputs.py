@@ -28,7 +28,7 @@ def test_a_pipe_stays_a_pipe_and_its_reader_gets_all(tmp_path):
     os.mkfifo(pipe)
     check_output(pipe)
     got = []
-    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
     reader.start()
     write_whole(pipe, b"x" * 200_000)
     reader.join(timeout=10)

@@ -72,7 +72,7 @@ def test_the_command_that_is_printed_goes_on(in_tmp_path, train_toy, capsys, sto
 def test_a_config_from_a_pipe_is_named_by_its_copy_in_the_run(in_tmp_path, capsys, stop_at):
     os.mkfifo("pipe")
     text = "recipe: toy\ntrain: {seed: 7}\n"
-    writer = threading.Thread(target=lambda: (in_tmp_path / "pipe").write_text(text))
+    writer = threading.Thread(target=lambda: (in_tmp_path / "pipe").write_text(text), daemon=True)
     writer.start()
     stop_at(2)
     assert main(["train", "pipe", "--name", "3e8", "train.log_every=1"]) == 130

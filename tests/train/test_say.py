@@ -37,7 +37,7 @@ def say(out, *argv):
 def test_a_pipe_gets_a_whole_wav_and_stays_a_pipe(run, capsys):
     os.mkfifo("pipe")
     got = []
-    reader = threading.Thread(target=lambda: got.append(open("pipe", "rb").read()))  # noqa: SIM115
+    reader = threading.Thread(target=lambda: got.append(Path("pipe").read_bytes()), daemon=True)
     reader.start()
     assert main(say("pipe")) == 0
     reader.join(timeout=10)

@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wavalign_fast.outputs import write_whole
 
 
@@ -32,6 +30,8 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 def write_wav(path: Path, waveform: Any, sample_rate: int) -> None:
     """Writes float samples [N] in [-1, 1] as 16-bit PCM, mono."""
+    import numpy as np  # not at the top: mistakes on the command line are answered without it
+
     samples = np.clip(np.nan_to_num(np.asarray(waveform, dtype=np.float64)), -1.0, 1.0)
     pcm = np.round(samples * 32767).astype("<i2").tobytes()
     # In memory first: the header holds the length, and a pipe cannot be written backwards.
