@@ -188,6 +188,11 @@ def test_further_mistakes_are_counted():
         resolve("train.steps=abc", "train.seeds=3")
 
 
+def test_a_dotted_key_in_a_file_says_how_to_write_it():
+    with pytest.raises(UserError, match=r"^unknown key train\.steps in one word; in a file, write"):
+        resolve_config([BASE, {"train.steps": 3}])
+
+
 def test_a_missing_recipe_is_said():
     with pytest.raises(UserError, match="recipe: missing, wanted text"):
         resolve(base={})

@@ -65,6 +65,27 @@ def test_a_second_name_of_a_file_keeps_showing_the_same(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"new"
 
 
+def test_a_read_only_file_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    may = os.access  # root may write everything, so that the mode of the file shows nothing
+    monkeypatch.setattr(
+        outputs.os, "access", lambda path, mode: path != tmp_path / "a" and may(path, mode)
+    )
+    for write in (check_output, lambda path: write_whole(path, b"new")):
+        with pytest.raises(PermissionError):
+            write(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
+
+
+def test_a_file_system_that_sets_no_space_aside_is_no_full_disk(tmp_path, monkeypatch):
+    def not_offered(*args):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(outputs.os, "posix_fallocate", not_offered)
+    reserve(tmp_path, 1 << 40)
+    assert names(tmp_path) == []
+
+
 def test_the_mode_of_a_file_stays(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "a").chmod(0o640)

@@ -208,6 +208,9 @@ def _describe(mistake: Any, model: type[BaseModel], tree: Tree) -> str:
     """One line for one of pydantic's errors."""
     path, field = _config_path(mistake["loc"], model)
     key = ".".join(path)
+    if mistake["type"] == "extra_forbidden" and "." in path[-1] and key in known_keys(model):
+        group, _, rest = key.partition(".")
+        return f"{UNKNOWN_KEY} {key} in one word; in a file, write {rest} below {group}:"
     if mistake["type"] == "extra_forbidden":
         return f"{UNKNOWN_KEY} {key}{key_hint(key, known_keys(model))}"
     if not path or field is None or mistake["type"] == "value_error":

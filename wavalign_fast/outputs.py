@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROBE_BYTES = 1 << 16
+NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""A file system that cannot set space aside; the write itself will say whether there is some."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -41,8 +43,6 @@ def check_output(path: Path) -> None:
         target = _replaceable(path)
         if target is not None:
             reserve(_nearest_directory(target.parent), PROBE_BYTES)
-        elif not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def reserve(directory: Path, size: int) -> None:
@@ -51,6 +51,9 @@ def reserve(directory: Path, size: int) -> None:
     try:
         with probe.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
     finally:
         probe.unlink(missing_ok=True)
 
@@ -87,7 +90,9 @@ def _replaceable(path: Path) -> Path | None:
     except FileNotFoundError:
         return Path(os.path.realpath(path))
     if stat.S_ISDIR(info.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not os.access(path, os.W_OK):  # a rename would replace it all the same
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     # /dev/stdout and /proc/self/fd/1 may be a regular file that this process has open.
     opened = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     if opened or not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wavalign_fast import recipes
 from wavalign_fast.config import RunConfig
 from wavalign_fast.config_layers import (
+    check_task_options,
     choose_arm,
     dump_config,
     merge,
@@ -166,6 +167,7 @@ def resume_command(words: Sequence[str], inputs: Sequence[str], run: Path | None
 def task_maker(config: RunConfig) -> "Callable[[], Task]":
     """Makes the recipe's task; what it refuses is the user's mistake."""
     _, _, factory = recipes.load_recipe(config.recipe)
+    check_task_options(factory, config.task)
 
     def make() -> "Task":
         with user_input("task"):

@@ -86,7 +86,8 @@ def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
     count, digest = 0, hashlib.sha256()
     for example in examples:
         count += 1
-        digest.update(repr((example.prompt_ids, example.prompt, example.reference)).encode())
+        record = repr((example.prompt_ids, example.prompt, example.reference))
+        digest.update(record.encode("utf-8", "backslashreplace"))
     return {"examples": count, "sha256": digest.hexdigest()}
 
 

@@ -124,11 +124,11 @@ def _check_space(plans: Sequence[Plan], model: "PreTrainedModel") -> None:
         has_one = CheckpointStore(plan.directory).newest.exists()
         count += 0 if has_one else min(train.keep_checkpoints, saves)
     directory = plans[0].directory
-    free = shutil.disk_usage(directory).free
+    disk = shutil.disk_usage(directory)
     mib = (size >> 20) + 1
-    if free < count * size:
+    if disk.total and disk.free < count * size:  # some file systems do not tell
         raise UserError(
-            f"{directory}: {free >> 20} MiB free on its disk, wanted {count * mib} MiB "
+            f"{directory}: {disk.free >> 20} MiB free on its disk, wanted {count * mib} MiB "
             f"for {count} checkpoints of {mib} MiB"
         )
     try:
