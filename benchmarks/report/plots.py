@@ -28,25 +28,27 @@ TITLES = {
 
 
 class NoMatplotlibError(RuntimeError):
-    """The message says what to install."""
+    """The message says what to install, or why what is installed cannot be imported."""
 
-    def __init__(self) -> None:
-        super().__init__(MISSING)
+    def __init__(self, why: BaseException) -> None:
+        reason = " ".join(f"{type(why).__name__}: {why}".split())
+        absent = isinstance(why, ModuleNotFoundError)
+        super().__init__(MISSING if absent else f"matplotlib cannot be imported: {reason}")
 
 
 def figures(records: Records) -> dict[str, Draw]:
     """name -> function that draws it, of what was measured.
 
     Raises:
-        NoMatplotlibError: matplotlib is not installed.
+        NoMatplotlibError: matplotlib is not installed, or fails when it is imported.
     """
     try:
-        from .growth_plot import growth_figure
-        from .side_plots import overview_figure, sides_figure
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise NoMatplotlibError from None
+        import matplotlib.figure  # noqa: F401
+    except (Exception, SystemExit) as error:  # of a package built for another numpy, say
+        raise NoMatplotlibError(error) from error
+    from .growth_plot import growth_figure
+    from .side_plots import overview_figure, sides_figure
+
     draw: dict[str, Draw] = {
         "overview": partial(overview_figure, compared_cases(records)),
         "growth": partial(growth_figure, records.get("growth") or {}),

@@ -1,5 +1,6 @@
 """Tables, page and README from records: true to them, and whole where pieces are missing."""
 
+import builtins
 import re
 import sys
 from html.parser import HTMLParser
@@ -296,6 +297,28 @@ def test_plots_are_of_what_was_measured():
     assert plots.plot_names(NOTHING) == []
     assert plots.plot_names(records()) == ["overview", "linear_logprob", "hybrid_loss", "growth"]
     assert plots.plot_names({**NOTHING, "dpo": {"cases": [case({})]}}) == ["dpo"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("no"), "the plots need matplotlib: pip install"),
+        (ImportError("numpy.core"), "matplotlib cannot be imported: ImportError: numpy.core"),
+        (OSError("libfreetype.so"), "matplotlib cannot be imported: OSError: libfreetype.so"),
+        (SystemExit(1), "matplotlib cannot be imported: SystemExit: 1"),
+    ],
+)
+def test_a_matplotlib_that_fails_is_done_without_and_said(monkeypatch, error, said):
+    real_import = builtins.__import__
+
+    def broken(name, *args, **options):
+        if name.startswith("matplotlib"):
+            raise error
+        return real_import(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(plots.NoMatplotlibError, match=said):
+        plots.figures(records())
 
 
 def test_plots_are_drawn_for_light_and_for_dark_pages(tmp_path):

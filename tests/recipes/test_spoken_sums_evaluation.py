@@ -141,7 +141,7 @@ def test_an_answer_follows_its_seed(model):
 
     first = texts(0)
     assert texts(0) == first
-    assert len({texts(seed) for seed in range(1, 5)} | {first}) > 1
+    assert len({first, texts(1), texts(2)}) > 1
 
 
 def test_a_failed_judge_is_a_missing_reward_where_speech_counts():

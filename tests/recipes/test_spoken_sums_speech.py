@@ -1,6 +1,8 @@
 """The speech chain: features, codebook, decoder and judge."""
 
+import builtins
 import importlib.util
+import os
 import random
 import shutil
 
@@ -111,6 +113,45 @@ def test_missing_flite_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="apt-get install flite"):
         synthesis.synthesize("one", 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'no voice rms' >&2; exit 3", "flite ended with status 3: no voice rms"),
+        ("exit 0", "flite ended with status 0"),
+        ("kill -9 $$", "flite ended with status -9"),
+    ],
+)
+def test_a_flite_that_fails_is_one_line(monkeypatch, tmp_path, script, message):
+    flite = tmp_path / "flite"
+    flite.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    flite.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RuntimeError, match=f"^{message}$"):
+        synthesis.synthesize("one", 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("no", name="sklearn"), "sklearn is missing: install it with `pip"),
+        (OSError("libgomp.so.1"), "scikit-learn cannot be imported: OSError: libgomp.so.1"),
+        (ValueError("numpy.dtype size changed"), "cannot be imported: ValueError: numpy.dtype"),
+        (SystemExit(2), "cannot be imported: SystemExit: 2"),
+    ],
+)
+def test_a_package_of_the_build_that_fails_is_one_line(monkeypatch, error, message):
+    real_import = builtins.__import__
+
+    def broken(name, *args, **options):
+        if name.startswith("sklearn"):
+            raise error
+        return real_import(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(RuntimeError, match=message):
+        synthesis.build_speech_assets(0)
 
 
 @pytest.mark.slow

@@ -24,7 +24,13 @@ def synthesize(text: str, stretch: float, directory: Path) -> np.ndarray:
         raise RuntimeError("flite is missing: install it with `apt-get install flite`")
     path = directory / "speech.wav"
     rate = ["--setf", f"duration_stretch={stretch}"]
-    subprocess.run(["flite", "-voice", VOICE, *rate, "-t", text, "-o", path], check=True)
+    command = ["flite", "-voice", VOICE, *rate, "-t", text, "-o", str(path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode or not path.is_file():
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(
+            f"flite ended with status {done.returncode}{': ' + said[-1] if said else ''}"
+        )
     with wave.open(str(path)) as file:
         if file.getframerate() != SAMPLE_RATE:
             raise RuntimeError(f"flite wrote {file.getframerate()} Hz, wanted {SAMPLE_RATE}")
