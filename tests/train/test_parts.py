@@ -77,6 +77,20 @@ def test_without_a_terminal_one_plain_line_an_interval():
     assert "\x1b" not in file.getvalue() and "policy" not in lines[0]
 
 
+def test_missing_rewards_are_shown_where_there_are_any():
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    with ProgressDisplay(console, title="arm", steps=9, done=0, log_every=2) as display:
+        for step, (reward, failed) in enumerate(
+            [(2.0, 0.0), (3.0, 0.0), (math.nan, 8.0), (3.0, 1.0), (math.nan, 8.0), (math.nan, 8.0)]
+        ):
+            display.update(step + 1, {"reward/mean": reward, "reward/failed": failed})
+    none, some, all_failed = file.getvalue().splitlines()
+    assert "reward 2.50" in none and "failed" not in none
+    assert "reward 3.00  failed 4.5" in some  # the mean of the step that has one
+    assert "reward" not in all_failed and "failed 8.0" in all_failed
+
+
 @pytest.mark.parametrize("width", [40, 200])
 def test_on_a_terminal_a_live_panel(width):
     file = io.StringIO()

@@ -129,6 +129,20 @@ def test_a_run_counts_them_and_keeps_its_gate(train, toy_task, metrics_of, tmp_p
     assert all(bool(value.isfinite()) for value in state["objective"].values())
 
 
+def test_a_step_without_any_reward_has_no_mean(train, toy_task, metrics_of, tmp_path):
+    task = toy_task()
+    rewards = task.rewards
+    given = iter([[None] * 12, None, [math.inf] * 12, None])
+    task.rewards = lambda done: next(given) or rewards(done)
+    train(task=task)
+    records = metrics_of(tmp_path / "run")
+    for record, failed in zip(records, (12, 0, 12, 0), strict=True):
+        assert record["reward/failed"] == failed
+        for name in ("reward/mean", "reward/std", "frac_reward_zero_std"):
+            assert (record[name] is None) == (failed > 0)  # strict JSON has no NaN
+        assert math.isfinite(record["gate/lambda"]) and math.isfinite(record["loss/total"])
+
+
 def test_a_step_that_fails_loses_nothing(train, toy_task, metrics_of, tmp_path):
     """The steps before it are saved, and a mended task goes on as if nothing had happened."""
     task = toy_task()

@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live panel on a terminal, plain lines elsewhere."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing_extensions import Self
 PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
 SHOWN = {
     "reward": ("reward/mean", "{:.2f}"),
+    "failed": ("reward/failed", "{:.1f}"),
     "λ": ("gate/lambda", "{:.3f}"),
     "policy": ("loss/policy", "{:+.4f}"),
     "anchor": ("loss/anchor", "{:.4f}"),
@@ -71,11 +73,14 @@ class ProgressDisplay:
             self.console.print(self._line(step), highlight=False, soft_wrap=True)
 
     def _mean(self, name: str) -> float | None:
-        values = [metrics[name] for metrics in self._recent if name in metrics]
+        given = (metrics.get(name, math.nan) for metrics in self._recent)
+        values = [value for value in given if math.isfinite(value)]
         return sum(values) / len(values) if values else None
 
     def _figures(self) -> dict[str, str]:
         means = {label: (self._mean(name), form) for label, (name, form) in SHOWN.items()}
+        if means["failed"][0] == 0:
+            del means["failed"]  # missing rewards are the exception, so said only then
         return {
             label: form.format(mean) for label, (mean, form) in means.items() if mean is not None
         }

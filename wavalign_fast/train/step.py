@@ -218,6 +218,7 @@ class HybridStep:
         return named_metrics(
             out.metrics,
             rollouts=rewards.numel() > 0,
+            rewarded=not bool(rewards.isnan().all()),
             anchored=len(tables.blocks) > tables.rollout_blocks,
         )
 

@@ -1,5 +1,6 @@
 """The names under which a training step's figures are logged."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,7 @@ WITH_ROLLOUTS = {
     "clip_ratio/low_mean": "clip_ratio/low_mean",
     "clip_ratio/high_mean": "clip_ratio/high_mean",
 }
+OF_REWARDS = ("reward/mean", "reward/std", "frac_reward_zero_std")
 BROADEST = {
     "kl": ("kl", "text_kl", "speech_kl"),
     "entropy": ("total_entropy", "text_entropy", "speech_entropy"),
@@ -42,9 +44,11 @@ BROADEST = {
 
 
 def named_metrics(
-    metrics: dict[str, Tensor], *, rollouts: bool, anchored: bool
+    metrics: dict[str, Tensor], *, rollouts: bool, rewarded: bool, anchored: bool
 ) -> dict[str, Tensor]:
     """The objective's metrics [0-d] under the trainer's names; none about what was absent.
+
+    Without a single reward, figures of rewards are NaN: a missing reward is never a number.
 
     ``kl`` and ``entropy`` are over all completion tokens where those were scored, else over the
     one class that was.
@@ -53,6 +57,8 @@ def named_metrics(
     named = {name: metrics[source] for source, name in names.items() if source in metrics}
     if not rollouts:
         return named
+    if not rewarded:
+        named |= {name: torch.full_like(named[name], math.nan) for name in OF_REWARDS}
     for name, sources in BROADEST.items():
         found = [metrics[source] for source in sources if source in metrics]
         if found:
