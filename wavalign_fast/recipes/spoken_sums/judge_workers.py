@@ -115,7 +115,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "it closed its output"
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            known = {number.value: number.name for number in signal.Signals}
+            return f"killed by {known.get(-code, f'signal {-code}')}"
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"ended with status {code}{': ' + said[-1] if said else ''}"
