@@ -139,6 +139,20 @@ def test_a_signal_unwinds_what_is_half_done(number):
 
 
 @pytest.mark.parametrize("number", TERMINATING)
+def test_what_comes_twice_does_not_cut_the_clean_up_off(number):
+    cleaned = []
+    with pytest.raises(Interrupted), signals_as_exceptions():
+        try:
+            signal.raise_signal(number)
+        finally:
+            for again in TERMINATING:
+                signal.raise_signal(again)
+            cleaned.append(True)
+    assert cleaned
+    assert {signal.getsignal(again) for again in TERMINATING} == {signal.SIG_DFL}
+
+
+@pytest.mark.parametrize("number", TERMINATING)
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "own"])
 def test_signals_that_somebody_has_seen_to_are_left_alone(number, handler):
     before = signal.signal(number, handler)

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 READER_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENXIO}
 """How a write fails once a pipe's reader has ended or a terminal was closed."""
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
 SPELLED = {
     "λ": "lambda",
     "σ": "sigma",
@@ -113,7 +115,7 @@ def signals_as_exceptions() -> Iterator[None]:
     """SIGTERM and SIGHUP raise ``Interrupted``, so that what is half done is cleaned up."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in ENDING:
             # One that is ignored, as under nohup, stays so; another's handler stays in place.
             if signal.getsignal(number) == signal.SIG_DFL:
                 before[number] = signal.signal(number, _interrupt)
@@ -125,6 +127,11 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    # `timeout` and terminals that close send theirs twice: a second one must not cut the clean-up
+    # off.
+    for ending in ENDING:
+        if signal.getsignal(ending) is _interrupt:
+            signal.signal(ending, signal.SIG_IGN)
     raise Interrupted(number)
 
 
