@@ -1,5 +1,6 @@
 """The WavAlign objective: group-relative policy term, anchor and adaptive mixture in one pass."""
 
+from dataclasses import fields
 from typing import NamedTuple, get_args
 
 import torch
@@ -27,7 +28,7 @@ from wavalign_fast.ops.hybrid_step import hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
 from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
-from wavalign_fast.ops.live_rows import sent
+from wavalign_fast.ops.live_rows import refuse_in_capture, sent
 
 
 class HybridOutput(NamedTuple):
@@ -133,7 +134,8 @@ class HybridObjective(nn.Module):
             hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states.
             weight: [V, H], the head.
             batch: the tables. With ``hidden`` on a GPU they may be on the CPU, rewards included:
-                which rows are multiplied is then known without waiting for the GPU.
+                which rows are multiplied is then known without waiting for the GPU. While a CUDA
+                graph is captured they must be on the GPU.
             bias: [V] of the head.
             rl_weight: a λ in [0, 1] computed before, a number or 0-d (another head, accumulation,
                 late rewards); the gate then does not move. It gets no gradient.
@@ -141,9 +143,9 @@ class HybridObjective(nn.Module):
                 losses are then this part's share. Groups must be whole in it, for the advantages.
 
         Raises:
-            ValueError: what does not fit; on the CPU also a log-prob in ``batch.old_logp`` or
-                ``batch.ref_logp`` that is not finite at a token of their term (elsewhere the loss
-                is then not finite).
+            ValueError: what does not fit; a table on the CPU while a graph is captured; on the CPU
+                also a log-prob in ``batch.old_logp`` or ``batch.ref_logp`` that is not finite at a
+                token of their term (elsewhere the loss is then not finite).
         """
         check_tensor("hidden", hidden)
         check_tensor("weight", weight)
@@ -163,6 +165,7 @@ class HybridObjective(nn.Module):
                 f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
                 "batch.ref_logp, got None"
             )
+        self._refuse_host_tables_in_capture(hidden.device, batch, rl_weight, normalisers)
         self._say_what_has_no_effect(batch)
         plan = self.plan(batch)
         call = checked_call(
@@ -178,6 +181,24 @@ class HybridObjective(nn.Module):
         if output is None:
             output = self.combine(batch, plan, LogProb(*scored(call)), lam, normalisers)
         return output._replace(metrics=output.metrics | gate_metrics)
+
+    def _refuse_host_tables_in_capture(
+        self,
+        device: torch.device,
+        batch: HybridBatch,
+        rl_weight: torch.Tensor | float | None,
+        normalisers: Normalisers | None,
+    ) -> None:
+        """Before anything moves, the gate above all."""
+        given = {f"batch.{field.name}": getattr(batch, field.name) for field in fields(batch)}
+        given["rl_weight"] = rl_weight
+        if rl_weight is None and isinstance(self.gate, MixingGate):
+            given["gate.value"] = self.gate.value
+        if normalisers is not None:
+            for field in fields(normalisers):
+                given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)
+        tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
+        refuse_in_capture(device, **tables)
 
     def _fused(
         self,

@@ -86,6 +86,7 @@ class _Picked:
     def __init__(
         self, rows: Tensor, targets: Tensor, ignore_index: int, backend: str, options: LossOptions
     ) -> None:
+        live_rows.refuse_in_capture(rows.device, targets=targets)
         self.total = len(rows)
         self.index, self.count = live_rows.live_index(
             targets, ignore_index, rows.device, backend, options.live_rows

@@ -21,20 +21,43 @@ def live_index(
     """
     live = targets != ignore_index
     if capacity is not None:
-        return compact_rows(sent(live, device), capacity, backend)
-    if torch.compiler.is_compiling() or (
-        device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    ):
+        return compact_rows(sent(live, device, "targets"), capacity, backend)
+    if torch.compiler.is_compiling() or capturing(device):
         return torch.arange(len(targets), device=device), None
     if targets.device.type == "cpu":
-        return sent(torch.nonzero(live).squeeze(-1), device), None
+        return sent(torch.nonzero(live).squeeze(-1), device, "targets"), None
     return torch.nonzero(live).squeeze(-1), None
 
 
-def sent(table: Tensor, device: torch.device) -> Tensor:
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream records a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
+    """Refuses tables on the CPU while a graph for ``device`` is captured.
+
+    A copy to the device would be made once, and every replay would see the values of the capture.
+
+    Raises:
+        ValueError: names the first such table.
+    """
+    if not capturing(device):
+        return
+    for name, table in tables.items():
+        if table is not None and table.device.type == "cpu":
+            raise ValueError(
+                f"{name}: got a tensor on the CPU while a CUDA graph is captured, want it on "
+                f"{device}, for a replay would go on with the values of now; LossOptions.live_rows "
+                "bounds the rows that carry loss"
+            )
+
+
+def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
     """The table on the device; the host does not wait for the copy, if there is one."""
     if table.device == device:
         return table
+    refuse_in_capture(device, **{name: table})
     if table.device.type == "cpu" and device.type != "meta":
         table = table.pin_memory()
     return table.to(device, non_blocking=True)

@@ -1,0 +1,211 @@
+"""A GPU that is none: tensors that say ``cuda:0``, hold their values, and are computed on the CPU.
+
+With it the host's side of a step runs as it would beside a GPU, and is watched: what is launched,
+what is copied there, and what waits for the device. The package's own ops are run through, down to
+the row kernels, whose definition stands in for them. Nothing here differentiates: torch without
+CUDA has no autograd for such tensors.
+
+One launch is one call of torch that computes something on the device, or one row kernel. That is
+what the host pays for. A library may make two kernels of a product, and a copy in front of an
+update in place, which are not seen here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from wavalign_fast.ops import calls, chunked, chunked_library, gpu, live_rows, row_kernels
+
+DEVICE = torch.device("cuda:0")
+LAUNCH_NOTHING = {
+    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh"),
+    *("alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze"),
+    *("split_with_sizes", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+}
+"""Calls that look at memory in another way, or take some."""
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
+OPS = (
+    *(chunked_library.chunked_logprob, chunked_library.chunked_logprob_backward),
+    *(chunked_library.hybrid_step, chunked_library.scale_gradients_),
+    *(live_rows.compact_rows, live_rows.take_rows, live_rows.put_rows),
+)
+KERNELS = (
+    *("row_stats", "row_gradient_", "hybrid_rows_", "compact_rows", "gather_rows"),
+    *("scatter_rows_", "scale_"),
+)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says that it is on a GPU."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "OnGpu":
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device=DEVICE,
+        )  # fmt: skip
+        tensor.inner = inner
+        return tensor
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    # Torch's own of these ask CUDA for a device.
+    def __getitem__(self, index: Any) -> "OnGpu":
+        return OnGpu(self.inner[tree_map(_inside, index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self[index].copy_(value)
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.aten.copy_.default(self, source, non_blocking)
+
+    def __invert__(self) -> torch.Tensor:
+        return torch.bitwise_not(self)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} on a pretended GPU that is not switched on")
+
+
+class Product(NamedTuple):
+    """A matrix product ``[rows, inner] @ [inner, columns]``."""
+
+    rows: int
+    inner: int
+    columns: int
+    result: torch.dtype
+
+
+class Pretended(TorchDispatchMode):
+    """What has happened on the device since it was switched on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[str] = []
+        self.sent: list[int] = []
+        """Bytes of each copy to the device."""
+        self.products: list[Product] = []
+        self.capturing = False
+        self.allocated: list[tuple[tuple[int, ...], torch.dtype]] = []
+
+    def put(self, tensor: torch.Tensor) -> OnGpu:
+        """The tensor on the device, without a copy that would be counted."""
+        return OnGpu(tensor.detach().clone())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for op in OPS:
+            if func is op._opoverload:
+                with self:
+                    return op._init_fn(*args, **kwargs)
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        name = func.overloadpacket.__name__
+        leaves = tree_leaves((args, kwargs))
+        there = any(isinstance(leaf, OnGpu) for leaf in leaves)
+        asked = kwargs.get("device")
+        if not there and (asked is None or torch.device(asked).type != "cuda"):
+            return func(*args, **kwargs)
+        self._note(name, args, kwargs, there)
+        on_cpu = asked is not None and torch.device(asked).type == "cpu"
+        args, kwargs = tree_map(_inside, (args, kwargs))
+        found = _computed(func, name, args, kwargs)
+        if name in ("empty", "new_empty", "empty_like"):
+            self.allocated.append((tuple(found.shape), found.dtype))
+            found.view(torch.uint8).fill_(0xFF)  # NaN: what memory holds is nobody's to read
+        return found if on_cpu else tree_map(_outside, found)
+
+    def _note(self, name: str, args: Any, kwargs: Any, there: bool) -> None:
+        crossing = name in ("_to_copy", "copy_") and not all(
+            isinstance(leaf, OnGpu) or not isinstance(leaf, torch.Tensor) or leaf.dim() == 0
+            for leaf in tree_leaves(args)
+        )
+        asked = kwargs.get("device")
+        if name in WAITS or (there and asked is not None and torch.device(asked).type == "cpu"):
+            raise AssertionError(f"{name} waits for the device")
+        if crossing or (name == "_to_copy" and not there):
+            source = args[1] if name == "copy_" else args[0]
+            assert kwargs.get("non_blocking") or (name == "copy_" and args[2]), name
+            self.sent.append(source.numel() * source.element_size())
+        elif name not in LAUNCH_NOTHING:
+            self.launches.append(name)
+        if name in PRODUCTS:
+            a, b = [t for t in args if isinstance(t, torch.Tensor)][-2:]
+            result = kwargs.get("out", args[0])
+            self.products.append(Product(*a.shape, b.shape[1], result.dtype))
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, OnGpu):
+        return value.inner
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value
+
+
+def _outside(value: Any) -> Any:
+    return OnGpu(value) if isinstance(value, torch.Tensor) else value
+
+
+def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """What the call gives; products with results of another type are made in that type."""
+    kwargs.pop("pin_memory", None)
+    wide = func._overloadname in ("dtype", "dtype_out") and args[-1]
+    if name not in PRODUCTS or not wide:
+        return func(*args, **kwargs)
+    operands = [t.to(wide) if isinstance(t, torch.Tensor) else t for t in args[:-1]]
+    product = func.overloadpacket(*operands)
+    return kwargs["out"].copy_(product) if "out" in kwargs else product
+
+
+class _Kernels:
+    """The definition's row kernels, each of them one launch."""
+
+    def __init__(self, device: Pretended) -> None:
+        for name in KERNELS:
+            setattr(self, name, self._launched(device, name))
+
+    def _launched(self, device: Pretended, name: str) -> Callable[..., Any]:
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            device.launches.append(name)
+            args, kwargs = tree_map(_inside, (args, kwargs))
+            with torch._C._DisableTorchDispatch():
+                found = getattr(row_kernels, name)(*args, **kwargs)
+            return tree_map(_outside, found)
+
+        return launch
+
+
+@contextmanager
+def gpu_pretended() -> Iterator[Pretended]:
+    """A device on which every call but the reference's runs, and whose operands want gradients."""
+    device = Pretended()
+    on = (
+        (calls, "choose_backend", _chosen),
+        (chunked, "row_kernels_of", lambda backend: _Kernels(device)),
+        (gpu, "wants_grad", lambda *operands: any(isinstance(t, OnGpu) for t in operands)),
+        (torch.cuda, "is_current_stream_capturing", lambda: device.capturing),
+        (torch.cuda, "_lazy_init", lambda: None),
+        (torch.Tensor, "pin_memory", lambda tensor: tensor),
+    )
+    with ExitStack() as stack:
+        for place, name, value in on:
+            stack.enter_context(mock.patch.object(place, name, value))
+        stack.enter_context(device)
+        yield device
+
+
+def _chosen(options: Any, hidden: torch.Tensor) -> str:
+    return "definition" if isinstance(hidden, OnGpu) else "reference"
