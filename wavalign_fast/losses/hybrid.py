@@ -6,7 +6,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import nn
 
-from wavalign_fast.losses.advantage import Std, group_advantages
+from wavalign_fast.losses.advantage import Std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.gate import MixingGate
@@ -21,14 +21,15 @@ from wavalign_fast.losses.policy import (
     policy_tokens,
 )
 from wavalign_fast.losses.rows import at_positions, row_means
-from wavalign_fast.losses.terms import TermWeights
+from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
-from wavalign_fast.ops.calls import Call, checked_call
+from wavalign_fast.ops.calls import checked_call
 from wavalign_fast.ops.hybrid_step import hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
 from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
-from wavalign_fast.ops.live_rows import refuse_in_capture, sent
+from wavalign_fast.ops.live_rows import refuse_in_capture
+from wavalign_fast.ops.row_kernels import may_have_gradient
 
 
 class HybridOutput(NamedTuple):
@@ -53,7 +54,9 @@ class HybridObjective(nn.Module):
     L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k`` (see
     ``policy_tokens``); L_anchor the mean over demonstrations with a label in scope of the weighted
     token mean of ``-log p``. Only positions that carry loss are multiplied with the head, and only
-    those with a gradient take part in the backward products.
+    those with a gradient take part in the backward products. On a GPU these are the ones that
+    rewards, λ, β and the anchor leave a gradient, as far as the host knows: with the tables on the
+    CPU. With tables on the GPU every position that carries loss takes part.
 
     Args:
         layout: the classes of the ids.
@@ -174,12 +177,21 @@ class HybridObjective(nn.Module):
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        # Tables on the CPU have told which rows are live; the rest is done where the rows are.
-        device = hidden.device
-        batch, plan, lam = batch.to(device), plan.to(device), sent(lam, device)
-        output = self._fused(call, batch, plan, lam, normalisers)
-        if output is None:
-            output = self.combine(batch, plan, LogProb(*scored(call)), lam, normalisers)
+        terms = self._terms(batch, plan, lam, normalisers)
+        table = terms.table()
+        # Tables on the CPU tell which rows are live, and which of them may have a gradient; the
+        # rest is done where the rows are.
+        terms = terms.to(hidden.device)
+        if call.backend == "reference" or self.importance_sampling_level == "sequence":
+            # The reference's loss differentiates itself, and ratios of sequences need whole
+            # rollouts before the first gradient.
+            scores = LogProb(*scored(call, moving=may_have_gradient(table)))
+            output = self._combined(terms, scores)
+        else:
+            step = hybrid_step(call, table, clip=clip_bounds(self.clip))
+            with torch.no_grad():
+                output = self._combined(terms, step.scores)
+            output = output._replace(loss=step.attach(output.loss))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _refuse_host_tables_in_capture(
@@ -200,42 +212,20 @@ class HybridObjective(nn.Module):
         tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
         refuse_in_capture(device, **tables)
 
-    def _fused(
+    def _terms(
         self,
-        call: Call,
         batch: HybridBatch,
         plan: StepPlan,
         lam: torch.Tensor,
         normalisers: Normalisers | None,
-    ) -> HybridOutput | None:
-        """The step from kernels that do the token maths as well.
-
-        ``None`` where it needs whole rollouts before its first gradient, and on the reference,
-        whose loss differentiates itself.
-        """
-        if call.backend == "reference" or self.importance_sampling_level == "sequence":
-            return None
-        weights, advantage = self._term_weights(batch, plan, normalisers), self._advantage(batch)
-        table = weights.table(batch, plan, advantage, lam)
-        step = hybrid_step(call, table, clip=clip_bounds(self.clip))
-        with torch.no_grad():
-            output = self._combined(batch, plan, step.scores, lam, weights, advantage)
-        return output._replace(loss=step.attach(output.loss))
-
-    def _term_weights(
-        self, batch: HybridBatch, plan: StepPlan, normalisers: Normalisers | None
-    ) -> TermWeights:
-        by = normalisers or Normalisers.of(batch, plan, self.normalisation)
-        return TermWeights.of(
-            *(batch, plan, by), kl_scope=self.kl_scope, normalisation=self.normalisation
+    ) -> StepTerms:
+        return StepTerms.of(
+            *(batch, plan, lam, normalisers),
+            kl_scope=self.kl_scope,
+            normalisation=self.normalisation,
+            std=self.advantage_std,
+            options=self.options,
         )
-
-    def _advantage(self, batch: HybridBatch) -> torch.Tensor:
-        """A of each position's rollout, [T] in double."""
-        advantages = group_advantages(
-            batch.rewards, std=self.advantage_std, options=self.options
-        ).to(torch.float64)
-        return at_positions(advantages.reshape(-1), batch.policy_row)
 
     def plan(self, batch: HybridBatch) -> StepPlan:
         """Which positions of ``batch`` carry what."""
@@ -263,7 +253,7 @@ class HybridObjective(nn.Module):
         if isinstance(fixed, MixingGate):
             return fixed.step(rewards, self.options)
         if isinstance(fixed, torch.Tensor):
-            return _checked_tensor_weight(fixed).to(rewards.device), {}
+            return _checked_tensor_weight(fixed), {}
         fixed = finite_number("rl_weight", fixed, low=0.0, high=1.0)
         return torch.full((), fixed, dtype=torch.float32, device=rewards.device), {}
 
@@ -289,31 +279,23 @@ class HybridObjective(nn.Module):
         normalisers: Normalisers | None = None,
     ) -> HybridOutput:
         """The step's loss from log-probabilities that are there already; λ is ``lam``."""
-        weights = self._term_weights(batch, plan, normalisers)
-        return self._combined(batch, plan, scores, lam, weights, self._advantage(batch))
+        return self._combined(self._terms(batch, plan, lam, normalisers), scores)
 
-    def _combined(
-        self,
-        batch: HybridBatch,
-        plan: StepPlan,
-        scores: LogProb,
-        lam: torch.Tensor,
-        weights: TermWeights,
-        advantage: torch.Tensor,
-    ) -> HybridOutput:
+    def _combined(self, terms: StepTerms, scores: LogProb) -> HybridOutput:
+        batch, plan, lam = terms.batch, terms.plan, terms.lam
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
         logp = scores.logp.to(torch.float64)
         tokens = policy_tokens(
             self._log_ratio(batch, plan, logp),
-            advantage,
+            terms.advantage,
             ref_gap=self._ref_gap(batch, plan, logp),
             clip=self.clip,
         )
-        policy_loss, anchor_loss, kl_loss = weights.losses(plan, tokens, logp)
+        policy_loss, anchor_loss, kl_loss = terms.weights.losses(plan, tokens, logp)
         mix = lam.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
-        terms = {
+        parts = {
             "rl_loss": policy_loss,
             "sft_loss": anchor_loss,
             "kl_loss": kl_loss,
@@ -323,12 +305,12 @@ class HybridObjective(nn.Module):
         }
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
-            metrics = terms | step_metrics(
+            metrics = parts | step_metrics(
                 batch,
                 plan,
                 tokens,
                 entropy,
-                advantage,
+                terms.advantage,
                 std=self.advantage_std,
                 level=self.importance_sampling_level,
             )

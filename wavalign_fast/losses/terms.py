@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.advantage import Std, group_advantages
+from wavalign_fast.losses.batch import HybridBatch, on_device
 from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised
 from wavalign_fast.losses.plan import KLScope, StepPlan
 from wavalign_fast.losses.policy import PolicyTokens
-from wavalign_fast.losses.rows import shares, weighted_sum
+from wavalign_fast.losses.rows import at_positions, shares, weighted_sum
+from wavalign_fast.ops import LossOptions
+from wavalign_fast.ops.live_rows import sent
 from wavalign_fast.ops.row_kernels import TokenTable
 
 
@@ -70,4 +73,58 @@ class TermWeights:
             anchor_coef=(1.0 - mix) * self.anchor,
             old_logp=batch.old_logp,
             ref_logp=batch.ref_logp,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepTerms:
+    """Everything of a step but its log-probs, on one device."""
+
+    batch: HybridBatch
+    plan: StepPlan
+    lam: torch.Tensor
+    weights: TermWeights
+    advantage: torch.Tensor
+    """A of each position's rollout, [T] float64."""
+
+    @classmethod
+    def of(
+        cls,
+        batch: HybridBatch,
+        plan: StepPlan,
+        lam: torch.Tensor,
+        normalisers: Normalisers | None,
+        *,
+        kl_scope: KLScope,
+        normalisation: Normalisation,
+        std: Std,
+        options: LossOptions | None = None,
+    ) -> "StepTerms":
+        """The terms where the batch is; where a λ or a normaliser is on a device, they are there:
+        to read it from the host would be to wait."""
+        for given in (lam, *(() if normalisers is None else vars(normalisers).values())):
+            if isinstance(given, torch.Tensor) and given.device.type != "cpu":
+                batch, plan = batch.to(given.device), plan.to(given.device)
+        by = normalisers or Normalisers.of(batch, plan, normalisation)
+        advantages = group_advantages(batch.rewards, std=std, options=options).to(torch.float64)
+        return cls(
+            batch=batch,
+            plan=plan,
+            lam=sent(lam, batch.targets.device),
+            weights=TermWeights.of(batch, plan, by, kl_scope=kl_scope, normalisation=normalisation),
+            advantage=at_positions(advantages.reshape(-1), batch.policy_row),
+        )
+
+    def table(self) -> TokenTable:
+        """What the kernels make each position's gradient of."""
+        return self.weights.table(self.batch, self.plan, self.advantage, self.lam)
+
+    def to(self, device: torch.device) -> "StepTerms":
+        """The terms on ``device``; the host does not wait for the copies."""
+        return StepTerms(
+            batch=self.batch.to(device),
+            plan=self.plan.to(device),
+            lam=sent(self.lam, device),
+            weights=on_device(self.weights, device),
+            advantage=sent(self.advantage, device),
         )

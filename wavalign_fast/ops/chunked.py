@@ -83,6 +83,8 @@ class Plan(NamedTuple):
     """Bytes of logits that may exist at once; one product's worth of rows always may."""
     same_bits: bool
     """Whether a row's bits may not depend on the rows beside it."""
+    moving: int
+    """How many rows may have a gradient, all of those the first: no other is multiplied for it."""
 
 
 def row_kernels_of(backend: str) -> RowKernels:
@@ -107,7 +109,7 @@ def row_gradients(
     """Gradients to hidden, weight and bias, from logits made again."""
     kernels, sums = row_kernels_of(plan.backend), _Gradients(head, needs, plan)
     bias = _kernel_bias(head)
-    for rows, logits in _chunks(head, plan):
+    for rows, logits in _chunks(head._replace(hidden=head.hidden[: plan.moving]), plan):
         dlogits = kernels.row_gradient_(
             *(logits, head.targets[rows], bias),
             RowStats(*(value[rows] for value in stats)),
@@ -144,8 +146,12 @@ class _Gradients:
 
     def __init__(self, head: Head, needs: Needs, plan: Plan) -> None:
         self.head, self.needs = head, needs
-        self.single = len(head.hidden) <= _chunk_rows(head, plan)
-        self.hidden = torch.empty_like(head.hidden) if needs.hidden else None
+        self.moving = plan.moving
+        self.single = plan.moving <= _chunk_rows(head, plan)
+        self.hidden = None
+        if needs.hidden:
+            self.hidden = torch.empty_like(head.hidden)
+            self.hidden[plan.moving :] = 0
         # Of a single chunk the product itself is the gradient, rounded once.
         self.weight = None
         if needs.weight and not self.single:
@@ -155,12 +161,16 @@ class _Gradients:
             self.bias = head.weight.new_zeros(head.weight.shape[0], dtype=_stats_type(head))
 
     def add(self, rows: slice, dlogits: torch.Tensor) -> None:
+        rows = slice(rows.start, min(rows.stop, self.moving))
+        dlogits = dlogits[: max(0, rows.stop - rows.start)]
+        if len(dlogits) == 0:
+            return
         if self.hidden is not None:
             torch.mm(dlogits, self.head.weight, out=self.hidden[rows])
         if self.needs.weight:
             states = self.head.hidden[rows]
             if self.single:
-                self.weight = dlogits.T @ states
+                self.weight = torch.mm(dlogits.T, states)
             elif self.weight is not None:
                 _add_product(self.weight, dlogits.T, states)
         if self.bias is not None:
@@ -169,7 +179,7 @@ class _Gradients:
 
     def finish(self) -> tuple[torch.Tensor | None, ...]:
         head = self.head
-        if self.needs.weight and self.weight is None:  # no rows at all
+        if self.needs.weight and self.weight is None:  # no rows with a gradient at all
             self.weight = torch.zeros_like(head.weight)
         weight = None if self.weight is None else self.weight.to(head.weight.dtype)
         bias = None

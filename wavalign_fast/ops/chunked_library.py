@@ -22,10 +22,14 @@ def chunked_logprob(
     backend: str,
     memory_budget: int,
     same_bits: bool,
+    moving: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and lse [N] of compacted rows, and norm [2, N]: lse in two parts."""
+    """Log-probs, entropies and lse [N] of compacted rows, and norm [2, N]: lse in two parts.
+
+    The first ``moving`` rows may have a gradient; of the others it is taken to be 0.
+    """
     head = Head(hidden, weight, targets, bias, temperature, ignore_index)
-    stats = chunked.row_stats(head, Plan(backend, memory_budget, same_bits))
+    stats = chunked.row_stats(head, Plan(backend, memory_budget, same_bits, moving))
     norm = torch.stack([stats.top, stats.log_sum])
     return stats.logp, stats.entropy, norm.sum(0), norm
 
@@ -47,6 +51,7 @@ def chunked_logprob_backward(
     backend: str,
     memory_budget: int,
     same_bits: bool,
+    moving: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to hidden, weight and bias; the ones not needed are empty."""
@@ -54,7 +59,7 @@ def chunked_logprob_backward(
     given = (grad_logp, grad_entropy, grad_lse)
     grads = RowGrads(*(None if g is None else g.to(logp.dtype).contiguous() for g in given))
     stats = RowStats(logp, entropy, norm[0], norm[1])
-    plan = Plan(backend, memory_budget, same_bits)
+    plan = Plan(backend, memory_budget, same_bits, moving)
     return _present(hidden, chunked.row_gradients(head, stats, grads, Needs(*needs), plan))
 
 
@@ -75,6 +80,7 @@ def hybrid_step(
     backend: str,
     memory_budget: int,
     same_bits: bool,
+    moving: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-probs, entropies and lse [N], and the hybrid loss's gradients to the three operands.
@@ -85,7 +91,7 @@ def hybrid_step(
     head = Head(hidden, weight, targets, bias, 1.0, ignore_index)
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
-    plan = Plan(backend, memory_budget, same_bits)
+    plan = Plan(backend, memory_budget, same_bits, moving)
     stats, _, grads = chunked.hybrid_step(head, table, bounds, Needs(*needs), plan)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)

@@ -11,7 +11,7 @@ from wavalign_fast.ops import chunked_library, live_rows
 from wavalign_fast.ops.calls import wants_grad
 from wavalign_fast.ops.library import backend_status
 from wavalign_fast.ops.options import LossOptions
-from wavalign_fast.ops.row_kernels import TokenTable, statistics_dtype
+from wavalign_fast.ops.row_kernels import TokenTable, may_have_gradient, statistics_dtype
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
@@ -29,18 +29,21 @@ def linear_logprob(
     ignore_index: int,
     options: LossOptions,
     backend: str,
+    moving: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked operands.
 
-    ``targets`` may be on the CPU: see ``live_rows.live_index``.
+    ``targets`` may be on the CPU, and ``moving``, the rows whose log-prob's gradient is used: see
+    ``live_rows.live_rows``.
     """
-    picked = _Picked(rows, targets, ignore_index, backend, options)
+    picked = _Picked(rows, targets, ignore_index, backend, options, moving)
     scoring = (bias, temperature, ignore_index)
     if not options.deterministic and not wants_grad(rows, weight, bias) and _triton_works(backend):
         scores = _without_logits(picked, weight, *scoring)
     else:
         *scores, _ = chunked_library.chunked_logprob(
-            picked.hidden, weight, picked.targets, *scoring, *_plan(options, backend)
+            *(picked.hidden, weight, picked.targets, *scoring),
+            *(*_plan(options, backend), picked.live.moving),
         )
     logp, entropy, lse = (picked.put_back(values) for values in scores)
     return logp, entropy, lse
@@ -58,8 +61,12 @@ def hybrid_step(
     options: LossOptions,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
-    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss."""
-    picked = _Picked(rows, targets, ignore_index, backend, options)
+    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
+
+    ``targets`` and ``table`` may be on the CPU: see ``live_rows.live_rows``.
+    """
+    moving = may_have_gradient(table)
+    picked = _Picked(rows, targets, ignore_index, backend, options, moving)
     columns = [None if column is None else picked.take(column) for column in table]
     operands = (picked.hidden, weight, bias)
     needs = [wants_grad(operand) for operand in operands]
@@ -67,7 +74,7 @@ def hybrid_step(
         *(picked.hidden.detach(), weight.detach(), picked.targets),
         *(None if bias is None else bias.detach(), *columns),
         *(None if clip is None else list(clip), ignore_index),
-        *(*_plan(options, backend), needs),
+        *(*_plan(options, backend), picked.live.moving, needs),
     )
     gradients = (grad_hidden, grad_weight, grad_bias)
 
@@ -84,27 +91,41 @@ class _Picked:
     """The rows of a call that carry loss, on the device of the hidden states."""
 
     def __init__(
-        self, rows: Tensor, targets: Tensor, ignore_index: int, backend: str, options: LossOptions
+        self,
+        rows: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        backend: str,
+        options: LossOptions,
+        moving: Tensor | None,
     ) -> None:
         live_rows.refuse_in_capture(rows.device, targets=targets)
         self.total = len(rows)
-        self.index, self.count = live_rows.live_index(
-            targets, ignore_index, rows.device, backend, options.live_rows
+        self.live = live_rows.live_rows(
+            *(targets, ignore_index, rows.device, backend),
+            capacity=options.live_rows,
+            moving=moving,
         )
-        self.hidden = live_rows.take_rows(rows, self.index, backend)
-        ids = live_rows.sent(targets, rows.device)
-        self.targets = live_rows.at_rows(ids, self.index, ignore_index)
+        self.hidden = live_rows.take_rows(rows, self.live.index, backend)
+        self.targets = self._at_rows(targets, ignore_index)
 
     def take(self, column: Tensor) -> Tensor:
-        values = live_rows.at_rows(column, self.index, 0.0)
-        return values.to(statistics_dtype(self.hidden.dtype))
+        return self._at_rows(column, 0.0).to(statistics_dtype(self.hidden.dtype))
+
+    def _at_rows(self, table: Tensor, missing: float) -> Tensor:
+        """The table's entries [N] on the device; picked before they are sent, if they are."""
+        if self.live.host is not None and table.device.type == "cpu":
+            values = live_rows.at_rows(table, self.live.host, missing)
+            return live_rows.sent(values, self.hidden.device)
+        table = live_rows.sent(table, self.hidden.device)
+        return live_rows.at_rows(table, self.live.index, missing)
 
     def put_back(self, values: Tensor) -> Tensor:
         """[T] from [N]; NaN where the capacity did not hold all rows, for some are missing."""
-        table = live_rows.in_place(values, self.index, self.total)
-        if self.count is None:
+        table = live_rows.in_place(values, self.live.index, self.total)
+        if self.live.count is None:
             return table
-        return torch.where(self.count > len(self.index), torch.nan, table)
+        return torch.where(self.live.count > len(self.live.index), torch.nan, table)
 
 
 def _plan(options: LossOptions, backend: str) -> tuple[str, int, bool]:

@@ -64,12 +64,20 @@ def linear_logprob(
 
 
 def scored(
-    call: Call, *, temperature: float = 1.0, ignore_index: int = IGNORE_INDEX
+    call: Call,
+    *,
+    temperature: float = 1.0,
+    ignore_index: int = IGNORE_INDEX,
+    moving: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(logp, entropy, lse)``, each [T], of operands that are checked already."""
+    """``(logp, entropy, lse)``, each [T], of operands that are checked already.
+
+    ``moving`` [T] bool, on the CPU, may leave out rows whose results' gradients are 0 in any case:
+    a GPU backend then does not multiply them for the gradients.
+    """
     operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
     if call.backend == "reference":
         return reference.linear_logprob(*operands)
     if call.backend == "cpu":
         return cpu.linear_logprob(*operands, call.options)
-    return gpu.linear_logprob(*operands, call.options, call.backend)
+    return gpu.linear_logprob(*operands, call.options, call.backend, moving)

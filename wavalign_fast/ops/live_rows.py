@@ -1,5 +1,6 @@
 """The rows that carry loss, brought together for the products and back to their places."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,25 +9,61 @@ from torch import Tensor
 from wavalign_fast.ops import chunked
 
 
-def live_index(
-    targets: Tensor, ignore_index: int, device: torch.device, backend: str, capacity: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """Indices [N] of the rows of ``targets`` [T] that are not ignored, on ``device``.
+@dataclass(frozen=True, eq=False)
+class LiveRows:
+    """The rows of a call that carry loss."""
+
+    index: Tensor
+    """[N] int64, on the device of the rows: those that may have a gradient first; -1 is none."""
+    moving: int
+    """How many of them may have a gradient, all of those the first."""
+    host: Tensor | None = None
+    """The index on the CPU, for tables that are there."""
+    count: Tensor | None = None
+    """How many rows carry loss, [1] on the device, where N is a bound that may be too small."""
+
+
+def live_rows(
+    targets: Tensor,
+    ignore_index: int,
+    device: torch.device,
+    backend: str,
+    *,
+    capacity: int | None = None,
+    moving: Tensor | None = None,
+) -> LiveRows:
+    """The rows of ``targets`` [T] that are not ignored, for rows on ``device``.
 
     Their number has to be known on the host, for it is the height of the products. It is, without
     a word with the device, where the targets are on the CPU, and where the caller gives a
-    ``capacity``: then N is the capacity, with -1 behind the last row, and the second result [1]
-    says how many there are. Without one all rows are taken while a graph is captured or traced, for
-    its shapes are fixed; otherwise the host waits for one number.
+    ``capacity``: then N is the capacity, with -1 behind the last row. Without one all rows are
+    taken while a graph is captured or traced, for its shapes are fixed; otherwise the host waits
+    for one number.
+
+    ``moving`` [T] bool says which rows may have a gradient: the products of the gradients are as
+    high as there are such rows, so it counts where the host knows their number as well, that is
+    with both tables on the CPU. Elsewhere every row may.
     """
     live = targets != ignore_index
+    traced = torch.compiler.is_compiling()
+    if capacity is not None and (traced or targets.device == device):
+        index, count = compact_rows(sent(live, device, "targets"), capacity, backend)
+        return LiveRows(index, capacity, count=count)
+    if traced or capturing(device):
+        return LiveRows(torch.arange(len(targets), device=device), len(targets))
+    index = torch.nonzero(live).squeeze(-1)
+    if targets.device.type != "cpu":
+        return LiveRows(index, len(index))
+    first = len(index)
+    if moving is not None and moving.device.type == "cpu":
+        may = moving[index]
+        index = torch.cat([index[may], index[~may]])
+        first = int(may.sum())
+    count = None
     if capacity is not None:
-        return compact_rows(sent(live, device, "targets"), capacity, backend)
-    if torch.compiler.is_compiling() or capturing(device):
-        return torch.arange(len(targets), device=device), None
-    if targets.device.type == "cpu":
-        return sent(torch.nonzero(live).squeeze(-1), device, "targets"), None
-    return torch.nonzero(live).squeeze(-1), None
+        count = sent(torch.tensor([len(index)]), device)
+        index = torch.cat([index[:capacity], index.new_full((capacity - len(index),), -1)])
+    return LiveRows(sent(index, device), min(first, len(index)), index, count)
 
 
 def capturing(device: torch.device) -> bool:

@@ -83,6 +83,15 @@ def token_gradient(
     return g
 
 
+def may_have_gradient(table: TokenTable) -> torch.Tensor:
+    """Which rows [R] have a ``token_gradient`` that is not 0 by their coefficients alone.
+
+    What clipping takes away is known with the log-prob only.
+    """
+    moving = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
+    return moving if table.ref_logp is None else moving | (table.kl_coef > 0)
+
+
 def row_stats(
     logits: torch.Tensor,
     targets: torch.Tensor,

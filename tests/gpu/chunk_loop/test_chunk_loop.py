@@ -117,7 +117,7 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
     hidden, weight, bias = (
         t.requires_grad_() for t in (given.hidden, given.weight, given.bias) if t is not None
     )
-    how = ("definition", 2**20, True)
+    how = ("definition", 2**20, True, 20)
     torch.library.opcheck(
         chunked_library.chunked_logprob, (hidden, weight, given.targets, bias, 0.9, -100, *how)
     )
