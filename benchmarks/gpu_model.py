@@ -12,10 +12,11 @@ kernels themselves, run on the CPU.
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wavalign_fast.ops.chunked import PRODUCT_ROWS
+from wavalign_fast.ops.chunk_gradients import DIRECT_FROM
+from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS, Plan, chunks_of
 from wavalign_fast.ops.gpu import DEFAULT_MEMORY_BUDGET
 
 from . import shapes
@@ -27,7 +28,6 @@ LABEL = "model, not measured"
 FP32, BF16 = 4, 2
 STEP_ITEMS = 8
 """Logits that a thread adds to its sums at a time."""
-PITCH_ITEMS = 64
 WARP_LANES = 32
 MOST_BLOCKS_A_ROW = 8
 """Blocks of a cluster, on GPUs that have clusters."""
@@ -99,15 +99,15 @@ def statistics_exponentials(vocab: int) -> int:
     return vocab + math.ceil(vocab / STEP_ITEMS)
 
 
-def chunk_rows(vocab: int) -> int:
-    """Rows of logits that the default budget of memory holds, in whole products."""
-    product = (vocab + PITCH_ITEMS) * FP32 * PRODUCT_ROWS
-    return max(1, DEFAULT_MEMORY_BUDGET // product) * PRODUCT_ROWS
+def chunk_heights(rows: int, vocab: int) -> list[int]:
+    """Rows of each chunk under the default budget of memory, every row with a gradient."""
+    plan = Plan("", DEFAULT_MEMORY_BUDGET, True, rows)
+    return [part.stop - part.start for part in chunks_of(rows, vocab, FP32, plan).rows]
 
 
 def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array:
     """A chunk of them, which is made, read and overwritten before the next one."""
-    chunk = min(rows, chunk_rows(vocab))
+    chunk = max(chunk_heights(rows, vocab))
     return Array(chunk * vocab * item, passes * rows / chunk, between=True)
 
 
@@ -140,32 +140,47 @@ def hybrid_rows(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int = BF
 
 
 def logits_product(rows: int, hidden: int, vocab: int) -> Work:
-    """Products of one height, the last one filled up; all of the weight is read for each."""
-    products = math.ceil(rows / PRODUCT_ROWS)
+    """A product a chunk, filled up to whole heights; all of the weight is read for each.
+
+    So it is where the library gives a taller product the bits of a low one. Where not, the weight
+    is read for every ``PRODUCT_ROWS`` rows.
+    """
+    heights = chunk_heights(rows, vocab)
+    filled = sum(math.ceil(height / PRODUCT_ROWS) * PRODUCT_ROWS for height in heights)
     return Work(
         name="logits = h Wᵀ",
-        flops=2 * products * PRODUCT_ROWS * hidden * vocab,
-        reads=(Array(rows * hidden * BF16), Array(vocab * hidden * BF16, products)),
+        flops=2 * filled * hidden * vocab,
+        reads=(Array(rows * hidden * BF16), Array(vocab * hidden * BF16, len(heights))),
         writes=(logits_array(rows, vocab, FP32),),
     )
 
 
-def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, Work]:
-    """dH, and dW, which is summed over the chunks in fp32 where there are several."""
-    chunks = math.ceil(rows / chunk_rows(vocab))
+def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, ...]:
+    """dH and dW, and their rounding.
+
+    dH is summed in fp32, a chunk at a time. So is dW over several chunks, of which the first one
+    writes; the product of a single chunk is rounded as it is made, but for a small head's.
+    """
+    chunks = len(chunk_heights(rows, vocab))
     operand = logits_array(rows, vocab, BF16)
     flops = 2 * rows * hidden * vocab
     weight = Array(vocab * hidden * BF16, chunks)
     hidden_rows = Array(rows * hidden * BF16)
-    sums = vocab * hidden * (BF16 if chunks == 1 else FP32)
+    hidden_sums = Array(math.ceil(rows / chunks) * hidden * FP32, chunks, between=True)
+    direct = chunks == 1 and vocab * hidden >= DIRECT_FROM
+    head = vocab * hidden
+    sums = Array(head * (BF16 if direct else FP32), between=not direct)
+    of_head = Work(name="dW rounded", reads=(sums,), writes=(Array(head * BF16),))
     return (
-        Work(name="dH", flops=flops, reads=(operand, weight), writes=(hidden_rows,)),
+        Work(name="dH", flops=flops, reads=(operand, weight), writes=(hidden_sums,)),
+        Work(name="dH rounded", reads=(hidden_sums,), writes=(hidden_rows,)),
         Work(
             name="dW",
             flops=flops,
-            reads=(operand, hidden_rows, Array(sums, chunks - 1)),
-            writes=(Array(sums, chunks),),
+            reads=(operand, hidden_rows, replace(sums, passes=chunks - 1)),
+            writes=(replace(sums, passes=chunks),),
         ),
+        *(() if direct else (of_head,)),
     )
 
 
@@ -186,7 +201,7 @@ def total(works: Sequence[Work], gpu: Gpu) -> dict[str, Any]:
     """The bound of a step, and what of it each kind of kernel takes."""
     seconds = {"products": 0.0, "row kernels": 0.0}
     for work in works:
-        seconds["products" if work.flops else "row kernels"] += work.seconds(gpu)
+        seconds["row kernels" if work.exponentials else "products"] += work.seconds(gpu)
     moved = sum(a.moved(gpu) for work in works for a in (*work.reads, *work.writes))
     return {
         "bound_s": sum(seconds.values()),

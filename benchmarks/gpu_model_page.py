@@ -17,7 +17,10 @@ times are longer, for small heads many times; how much longer only a GPU can say
 over a bound is not a speed-up.**
 
 What stands on firmer ground are the counts: operations of the products, bytes and exponentials of
-the row kernels. Tests hold them against the kernels themselves, run on the CPU.
+the row kernels. Tests hold them against the kernels themselves, run on the CPU. The logits of a
+chunk are counted as one product, which is what runs where the library gives a tall product the bits
+of products of 256 rows, as is tried on first use; where it does not, the head is read once for
+every 256 rows.
 """
 
 HYBRID = """## The hybrid step: three products on live rows against four on all

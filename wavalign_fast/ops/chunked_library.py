@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops import chunked
-from wavalign_fast.ops.chunked import Head, Needs, Plan
+from wavalign_fast.ops.chunk_plan import Head, Needs, Plan
 from wavalign_fast.ops.library import NO_SECOND_DERIVATIVE, fake_gradients
 from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, statistics_dtype
 
@@ -85,8 +85,9 @@ def hybrid_step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-probs, entropies and lse [N], and the hybrid loss's gradients to the three operands.
 
-    Not differentiable: ``with_gradients`` attaches the gradients to the loss. ``clip`` holds the
-    bounds of the ratio.
+    Not differentiable: ``with_gradients`` attaches the gradients to the loss. Those of float16
+    operands are in fp32: the loss's own factor, as of a gradient scaler, may be what brings them
+    into range. ``clip`` holds the bounds of the ratio.
     """
     head = Head(hidden, weight, targets, bias, 1.0, ignore_index)
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
@@ -140,7 +141,10 @@ def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped
 
 @hybrid_step.register_fake
 def _(hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
-    return *_per_row(hidden, 3), *fake_gradients((hidden, weight, bias), rest[-1])
+    gradients = fake_gradients((hidden, weight, bias), rest[-1])
+    if weight.dtype == torch.float16:
+        gradients = tuple(g.to(torch.float32) if g.numel() else g for g in gradients)
+    return *_per_row(hidden, 3), *gradients
 
 
 @with_gradients.register_fake
@@ -168,6 +172,7 @@ def _logprob_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
 
 def _value_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[2])
+    ctx.dtypes = [operand.dtype for operand in inputs[1]]
     ctx.backend, ctx.spent = inputs[3], False
 
 
@@ -183,7 +188,8 @@ def _value_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     ctx.spent = True
     gradients = list(ctx.saved_tensors)
     scale_gradients_(gradients, grad, ctx.backend)
-    return None, gradients, [None] * len(gradients), None
+    rounded = [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+    return None, rounded, [None] * len(gradients), None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:

@@ -16,6 +16,10 @@ LINEAR_FROM = 20.0
 """Nats from which ratios grow along their tangent."""
 
 
+FLOAT16_TOP = 14
+"""Exponent of a row's largest gradient as float16 is given it; that of its largest number is 15."""
+
+
 class RowStats(NamedTuple):
     """Statistics of each row, each [R]; 0 in dead rows, NaN where the target is not an id."""
 
@@ -90,6 +94,24 @@ def may_have_gradient(table: TokenTable) -> torch.Tensor:
     """
     moving = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
     return moving if table.ref_logp is None else moving | (table.kl_coef > 0)
+
+
+def float16_power(
+    targets: torch.Tensor, stats: RowStats, grads: RowGrads, *, scale: float, ignore_index: int
+) -> torch.Tensor:
+    """The power of two [R] with which a row's derivatives fill float16, for ``row_gradient_``.
+
+    No ``|dL/dlogits|`` of a row is above ``scale (|l| + |g| + |e| (entropy + 1))``; times its power
+    that is in [2^14, 2^15). Where there is no gradient, or none that is finite, the power is 2^100.
+    """
+    g, e, by_lse = (torch.zeros_like(stats.logp) if t is None else t.abs() for t in grads)
+    bound = scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
+    bound = torch.where(targets == ignore_index, 0.0, bound)
+    # Exponents as the type has them, 127 more than they are; 255 is that of infinity and NaN.
+    exponent = bound.view(torch.int32) >> 23 & 255
+    of_power = (127 + FLOAT16_TOP + 127 - exponent).clamp(max=227)
+    of_power = torch.where(exponent == 255, 227, of_power).to(torch.int32)
+    return (of_power << 23).view(torch.float32)
 
 
 def row_stats(

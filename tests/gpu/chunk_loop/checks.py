@@ -15,12 +15,13 @@ import torch
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, random_batch
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR, relative_error
-from wavalign_fast.ops import calls, chunked
+from wavalign_fast.ops import calls
+from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
 
 REFERENCE = wf.LossOptions(backend="reference")
 SMALL = 4096
 """A budget of one product's worth of rows: several chunks."""
-ROWS = 2 * chunked.PRODUCT_ROWS + 37
+ROWS = 2 * PRODUCT_ROWS + 37
 
 
 CONFIGS = {

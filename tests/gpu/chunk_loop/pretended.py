@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from wavalign_fast.ops import calls, chunked, chunked_library, gpu, live_rows, row_kernels
+from wavalign_fast.ops import calls, chunked, chunked_library, gpu, live_rows, products, row_kernels
 
 DEVICE = torch.device("cuda:0")
 LAUNCH_NOTHING = {
@@ -96,7 +96,10 @@ class Pretended(TorchDispatchMode):
         """Bytes of each copy to the device."""
         self.products: list[Product] = []
         self.capturing = False
-        self.allocated: list[tuple[tuple[int, ...], torch.dtype]] = []
+        self.tall_agrees = True
+        """What the library's probe says of taller products."""
+        self.made: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+        """Calls with one result: name, shape and type."""
 
     def put(self, tensor: torch.Tensor) -> OnGpu:
         """The tensor on the device, without a copy that would be counted."""
@@ -122,8 +125,9 @@ class Pretended(TorchDispatchMode):
         on_cpu = asked is not None and torch.device(asked).type == "cpu"
         args, kwargs = tree_map(_inside, (args, kwargs))
         found = _computed(func, name, args, kwargs)
+        if isinstance(found, torch.Tensor):
+            self.made.append((name, tuple(found.shape), found.dtype))
         if name in ("empty", "new_empty", "empty_like"):
-            self.allocated.append((tuple(found.shape), found.dtype))
             found.view(torch.uint8).fill_(0xFF)  # NaN: what memory holds is nobody's to read
         return found if on_cpu else tree_map(_outside, found)
 
@@ -196,6 +200,7 @@ def gpu_pretended() -> Iterator[Pretended]:
         (calls, "choose_backend", _chosen),
         (chunked, "row_kernels_of", lambda backend: _Kernels(device)),
         (gpu, "wants_grad", lambda *operands: any(isinstance(t, OnGpu) for t in operands)),
+        (products, "_tall_agrees", lambda *operands: device.tall_agrees),
         (torch.cuda, "is_current_stream_capturing", lambda: device.capturing),
         (torch.cuda, "_lazy_init", lambda: None),
         (torch.Tensor, "pin_memory", lambda tensor: tensor),

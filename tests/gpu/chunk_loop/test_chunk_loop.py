@@ -8,28 +8,40 @@ import torch
 import wavalign_fast as wf
 from benchmarks.gpu import WARM_UPS
 from benchmarks.gpu import captured as captured_in_graph
-from tests.gpu.chunk_loop import checks
+from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
 from tests.gpu.extension.compiling import emulated
 from wavalign_fast.ops import backend_status, chunked_library, cuda
 from wavalign_fast.ops import live_rows as picking
 
-BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 PLACES = [
     ("definition", FP64),
     ("definition", FP32),
     ("definition", BF16),
+    ("definition", FP16),
     ("emulated", FP32),
     ("emulated", BF16),
     *(
         pytest.param((backend, dtype), marks=pytest.mark.gpu)
         for backend in ("cuda", "triton")
-        for dtype in (FP32, BF16, torch.float16)
+        for dtype in (FP32, BF16, FP16)
     ),
 ]
 
 
-@pytest.fixture(params=PLACES, ids=lambda place: f"{place[0]}-{str(place[1])[6:]}")
+FP16_PLACES = [
+    ("definition", FP16),
+    ("emulated", FP16),
+    *(pytest.param((backend, FP16), marks=pytest.mark.gpu) for backend in ("cuda", "triton")),
+]
+
+
+def _named(place: tuple[str, torch.dtype]) -> str:
+    return f"{place[0]}-{str(place[1])[6:]}"
+
+
+@pytest.fixture(params=PLACES, ids=_named)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     backend, dtype = request.param
     device = "cuda" if backend in ("cuda", "triton") else "cpu"
@@ -58,6 +70,19 @@ def test_a_capacity_changes_nothing_while_it_holds_all_rows(place):
 
 def test_nothing_to_do_gives_zeros(place):
     checks.nothing_to_do_gives_zeros(place)
+
+
+HALVES = [
+    "a_mean_of_many_rows_keeps_its_gradients",
+    "rows_of_every_size_keep_their_gradients",
+    "a_scaled_hybrid_step_keeps_its_gradients",
+]
+
+
+@pytest.mark.parametrize("place", FP16_PLACES, indirect=True, ids=_named)
+@pytest.mark.parametrize("check", HALVES)
+def test_float16(place, check):
+    getattr(float16, check)(place.device)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +135,7 @@ def test_a_tracer_sees_whole_ops(place, live_rows):
         torch.testing.assert_close(eager, traced)
 
 
-@pytest.mark.parametrize("dtype", [FP64, BF16])
+@pytest.mark.parametrize("dtype", [FP64, BF16, FP16])
 def test_the_ops_of_the_loop_pass_opcheck(dtype):
     place = Place("cpu", dtype)
     given = checks.operands(place, 20, bias=True)

@@ -11,7 +11,7 @@ from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.pretended import gpu_pretended
 from tests.losses.formula import LAYOUT, V, random_batch
 from wavalign_fast.ops import gpu
-from wavalign_fast.ops.chunked import PRODUCT_ROWS
+from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
 
 BATCH, HIDDEN, WEIGHT = random_batch(random.Random(11), 3, 3, 3, reference=True, old=True)
 BATCH.rewards[1] = 4.0  # no rollout of this group has an advantage

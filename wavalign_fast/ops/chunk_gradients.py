@@ -1,0 +1,139 @@
+"""dH, dW and the bias's gradient, summed over the chunks of a call.
+
+Sums are of the statistics' type, and a gradient is rounded to its operand's type once, at the end:
+a library that may split a long sum would else add up parts that it has rounded to bfloat16.
+
+float16 has no room for the gradients of logits: g p of a long batch and a large vocabulary lies
+below its least number. So each row of them is written times a power of two of its own, which the
+row kernels take with its derivatives and which is undone in fp32, in dH by row. The sum over rows
+that is dW wants one power for all, the lowest: the other rows' states are brought down to it, and
+what that loses is small beside the row that has it.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from wavalign_fast.ops.chunk_plan import Chunks, Head, Needs, Plan
+from wavalign_fast.ops.products import add_product, product
+
+DIRECT_FROM = 2**24
+"""Elements of a head from which on its product is rounded by the library that makes it: so many
+are enough for all of a GPU, which then has no reason to split their short sums."""
+
+
+class ChunkGradients:
+    """The gradients of a call, from a chunk's ``dlogits`` at a time."""
+
+    def __init__(
+        self,
+        head: Head,
+        needs: Needs,
+        plan: Plan,
+        chunks: Chunks,
+        scale_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        rounded: bool = True,
+    ) -> None:
+        """``rounded=False`` keeps the gradients of float16 operands in fp32: they are still to be
+        multiplied with a factor that brings them into range. ``scale_`` is the backend's."""
+        self.head, self.needs, self.moving, self.scale_ = head, needs, plan.moving, scale_
+        self.wide, own = head.stats_dtype, head.weight.dtype
+        self.keep = own == torch.float16 and not rounded
+        single = sum(rows.start < plan.moving for rows in chunks.rows) == 1
+        enough = head.weight.numel() >= DIRECT_FROM
+        self.direct = single and enough and own not in (self.wide, torch.float16)
+        self.weight: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+        self.power: torch.Tensor | None = None
+        """Of float16: what ``weight`` is multiplied with, 0-d."""
+        self.hidden: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
+        if needs.hidden:
+            like = head.hidden
+            dtype = self.wide if self.keep else like.dtype
+            self.hidden = torch.empty_like(like, dtype=dtype)
+            self.hidden[plan.moving :] = 0
+            if dtype != self.wide:
+                self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
+
+    def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
+        """One chunk's share; ``power`` [R] is what its rows are multiplied with."""
+        rows = slice(rows.start, min(rows.stop, self.moving))
+        count = rows.stop - rows.start
+        if count <= 0:
+            return
+        dlogits = dlogits[:count]
+        power = None if power is None else power[:count]
+        self._add_hidden(rows, dlogits, power)
+        lower, ratio = None, None
+        if power is not None:
+            lower = power.min() if self.power is None else torch.minimum(self.power, power.min())
+            ratio = (lower / power).to(dlogits.dtype)
+        if self.needs.weight:
+            self._add_weight(rows, dlogits, lower, ratio)
+        if self.needs.bias:
+            self._add_bias(dlogits, lower, ratio)
+        self.power = lower
+
+    def _add_hidden(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None) -> None:
+        if self.hidden is None:
+            return
+        into = self.hidden[rows] if self.sums is None else self.sums[: len(dlogits)]
+        product(dlogits, self.head.weight, into)
+        if power is not None:
+            into /= power.unsqueeze(1)
+        if self.sums is not None:
+            self.hidden[rows] = into
+
+    def _add_weight(
+        self,
+        rows: slice,
+        dlogits: torch.Tensor,
+        lower: torch.Tensor | None,
+        ratio: torch.Tensor | None,
+    ) -> None:
+        states = self.head.hidden[rows]
+        if self.direct:
+            self.weight = torch.mm(dlogits.T, states)
+            return
+        if ratio is not None:
+            states = states * ratio.unsqueeze(1)
+        if self.weight is None:  # the first chunk writes: there is nothing to add to
+            self.weight = torch.empty_like(self.head.weight, dtype=self.wide)
+            product(dlogits.T, states, self.weight)
+            return
+        if lower is not None and self.power is not None:
+            self.scale_(self.weight, lower / self.power)
+        add_product(self.weight, dlogits.T, states)
+
+    def _add_bias(
+        self, dlogits: torch.Tensor, lower: torch.Tensor | None, ratio: torch.Tensor | None
+    ) -> None:
+        if ratio is None or lower is None:
+            found = dlogits.sum(0, dtype=self.wide)
+        else:
+            found = dlogits.new_empty((1, dlogits.shape[1]), dtype=self.wide)
+            product(ratio.unsqueeze(0), dlogits, found)
+            found = found[0] / lower
+        # dlogits has the temperature's factor in it, which the bias does not meet.
+        found = found * self.head.temperature
+        self.bias = found if self.bias is None else self.bias + found
+
+    def finish(self) -> tuple[torch.Tensor | None, ...]:
+        """The gradients to hidden, weight and bias; ``None`` for what is not needed."""
+        head, (_, need_weight, need_bias) = self.head, self.needs
+        weight, bias = self.weight, self.bias
+        # No row has a gradient.
+        if need_weight and weight is None:
+            weight = torch.zeros_like(head.weight)
+        elif weight is not None and self.power is not None:
+            weight /= self.power
+        if need_bias and bias is None:
+            bias = head.weight.new_zeros(head.weight.shape[0])
+        if self.keep:
+            wide = (None if t is None else t.to(self.wide) for t in (self.hidden, weight, bias))
+            return tuple(wide)
+        weight = None if weight is None else weight.to(head.weight.dtype)
+        bias = None if bias is None or head.bias is None else bias.to(head.bias.dtype)
+        return self.hidden, weight, bias
