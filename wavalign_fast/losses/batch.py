@@ -8,7 +8,7 @@ import torch
 from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
-from wavalign_fast.ops.live_rows import sent
+from wavalign_fast.ops.sending import sent
 
 Tables = TypeVar("Tables")
 

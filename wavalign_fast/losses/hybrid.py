@@ -8,10 +8,8 @@ from torch import nn
 
 from wavalign_fast.losses.advantage import Std
 from wavalign_fast.losses.batch import HybridBatch
-from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
-from wavalign_fast.losses.metrics import step_metrics
 from wavalign_fast.losses.normalise import Normalisation, Normalisers
 from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
 from wavalign_fast.losses.policy import (
@@ -20,16 +18,14 @@ from wavalign_fast.losses.policy import (
     clip_bounds,
     policy_tokens,
 )
-from wavalign_fast.losses.rows import at_positions, row_means
 from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.calls import checked_call
-from wavalign_fast.ops.hybrid_step import hybrid_step
+from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
 from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
-from wavalign_fast.ops.live_rows import refuse_in_capture
-from wavalign_fast.ops.row_kernels import may_have_gradient
+from wavalign_fast.ops.sending import refuse_in_capture, together
 
 
 class HybridOutput(NamedTuple):
@@ -179,19 +175,20 @@ class HybridObjective(nn.Module):
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
         terms = self._terms(batch, plan, lam, normalisers)
         table = terms.table()
-        # Tables on the CPU tell which rows are live, and which of them may have a gradient; the
-        # rest is done where the rows are.
-        terms = terms.to(hidden.device)
-        if call.backend == "reference" or self.importance_sampling_level == "sequence":
-            # The reference's loss differentiates itself, and ratios of sequences need whole
-            # rollouts before the first gradient.
-            scores = LogProb(*scored(call, moving=may_have_gradient(table)))
-            output = self._combined(terms, scores)
-        else:
-            step = hybrid_step(call, table, clip=clip_bounds(self.clip))
+        # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
+        # before the first gradient.
+        fused = call.backend != "reference" and self.importance_sampling_level == "token"
+        picked = picked_rows(call, table, columns=fused)
+        # Tables on the CPU have told which rows are live, and which of them may have a gradient;
+        # the rest is done where the rows are.
+        terms, picked = together(hidden.device, terms, picked)
+        if fused:
+            step = hybrid_step(call, table, picked, clip=clip_bounds(self.clip))
             with torch.no_grad():
                 output = self._combined(terms, step.scores)
             output = output._replace(loss=step.attach(output.loss))
+        else:
+            output = self._combined(terms, LogProb(*scored(call, picked=picked)))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _refuse_host_tables_in_capture(
@@ -224,6 +221,8 @@ class HybridObjective(nn.Module):
             kl_scope=self.kl_scope,
             normalisation=self.normalisation,
             std=self.advantage_std,
+            level=self.importance_sampling_level,
+            clips=self.clip is not None,
             options=self.options,
         )
 
@@ -282,38 +281,25 @@ class HybridObjective(nn.Module):
         return self._combined(self._terms(batch, plan, lam, normalisers), scores)
 
     def _combined(self, terms: StepTerms, scores: LogProb) -> HybridOutput:
-        batch, plan, lam = terms.batch, terms.plan, terms.lam
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
-        logp = scores.logp.to(torch.float64)
+        logp, lam = scores.logp.to(torch.float64), terms.lam
         tokens = policy_tokens(
-            self._log_ratio(batch, plan, logp),
-            terms.advantage,
-            ref_gap=self._ref_gap(batch, plan, logp),
-            clip=self.clip,
+            terms.log_ratio(logp), terms.advantage, ref_gap=terms.ref_gap(logp), clip=self.clip
         )
-        policy_loss, anchor_loss, kl_loss = terms.weights.losses(plan, tokens, logp)
+        policy_loss, anchor_loss, kl_loss = terms.weights.losses(tokens, logp)
         mix = lam.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
-        parts = {
-            "rl_loss": policy_loss,
-            "sft_loss": anchor_loss,
-            "kl_loss": kl_loss,
-            "combined_loss": loss,
-            "effective_rl_weight": lam,
-            "effective_sft_weight": 1.0 - lam,
-        }
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
-            metrics = parts | step_metrics(
-                batch,
-                plan,
-                tokens,
-                entropy,
-                terms.advantage,
-                std=self.advantage_std,
-                level=self.importance_sampling_level,
-            )
+            metrics = {
+                "rl_loss": policy_loss,
+                "sft_loss": anchor_loss,
+                "kl_loss": kl_loss,
+                "combined_loss": loss,
+                "effective_rl_weight": lam,
+                "effective_sft_weight": 1.0 - lam,
+            } | terms.metrics.of_tokens(tokens, entropy)
         dtype = scores.logp.dtype
         return HybridOutput(
             loss.to(dtype),
@@ -324,35 +310,6 @@ class HybridObjective(nn.Module):
             scores.logp.detach(),
             {name: value.detach() for name, value in metrics.items()},
         )
-
-    def _log_ratio(self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor) -> torch.Tensor:
-        """``ℓ - ℓ_old`` [T], or its mean over the policy tokens of the position's rollout.
-
-        Without ``old_logp`` the policy itself, so the ratio is exactly 1 and only carries the
-        gradient.
-        """
-        old = logp.detach()
-        if batch.old_logp is not None:
-            scored = plan.policy > 0
-            check_finite("old_logp", batch.old_logp, scored)
-            # What stands at other positions must not reach the loss, NaN least of all.
-            old = torch.where(scored, batch.old_logp.to(logp), 0.0)
-        ratio = logp - old
-        if self.importance_sampling_level == "token":
-            return ratio
-        means = row_means(ratio, plan.policy, batch.policy_row, batch.rewards.numel())
-        return at_positions(means, batch.policy_row)
-
-    def _ref_gap(
-        self, batch: HybridBatch, plan: StepPlan, logp: torch.Tensor
-    ) -> torch.Tensor | None:
-        """``r - ℓ`` [T], of tokens without a β too: the metrics report them."""
-        if batch.ref_logp is None:
-            return None
-        in_term = plan.completion if self.kl_scope == "completion" else plan.policy > 0
-        scored = (plan.beta > 0) & in_term
-        check_finite("ref_logp", batch.ref_logp, scored)
-        return torch.where(plan.live & plan.completion, batch.ref_logp.to(logp), 0.0) - logp
 
 
 def _checked_gate(gate: MixingGate | float) -> MixingGate | float:

@@ -1,65 +1,116 @@
 """What a step reports, under the names of the released code and, where it has none, of TRL."""
 
+from dataclasses import dataclass
+
 import torch
 
 from wavalign_fast.losses.advantage import Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.plan import StepPlan
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
-from wavalign_fast.losses.rows import rows_with_weight, sum_of_row_means, weighted_sum
+from wavalign_fast.losses.rows import rows_with_weight, shares, weighted_sum
+
+CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 
 
-def step_metrics(
-    batch: HybridBatch,
-    plan: StepPlan,
-    tokens: PolicyTokens,
-    entropy: torch.Tensor | None,
-    advantage: torch.Tensor,
-    *,
-    std: Std,
-    level: ImportanceLevel,
-) -> dict[str, torch.Tensor]:
-    """0-d tensors on the batch's device; nothing waits for the device.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepMetrics:
+    """A step's metrics up to its log-probs: what is known without them, and how they are averaged.
 
     KL and entropy are reported for the classes whose completion tokens all carry loss; of the
     others the product with the head was never made.
     """
-    metrics = _reward_metrics(batch, std) | _count_metrics(batch, plan)
-    classes = {
-        "text": (plan.text_scored, plan.completion & ~plan.speech),
-        "speech": (plan.speech_scored, plan.completion & plan.speech),
-        "total": (plan.text_scored and plan.speech_scored, plan.completion),
-    }
-    for name, (scored, members) in classes.items():
-        if scored:
-            metrics |= _class_metrics(batch, members, tokens, entropy, name)
-    metrics |= _clip_metrics(batch, plan, tokens, level)
-    clipped = tokens.clipped_low | tokens.clipped_high
-    moved = (plan.policy > 0) & (advantage != 0) & ~clipped
-    metrics["zero_gradient_rows"] = (
-        plan.live & ~moved & (plan.anchor == 0) & (plan.beta == 0)
-    ).sum()
-    return metrics
+
+    known: dict[str, torch.Tensor]
+    """0-d, of rewards and counts; as of a step in which nothing is clipped."""
+    classes: tuple[str, ...]
+    kl: torch.Tensor
+    """Weights [C, T] of the tokens in the KL of each class: the mean over rollouts of their means
+    over tokens."""
+    entropy: torch.Tensor
+    """Weights [C, T] likewise: the mean over groups of token means."""
+    clipped: torch.Tensor | None
+    """Weights [T] of the clipped share, of the weighted tokens or of the rollouts with one in
+    scope; ``None`` where nothing clips."""
+    held: torch.Tensor
+    """[T] bool: tokens that only clipping can leave without a gradient."""
+
+    @classmethod
+    def of(
+        cls,
+        batch: HybridBatch,
+        plan: StepPlan,
+        advantage: torch.Tensor,
+        *,
+        std: Std,
+        level: ImportanceLevel,
+        clips: bool,
+    ) -> "StepMetrics":
+        members = {
+            "text": (plan.text_scored, plan.completion & ~plan.speech),
+            "speech": (plan.speech_scored, plan.completion & plan.speech),
+            "total": (plan.text_scored and plan.speech_scored, plan.completion),
+        }
+        weights = {
+            name: where.to(torch.float64) for name, (scored, where) in members.items() if scored
+        }
+        none = advantage.new_zeros((0, len(advantage)))
+        kl = [_of_rollouts(batch, of) for of in weights.values()]
+        entropy = [_of_groups(batch, of) for of in weights.values()]
+        moved = (plan.policy > 0) & (advantage != 0)
+        without = plan.live & (plan.anchor == 0) & (plan.beta == 0)
+        known = _reward_metrics(batch, std) | _count_metrics(batch, plan)
+        known |= {name: advantage.new_zeros(()) for name in CLIPPED}
+        known["zero_gradient_rows"] = (without & ~moved).sum()
+        return cls(
+            known=known,
+            classes=tuple(weights),
+            kl=torch.stack(kl) if kl else none,
+            entropy=torch.stack(entropy) if entropy else none,
+            clipped=_clip_weights(batch, plan, level) if clips else None,
+            held=without & moved,
+        )
+
+    def of_tokens(
+        self, tokens: PolicyTokens, entropy: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """All metrics, 0-d tensors on the tokens' device; nothing waits for the device."""
+        metrics = dict(self.known)
+        if tokens.kl is not None and self.classes:
+            for name, value in zip(self.classes, weighted_sum(tokens.kl, self.kl), strict=True):
+                metrics["kl" if name == "total" else f"{name}_kl"] = value
+        if entropy is not None and self.classes:
+            for name, value in zip(self.classes, weighted_sum(entropy, self.entropy), strict=True):
+                metrics[f"{name}_entropy"] = value
+        if self.clipped is not None:
+            clipped = tokens.clipped_low | tokens.clipped_high
+            flags = torch.stack([tokens.clipped_low, tokens.clipped_high, clipped])
+            for name, value in zip(CLIPPED, (flags * self.clipped).sum(-1), strict=True):
+                metrics[name] = value
+            metrics["zero_gradient_rows"] = (
+                metrics["zero_gradient_rows"] + (self.held & clipped).sum()
+            )
+        return metrics
 
 
-def _clip_metrics(
-    batch: HybridBatch, plan: StepPlan, tokens: PolicyTokens, level: ImportanceLevel
-) -> dict[str, torch.Tensor]:
-    """Clipped share of the ratios: of the weighted tokens, or of the rollouts with one in scope."""
+def _of_rollouts(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     rollouts = batch.rewards.numel()
+    return shares(weights, batch.policy_row, rollouts) / max(rollouts, 1)
 
-    def share(clipped: torch.Tensor) -> torch.Tensor:
-        flags = clipped.to(torch.float64)
-        if level == "token":
-            return weighted_sum(flags, plan.policy) / plan.policy.sum().clamp(min=1e-6)
-        total = sum_of_row_means(flags, plan.policy, batch.policy_row, rollouts)
-        return total / rows_with_weight(plan.policy, batch.policy_row, rollouts).clamp(min=1)
 
-    return {
-        "clip_ratio/low_mean": share(tokens.clipped_low),
-        "clip_ratio/high_mean": share(tokens.clipped_high),
-        "clip_ratio/region_mean": share(tokens.clipped_low | tokens.clipped_high),
-    }
+def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
+    groups, size = batch.rewards.shape
+    prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
+    scored = rows_with_weight(weights, prompt, groups).clamp(min=1)
+    return shares(weights, prompt, groups) / scored
+
+
+def _clip_weights(batch: HybridBatch, plan: StepPlan, level: ImportanceLevel) -> torch.Tensor:
+    if level == "token":
+        return plan.policy / plan.policy.sum().clamp(min=1e-6)
+    rollouts = batch.rewards.numel()
+    scored = rows_with_weight(plan.policy, batch.policy_row, rollouts).clamp(min=1)
+    return shares(plan.policy, batch.policy_row, rollouts) / scored
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
@@ -91,25 +142,3 @@ def _count_metrics(batch: HybridBatch, plan: StepPlan) -> dict[str, torch.Tensor
         "anchor_speech_tokens": (anchor & plan.speech).sum(),
         "skipped_rows": (~plan.live).sum(),
     }
-
-
-def _class_metrics(
-    batch: HybridBatch,
-    members: torch.Tensor,
-    tokens: PolicyTokens,
-    entropy: torch.Tensor | None,
-    name: str,
-) -> dict[str, torch.Tensor]:
-    """KL as the mean over rollouts of token means, entropy as the token mean of each group."""
-    groups, size = batch.rewards.shape
-    weights = members.to(torch.float64)
-    metrics = {}
-    if tokens.kl is not None:
-        total = sum_of_row_means(tokens.kl, weights, batch.policy_row, groups * size)
-        metrics["kl" if name == "total" else f"{name}_kl"] = total / max(groups * size, 1)
-    if entropy is not None:
-        prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
-        total = sum_of_row_means(entropy, weights, prompt, groups)
-        scored = rows_with_weight(weights, prompt, groups)
-        metrics[f"{name}_entropy"] = total / scored.clamp(min=1)
-    return metrics

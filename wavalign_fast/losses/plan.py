@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from wavalign_fast.losses.batch import HybridBatch, on_device
+from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.ops.inputs import finite_number
 
@@ -55,10 +55,6 @@ class StepPlan:
     text_scored: bool
     """Whether all text tokens of the rollouts are live, by configuration alone."""
     speech_scored: bool
-
-    def to(self, device: torch.device) -> "StepPlan":
-        """The plan on ``device``; the host does not wait for the copies."""
-        return on_device(self, device)
 
     @classmethod
     def of(

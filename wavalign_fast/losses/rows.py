@@ -24,16 +24,9 @@ def row_means(
     return row_sums(_weighed(shares(weights, row, count), values), row, count)
 
 
-def sum_of_row_means(
-    values: torch.Tensor, weights: torch.Tensor, row: torch.Tensor, count: int
-) -> torch.Tensor:
-    """Sum of ``row_means`` over the rows, 0-d."""
-    return weighted_sum(values, shares(weights, row, count))
-
-
 def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of ``weights · values``, 0-d; a weight of 0 leaves its position out."""
-    return _weighed(weights, values).sum()
+    """Sum of ``weights · values`` over the positions; a weight of 0 leaves its position out."""
+    return _weighed(weights, values).sum(-1)
 
 
 def rows_with_weight(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
@@ -49,4 +42,4 @@ def shares(weights: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor
 
 def _weighed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """0 · NaN is NaN, and so is its gradient: a weight of 0 must not multiply."""
-    return torch.where(weights > 0, weights * values, 0.0)
+    return (weights * values).masked_fill_(weights <= 0, 0.0)

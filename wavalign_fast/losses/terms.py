@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from wavalign_fast.losses.advantage import Std, group_advantages
-from wavalign_fast.losses.batch import HybridBatch, on_device
+from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.checks import check_finite
+from wavalign_fast.losses.metrics import StepMetrics
 from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised
 from wavalign_fast.losses.plan import KLScope, StepPlan
-from wavalign_fast.losses.policy import PolicyTokens
-from wavalign_fast.losses.rows import at_positions, shares, weighted_sum
+from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
+from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
 from wavalign_fast.ops import LossOptions
-from wavalign_fast.ops.live_rows import sent
 from wavalign_fast.ops.row_kernels import TokenTable
+from wavalign_fast.ops.sending import sent, together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,8 +23,10 @@ class TermWeights:
 
     policy: torch.Tensor
     anchor: torch.Tensor
-    kl: torch.Tensor | None
-    """Of the KL term of ``kl_scope="completion"``; ``None`` where the KL is in the policy term."""
+    kl: torch.Tensor
+    """β in it."""
+    own_kl: bool
+    """Whether the KL is a term of its own and not a part of the policy term."""
 
     @classmethod
     def of(
@@ -41,51 +45,64 @@ class TermWeights:
             return normalised(in_row, by)
 
         rollouts = batch.rewards.numel()
-        own_kl = plan.completion.to(plan.policy) if kl_scope == "completion" else None
+        policy = per_position(plan.policy, batch.policy_row, rollouts, by.policy)
+        own_kl = kl_scope == "completion"
+        in_kl = policy
+        if own_kl:
+            completion = plan.completion.to(plan.policy)
+            in_kl = per_position(completion, batch.policy_row, rollouts, by.kl)
         return cls(
-            policy=per_position(plan.policy, batch.policy_row, rollouts, by.policy),
+            policy=policy,
             anchor=per_position(plan.anchor, batch.anchor_row, batch.anchor_rows, by.anchor),
-            kl=None if own_kl is None else per_position(own_kl, batch.policy_row, rollouts, by.kl),
+            kl=plan.beta * in_kl,
+            own_kl=own_kl,
         )
 
     def losses(
-        self, plan: StepPlan, tokens: PolicyTokens, logp: torch.Tensor
+        self, tokens: PolicyTokens, logp: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Policy term, anchor, and the KL where it is not a part of the policy term; 0-d each."""
-        zero = torch.zeros_like(logp)
-        kl = zero if tokens.kl is None else torch.where(plan.beta > 0, plan.beta * tokens.kl, 0.0)
+        policy = weighted_sum(-tokens.surrogate, self.policy)
         anchor = weighted_sum(-logp, self.anchor)
-        if self.kl is None:
-            policy = weighted_sum(kl - tokens.surrogate, self.policy)
-            return policy, anchor, torch.zeros_like(policy)
-        return weighted_sum(-tokens.surrogate, self.policy), anchor, weighted_sum(kl, self.kl)
+        none = torch.zeros_like(policy)
+        if tokens.kl is None:
+            return policy, anchor, none
+        kl = weighted_sum(tokens.kl, self.kl)
+        return (policy, anchor, kl) if self.own_kl else (policy + kl, anchor, none)
 
-    def table(
-        self, batch: HybridBatch, plan: StepPlan, advantage: torch.Tensor, lam: torch.Tensor
-    ) -> TokenTable:
-        """The coefficients of ``L``'s derivative by each log-prob, λ in them."""
-        mix = lam.to(self.policy.dtype)
-        policy = mix * self.policy
-        return TokenTable(
-            policy_coef=policy,
-            advantage=advantage,
-            kl_coef=plan.beta * (policy if self.kl is None else self.kl),
-            anchor_coef=(1.0 - mix) * self.anchor,
-            old_logp=batch.old_logp,
-            ref_logp=batch.ref_logp,
-        )
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollouts:
+    """Which rollout each policy token belongs to, for ratios of whole rollouts."""
+
+    row: torch.Tensor
+    """[T], -1 is none."""
+    weights: torch.Tensor
+    """[T], in the rollout's mean."""
+    count: int
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """The weighted mean over its rollout, at each position [T]."""
+        return at_positions(row_means(values, self.weights, self.row, self.count), self.row)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepTerms:
     """Everything of a step but its log-probs, on one device."""
 
-    batch: HybridBatch
-    plan: StepPlan
     lam: torch.Tensor
+    """λ, 0-d."""
     weights: TermWeights
     advantage: torch.Tensor
     """A of each position's rollout, [T] float64."""
+    old_logp: torch.Tensor | None
+    """[T] float64, 0 but at policy tokens: what stands elsewhere must not reach the loss, NaN least
+    of all."""
+    ref_logp: torch.Tensor | None
+    """[T] float64, likewise; also at tokens without a β, for the metrics report them."""
+    rollouts: Rollouts | None
+    """Of ratios of whole rollouts."""
+    metrics: StepMetrics
 
     @classmethod
     def of(
@@ -98,33 +115,70 @@ class StepTerms:
         kl_scope: KLScope,
         normalisation: Normalisation,
         std: Std,
+        level: ImportanceLevel,
+        clips: bool,
         options: LossOptions | None = None,
     ) -> "StepTerms":
         """The terms where the batch is; where a λ or a normaliser is on a device, they are there:
         to read it from the host would be to wait."""
         for given in (lam, *(() if normalisers is None else vars(normalisers).values())):
             if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-                batch, plan = batch.to(given.device), plan.to(given.device)
+                batch, plan = together(given.device, batch, plan)
         by = normalisers or Normalisers.of(batch, plan, normalisation)
-        advantages = group_advantages(batch.rewards, std=std, options=options).to(torch.float64)
+        of_rollouts = group_advantages(batch.rewards, std=std, options=options)
+        advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
+        rollouts = None
+        if level == "sequence":
+            rollouts = Rollouts(
+                row=batch.policy_row, weights=plan.policy, count=batch.rewards.numel()
+            )
         return cls(
-            batch=batch,
-            plan=plan,
             lam=sent(lam, batch.targets.device),
             weights=TermWeights.of(batch, plan, by, kl_scope=kl_scope, normalisation=normalisation),
-            advantage=at_positions(advantages.reshape(-1), batch.policy_row),
+            advantage=advantage,
+            old_logp=_old_logp(batch, plan),
+            ref_logp=_ref_logp(batch, plan, kl_scope),
+            rollouts=rollouts,
+            metrics=StepMetrics.of(batch, plan, advantage, std=std, level=level, clips=clips),
         )
 
     def table(self) -> TokenTable:
-        """What the kernels make each position's gradient of."""
-        return self.weights.table(self.batch, self.plan, self.advantage, self.lam)
-
-    def to(self, device: torch.device) -> "StepTerms":
-        """The terms on ``device``; the host does not wait for the copies."""
-        return StepTerms(
-            batch=self.batch.to(device),
-            plan=self.plan.to(device),
-            lam=sent(self.lam, device),
-            weights=on_device(self.weights, device),
-            advantage=sent(self.advantage, device),
+        """What the kernels make each position's gradient of: coefficients with λ in them."""
+        weights, mix = self.weights, self.lam.to(self.weights.policy.dtype)
+        return TokenTable(
+            policy_coef=mix * weights.policy,
+            advantage=self.advantage,
+            kl_coef=weights.kl if weights.own_kl else mix * weights.kl,
+            anchor_coef=(1.0 - mix) * weights.anchor,
+            old_logp=self.old_logp,
+            ref_logp=self.ref_logp,
         )
+
+    def log_ratio(self, logp: torch.Tensor) -> torch.Tensor:
+        """``ℓ - ℓ_old`` [T], or its mean over the policy tokens of the position's rollout.
+
+        Without ``old_logp`` the policy itself, so the ratio is exactly 1 and only carries the
+        gradient.
+        """
+        ratio = logp - (logp.detach() if self.old_logp is None else self.old_logp)
+        return ratio if self.rollouts is None else self.rollouts.means(ratio)
+
+    def ref_gap(self, logp: torch.Tensor) -> torch.Tensor | None:
+        """``r - ℓ`` [T]."""
+        return None if self.ref_logp is None else self.ref_logp - logp
+
+
+def _old_logp(batch: HybridBatch, plan: StepPlan) -> torch.Tensor | None:
+    if batch.old_logp is None:
+        return None
+    scored = plan.policy > 0
+    check_finite("old_logp", batch.old_logp, scored)
+    return torch.where(scored, batch.old_logp.to(torch.float64), 0.0)
+
+
+def _ref_logp(batch: HybridBatch, plan: StepPlan, kl_scope: KLScope) -> torch.Tensor | None:
+    if batch.ref_logp is None:
+        return None
+    in_term = plan.completion if kl_scope == "completion" else plan.policy > 0
+    check_finite("ref_logp", batch.ref_logp, (plan.beta > 0) & in_term)
+    return torch.where(plan.live & plan.completion, batch.ref_logp.to(torch.float64), 0.0)

@@ -53,7 +53,8 @@ class ChunkGradients:
             like = head.hidden
             dtype = self.wide if self.keep else like.dtype
             self.hidden = torch.empty_like(like, dtype=dtype)
-            self.hidden[plan.moving :] = 0
+            if plan.moving < len(like):
+                self.hidden[plan.moving :] = 0
             if dtype != self.wide:
                 self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
 

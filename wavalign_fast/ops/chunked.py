@@ -65,12 +65,14 @@ def row_kernels_of(backend: str) -> RowKernels:
 
 def row_stats(head: Head, plan: Plan) -> RowStats:
     """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
-    kernels, found = row_kernels_of(plan.backend), _empty_stats(head)
-    bias = _kernel_bias(head)
-    for rows, logits in _logits(head, plan, _chunks(head, plan)):
-        part = kernels.row_stats(logits, head.targets[rows], bias, **head.settings)
-        _store(found, part, rows)
-    return found
+    kernels, bias = row_kernels_of(plan.backend), _kernel_bias(head)
+    return _joined(
+        head,
+        [
+            kernels.row_stats(logits, head.targets[rows], bias, **head.settings)
+            for rows, logits in _logits(head, plan, _chunks(head, plan))
+        ],
+    )
 
 
 def row_gradients(
@@ -93,23 +95,22 @@ def row_gradients(
 
 def hybrid_step(
     head: Head, table: TokenTable, clip: tuple[float, float] | None, needs: Needs, plan: Plan
-) -> tuple[RowStats, torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Statistics, ``g = dL/dlogp`` [N] and the gradients of the hybrid loss: three products.
+) -> tuple[RowStats, tuple[torch.Tensor | None, ...]]:
+    """Statistics [N] and the gradients of the hybrid loss: three products.
 
     The gradients of float16 operands are in fp32: they wait for the loss's own factor.
     """
     kernels, bias, chunks = row_kernels_of(plan.backend), _kernel_bias(head), _chunks(head, plan)
     sums = ChunkGradients(head, needs, plan, chunks, kernels.scale_, rounded=False)
-    found = _empty_stats(head)
-    g = torch.empty_like(found.logp)
+    found = []
     for rows, logits in _logits(head, plan, chunks):
         columns = TokenTable._make(None if column is None else column[rows] for column in table)
-        part, g[rows], dlogits, power = _hybrid_rows(
+        part, dlogits, power = _hybrid_rows(
             kernels, head, bias, logits, head.targets[rows], columns, clip
         )
-        _store(found, part, rows)
+        found.append(part)
         sums.add(rows, dlogits, power)
-    return found, g, sums.finish()
+    return _joined(head, found), sums.finish()
 
 
 def _hybrid_rows(
@@ -120,23 +121,23 @@ def _hybrid_rows(
     targets: torch.Tensor,
     table: TokenTable,
     clip: tuple[float, float] | None,
-) -> tuple[RowStats, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """A chunk's statistics, g, dL/dlogits, and the power of two in each row of these, if any.
+) -> tuple[RowStats, torch.Tensor, torch.Tensor | None]:
+    """A chunk's statistics, dL/dlogits, and the power of two in each row of these, if any.
 
     float16 takes two kernels, for its powers come from g, which comes from the log-probs.
     """
     if head.weight.dtype != torch.float16:
-        stats, g, dlogits = kernels.hybrid_rows_(
+        stats, _, dlogits = kernels.hybrid_rows_(
             *(logits, targets, bias, table),
             clip=clip,
             out_dtype=head.weight.dtype,
             **head.settings,
         )
-        return stats, g, dlogits, None
+        return stats, dlogits, None
     stats = kernels.row_stats(logits, targets, bias, **head.settings)
     g = torch.where(targets == head.ignore_index, 0.0, token_gradient(stats.logp, table, clip))
     dlogits, power = _row_gradient(kernels, head, bias, logits, targets, stats, RowGrads(logp=g))
-    return stats, g, dlogits, power
+    return stats, dlogits, power
 
 
 def _row_gradient(
@@ -181,11 +182,11 @@ def _kernel_bias(head: Head) -> torch.Tensor | None:
     return bias if bias.data_ptr() % 16 == 0 else bias.clone()
 
 
-def _empty_stats(head: Head) -> RowStats:
-    size, dtype = len(head.targets), head.stats_dtype
-    return RowStats(*(head.hidden.new_empty(size, dtype=dtype) for _ in RowStats._fields))
-
-
-def _store(found: RowStats, part: RowStats, rows: slice) -> None:
-    for whole, values in zip(found, part, strict=True):
-        whole[rows] = values
+def _joined(head: Head, parts: list[RowStats]) -> RowStats:
+    """The chunks' statistics, each [N]."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        none = head.hidden.new_empty(0, dtype=head.stats_dtype)
+        return RowStats(*(none.clone() for _ in RowStats._fields))
+    return RowStats(*map(torch.cat, zip(*parts, strict=True)))

@@ -93,7 +93,7 @@ def hybrid_step(
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
     plan = Plan(backend, memory_budget, same_bits, moving)
-    stats, _, grads = chunked.hybrid_step(head, table, bounds, Needs(*needs), plan)
+    stats, grads = chunked.hybrid_step(head, table, bounds, Needs(*needs), plan)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)
 

@@ -8,6 +8,7 @@ import torch
 from wavalign_fast.ops import cpu, gpu
 from wavalign_fast.ops.calls import IGNORE_INDEX, Call
 from wavalign_fast.ops.linear_logprob import LogProb
+from wavalign_fast.ops.picked import Picked, pick
 from wavalign_fast.ops.row_kernels import TokenTable
 
 
@@ -19,7 +20,23 @@ class HybridStep(NamedTuple):
     """The same 0-d loss, with the step's gradients behind it; for one backward pass on a GPU."""
 
 
-def hybrid_step(call: Call, table: TokenTable, *, clip: tuple[float, float] | None) -> HybridStep:
+def picked_rows(call: Call, table: TokenTable, *, columns: bool = True) -> Picked | None:
+    """What a GPU backend is given of the rows; ``None`` for the others, which take all of them.
+
+    With tables on the CPU it is there, to be sent along with what else the device needs.
+    """
+    if call.backend in ("reference", "cpu"):
+        return None
+    return pick(call, IGNORE_INDEX, table, columns=columns)
+
+
+def hybrid_step(
+    call: Call,
+    table: TokenTable,
+    picked: Picked | None,
+    *,
+    clip: tuple[float, float] | None,
+) -> HybridStep:
     """Log-probs of ``call`` and the gradients of the hybrid loss to its operands.
 
     The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
@@ -27,21 +44,20 @@ def hybrid_step(call: Call, table: TokenTable, *, clip: tuple[float, float] | No
 
     Args:
         call: of any backend but ``reference``, where the loss differentiates itself.
-        table: columns [T], on the device of the rows.
+        table: columns [T].
+        picked: ``picked_rows`` of both.
         clip: bounds of the ratio, ``(1 - low, 1 + high)``.
     """
-    operands = (call.rows, call.weight, call.targets, table)
-    if call.backend == "cpu":
+    if picked is None:
         logp, entropy, lse, attach = cpu.hybrid_step(
-            *operands, bias=call.bias, clip=clip, ignore_index=IGNORE_INDEX, options=call.options
-        )
-    else:
-        logp, entropy, lse, attach = gpu.hybrid_step(
-            *operands,
+            *(call.rows, call.weight, call.targets, table),
             bias=call.bias,
             clip=clip,
             ignore_index=IGNORE_INDEX,
             options=call.options,
-            backend=call.backend,
+        )
+    else:
+        logp, entropy, lse, attach = gpu.hybrid_step(
+            call, picked, clip=clip, ignore_index=IGNORE_INDEX
         )
     return HybridStep(LogProb(logp, entropy, lse), attach)

@@ -8,6 +8,7 @@ from wavalign_fast.ops import cpu, gpu, reference
 from wavalign_fast.ops.calls import IGNORE_INDEX, Call, checked_call
 from wavalign_fast.ops.inputs import finite_number
 from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.picked import Picked, pick
 
 
 class LogProb(NamedTuple):
@@ -68,16 +69,16 @@ def scored(
     *,
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
-    moving: torch.Tensor | None = None,
+    picked: Picked | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(logp, entropy, lse)``, each [T], of operands that are checked already.
 
-    ``moving`` [T] bool, on the CPU, may leave out rows whose results' gradients are 0 in any case:
-    a GPU backend then does not multiply them for the gradients.
+    ``picked``: the call's rows, for a GPU backend, where something is known of them.
     """
-    operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
-    if call.backend == "reference":
-        return reference.linear_logprob(*operands)
-    if call.backend == "cpu":
+    if call.backend in ("reference", "cpu"):
+        operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
+        if call.backend == "reference":
+            return reference.linear_logprob(*operands)
         return cpu.linear_logprob(*operands, call.options)
-    return gpu.linear_logprob(*operands, call.options, call.backend, moving)
+    picked = pick(call, ignore_index) if picked is None else picked
+    return gpu.linear_logprob(call, picked, temperature, ignore_index)

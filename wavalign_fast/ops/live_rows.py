@@ -1,5 +1,6 @@
 """The rows that carry loss, brought together for the products and back to their places."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops import chunked
+from wavalign_fast.ops.sending import capturing, sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,13 +16,12 @@ class LiveRows:
     """The rows of a call that carry loss."""
 
     index: Tensor
-    """[N] int64, on the device of the rows: those that may have a gradient first; -1 is none."""
+    """[N] int64: those that may have a gradient first; -1 is none. On the device of the rows, or on
+    the CPU where the targets are."""
     moving: int
     """How many of them may have a gradient, all of those the first."""
-    host: Tensor | None = None
-    """The index on the CPU, for tables that are there."""
     count: Tensor | None = None
-    """How many rows carry loss, [1] on the device, where N is a bound that may be too small."""
+    """How many rows carry loss, [1], where N is a bound that may be too small."""
 
 
 def live_rows(
@@ -48,69 +49,35 @@ def live_rows(
     traced = torch.compiler.is_compiling()
     if capacity is not None and (traced or targets.device == device):
         index, count = compact_rows(sent(live, device, "targets"), capacity, backend)
-        return LiveRows(index, capacity, count=count)
+        return LiveRows(index, capacity, count)
     if traced or capturing(device):
         return LiveRows(torch.arange(len(targets), device=device), len(targets))
     index = torch.nonzero(live).squeeze(-1)
-    if targets.device.type != "cpu":
-        return LiveRows(index, len(index))
     first = len(index)
-    if moving is not None and moving.device.type == "cpu":
+    if moving is not None and {moving.device.type, targets.device.type} == {"cpu"}:
         may = moving[index]
         index = torch.cat([index[may], index[~may]])
         first = int(may.sum())
-    count = None
-    if capacity is not None:
-        count = sent(torch.tensor([len(index)]), device)
-        index = torch.cat([index[:capacity], index.new_full((capacity - len(index),), -1)])
-    return LiveRows(sent(index, device), min(first, len(index)), index, count)
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether the current stream records a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
-    """Refuses tables on the CPU while a graph for ``device`` is captured.
-
-    A copy to the device would be made once, and every replay would see the values of the capture.
-
-    Raises:
-        ValueError: names the first such table.
-    """
-    if not capturing(device):
-        return
-    for name, table in tables.items():
-        if table is not None and table.device.type == "cpu":
-            raise ValueError(
-                f"{name}: got a tensor on the CPU while a CUDA graph is captured, want it on "
-                f"{device}, for a replay would go on with the values of now; LossOptions.live_rows "
-                "bounds the rows that carry loss"
-            )
-
-
-def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
-    """The table on the device; the host does not wait for the copy, if there is one."""
-    if table.device == device:
-        return table
-    refuse_in_capture(device, **{name: table})
-    if table.device.type == "cpu" and device.type != "meta":
-        table = table.pin_memory()
-    return table.to(device, non_blocking=True)
+    if capacity is None:
+        return LiveRows(index, first)
+    count = torch.tensor([len(index)])
+    index = torch.cat([index[:capacity], index.new_full((max(0, capacity - len(index)),), -1)])
+    return LiveRows(index, min(first, capacity), count)
 
 
 def at_rows(table: Tensor, index: Tensor, missing: float) -> Tensor:
-    """``table[index]`` [N] of [T]; ``missing`` where the index is -1."""
-    if len(table) == 0:
-        return table.new_full((len(index),), missing)
-    return torch.where(index < 0, missing, table.index_select(0, index.clamp(min=0)))
+    """``table[..., index]`` [..., N] of [..., T]; ``missing`` where the index is -1."""
+    if table.shape[-1] == 0:
+        return table.new_full((*table.shape[:-1], len(index)), missing)
+    return table.index_select(-1, index.clamp(min=0)).masked_fill_(index < 0, missing)
 
 
-def in_place(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """[count] with values [N] at their rows, 0 elsewhere; differentiable."""
+def in_place(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
+    """[K, count], with K values [N] at their rows and 0 elsewhere; differentiable."""
+    stacked = torch.stack([*values])
     slot = torch.where(index < 0, count, index)
-    return values.new_zeros(count + 1).index_copy(0, slot, values)[:count]
+    table = stacked.new_zeros((len(stacked), count + 1)).index_copy(1, slot, stacked)
+    return table[:, :count]
 
 
 @torch.library.custom_op("wavalign_fast::live_places", mutates_args=())

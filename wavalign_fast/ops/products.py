@@ -3,7 +3,7 @@
 import torch
 
 from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
-from wavalign_fast.ops.live_rows import capturing
+from wavalign_fast.ops.sending import capturing
 
 _agrees: dict[tuple[object, ...], bool] = {}
 

@@ -120,6 +120,7 @@ class Pretended(TorchDispatchMode):
         there = any(isinstance(leaf, OnGpu) for leaf in leaves)
         asked = kwargs.get("device")
         if not there and (asked is None or torch.device(asked).type != "cuda"):
+            kwargs.pop("pin_memory", None)
             return func(*args, **kwargs)
         self._note(name, args, kwargs, there)
         on_cpu = asked is not None and torch.device(asked).type == "cpu"

@@ -116,6 +116,19 @@ def test_scores_without_a_gradient_are_those_with_one(place):
     assert torch.equal(scored, trained)
 
 
+def test_results_may_be_changed_in_place():
+    given = checks.operands(Place("cpu", FP32), 40)
+    with checks.on("definition"):
+        hidden = given.hidden.requires_grad_()
+        out = wf.linear_logprob(hidden, *given[1:3], with_entropy=True)
+        entropy = out.entropy.clone()
+        out.logp.mul_(2.0).sum().backward()
+        doubled, hidden.grad = hidden.grad, None
+        wf.linear_logprob(hidden, *given[1:3]).logp.sum().backward()
+    torch.testing.assert_close(doubled, 2.0 * hidden.grad)
+    assert torch.equal(out.entropy, entropy)
+
+
 @pytest.mark.parametrize("live_rows", [None, 40])
 def test_a_tracer_sees_whole_ops(place, live_rows):
     given = checks.operands(place, 40)

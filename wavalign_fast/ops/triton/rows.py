@@ -106,8 +106,8 @@ def hybrid_rows_(
 
 
 def _empty_stats(logits: torch.Tensor) -> RowStats:
-    table = logits.new_empty((4, logits.shape[0]), dtype=torch.float32)
-    return RowStats(*table.unbind())
+    size = len(logits)
+    return RowStats(*(logits.new_empty(size, dtype=torch.float32) for _ in RowStats._fields))
 
 
 def _pitch(logits: torch.Tensor) -> int:

@@ -1,0 +1,81 @@
+"""What the host does in a step on a GPU: launches, and copies to the device.
+
+Of small heads it is most of a step's time. The numbers here are what there is today, and may only
+be lowered. ``pretended`` says what counts as a launch.
+"""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import wavalign_fast as wf
+from tests.gpu.chunk_loop.pretended import DEVICE, Pretended, gpu_pretended
+from tests.losses.formula import LAYOUT, random_batch
+from wavalign_fast.ops import chunked_library, live_rows
+
+BATCH, HIDDEN, WEIGHT = random_batch(random.Random(3), 2, 3, 2, reference=True, old=True)
+KL = {"text_kl": 0.1, "speech_kl": 0.1}
+EVERYTHING = {"policy_scope": "all", "clip": 0.2, "kl_scope": "completion"} | KL
+PLAIN = wf.HybridBatch(BATCH.targets, BATCH.policy_row, BATCH.anchor_row, BATCH.rewards)
+
+
+def step(
+    device: Pretended, batch: wf.HybridBatch, config: dict, options: wf.LossOptions | None = None
+) -> wf.HybridOutput:
+    objective = wf.HybridObjective(LAYOUT, options=options, **config)
+    hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
+    device.launches.clear()
+    return objective(hidden, weight, batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "config", "most"), [(PLAIN, {}, 56), (BATCH, EVERYTHING, 90)], ids=["plain", "all"]
+)
+def test_a_step_with_tables_on_the_cpu(batch, config, most):
+    """One copy: all tables lie behind each other in one pinned buffer."""
+    with gpu_pretended() as device:
+        step(device, batch, config)
+    assert len(device.sent) == 1
+    assert len(device.launches) <= most
+
+
+@pytest.mark.parametrize(
+    ("batch", "config", "most"), [(PLAIN, {}, 356), (BATCH, EVERYTHING, 487)], ids=["plain", "all"]
+)
+def test_a_step_with_tables_on_the_device(batch, config, most):
+    with gpu_pretended() as device:
+        moved = {n: None if t is None else device.put(t) for n, t in vars(batch).items()}
+        LAYOUT._tables[DEVICE] = device.put(LAYOUT._table(torch.device("cpu")))
+        step(device, wf.HybridBatch(**moved), config, wf.LossOptions(live_rows=len(BATCH.targets)))
+        del LAYOUT._tables[DEVICE]
+    assert device.sent == []
+    assert len(device.launches) <= most
+
+
+def test_a_step_that_needs_whole_rollouts():
+    with gpu_pretended() as device:
+        step(device, BATCH, EVERYTHING | {"importance_sampling_level": "sequence"})
+    assert len(device.sent) == 1 and len(device.launches) <= 105
+
+
+@pytest.mark.parametrize("bound", [None, len(BATCH.targets)])
+def test_log_probs(bound):
+    with gpu_pretended() as device:
+        hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
+        wf.linear_logprob(hidden, weight, BATCH.targets, options=wf.LossOptions(live_rows=bound))
+    assert len(device.sent) == 1 and len(device.launches) <= (12 if bound is None else 15)
+
+
+def test_a_backward_pass():
+    """Each gradient is scaled where it lies, and the rows go back to their places."""
+    with gpu_pretended() as device:
+        gradients = [device.put(t.bfloat16()) for t in (HIDDEN[:9], WEIGHT)]
+        made = SimpleNamespace(
+            saved_tensors=gradients, backend="definition", dtypes=[torch.bfloat16] * 2
+        )
+        chunked_library._value_backward(made, device.put(torch.tensor(1.5)))
+        index = device.put(torch.arange(9))
+        live_rows.put_rows(gradients[0], index, len(HIDDEN), "definition")
+    assert device.launches == ["scale_", "scale_", "new_zeros", "scatter_rows_"]

@@ -1,0 +1,74 @@
+"""The rows of a call that carry loss, with what is known of each, and the way back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.ops import live_rows
+from wavalign_fast.ops.calls import Call
+from wavalign_fast.ops.row_kernels import TokenTable, may_have_gradient, statistics_dtype
+from wavalign_fast.ops.sending import refuse_in_capture, sent
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """N of the T rows of a call, in the order of ``live_rows.live_rows``."""
+
+    total: int
+    """T."""
+    moving: int
+    """How many may have a gradient, all of those the first."""
+    index: Tensor
+    """[N], -1 is none."""
+    targets: Tensor
+    """[N]."""
+    count: Tensor | None
+    """How many rows there are, [1], where N is a bound that may be too small."""
+    table: TokenTable | None
+    """Columns [N], in the type of the statistics."""
+
+    def put_back(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """[T] from [N]; NaN where the bound did not hold all rows, for some are missing."""
+        tables = live_rows.in_place(values, self.index, self.total)
+        if self.count is not None:
+            tables = torch.where(self.count > len(self.index), torch.nan, tables)
+        # Not `unbind`, whose results torch forbids to change in place.
+        return tuple(tables[i] for i in range(len(tables)))
+
+
+def pick(
+    call: Call, ignore_index: int, table: TokenTable | None = None, *, columns: bool = True
+) -> Picked:
+    """The rows of ``call`` that carry loss, with what ``table`` knows of each of the T.
+
+    Tables on the CPU are picked from there and stay there, to be sent with others.
+
+    Args:
+        table: also says which rows may have a gradient.
+        columns: whether the picked rows have its columns.
+    """
+    device = call.rows.device
+    refuse_in_capture(device, targets=call.targets)
+    live = live_rows.live_rows(
+        *(call.targets, ignore_index, device, call.backend),
+        capacity=call.options.live_rows,
+        moving=None if table is None else may_have_gradient(table),
+    )
+    tables = [call.targets]
+    given = [] if table is None or not columns else [c for c in table if c is not None]
+    if given:
+        tables.append(torch.stack(given))
+    beside = all(t.device == live.index.device for t in tables)
+    where = live.index.device if beside else device
+    index = sent(live.index, where)
+    ids, *picked = (
+        live_rows.at_rows(sent(t, where), index, missing)
+        for t, missing in zip(tables, (ignore_index, 0.0), strict=False)
+    )
+    found = None
+    if table is not None and columns:
+        values = iter(picked[0].to(statistics_dtype(call.rows.dtype)))
+        found = TokenTable._make(None if column is None else next(values) for column in table)
+    return Picked(len(call.targets), live.moving, index, ids, live.count, found)

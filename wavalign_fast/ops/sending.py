@@ -1,0 +1,104 @@
+"""Tables on their way from the CPU to a device, for which the host never waits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGN = 16
+"""Bytes on which a table starts among those that are sent with it."""
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream records a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
+    """Refuses tables on the CPU while a graph for ``device`` is captured.
+
+    A copy to the device would be made once, and every replay would see the values of the capture.
+
+    Raises:
+        ValueError: names the first such table.
+    """
+    if not capturing(device):
+        return
+    for name, table in tables.items():
+        if table is not None and table.device.type == "cpu":
+            raise ValueError(
+                f"{name}: got a tensor on the CPU while a CUDA graph is captured, want it on "
+                f"{device}, for a replay would go on with the values of now; LossOptions.live_rows "
+                "bounds the rows that carry loss"
+            )
+
+
+def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
+    """The table on the device."""
+    if table.device == device:
+        return table
+    refuse_in_capture(device, **{name: table})
+    if table.device.type == "cpu" and device.type != "meta":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
+
+
+def together(device: torch.device, *values: Any) -> tuple[Any, ...]:
+    """The values with their tensors on the device, those of the CPU in one copy.
+
+    Values are tensors, and dataclasses, named tuples and dictionaries of values.
+    """
+    tables: list[Tensor] = []
+
+    def noted(table: Tensor) -> Tensor:
+        tables.append(table)
+        return table
+
+    for value in values:
+        _mapped(value, noted)
+    there = iter(_sent_together(tables, device))
+    return tuple(_mapped(value, lambda table: next(there)) for value in values)
+
+
+def _sent_together(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    away = [table for table in tables if table.device.type == "cpu"]
+    stays = device.type in ("cpu", "meta")
+    if stays or len(away) < 2 or torch.compiler.is_compiling():
+        return [sent(table, device) for table in tables]
+    refuse_in_capture(device, table=away[0])
+    starts = [0]
+    for table in away:
+        starts.append(starts[-1] + -(-table.numel() * table.element_size() // ALIGN) * ALIGN)
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    for table, place in zip(away, _places(packed, away, starts), strict=True):
+        place.copy_(table.detach())
+    arrived = iter(_places(packed.to(device, non_blocking=True), away, starts))
+    return [
+        next(arrived) if table.device.type == "cpu" else sent(table, device) for table in tables
+    ]
+
+
+def _places(memory: Tensor, tables: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
+    """Where the tables lie in memory that holds them all."""
+    return [
+        memory[start : start + table.numel() * table.element_size()]
+        .view(table.dtype)
+        .view(table.shape)
+        for table, start in zip(tables, starts, strict=False)
+    ]
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The value with every tensor in it replaced, in their order."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value)]
+        return replace(value, **{name: _mapped(getattr(value, name), function) for name in names})
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_mapped(part, function) for part in value)
+    if isinstance(value, dict):
+        return {name: _mapped(part, function) for name, part in value.items()}
+    return value
