@@ -119,11 +119,12 @@ class StepTerms:
         clips: bool,
         options: LossOptions | None = None,
     ) -> "StepTerms":
-        """The terms where the batch is; where a λ or a normaliser is on a device, they are there:
-        to read it from the host would be to wait."""
-        for given in (lam, *(() if normalisers is None else vars(normalisers).values())):
-            if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-                batch, plan = together(given.device, batch, plan)
+        """The terms where the batch is, on the CPU if all of it is there; where a table, λ or a
+        normaliser is on a device, they are there, for to read it from the host would be to wait."""
+        given = (*vars(batch).values(), lam, *vars(normalisers or plan).values())
+        for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
+            if device.type != "cpu":
+                batch, plan = together(device, batch, plan)
         by = normalisers or Normalisers.of(batch, plan, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)

@@ -79,3 +79,38 @@ def test_a_backward_pass():
         index = device.put(torch.arange(9))
         live_rows.put_rows(gradients[0], index, len(HIDDEN), "definition")
     assert device.launches == ["scale_", "scale_", "new_zeros", "scatter_rows_"]
+
+
+def test_rewards_on_the_cpu_beside_tables_on_the_device():
+    with gpu_pretended() as device:
+        wanted = step(device, PLAIN, {"gate": 0.5})
+        moved = {
+            n: t if n == "rewards" or t is None else device.put(t) for n, t in vars(PLAIN).items()
+        }
+        LAYOUT._tables[DEVICE] = device.put(LAYOUT._table(torch.device("cpu")))
+        bound = wf.LossOptions(live_rows=len(BATCH.targets))
+        found = step(device, wf.HybridBatch(**moved), {"gate": 0.5}, bound)
+        del LAYOUT._tables[DEVICE]
+    assert float(found.loss.inner) == pytest.approx(float(wanted.loss.inner), rel=1e-6)
+
+
+def test_numbers_on_the_device_beside_tables_on_the_cpu():
+    with gpu_pretended() as device:
+        objective = wf.HybridObjective(LAYOUT, gate=0.5)
+        hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
+        total = objective.normalisers(PLAIN)
+        wanted = objective(hidden, weight, PLAIN, normalisers=total)
+        there = wf.Normalisers(*(device.put(count) for count in vars(total).values()))
+        lam = device.put(torch.tensor(0.5))
+        found = objective(hidden, weight, PLAIN, rl_weight=lam, normalisers=there)
+    assert torch.equal(found.loss.inner, wanted.loss.inner)
+
+
+@pytest.mark.parametrize("positions", [0, 3])
+def test_nothing_carries_loss(positions):
+    nowhere = torch.full((positions,), -1)
+    batch = wf.HybridBatch(torch.zeros(positions).long(), nowhere, nowhere, torch.zeros(0, 4))
+    with gpu_pretended() as device:
+        hidden, weight = device.put(torch.zeros(positions, 6)), device.put(WEIGHT.float())
+        out = wf.HybridObjective(LAYOUT, gate=0.5)(hidden, weight, batch)
+    assert float(out.loss.inner) == 0.0 and device.products == []

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.gpu.chunk_loop import checks
+from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.library import choose_backend
@@ -29,6 +29,15 @@ def test_a_capacity_changes_nothing_while_it_holds_all_rows():
 def test_a_hybrid_step_is_that_of_the_reference(dtype, config):
     with checks.on("triton"):
         checks.hybrid_agrees(checks.some_step(), Place("cpu", dtype), config)
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["rows_of_every_size_keep_their_gradients", "a_scaled_hybrid_step_keeps_its_gradients"],
+)
+def test_float16(check):
+    with checks.on("triton"):
+        getattr(float16, check)("cpu")
 
 
 def test_an_interpreting_process_takes_triton_for_tensors_of_the_cpu():
