@@ -65,8 +65,9 @@ class Chunks(NamedTuple):
 def chunks_of(count: int, vocab: int, item_bytes: int, plan: Plan) -> Chunks:
     """Chunks of ``count`` rows of ``vocab`` logits.
 
-    The buffer's height is a power of two of products, or all that the budget holds: were it the
-    number of rows, each batch would leave the allocator with a block that fits the next one not.
+    The buffer has one of few heights, at most half more than it needs, or all that the budget
+    holds: were it the number of rows, each batch would leave the allocator a block that the next
+    one does not fit.
     """
     pitch = (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
     most = max(1, plan.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
@@ -76,9 +77,16 @@ def chunks_of(count: int, vocab: int, item_bytes: int, plan: Plan) -> Chunks:
     for height in heights:
         rows.append(slice(first, min(first + height * PRODUCT_ROWS, count)))
         first = rows[-1].stop
-    tallest = max(heights, default=0)
-    held = min(most, 1 << (tallest - 1).bit_length()) if tallest else 0
+    held = min(most, _coarse(max(heights, default=0)))
     return Chunks(rows, held * PRODUCT_ROWS, pitch)
+
+
+def _coarse(blocks: int) -> int:
+    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less."""
+    if blocks == 0:
+        return 0
+    power = 1 << (blocks - 1).bit_length()
+    return power if blocks > power * 3 // 4 or power < 4 else power * 3 // 4
 
 
 def chunk_heights(blocks: int, moving: int, most: int) -> list[int]:

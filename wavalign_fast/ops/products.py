@@ -66,18 +66,24 @@ def _tall_agrees(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) 
     if key not in _agrees:
         if capturing(device):
             return False
-        rows, head = (_noise(like, size) for like, size in ((states, 1), (weight, 2)))
-        product(rows, head.T, out[:height])
-        # As far apart as the rows of `out`: that too is a part of the shape.
-        low = out.new_empty((PRODUCT_ROWS, out.stride(0)))[:, : out.shape[1]]
-        _agrees[key] = True
-        for first in range(0, height, PRODUCT_ROWS):
-            part = slice(first, first + PRODUCT_ROWS)
-            product(rows[part], head.T, low)
-            if not torch.equal(low, out[part]):
-                _agrees[key] = False
-                break
+        try:
+            _agrees[key] = _tried(states, weight, out[:height])
+        except torch.OutOfMemoryError:  # of the trial: what it is for needs less
+            return False
     return _agrees[key]
+
+
+def _tried(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
+    rows, head = _noise(states, 1), _noise(weight, 2)
+    product(rows, head.T, out)
+    # As far apart as the rows of `out`: that too is a part of the shape.
+    low = out.new_empty((PRODUCT_ROWS, out.stride(0)))[:, : out.shape[1]]
+    for first in range(0, len(out), PRODUCT_ROWS):
+        part = slice(first, first + PRODUCT_ROWS)
+        product(rows[part], head.T, low)
+        if not torch.equal(low, out[part]):
+            return False
+    return True
 
 
 def _library() -> tuple[object, ...]:

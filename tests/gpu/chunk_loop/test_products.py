@@ -95,6 +95,13 @@ def test_nothing_is_tried_while_a_graph_is_captured():
     assert untried.heights == [256] * 3 and tried.heights[-2:] == [768, 768]
 
 
+def test_a_trial_that_finds_no_memory_is_not_what_a_step_fails_of():
+    library = Library()
+    with mock.patch.object(products, "_noise", side_effect=torch.OutOfMemoryError):
+        found = logits(library, 600)
+    assert library.heights == [256] * 3 and torch.equal(found, logits(Library(), 600))
+
+
 def test_a_trial_leaves_the_random_numbers_alone():
     torch.manual_seed(4)
     wanted = torch.rand(3)
@@ -137,10 +144,17 @@ def test_rows_with_a_gradient_lie_in_as_few_chunks_as_they_can(most):
             assert sum(start < moving for start in starts) == -(-moving // most)
 
 
+def test_the_buffer_is_not_much_higher_than_its_rows():
+    for count in range(1, 20_000, 7):
+        found = chunks_of(count, 32_768, 4, plan())
+        tallest = max(rows.stop - rows.start for rows in found.rows)
+        assert tallest <= found.buffer_rows < 1.5 * tallest + PRODUCT_ROWS
+
+
 def test_the_buffer_has_few_sizes():
     """Else each number of rows leaves the allocator a block that no other one fits."""
     sizes = {chunks_of(count, 168_072, 4, plan()).buffer_rows for count in range(1, 20_000, 7)}
-    assert sizes == {256, 512, 1024, 2048, 3072}
+    assert sizes == {256, 512, 768, 1024, 1536, 2048, 3072}
     assert {chunks_of(9, 168_072, 4, plan(budget=1)).buffer_rows} == {256}
 
 

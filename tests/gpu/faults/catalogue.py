@@ -1,6 +1,6 @@
 """All planted faults, rung by rung."""
 
-from . import build, cuda, cuda_tables, ptx, triton
+from . import build, chunks, cuda, cuda_tables, ptx, triton
 from .planting import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -8,5 +8,6 @@ FAULTS: tuple[Fault, ...] = (
     *ptx.FAULTS,
     *cuda.FAULTS,
     *cuda_tables.FAULTS,
+    *chunks.FAULTS,
     *build.FAULTS,
 )

@@ -68,6 +68,7 @@ PLANTED = (
     "cuda-summary-not-waited-for",
     "cuda-factor-of-one-writes",
     "cuda-registers-spilled",
+    "chunks-tall-untried",
     "forced-but-left-out",
 )
 """The fault of each rung that is found soonest."""

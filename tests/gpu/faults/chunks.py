@@ -1,0 +1,87 @@
+"""Faults in the loop over chunks of rows, and in what the host does around it."""
+
+from .planting import Fault
+
+RUNG = "The chunk loop and its host, on a pretended GPU"
+LOOP = "tests/gpu/chunk_loop/"
+
+
+def _fault(name: str, what: str, file: str, before: str, after: str, test: str) -> Fault:
+    return Fault(
+        name=f"chunks-{name}",
+        what=what,
+        path=f"wavalign_fast/ops/{file}",
+        before=before,
+        after=after,
+        rung=RUNG,
+        tests=(LOOP + test,),
+    )
+
+
+FAULTS: tuple[Fault, ...] = (
+    _fault(
+        "captured-once",
+        "a graph is captured with tables of the CPU, and replays the first batch for ever",
+        "sending.py",
+        "    if not capturing(device):\n        return\n",
+        "    return\n",
+        "test_capture.py::test_a_table_on_the_cpu_is_refused[rewards]",
+    ),
+    _fault(
+        "others-multiplied",
+        "rows without a gradient take part in its products",
+        "chunk_gradients.py",
+        "rows = slice(rows.start, min(rows.stop, self.moving))",
+        "rows = slice(rows.start, rows.stop)",
+        "test_moving_rows.py::test_a_step_multiplies_the_others_once[equal rewards-False]",
+    ),
+    _fault(
+        "float16-unscaled",
+        "gradients of logits below float16's least number are 0",
+        "row_kernels.py",
+        "return (of_power << 23).view(torch.float32)",
+        "return torch.ones_like(bound)",
+        "test_chunk_loop.py::test_float16[rows_of_every_size_keep_their_gradients-definition-float16]",
+    ),
+    _fault(
+        "float16-rounded-before-its-factor",
+        "a hybrid step's gradients are rounded to float16 before a gradient scaler's factor",
+        "chunked.py",
+        "rounded=False)",
+        "rounded=True)",
+        "test_chunk_loop.py::test_float16[a_scaled_hybrid_step_keeps_its_gradients"
+        "-definition-float16]",
+    ),
+    _fault(
+        "head-summed-in-bf16",
+        "the head's gradient is rounded after every chunk",
+        "chunk_gradients.py",
+        "self.weight = torch.empty_like(self.head.weight, dtype=self.wide)",
+        "self.weight = torch.empty_like(self.head.weight)",
+        "test_products.py::test_many_chunks_are_summed_in_fp32",
+    ),
+    _fault(
+        "states-summed-in-bf16",
+        "the sum over the vocabulary has bfloat16 results, which a library may split",
+        "chunk_gradients.py",
+        "if dtype != self.wide:",
+        "if dtype is None:",
+        "test_products.py::test_every_sum_is_made_in_fp32",
+    ),
+    _fault(
+        "tall-untried",
+        "a tall product is taken to have the bits of low ones",
+        "products.py",
+        "_agrees[key] = _tried(states, weight, out[:height])",
+        "_agrees[key] = True",
+        "test_products.py::test_low_products_where_a_taller_one_rounds_otherwise",
+    ),
+    _fault(
+        "sent-one-by-one",
+        "every table has a copy of its own",
+        "sending.py",
+        "if len(away) < 2 or",
+        "if away or",
+        "test_launches.py::test_a_step_with_tables_on_the_cpu[plain]",
+    ),
+)
