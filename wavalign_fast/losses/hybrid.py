@@ -20,7 +20,7 @@ from wavalign_fast.losses.policy import (
 )
 from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
-from wavalign_fast.ops.calls import checked_call
+from wavalign_fast.ops.calls import Call, checked_call
 from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
 from wavalign_fast.ops.library import say_once
@@ -173,22 +173,7 @@ class HybridObjective(nn.Module):
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        terms = self._terms(batch, plan, lam, normalisers)
-        table = terms.table()
-        # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
-        # before the first gradient.
-        fused = call.backend != "reference" and self.importance_sampling_level == "token"
-        picked = picked_rows(call, table, columns=fused)
-        # Tables on the CPU have told which rows are live, and which of them may have a gradient;
-        # the rest is done where the rows are.
-        terms, picked = together(hidden.device, terms, picked)
-        if fused:
-            step = hybrid_step(call, table, picked, clip=clip_bounds(self.clip))
-            with torch.no_grad():
-                output = self._combined(terms, step.scores)
-            output = output._replace(loss=step.attach(output.loss))
-        else:
-            output = self._combined(terms, LogProb(*scored(call, picked=picked)))
+        output = self._multiplied(call, self._terms(batch, plan, lam, normalisers))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _refuse_host_tables_in_capture(
@@ -208,6 +193,25 @@ class HybridObjective(nn.Module):
                 given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)
         tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
         refuse_in_capture(device, **tables)
+
+    def _multiplied(self, call: Call, terms: StepTerms) -> HybridOutput:
+        """The step from its products with the head."""
+        table = terms.table()
+        # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
+        # before the first gradient.
+        fused = call.backend != "reference" and self.importance_sampling_level == "token"
+        picked = picked_rows(call, table, columns=fused)
+        # Tables on the CPU have told which rows are live, and which of them may have a gradient;
+        # the rest is done where the rows are.
+        terms, picked = together(call.rows.device, terms, picked)
+        if fused:
+            step = hybrid_step(call, table, picked, clip=clip_bounds(self.clip))
+            with torch.no_grad():
+                output = self._combined(terms, step.scores)
+            output = output._replace(loss=step.attach(output.loss))
+        else:
+            output = self._combined(terms, LogProb(*scored(call, picked=picked)))
+        return output
 
     def _terms(
         self,
