@@ -2,7 +2,8 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -111,7 +112,7 @@ def record_case(name: str, case: Case, options: Options) -> dict[str, Any] | Non
     try:
         record = measure(case, options)
     except WrongResultError as error:
-        print(f"FAILED: {error}: nothing is timed", file=sys.stderr)
+        print(f"FAILED: {error}: nothing is recorded", file=sys.stderr)
         return None
     print(text_table(record), flush=True)
     if options.directory is not None:
@@ -128,12 +129,10 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     # Otherwise the second shape is compiled for any shape, and the rivals' time depends on order.
     torch.compiler.reset()
     facts = machine(options.device)
-    sides, replays = _checked(case, options.device)
-    # What the imports left behind stays alive; to look through it before every single timing would
-    # take longer than all of a small case.
-    gc.collect()
-    gc.freeze()
-    clock = timing.clock_for(options.device)
+    truth: Truth | None = case.truth()
+    sides = _checked(case, truth)
+    if options.device != "cuda":
+        truth = None  # large, and no graph will be held against it
     running: dict[str, Callable[[], Any]] = {
         side.name: side.run
         for side in case.sides
@@ -141,23 +140,25 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     }
     checked = list(running)
     running[BOUND] = lambda: three_gemms(case.rows, case.weight)
-    copy = timing.copy_side(options.device)
-    with gpu.recorded(options.device, facts):
-        times = timing.paired(
-            running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
-        )
-        graphs = timing.paired(replays, rounds=options.rounds, clock=clock)
-    copied = times.pop("copy")["wall_s"]
-    del copy
     sides[BOUND] = {"label": "three products alone", "bound": True, "outcome": "right"}
-    for name, run in running.items():
-        times[name]["wall_ratio_to"].pop("copy")
-        peak = clock.peak_extra_bytes(run)
-        extra = None if peak is None else max(0, peak - case.gradient_bytes)
-        sides[name] |= times[name] | {"extra_bytes_beyond_gradients": extra}
-        if name in graphs:
-            sides[name]["graph"] |= graphs[name]
-    gc.unfreeze()
+    with _imports_frozen():
+        clock = timing.clock_for(options.device)
+        copy = timing.copy_side(options.device)
+        with gpu.recorded(options.device, facts):
+            times = timing.paired(
+                running | {"copy": copy}, rounds=options.rounds, clock=clock, warm=checked
+            )
+            for side in case.sides if truth is not None else ():
+                if side.name in checked:
+                    sides[side.name]["graph"] = _timed_graph(side, case, truth, clock, options)
+        truth = None
+        copied = times.pop("copy")["wall_s"]
+        del copy
+        for name, run in running.items():
+            times[name]["wall_ratio_to"].pop("copy")
+            peak = clock.peak_extra_bytes(run)
+            extra = None if peak is None else max(0, peak - case.gradient_bytes)
+            sides[name] |= times[name] | {"extra_bytes_beyond_gradients": extra}
     flops = 6 * case.rows.numel() * case.weight.shape[0]
     return {
         "shape": asdict(case.shape) | {"live": case.rows.shape[0]},
@@ -176,21 +177,30 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _imports_frozen() -> Iterator[None]:
+    """Keeps the garbage collector from what is alive now, above all what the imports left behind.
+
+    To look through it before every single timing would take longer than all of a small case.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def three_gemms(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What no exact method can do without: logits, dH and dW of the rows that carry loss."""
     logits = rows @ weight.T
     return logits @ weight, logits.T @ rows
 
 
-def _checked(case: Case, device: str) -> tuple[dict[str, dict[str, Any]], dict[str, gpu.Run]]:
-    """Every side's entry, with its errors against float64 and what came of the gate.
-
-    And on CUDA a replay of every right side that can be captured in a graph.
-    """
-    truth = case.truth()
+def _checked(case: Case, truth: Truth) -> dict[str, dict[str, Any]]:
+    """Every side's entry, with its errors against float64 and what came of the gate."""
     dtype = DTYPES[case.dtype]
     entries: dict[str, dict[str, Any]] = {}
-    replays: dict[str, gpu.Run] = {}
     for side in case.sides:
         entry: dict[str, Any] = {
             "label": side.label, "version": side.version, "runs": side.runs, "ours": side.ours,
@@ -198,16 +208,9 @@ def _checked(case: Case, device: str) -> tuple[dict[str, dict[str, Any]], dict[s
         entries[side.name] = entry
         if side.run is None:
             entry |= {"outcome": "absent", "detail": side.reason}
-            continue
-        entry |= _judged(side, side.run, truth, dtype)
-        if device == "cuda" and entry["outcome"] == "right":
-            if not CAPTURES_MAY_FAIL and side.name not in CAPTURABLE:
-                entry["graph"] = {"outcome": "error", "detail": "not tried with this torch"}
-                continue
-            entry["graph"], replay = _as_graph(side, side.run, truth, dtype)
-            if replay is not None:
-                replays[side.name] = replay
-    return entries, replays
+        else:
+            entry |= _judged(side, side.run, truth, dtype)
+    return entries
 
 
 def _judged(
@@ -224,6 +227,25 @@ def _judged(
         found = ", ".join(f"{name} {errors[name]:.1e}" for name in refused)
         raise WrongResultError(f"{side.name} is off in {found}, want {OURS[dtype]}")
     return {"outcome": "wrong" if refused else "right", "errors": errors}
+
+
+def _timed_graph(
+    side: Side, case: Case, truth: Truth, clock: timing.Clock, options: Options
+) -> dict[str, Any]:
+    """The side as a CUDA graph: what came of the gate, and its time beside the three products.
+
+    One at a time: each graph keeps all the memory of a step, and several may exceed the GPU's.
+    """
+    if side.run is None or not (CAPTURES_MAY_FAIL or side.name in CAPTURABLE):
+        return {"outcome": "error", "detail": "not tried with this torch"}
+    entry, replay = _as_graph(side, side.run, truth, DTYPES[case.dtype])
+    if replay is not None:
+        running = {side.name: replay, BOUND: lambda: three_gemms(case.rows, case.weight)}
+        times = timing.paired(running, rounds=options.rounds, clock=clock, warm=running)
+        entry |= times[side.name]
+    replay = running = None
+    gpu.release_memory()
+    return entry
 
 
 def _as_graph(

@@ -1,5 +1,6 @@
 """Timing and description of a CUDA device: events, a cold L2 cache, what NVML tells meanwhile."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,12 @@ def captured(run: Run) -> tuple[Run, Any]:
         result = run()
     graph.replay()
     return graph.replay, result
+
+
+def release_memory() -> None:
+    """Gives back what nothing refers to any more: a graph's memory goes with its graph."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def describe() -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """What a GPU adds to a benchmark: replays of CUDA graphs, checked like every other result."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu
+from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu, timing
 from benchmarks.options import Options
 from benchmarks.providers import available
 from benchmarks.record import load
@@ -25,8 +28,27 @@ def problem() -> case.Case:
     return bench_linear_logprob.make_case(SMALL, "fp32", "logp", OPTIONS)
 
 
-def test_a_replay_is_judged_like_the_run(problem, monkeypatch):
+@pytest.fixture
+def fake_graphs(monkeypatch) -> list[str]:
+    """``gpu.captured`` stands for a capture; what happens to memory is noted."""
+    noted: list[str] = []
     monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "release_memory", lambda: noted.append("released"))
+    monkeypatch.setattr(gpu, "captured", lambda run: (run, run()))
+    monkeypatch.setattr(gpu, "describe", lambda: {"gpu": "none"})
+    monkeypatch.setattr(timing, "CudaClock", timing.HostClock)
+    return noted
+
+
+def as_on_a_gpu(problem: case.Case) -> dict:
+    """The record's sides; the operands stay on the CPU."""
+    copy = mock.patch.object(timing, "copy_side", lambda device: lambda: None)
+    with copy, mock.patch.object(timing, "COPY_BYTES", 0):
+        return case.measure(problem, replace(OPTIONS, device="cuda"))["sides"]
+
+
+def test_a_replay_is_judged_like_the_run(problem, monkeypatch, fake_graphs):
     found = iter(["right", "waits", "wrong"])
 
     def captured(run):
@@ -38,25 +60,45 @@ def test_a_replay_is_judged_like_the_run(problem, monkeypatch):
         return run, result
 
     monkeypatch.setattr(gpu, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    entries, replays = case._checked(problem, "cuda")
-    assert list(replays) == ["ours-cpu"]
-    assert [entries[name]["graph"]["outcome"] for name in OPTIONS.providers] == [
-        "right", "error", "wrong",
-    ]  # fmt: skip
-    assert "not permitted" in entries["ours-reference"]["graph"]["detail"]
+    sides = as_on_a_gpu(problem)
+    graphs = [sides[name]["graph"] for name in OPTIONS.providers]
+    assert [graph["outcome"] for graph in graphs] == ["right", "error", "wrong"]
+    assert [graph.get("wall_s", 0) > 0 for graph in graphs] == [True, False, False]
+    assert "not permitted" in graphs[1]["detail"]
+    # A graph is timed beside the products, which are none of it.
+    assert list(graphs[0]["wall_ratio_to"]) == [case.BOUND] and "graph" not in sides[case.BOUND]
 
 
-def test_a_wrong_replay_of_ours_ends_the_run(problem, monkeypatch):
-    monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", True)
-
+def test_a_wrong_replay_of_ours_ends_the_run(problem, monkeypatch, fake_graphs):
     def captured(run):
         result = run()
         return run, result._replace(grad_hidden=result.grad_hidden * 1.01)
 
     monkeypatch.setattr(gpu, "captured", captured)
     with pytest.raises(case.WrongResultError, match="ours-cpu is off in grad_hidden"):
-        case._checked(problem, "cuda")
+        as_on_a_gpu(problem)
+    assert gc.get_freeze_count() == 0
+
+
+def test_one_graph_is_alive_at_a_time(problem, monkeypatch, fake_graphs):
+    """Each keeps all the memory of a step, and at large heads all of them exceed a GPU's."""
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = []
+
+    class Graph:
+        def __init__(self, run):
+            self.run = run
+            alive.add(self)
+
+        def __call__(self):
+            most.append(len(alive))
+            return self.run()
+
+    monkeypatch.setattr(gpu, "captured", lambda run: (Graph(run), run()))
+    sides = as_on_a_gpu(problem)
+    assert all(sides[name]["graph"]["wall_s"] > 0 for name in OPTIONS.providers)
+    assert set(most) == {1} and not alive
+    assert fake_graphs == ["released"] * len(OPTIONS.providers)
 
 
 def test_the_table_has_a_column_for_graphs_where_there_are_any():
@@ -87,13 +129,27 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
             assert sides[name]["wall_s"] > 0 and sides[name]["graph"]["wall_s"] > 0
 
 
-def test_only_what_must_succeed_is_captured_where_a_failure_breaks_torch(problem, monkeypatch):
+def test_only_what_must_succeed_is_captured_where_a_failure_breaks_torch(
+    problem, monkeypatch, fake_graphs
+):
     monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", False)
     monkeypatch.setattr(case, "CAPTURABLE", ("ours-cpu",))
-    monkeypatch.setattr(gpu, "captured", lambda run: (run, run()))
-    entries, replays = case._checked(problem, "cuda")
-    assert list(replays) == ["ours-cpu"]
-    assert entries["torch"]["graph"]["detail"] == "not tried with this torch"
+    sides = as_on_a_gpu(problem)
+    assert sides["ours-cpu"]["graph"]["outcome"] == "right"
+    assert sides["torch"]["graph"]["detail"] == "not tried with this torch"
+    assert "wall_s" in sides["torch"] and "wall_s" not in sides["torch"]["graph"]
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_dropped_graph_comes_back():
+    gpu.release_memory()
+    before = torch.cuda.memory_reserved()
+    replay, result = gpu.captured(lambda: torch.ones(2**26, device="cuda") * 2)
+    replay()
+    assert torch.cuda.memory_reserved() >= before + 2**28
+    del replay, result
+    gpu.release_memory()
+    assert torch.cuda.memory_reserved() <= before + 2**22
 
 
 @pytest.mark.gpu
