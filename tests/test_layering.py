@@ -108,7 +108,9 @@ def sources(*patterns: str) -> list[Path]:
     return found
 
 
-PYTHON = ["wavalign_fast/**/*.py", "benchmarks/**/*.py", "csrc/*.py", "setup.py"]
+PYTHON = [
+    "wavalign_fast/**/*.py", "benchmarks/**/*.py", "tools/**/*.py", "csrc/*.py", "setup.py",
+]  # fmt: skip
 CPP = [f"csrc/**/*.{ending}" for ending in ("cpp", "h", "cu", "cuh")]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..record import RESULTS, load
+from .gpu_check import FOLDER, RehearsalError, read_gpu
 from .page import write_page
 from .plots import NoMatplotlibError, Records, write_plots
 from .readme import README, rendered
@@ -19,8 +20,13 @@ PAGE = RESULTS.parent / "results.html"
 
 
 def read_records(directory: Path) -> Records:
-    """name -> record, ``None`` where a benchmark was not run."""
-    return {name: load(name, directory) for name in NAMES}
+    """name -> record, ``None`` where a benchmark was not run.
+
+    Raises:
+        RehearsalError: what should be of a GPU is of a rehearsal.
+    """
+    gpu = read_gpu(directory / FOLDER)
+    return {name: load(name, directory) for name in NAMES} | {"gpu_check": gpu}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; 1 if README.md is out of date"
     )
     arguments = parser.parse_args(argv)
-    records = read_records(RESULTS)
+    try:
+        records = read_records(RESULTS)
+    except RehearsalError as error:
+        print(f"benchmarks.report: error: {error}", file=sys.stderr)
+        return 2
     before = README.read_text(encoding="utf-8")
     after = rendered(before, records)
     if arguments.check:

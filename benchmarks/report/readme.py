@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .gpu_check import gpu_block
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
 from .provenance import uncommitted_note, where_measured
 from .recipe import recipe_markdown
@@ -107,12 +108,14 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     ),
     "growth": growth,
     "spoken_sums": spoken_sums,
+    "gpu_check": lambda records: gpu_block(records.get("gpu_check")),
 }
 
 
 def rendered(text: str, records: Records) -> str:
     """README with every block made anew; a block of something not measured is empty."""
     measured = {*plot_names(records), *(name for name, record in records.items() if record)}
+    measured.add("gpu_check")  # it says so itself where nothing was
     for name, make in BLOCKS.items():
         block = f"\n{make(records)}" if name in measured else ""
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"

@@ -112,9 +112,13 @@ def markdown_table(case: dict[str, Any]) -> str:
         for column in columns:
             cell = column.of(row)
             cells.append(f"**{cell}**" if cell and row is best[column.head] else cell)
-        name = f"**{row.label}**" if row.ours else f"*{row.label}*" if row.bound else row.label
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_name(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def markdown_name(row: Row) -> str:
+    """Ours in bold, a bound in italics."""
+    return f"**{row.label}**" if row.ours else f"*{row.label}*" if row.bound else row.label
 
 
 def html_table(case: dict[str, Any]) -> str:

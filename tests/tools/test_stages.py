@@ -1,0 +1,194 @@
+"""tools/gpu_check.sh: what one stage does to the others. Stages are stood in for, nothing is run.
+
+The interpreter that the script calls is a shell script, which does for each stage what a test
+wants of it.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools" / "gpu_check.sh"
+STAGES = [
+    *("versions", "build", "tests", "hybrid", "large", "kernels", "compiled", "profile"),
+    *("memcheck", "racecheck"),
+]
+
+
+class Checked:
+    """A run of the script that has ended."""
+
+    def __init__(self, done: subprocess.CompletedProcess, out: Path) -> None:
+        self.status, self.said = done.returncode, done.stdout + done.stderr
+        summary = out / "summary.txt"
+        self.summary = summary.read_text() if summary.exists() else ""
+        self.stages = dict(re.findall(r"^stage (\w+) (.*)", self.summary, re.MULTILINE))
+
+    def code(self, stage: str) -> int:
+        return int(re.search(r"rc=(\d+)", self.stages[stage])[1])
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Makes the interpreter; ``cases`` are those of a shell's ``case`` over its arguments."""
+
+    def make(cases: str = "") -> dict[str, str]:
+        path = tmp_path / "python"
+        path.write_text(f'#!/usr/bin/env bash\ncase "$*" in\n{cases}\n*) ;;\nesac\n')
+        path.chmod(0o755)
+        return os.environ | {"PYTHON": str(path), "NOTES": str(tmp_path / "notes")}
+
+    return make
+
+
+@pytest.fixture
+def check(tmp_path, stand_in):
+    def run(*arguments: str, cases: str = "", **environment: str) -> Checked:
+        out = tmp_path / "out"
+        command = [str(SCRIPT), "--out", str(out), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=stand_in(cases) | environment, cwd=tmp_path
+        )
+        return Checked(done, out)
+
+    return run
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def all_gone(notes: Path) -> bool:
+    """Whether the processes that were noted are gone, a moment after their end."""
+    pids = [int(pid) for pid in notes.read_text().split()]
+    for _ in range(100):
+        if not any(map(alive, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_all_stages_run_in_order(check):
+    found = check()
+    assert list(found.stages) == STAGES
+    assert found.status == 0, found.said
+    assert all(found.code(stage) == 0 for stage in STAGES)
+
+
+def test_a_stage_that_fails_leaves_the_others_alone(check):
+    found = check(cases="*bench*hybrid*) exit 3 ;;\n*machine*facts*) kill -SEGV $$ ;;")
+    assert [found.code(stage) for stage in STAGES] == [139, 0, 0, 3, 0, 0, 0, 0, 0, 0]
+    assert found.status == 1
+
+
+def test_a_stage_that_hangs_is_ended_with_all_it_started(check, tmp_path):
+    """Also what does not listen to TERM, and what moved to a session of its own."""
+    hangs = 'trap "" TERM; setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
+    found = check("hybrid", "large", "--limit", "15", cases=f"*hybrid*) {hangs} ;;")
+    assert (found.code("hybrid"), found.code("large"), found.status) == (124, 0, 1)
+    assert all_gone(tmp_path / "notes")
+
+
+def test_what_a_stage_leaves_running_is_ended(check, tmp_path):
+    leaves = 'setsid sleep 300 >/dev/null 2>&1 & echo $! >>"$NOTES"'
+    found = check("hybrid", cases=f"*hybrid*) {leaves} ;;")
+    assert found.code("hybrid") == 0
+    assert all_gone(tmp_path / "notes")
+
+
+def test_without_time_a_stage_is_skipped_and_said(check):
+    found = check("hybrid", "--limit", "11")
+    assert found.stages == {"hybrid": "skipped left=1"} or "left=0" in found.stages["hybrid"]
+    assert found.status == 1
+
+
+def test_the_shares_fit_into_nine_minutes(check):
+    text = SCRIPT.read_text()
+    shares = dict(re.findall(r"\[(\w+)\]=(\d+)", text))
+    assert list(shares) == STAGES
+    reserve, limit = (
+        int(re.search(pattern, text)[1]) for pattern in (r"RESERVE=(\d+)", r"LIMIT=(\d+)")
+    )
+    assert sum(map(int, shares.values())) + reserve <= limit == 540
+    # What the early ones do not take is shared by those after them.
+    limits = [int(value.split("limit=")[1]) for value in check().stages.values()]
+    assert all(limit >= int(shares[stage]) for stage, limit in zip(STAGES, limits, strict=True))
+    assert limits[-1] > 10 * int(shares["racecheck"])
+
+
+def test_bench_stands_for_its_parts(check):
+    assert list(check("bench", "profile").stages) == [*STAGES[3:7], "profile"]
+
+
+def test_results_of_an_earlier_run_go_and_other_files_stay(check, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("machine.json", "hybrid_loss.json", "mine.txt", "other.json"):
+        (out / name).write_text("{}")
+    check("hybrid")
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["log.txt", "mine.txt", "other.json", "summary.txt"]
+
+
+def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
+    no_git = {"GIT_DIR": "/nonexistent"}
+    assert "commit unknown" in check("hybrid", **no_git).summary
+    assert "commit abc1234," in check("hybrid", "--commit", "abc1234", **no_git).summary
+    said = 'echo "$GPU_CHECK_RUN" >"$NOTES"'
+    found = check("hybrid", "--commit", "v1.0", cases=f"*hybrid*) {said} ;;")
+    assert found.code("hybrid") == 0
+    run = json.loads((tmp_path / "notes").read_text())
+    assert run["commit"] == "v1.0" and run["rehearsed"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hybird"], "hybird: no such stage or option"),
+        (["--limit", "soon"], "--limit: got soon, want seconds"),
+        (["--limit"], "--limit: wants a value"),
+        (["--commit", 'x", "y'], "want a name of a commit"),
+        (["--out", "/proc/nothing"], "--out: cannot write to /proc/nothing"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(check, arguments, message):
+    found = check(*arguments)
+    assert found.status == 2 and message in found.said and not found.stages
+
+
+def test_a_run_that_is_ended_ends_its_stage(stand_in, tmp_path):
+    hangs = 'setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
+    command = [str(SCRIPT), "--out", str(tmp_path / "out"), "tests"]
+    # Were the stage's shell left, it would go on to its second command.
+    again = 'echo again >>"$NOTES.again"; '
+    cases = f"*pytest*test_gpu.py*) {again} ;;\n*pytest*) {hangs} ;;"
+    process = subprocess.Popen(
+        command, env=stand_in(cases), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    notes = tmp_path / "notes"
+    while not (notes.exists() and len(notes.read_text().split()) == 2):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert all_gone(notes) and not notes.with_suffix(".again").exists()
+
+
+def test_saving_is_left_to_python(stand_in, tmp_path):
+    said = 'echo "$@"'
+    command = [str(SCRIPT), "save", "results", "--commit", "abc"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=stand_in(f"*save*) {said} ;;")
+    )
+    assert done.stdout == f"-m tools.gpu_check.results save {tmp_path}/results --commit abc\n"

@@ -1,0 +1,130 @@
+"""One part of the benchmarks, in a process of its own.
+
+    python -m tools.gpu_check.bench PART DIRECTORY
+
+What one part leaves broken, on the device or in torch, is then not the next one's. Within a part
+the first comparisons are of ours and torch alone: should a rival hang or crash, these are written.
+A later comparison of the same case takes the place of the earlier one.
+"""
+
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, shapes
+from benchmarks.options import Options
+from benchmarks.record import add_case
+from benchmarks.shapes import HybridShape, LogprobShape
+from tools.gpu_check import files
+
+ROUNDS = 7
+CORE = ("ours-cuda", "ours-triton", "torch")
+RIVALS = (*CORE, "cce-triton", "liger-scaled", "trl", "verl", "verl-triton")
+HYBRID = (*CORE, "liger-selective")
+COMPILED = "torch-compile"
+
+
+def logprob_shape(name: str, title: str, source: str, size: tuple[int, int, int]) -> LogprobShape:
+    """``size``: rows, hidden size, vocabulary."""
+    rows, hidden, vocab = size
+    speech = (vocab - 16384, vocab)
+    return LogprobShape(
+        name=name, title=title, source=source, hidden=hidden, vocab=vocab, speech=speech, rows=rows
+    )
+
+
+LARGE = logprob_shape(
+    "h4096-v131072", "H 4096, V 131072", "no model: both powers of two", (8192, 4096, 131072)
+)
+SMALL_BODY = logprob_shape(
+    "qwen3-1.7b", "Qwen3-1.7B", "its config.json, without speech ids", (4096, 2048, 151936)
+)
+LONG_ANSWERS = replace(
+    shapes.PAPER,
+    name="long-answers",
+    title="VITA-Audio-Plus, long answers",
+    source=f"{shapes.VITA_AUDIO.source}; 2250 rows with loss of 4608",
+    length=512,
+    text_tokens=256,
+    speech_tokens=128,
+    anchor_tokens=202,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case and who takes part in it."""
+
+    shape: HybridShape | LogprobShape
+    providers: tuple[str, ...]
+
+    @property
+    def benchmark(self) -> str:
+        hybrid = isinstance(self.shape, HybridShape)
+        return (bench_hybrid_loss if hybrid else bench_linear_logprob).NAME
+
+    def build(self, options: Options) -> case.Case:
+        if isinstance(self.shape, HybridShape):
+            return bench_hybrid_loss.make_case(self.shape, "bf16", options)
+        return bench_linear_logprob.make_case(self.shape, "bf16", "logp", options)
+
+
+PARTS: dict[str, tuple[Comparison, ...]] = {
+    "hybrid": (
+        Comparison(shapes.PAPER, CORE),
+        Comparison(LONG_ANSWERS, CORE),
+        Comparison(shapes.PAPER, HYBRID),
+    ),
+    "large": (Comparison(LARGE, CORE), Comparison(LARGE, RIVALS)),
+    "kernels": (
+        Comparison(shapes.KERNEL, CORE),
+        Comparison(SMALL_BODY, CORE),
+        Comparison(shapes.KERNEL, RIVALS),
+        Comparison(SMALL_BODY, RIVALS),
+    ),
+    "compiled": (
+        Comparison(shapes.PAPER, (*HYBRID, COMPILED)),
+        Comparison(shapes.KERNEL, (*RIVALS, COMPILED)),
+    ),
+}
+"""By the stages of tools/gpu_check.sh."""
+
+
+def run_part(part: str, directory: Path) -> int:
+    """1 if a comparison of the part came to nothing; the others are measured all the same."""
+    failed = [c for c in PARTS[part] if not measured(c, directory)]
+    print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
+    return int(bool(failed))
+
+
+def measured(comparison: Comparison, directory: Path) -> bool:
+    """Whether a record of the comparison was written."""
+    options = Options(
+        device="cuda", dtypes=("bf16",), rounds=ROUNDS, providers=comparison.providers
+    )
+    try:
+        record = case.record_case(comparison.benchmark, comparison.build(options), options)
+    except Exception:  # a rival may run out of memory while it is timed
+        traceback.print_exc()
+        record = None
+    torch.cuda.empty_cache()
+    if record is None:
+        return False
+    path = add_case(comparison.benchmark, record, directory)
+    files.write(path, files.read(path))  # told which run it is of
+    return True
+
+
+def main(part: str, directory: str) -> int:
+    if part not in PARTS:
+        raise ValueError(f"part: got {part!r}, want one of {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        sys.exit("gpu_check: this torch sees no GPU")
+    return run_part(part, Path(directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""The result files of a run: JSON, each whole or not there, each told which run it is of.
+
+Nothing here imports torch, which takes seconds.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RUN = "GPU_CHECK_RUN"
+"""The variable in which tools/gpu_check.sh hands over commit, date and whether it rehearses."""
+
+
+def current_run() -> dict[str, Any]:
+    """The run that this process is a part of; empty where the script has not started it."""
+    return dict(json.loads(os.environ.get(RUN, "{}")))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file; empty where there is none yet."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def write(path: Path, record: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+    """Replaces the file by the record and its run, by default the current one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(record | {"run": current_run() if run is None else run}, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put(path: Path, group: str, name: str, value: Any) -> None:
+    """Sets one entry of a group of the record in a file."""
+    record = read(path)
+    write(path, record | {group: record.get(group, {}) | {name: value}})
