@@ -100,6 +100,10 @@ def _load(provider: Provider) -> Loaded:
         return Loaded(provider, provider.load(), None)
     except (ImportError, RuntimeError) as error:
         return Loaded(provider, None, str(error))
+    except Exception as error:  # a rival may fail at import in any way
+        if provider.requirement is None:
+            raise
+        return Loaded(provider, None, f"{type(error).__name__}: {error}")
 
 
 def version(provider: Provider) -> str | None:

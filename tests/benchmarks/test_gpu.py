@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu, timing
+from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu, providers, timing
 from benchmarks.options import Options
 from benchmarks.providers import available
 from benchmarks.record import load
@@ -29,16 +29,14 @@ def problem() -> case.Case:
 
 
 @pytest.fixture
-def fake_graphs(monkeypatch) -> list[str]:
-    """``gpu.captured`` stands for a capture; what happens to memory is noted."""
-    noted: list[str] = []
+def fake_graphs(monkeypatch) -> None:
+    """Calls stand for captures, and the host's clock for a GPU's."""
     monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(gpu, "release_memory", lambda: noted.append("released"))
+    monkeypatch.setattr(gpu, "release_memory", lambda: None)
     monkeypatch.setattr(gpu, "captured", lambda run: (run, run()))
     monkeypatch.setattr(gpu, "describe", lambda: {"gpu": "none"})
     monkeypatch.setattr(timing, "CudaClock", timing.HostClock)
-    return noted
 
 
 def as_on_a_gpu(problem: case.Case) -> dict:
@@ -94,11 +92,13 @@ def test_one_graph_is_alive_at_a_time(problem, monkeypatch, fake_graphs):
             most.append(len(alive))
             return self.run()
 
+    left: list[int] = []
     monkeypatch.setattr(gpu, "captured", lambda run: (Graph(run), run()))
+    monkeypatch.setattr(gpu, "release_memory", lambda: left.append(len(alive)))
     sides = as_on_a_gpu(problem)
     assert all(sides[name]["graph"]["wall_s"] > 0 for name in OPTIONS.providers)
-    assert set(most) == {1} and not alive
-    assert fake_graphs == ["released"] * len(OPTIONS.providers)
+    # None of them when its memory is asked back.
+    assert set(most) == {1} and left == [0] * len(OPTIONS.providers)
 
 
 def test_the_table_has_a_column_for_graphs_where_there_are_any():
@@ -189,6 +189,24 @@ def test_a_gpu_has_our_backends_and_the_kernels_of_rivals():
     assert not {"ours-cpu", "cce"} & set(on_gpu)
     with pytest.raises(ValueError, match="got 'cce-triton', want one of ours-cpu"):
         available(["cce-triton"])
+
+
+@pytest.mark.parametrize("error", [ImportError("no x"), AttributeError("y\nz"), OSError("libz")])
+def test_a_rival_that_fails_at_import_in_any_way_is_absent(error):
+    def load():
+        raise error
+
+    trl = replace(next(p for p in providers.PROVIDERS if p.name == "trl"), load=load)
+    with mock.patch.object(providers, "PROVIDERS", (trl,)):
+        (loaded,) = available(["trl"], device="cuda")
+    assert loaded.calls is None and str(error) in loaded.reason
+    ours = replace(trl, name="ours-cuda", requirement=None)
+    with mock.patch.object(providers, "PROVIDERS", (ours,)):
+        if isinstance(error, ImportError):
+            assert available(["ours-cuda"], device="cuda")[0].calls is None
+        else:  # a fault of ours is not hidden
+            with pytest.raises(type(error)):
+                available(["ours-cuda"], device="cuda")
 
 
 def test_a_hybrid_step_on_a_gpu_is_one_call_of_each_backend():
