@@ -163,6 +163,15 @@ def test_whatever_of_a_run_is_there_is_shown(run):
     assert "out of time" in results.show(run({}))
 
 
+def test_a_file_that_was_not_told_its_run_is_of_that_of_the_others(run):
+    directory = run(records())
+    path = directory / "hybrid_loss.json"
+    record = json.loads(path.read_text())
+    del record["run"]
+    path.write_text(json.dumps(record))
+    assert results.collected(directory)["hybrid_loss"]["run"] == RUN
+
+
 def test_what_is_no_run_is_refused(run, tmp_path, capsys):
     assert results.main(["save", str(tmp_path)]) == results.main(["show", str(tmp_path)]) == 2
     assert "has no summary.txt" in capsys.readouterr().err

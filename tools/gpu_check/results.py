@@ -44,8 +44,10 @@ def collected(directory: Path) -> dict[str, Any]:
         raise ResultsError(f"{directory}: has no summary.txt, want the --out of tools/gpu_check.sh")
     found = {name: files.read(directory / f"{name}.json") for name in NAMES}
     found = {name: record for name, record in found.items() if record}
-    run = next((record["run"] for record in found.values()), {})
-    return found | {"stages": {"stages": stages(summary), "run": run}}
+    run = next((record["run"] for record in found.values() if "run" in record), {})
+    found["stages"] = {"stages": stages(summary)}
+    # A benchmark that was ended between a file's two writes has not told its own.
+    return {name: {"run": run} | record for name, record in found.items()}
 
 
 def show(directory: Path) -> str:
