@@ -83,6 +83,8 @@ build() {
 pytest_gpu() {
   local name=$1 options=(-m gpu -q -rfEs --tb=short -p no:cacheprovider)
   shift
+  # One file that cannot be imported here must not cost the others their tests.
+  options+=(--continue-on-collection-errors)
   [ "$REHEARSE" = true ] && options+=(-p tools.gpu_check.pretended)
   # A kernel that hangs cannot be interrupted: its process is ended, and another worker goes on.
   "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 60 --timeout-method thread)

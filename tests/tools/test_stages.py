@@ -131,6 +131,22 @@ def test_bench_stands_for_its_parts(check):
     assert list(check("bench", "profile").stages) == [*STAGES[3:7], "profile"]
 
 
+def test_all_gpu_tests_are_found_and_the_clock_is_tested_alone(check, tmp_path):
+    found = check("tests", cases='*"-m pytest"*) echo "$*" >>"$NOTES" ;;')
+    together, alone = (tmp_path / "notes").read_text().splitlines()
+    clock = "tests/benchmarks/test_gpu.py"
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("tests/**/test_*.py")
+        if "mark." + "gpu" in path.read_text()
+    }
+    assert {word for word in together.split() if word.endswith(".py")} == marked - {clock}
+    assert "-n 6" in together and "-n " not in alone and alone.endswith(clock)
+    for words in (together, alone):
+        assert "-m gpu" in words and "--continue-on-collection-errors" in words
+    assert found.status == 0
+
+
 def test_results_of_an_earlier_run_go_and_other_files_stay(check, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
