@@ -7,6 +7,7 @@ from wavalign_fast.models.causal_lm import (
     load_checkpoint,
 )
 from wavalign_fast.models.head import OutputHead, output_head
+from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
     "OutputHead",
@@ -15,4 +16,5 @@ __all__ = [
     "hidden_states",
     "load_checkpoint",
     "output_head",
+    "recompute_activations",
 ]

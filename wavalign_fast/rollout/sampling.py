@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.models.transformers_names import cache_argument
 from wavalign_fast.rollout.request import check_ids, check_numbers, end_ids
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class _Decode:
             tokens[:, None],
             attention_mask=mask,
             position_ids=self.positions[:, None],
-            past_key_values=self.cache,
             use_cache=True,
+            **cache_argument(model, self.cache),
         )
         self.positions = self.positions + 1
         return out.logits[:, -1]
@@ -100,9 +101,9 @@ def _prefill(
         ids,
         attention_mask=real,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **cache_argument(model, cache),
     )
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)

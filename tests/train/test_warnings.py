@@ -1,0 +1,24 @@
+"""Training speaks to the user; transformers and torch warn of nothing that is ours to mend."""
+
+import logging
+import warnings
+
+
+def test_sampling_training_saving_and_loading_use_no_deprecated_name(train):
+    logged: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    # Many of its warnings are logged once a process: another test may have heard them.
+    logging.Logger.warning_once.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            train("train.steps=1", "loss.text_kl=0.1")
+            train("train.steps=2", "loss.text_kl=0.1")  # goes on from the checkpoint
+    finally:
+        logger.removeHandler(handler)
+    deprecated = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+    assert [str(one.message) for one in warned if issubclass(one.category, deprecated)] == []
+    assert logged == []
