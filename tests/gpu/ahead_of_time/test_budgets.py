@@ -1,5 +1,8 @@
 """Every configuration compiles for every target, within its limits and as the table says."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("triton")
@@ -9,10 +12,17 @@ import triton
 from tests.gpu.ahead_of_time import budgets
 from tests.gpu.ahead_of_time.compile import CASES, TARGETS
 
+ROOT = Path(__file__).parents[3]
 
-def test_the_pinned_triton_compiles():
-    """Registers and instructions differ between releases: another one may not pass as this one."""
-    assert triton.__version__ == budgets.pinned_triton()
+
+def test_every_release_that_ci_installs_has_its_table():
+    """Without its table a release is skipped below, and nobody would notice in CI."""
+    lists = [ROOT / "pyproject.toml", *(ROOT / "tools" / "releases").glob("*.txt")]
+    texts = [path.read_text(encoding="utf-8") for path in lists]
+    releases = {release for text in texts for release in re.findall(r"\btriton==([\d.]+)", text)}
+    assert len(releases) >= 3
+    missing = [release for release in sorted(releases) if not budgets.table_of(release).exists()]
+    assert missing == []
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -21,7 +31,10 @@ def test_a_kernel_keeps_its_budget(case, target):
     found = budgets.measured(case, target)
     broken = budgets.broken_rules(case, target, found)
     assert not broken, "\n".join(broken)
-    moved = budgets.moved(budgets.read()[case][target], found)
+    table = budgets.read()
+    if table is None:
+        pytest.skip(f"keeps the rules of every release; triton {triton.__version__} has no table")
+    moved = budgets.moved(table[case][target], found)
     assert not moved, (
         "\n".join(moved) + "\nIf that is meant: python -m tests.gpu.ahead_of_time.budgets"
     )

@@ -24,6 +24,7 @@ def install() -> None:
     InterpreterBuilder.create_fp_to_fp = _cast_with_mode(InterpreterBuilder.create_fp_to_fp)
     for name in ("binary_op", "unary_op", "create_fma", "create_fabs"):
         setattr(InterpreterBuilder, name, _without_bf16(getattr(InterpreterBuilder, name)))
+    interpreter._patch_lang_tensor = _index_of_one_element(interpreter._patch_lang_tensor)
     # Arguments are host memory already. Copying each storage onto itself, as for a GPU's, would
     # touch every page of a sparse one.
     interpreter.GridExecutor._restore_args_dev = lambda *_: None
@@ -85,3 +86,13 @@ def _without_bf16(original: Any) -> Any:
         return original(self, *operands)
 
     return operation
+
+
+def _index_of_one_element(original: Any) -> Any:
+    """Triton 3.6 makes an int of an array of one element, which NumPy refuses from 2.5 on."""
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch
