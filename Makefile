@@ -22,18 +22,18 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-floors test-newest lint format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## set up .venv and build the kernels (once, and again when they change)
 
 # Editable, for users and developers alike: demo and tests run from this checkout, where the folder
 # wavalign_fast/ would hide an installed copy from Python anyway.
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.py) $(KERNEL_SOURCES)
-	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(None if ok else \
-	  "wavalign-fast wants Python 3.10 to 3.13, found " + sys.version.split()[0] \
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 15); sys.exit(None if ok else \
+	  "wavalign-fast wants Python 3.10 to 3.14, found " + sys.version.split()[0] \
 	  + ". Name another one: make install PYTHON=python3.12")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "No virtual environment can be made. On Debian: apt install python3-venv" >&2; exit 1; }
@@ -62,6 +62,13 @@ demo: install ## train the spoken-sums recipe with three arms and open the repor
 test: install ## run the test suite
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
+# With packages and kernels of their own, in .venv-floors and .venv-newest.
+test-floors: ## run the tests that depend on them with the oldest torch, Triton and transformers
+	PYTHON=$(PYTHON) tools/test_with.sh floors $(PYTEST_FLAGS)
+
+test-newest: ## run the same tests with the newest ones
+	PYTHON=$(PYTHON) tools/test_with.sh newest $(PYTEST_FLAGS)
+
 lint: install ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +83,6 @@ format: install ## let ruff and clang-format rewrite the sources
 bench: install ## time the losses beside the installed rivals and write a page
 	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)
 
-clean: ## remove build products and caches; keeps .venv and runs
+clean: ## remove build products and caches; keeps the .venvs and runs
 	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

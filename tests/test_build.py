@@ -74,7 +74,9 @@ def wheel_without_compiler(sdist, tmp_path_factory) -> tuple[Path, str]:
     """A wheel made from the unpacked sdist with no C++ compiler, and what the build said."""
     source = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        archive.extractall(source, filter="data")
+        # Python 3.11.2, which Debian 12 has, knows no filters and ignores the attribute.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(source)
     target = tmp_path_factory.mktemp("wheel")
     unpacked = next(source.iterdir())
     done = run_backend(unpacked, "build_wheel", target, CXX="no-such-compiler")
@@ -183,3 +185,45 @@ def test_pre_commit_runs_the_pinned_linters(tool, mirror):
     pinned = re.search(rf'"{tool}==(.+?)"', PYPROJECT).group(1)
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     assert re.search(rf"{mirror}\s+rev: v(\S+)", hooks).group(1) == pinned
+
+
+def releases(name: str) -> dict[str, str]:
+    """What tools/test_with.sh installs: ``==2.10.0`` by package."""
+    text = (ROOT / "tools" / "releases" / f"{name}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w-]+)(.*)$", text, re.M))
+
+
+def requirements() -> dict[str, str]:
+    """The lower bounds of pyproject.toml: of the build, of the package and of its extra [train]."""
+    build = re.search(r"^requires = (.+)$", PYPROJECT, re.M).group(1)
+    package = re.search(r"^dependencies = (.+)$", PYPROJECT, re.M).group(1)
+    train = re.search(r"^train = \[(.+?)^\]", PYPROJECT, re.M | re.S).group(1)
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)', build + package + train))
+
+
+def test_the_floors_are_what_is_tested():
+    floors, wanted = releases("floors"), requirements()
+    assert set(floors) == set(wanted) | {"triton"} and len(wanted) == 10
+    assert floors["triton"] == "==3.6.0"  # the one that torch 2.10 pins
+    wrong = {
+        name: (bound, floors[name])
+        for name, bound in wanted.items()
+        if not re.fullmatch(rf"=={re.escape(bound)}(\.\d+)*", floors[name])
+    }
+    assert not wrong
+
+
+def test_the_newest_releases_are_named():
+    newest = releases("newest")
+    assert set(newest) == set(releases("floors"))
+    assert all(newest[name].startswith("==") for name in ("torch", "triton", "transformers"))
+
+
+def test_every_python_is_named_everywhere():
+    found = re.search(r'^requires-python = ">=3\.(\d+),<3\.(\d+)"$', PYPROJECT, re.M)
+    first, end = map(int, found.groups())
+    named = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', PYPROJECT)
+    assert list(map(int, named)) == list(range(first, end))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"(3, {first}) <= sys.version_info < (3, {end})" in makefile
+    assert f"wants Python 3.{first} to 3.{end - 1}, found" in makefile
