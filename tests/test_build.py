@@ -190,7 +190,7 @@ def test_pre_commit_runs_the_pinned_linters(tool, mirror):
 def releases(name: str) -> dict[str, str]:
     """What tools/test_with.sh installs: ``==2.10.0`` by package."""
     text = (ROOT / "tools" / "releases" / f"{name}.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w-]+)(.*)$", text, re.M))
+    return dict(re.findall(r"^([\w-]+)([^;\n]*)", text, re.M))
 
 
 def requirements() -> dict[str, str]:

@@ -22,7 +22,8 @@ REAL = {"cudart": "cuda-runtime", "cupti": "cuda-cupti"}
 
 
 def pip_install(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", *arguments]
+    quietly = ["--quiet", "--no-compile", "--no-warn-conflicts"]
+    command = [sys.executable, "-m", "pip", "install", *quietly, *arguments]
     subprocess.run(command, check=True)
 
 

@@ -29,7 +29,7 @@ install_releases() {
 copy_checkout() {
   mkdir -p "$copy"
   # Built modules and objects stay; a file that is gone here goes there.
-  find "$copy" -path "$copy/build" -prune -o -type f ! -name '*.so' -delete
+  find "$copy" -type f ! -name '*.so' ! -path "$copy/build/*" -delete
   tar -c --exclude='*.so' --exclude=__pycache__ wavalign_fast csrc tests tools benchmarks docs \
     pyproject.toml setup.py README.md LICENSE | tar -x -C "$copy"
 }
