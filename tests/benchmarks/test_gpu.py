@@ -112,7 +112,7 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "tests.benchmarks.pretended_gpu", str(tmp_path)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
     assert done.returncode == 0, done.stderr
     cases = load("pretended", tmp_path)["cases"]
     assert [entry["operation"] for entry in cases] == [
@@ -121,7 +121,7 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
     # The whole step as one call has log-probs; one put together of a provider's parts has none.
     assert "logp" in cases[2]["sides"]["ours-triton"]["errors"]
     for entry in cases:
-        assert (entry["device"], entry["machine"]["gpu"]) == ("cuda", "pretended")
+        assert entry["device"] == "cuda" and entry["machine"]["rehearsed"] is True
         sides = entry["sides"]
         assert sides["ours-cuda"]["detail"] == "it is only pretended"
         for name in ("ours-triton", "torch"):
