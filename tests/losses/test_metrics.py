@@ -96,6 +96,20 @@ def test_a_clipped_share_below_and_of_sequences() -> None:
         assert found["clip_ratio/high_mean"] == 0
 
 
+def test_a_share_of_groups_with_equal_rewards() -> None:
+    row = torch.tensor([0])
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 3.0], [1.0, 4.0], [NAN, 2.0], [NAN, NAN]])
+    out = wf.HybridObjective(LAYOUT, gate=0.5)(
+        torch.zeros(1, H), torch.zeros(V, H), wf.HybridBatch(row, row, row - 1, rewards)
+    )
+    assert out.metrics["frac_reward_zero_std"] == 2 / 4
+    rewards[3, 0] = 3.0
+    out = wf.HybridObjective(LAYOUT, gate=0.5)(
+        torch.zeros(1, H), torch.zeros(V, H), wf.HybridBatch(row, row, row - 1, rewards)
+    )
+    assert out.metrics["frac_reward_zero_std"] == 1 / 4
+
+
 @pytest.mark.parametrize("scope, absent", [("text", "speech"), ("speech", "text")])
 def test_a_class_that_is_not_multiplied_has_no_statistics(scope: str, absent: str) -> None:
     found = metrics(policy_scope=scope)
