@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LADDER := $(VENV)/.ladder
 RUN ?= demo
 ARMS ?= wavalign,rl-all,sft-imperfect
 DEMO_FLAGS ?=
@@ -45,7 +46,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.py) $(KERNEL_SOURCES)
 	@# Two steps: the kernels must be built against this torch, so without an isolated build; some
 	@# dependencies come as source for some Pythons and want their isolated build.
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(BIN)/python -m pip install --quiet "wavalign-fast[train,dev,ladder]"
+	$(BIN)/python -m pip install --quiet "wavalign-fast[train,dev]"
 	@$(BIN)/python -c 'import torch, wavalign_fast._C' || echo "Installed WITHOUT the C++ kernels:" \
 	  "losses are several times slower. The reason: make clean && $(BIN)/pip install -v" \
 	  "--no-build-isolation -e ." >&2
@@ -58,8 +59,16 @@ demo: install ## train the spoken-sums recipe with three arms and open the repor
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v xdg-open >/dev/null; then \
 	  xdg-open runs/$(RUN)/report.html >/dev/null 2>&1 || true; fi
 
+# Triton compiles and interprets its kernels for the tests of tests/gpu. Beside a torch with CUDA, which
+# brings a release of its own, this one would make pip replace torch.
+$(LADDER): $(STAMP)
+	@$(BIN)/python -c 'import importlib.util, sys, torch; \
+	  sys.exit(torch.version.cuda is None and importlib.util.find_spec("triton") is None)' || \
+	  { set -x; $(BIN)/python -m pip install --quiet "wavalign-fast[ladder]"; }
+	@touch $@
+
 # Two workers with one thread each; more threads on shared cores only wait for each other.
-test: install ## run the test suite
+test: $(LADDER) ## run the test suite
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 # With packages and kernels of their own, in .venv-floors and .venv-newest.
@@ -84,5 +93,5 @@ bench: install ## time the losses beside the installed rivals and write a page
 	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)
 
 clean: ## remove build products and caches; keeps the .venvs and runs
-	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) $(LADDER) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
