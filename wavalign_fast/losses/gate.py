@@ -11,7 +11,7 @@ from wavalign_fast.losses.ranks import add_up_over_ranks
 from wavalign_fast.losses.repeats import Repeats
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
-from wavalign_fast.ops.inputs import finite_number
+from wavalign_fast.ops.inputs import can_be_read, finite_number
 from wavalign_fast.ops.library import takes_cuda_groups
 
 NOT_MOVED = -1.0
@@ -61,16 +61,20 @@ class MixingGate(nn.Module):
         # name is taken by the property below.
         start = NOT_MOVED if initial is None else initial
         self._buffers["value"] = torch.tensor(start, dtype=torch.float32, device="cpu")
+        # Known without looking: on a device to look would be to wait.
+        self._stepped = initial is not None
         self._repeats = Repeats()
 
     @property
     def value(self) -> torch.Tensor | None:
         """λ of the last step, 0-d float32, in ``state_dict``; ``None`` before the first.
 
-        To read it where it is on a GPU is to wait for the GPU.
+        On a GPU, which is not waited for after a step, ``NOT_MOVED`` if no step had a reward.
         """
         state = self._state
-        return None if bool(state < 0) else state.clone()
+        if not self._stepped:
+            self._stepped = bool(state >= 0)
+        return state if self._stepped else None
 
     @property
     def _state(self) -> torch.Tensor:
@@ -107,12 +111,15 @@ class MixingGate(nn.Module):
         totals = self._totals(rewards, takes_cuda_groups(rewards, options))
         # Every rank must mix alike, or their gradients belong to different losses.
         totals = add_up_over_ranks(totals)
-        lam, means = self._mixed(totals, takes_cuda_groups(totals, options))
-        value = torch.where((totals[-1] > 0) & torch.isfinite(lam), lam, self._state.to(lam))
+        before = self._state_beside(totals)
+        lam, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
+        # A NaN differs from itself.
+        value = torch.where((totals[-1] > 0) & (lam == lam), lam, before)
         if captured:  # a replay goes on from where the last one has left it
             self._state.copy_(value)
         elif value.device.type != "meta":  # a step for its shapes alone has no λ
             self._buffers["value"] = value
+            self._stepped |= value.device.type != "cpu"
         names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
         parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
         result = lam, parts | {"adaptive_lambda": lam}
@@ -141,9 +148,17 @@ class MixingGate(nn.Module):
         sums = torch.where(scored, rows, 0.0).sum(dim=1)
         return torch.cat([sums, scored.sum().to(sums.dtype).reshape(1)])
 
-    def _mixed(self, totals: torch.Tensor, by_kernel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _state_beside(self, totals: torch.Tensor) -> torch.Tensor:
+        """The state on the device of ``totals``; one on the CPU gets there without a copy."""
+        state = self._state
+        if state.device.type != "cpu" or totals.device.type == "cpu" or not can_be_read(state):
+            return state.to(totals)
+        return totals.new_full((), float(state))
+
+    def _mixed(
+        self, totals: torch.Tensor, before: torch.Tensor, by_kernel: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """λ, 0-d, and the means [5] of the sums."""
-        before = self._state.to(totals)
         moved = before >= 0
         if by_kernel:
             lam, means = cuda.mix(
@@ -182,3 +197,4 @@ class MixingGate(nn.Module):
                 f"{self.lambda_max}, or {NOT_MOVED} for a gate that has not moved"
             )
         self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
+        self._stepped = number != NOT_MOVED
