@@ -12,6 +12,7 @@ from wavalign_fast.losses.plan import Scope, ScopeWeights
 from wavalign_fast.losses.rows import row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
+from wavalign_fast.ops.sending import refuse_in_capture
 
 
 class DPOOutput(NamedTuple):
@@ -85,10 +86,15 @@ def fused_dpo_loss(
             a part of a step: ``count_pairs`` of the whole step. The loss is then their share.
 
     Raises:
-        ValueError: what does not fit; on the CPU also a ``ref_logp`` that is not finite in a pair.
+        ValueError: what does not fit; a table on the CPU while a CUDA graph is captured; on the CPU
+            also a ``ref_logp`` that is not finite in a pair.
     """
     if normaliser is not None:
         check_normaliser("normaliser", normaliser)
+    given = {"sequence_id": sequence_id, "pairs": pairs, "ref_logp": ref_logp}
+    if isinstance(normaliser, torch.Tensor):
+        given["normaliser"] = normaliser
+    refuse_in_capture(hidden.device, targets=targets, **given)
     sequences = _check(targets, sequence_id, pairs, ref_logp)
     mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     scores = linear_logprob(

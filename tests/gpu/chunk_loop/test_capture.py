@@ -90,6 +90,23 @@ def test_targets_on_the_cpu_are_refused(options):
             wf.linear_logprob(*given, BATCH.targets, options=options)
 
 
+@pytest.mark.parametrize("name", ["targets", "sequence_id", "pairs", "ref_logp", "normaliser"])
+def test_a_table_of_pairs_on_the_cpu_is_refused(name):
+    rows = torch.arange(len(HIDDEN))
+    tables = {
+        "targets": BATCH.targets,
+        "sequence_id": rows % 2,
+        "pairs": torch.tensor([[0, 1]]),
+        "ref_logp": torch.zeros(2),
+        "normaliser": torch.tensor(1.0),
+    }
+    with gpu_pretended() as device:
+        given = {key: table if key == name else device.put(table) for key, table in tables.items()}
+        device.capturing = True
+        with pytest.raises(ValueError, match=f"^{name}: got a tensor on the CPU while"):
+            wf.fused_dpo_loss(*operands(device), layout=LAYOUT, options=BOUND, **given)
+
+
 def test_tables_on_the_cpu_are_taken_where_nothing_is_captured():
     with gpu_pretended() as device:
         out = objective()(*operands(device), BATCH)
