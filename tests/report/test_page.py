@@ -161,10 +161,10 @@ def test_steps_and_time_of_all_arms(run_dir):
 def test_an_arms_line_says_what_changed_and_what_is_heard(run_dir):
     text = outline(run_dir).text
     assert (
-        "wavalign: text 36% → 60% (up); speech that says what the text says 80% → 66% (down); "
-        "the right answer is heard in 43%."
+        "wavalign: text 36% → 60% (up), greedy 41% → 41%; speech that says what the text says "
+        "80% → 66% (down); the right answer is heard in 43%."
     ) in text
-    assert "sft-imperfect: text 36% → 44% (up); " in text
+    assert "sft-imperfect: text 36% → 44% (up), greedy 41% → 41%; " in text
     assert "80% → 79% (no clear change); the right answer is heard in 36%." in text
 
 
