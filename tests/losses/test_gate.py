@@ -184,7 +184,17 @@ def test_a_state_that_no_gate_has_is_refused(state, message: str) -> None:
     before = objective.gate.value
     with pytest.raises(ValueError, match=message):
         objective.load_state_dict({"gate.value": state})
+    with pytest.raises(ValueError, match=message.removeprefix("gate.")):
+        objective.gate.value = state
     assert torch.equal(objective.gate.value, before)
+
+
+def test_a_state_may_be_set() -> None:
+    gate = wf.MixingGate()
+    gate.value = torch.tensor(0.3)
+    assert torch.equal(gate(REWARDS), wf.MixingGate(initial=0.3)(REWARDS))
+    gate.value = None
+    assert gate.value is None and torch.equal(gate(REWARDS), wf.MixingGate()(REWARDS))
 
 
 def test_a_limit_that_is_lowered_holds_from_the_next_step() -> None:

@@ -186,15 +186,31 @@ class MixingGate(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Before the key was always there it was absent from the state of a gate that had not moved.
         value = state_dict.get(f"{prefix}value", torch.full((), NOT_MOVED, device="cpu"))
+        here = value.cpu() if isinstance(value, torch.Tensor) else value
+        self._check_state(f"{prefix}value", here)
+        self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
+        self._stepped = bool(here >= 0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "value":
+            super().__setattr__(name, value)
+            return
+        if value is None:
+            value = torch.full((), NOT_MOVED, device="cpu")
+        self._check_state("value", value)
+        self._buffers["value"] = value.detach().to(torch.float32)
+        self._stepped = bool(value >= 0) if can_be_read(value) else True
+
+    def _check_state(self, name: str, value: Any) -> None:
+        """Refuses what no gate can have come to, as far as it can be read."""
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{prefix}value: got {shape}, want a 0-d tensor")
-        number = float(value)
-        limit = self.lambda_max * (1 + 1e-6)  # float32 may have rounded it up
+            raise ValueError(f"{name}: got {shape}, want a 0-d tensor")
+        if not can_be_read(value):
+            return
+        number, limit = float(value), self.lambda_max * (1 + 1e-6)  # float32 may have rounded it up
         if number != NOT_MOVED and not 0.0 <= number <= limit:
             raise ValueError(
-                f"{prefix}value: got λ = {number}, want 0 <= value <= lambda_max = "
-                f"{self.lambda_max}, or {NOT_MOVED} for a gate that has not moved"
+                f"{name}: got λ = {number}, want 0 <= value <= lambda_max = {self.lambda_max}, or "
+                f"{NOT_MOVED} for a gate that has not moved"
             )
-        self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
-        self._stepped = number != NOT_MOVED
