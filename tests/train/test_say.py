@@ -120,10 +120,12 @@ class Payload:
 
 
 def test_weights_in_a_pickle_are_not_read(run, in_tmp_path):
+    weights = load_checkpoint(run / "checkpoint").state_dict()
     (run / "checkpoint" / "model.safetensors").unlink()
-    torch.save({"weight": Payload()}, run / "checkpoint" / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(run / "checkpoint")
+    for harmless_or_not in (weights, {"weight": Payload()}):
+        torch.save(harmless_or_not, run / "checkpoint" / "pytorch_model.bin")
+        with pytest.raises(UserError, match="cannot be read"):
+            load_checkpoint(run / "checkpoint")
     assert not (in_tmp_path / "harm").exists()
 
 
