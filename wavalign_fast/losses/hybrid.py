@@ -187,7 +187,7 @@ class HybridObjective(nn.Module):
         given = {f"batch.{field.name}": getattr(batch, field.name) for field in fields(batch)}
         given["rl_weight"] = rl_weight
         if rl_weight is None and isinstance(self.gate, MixingGate):
-            given["gate.value"] = self.gate.value
+            given["gate.value"] = next(self.gate.buffers())
         if normalisers is not None:
             for field in fields(normalisers):
                 given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)

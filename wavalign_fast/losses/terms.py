@@ -117,7 +117,7 @@ class StepTerms:
         std: Std,
         level: ImportanceLevel,
         clips: bool,
-        options: LossOptions | None = None,
+        options: LossOptions | None,
     ) -> "StepTerms":
         """The terms where the batch is, on the CPU if all of it is there; where a table, λ or a
         normaliser is on a device, they are there, for to read it from the host would be to wait."""

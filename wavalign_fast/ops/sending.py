@@ -71,7 +71,7 @@ def _sent_together(tables: Sequence[Tensor], device: torch.device) -> list[Tenso
     starts = [0]
     for table in away:
         starts.append(starts[-1] + -(-table.numel() * table.element_size() // ALIGN) * ALIGN)
-    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=True)
     for table, place in zip(away, _places(packed, away, starts), strict=True):
         place.copy_(table.detach())
     arrived = iter(_places(packed.to(device, non_blocking=True), away, starts))
