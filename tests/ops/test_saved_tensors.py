@@ -178,7 +178,10 @@ def test_threads_do_not_take_each_others_nest() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("hook", [lambda t: t, torch.Tensor.detach, torch.clone], ids=str)
+HOOKS = {"given back": lambda t: t, "detached": torch.Tensor.detach, "copied": torch.clone}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
 def test_a_step_of_gradients_made_in_the_forward_pass_is_used_once(hook) -> None:
     """Torch's own refusal counts the changes of a saved tensor, which hooks circumvent."""
     operand = torch.zeros(3, requires_grad=True)
