@@ -65,9 +65,10 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
   if (poisoned) sum = std::numeric_limits<double>::quiet_NaN();
   const double log_sum = std::log(sum);
   lse = static_cast<float>(top + log_sum);
-  // log p <= 0 and entropy >= 0 hold exactly, not only up to rounding.
-  logp = static_cast<float>(std::min(0.0, static_cast<double>(target_logit) - top - log_sum));
-  entropy = static_cast<float>(std::max(0.0, log_sum - weighted / sum));
+  // log p <= 0 and entropy >= 0 hold exactly, not only up to rounding. The bound comes second: of a
+  // NaN and a number these give the first, and where all ids are banned both are NaN.
+  logp = static_cast<float>(std::min(static_cast<double>(target_logit) - top - log_sum, 0.0));
+  entropy = static_cast<float>(std::max(log_sum - weighted / sum, 0.0));
   if (poisoned) logp = entropy = lse;
   out.top[row] = top;
   out.log_sum[row] = static_cast<float>(log_sum);

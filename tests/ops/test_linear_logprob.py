@@ -189,6 +189,19 @@ def test_banned_ids_make_no_nan(options, terms) -> None:
     assert relative_error(got["grad_weight"][300:], want["grad_weight"]) <= 1e-5
 
 
+@pytest.mark.parametrize("options", [CPU, REFERENCE], ids=lambda o: o.backend)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [5, 600])
+def test_where_all_ids_are_banned_there_is_no_log_prob(options, dtype, vocab) -> None:
+    """0 would be the best of all losses."""
+    p = problem(3, 16, vocab, dtype, ignored=False)
+    bias = torch.full((vocab,), -torch.inf)
+    out = linear_logprob(
+        p.hidden, p.weight, p.targets, bias=bias, with_entropy=True, options=options
+    )
+    assert out.logp.isnan().all() and out.entropy.isnan().all() and out.lse.isneginf().all()
+
+
 def test_frozen_operands_get_no_gradient() -> None:
     p = problem(9, 8, 20, torch.float32, ignored=False)
     for frozen in ("hidden", "weight"):
