@@ -78,6 +78,10 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = MAX_VALUE
         self.maxlevel = 3
 
+    def repr_instance(self, x: Any, level: int) -> str:
+        """An array is written over several lines."""
+        return super().repr_instance(x, level).replace("\n", " ")
+
     def repr_int(self, x: int, level: int) -> str:
         """Python refuses to write out a number of more than 4300 digits."""
         if x.bit_length() > 14_000:

@@ -173,7 +173,7 @@ def test_bad_input_is_named() -> None:
             wf.fused_dpo_loss(
                 torch.zeros(1, 4), torch.zeros(20, 4), layout=LAYOUT, **(given | {name: bad})
             )
-    with pytest.raises(ValueError, match="dpo_scope: got 'audio'"):
+    with pytest.raises(ValueError, match=r"^scope: got 'audio'"):
         small([1, 2], [0, 1], scope="audio")
     with pytest.raises(ValueError, match=r"ref_chosen: got a list, want a torch\.Tensor"):
         wf.dpo_loss(torch.zeros(2), torch.zeros(2), [0.0, 0.0], torch.zeros(2), beta=0.1)

@@ -1,5 +1,6 @@
 """What a caller can get wrong: each message has the value seen and the value wanted."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,24 @@ from wavalign_fast.ops import LossOptions, library, linear_logprob
         ({"weight": torch.zeros(9, 4, device="meta")}, "weight: got a tensor on meta, want cpu"),
         ({"bias": torch.zeros(9, device="meta")}, "bias: got a tensor on meta, want cpu"),
         ({"targets": torch.zeros(6).long().to("meta")}, "targets: got a tensor on meta, want cpu"),
+        ({"hidden": torch.zeros(6, 4).to_sparse()}, "hidden: got a tensor of layout sparse_coo"),
+        (
+            {"weight": torch.zeros(9, 4).to_sparse()},
+            "weight: got a tensor of layout sparse",
+        ),
+        (
+            {"hidden": torch.nested.nested_tensor([torch.zeros(6, 4)], layout=torch.jagged)},
+            "hidden: got a tensor of layout nested, want a dense one",
+        ),
+        ({"bias": torch.zeros(9).long()}, "bias: got torch.int64, want a floating dtype"),
+        ({"bias": torch.zeros(9) > 0}, "bias: got torch.bool, want a floating dtype"),
+        ({"bias": torch.zeros(9) * 1j}, "bias: got torch.complex64, want a floating dtype"),
+        ({"ignore_index": None}, "ignore_index: got None, want a whole number"),
+        ({"ignore_index": -100.0}, r"ignore_index: got -100\.0, want a whole number"),
+        ({"ignore_index": "-100"}, "ignore_index: got '-100', want a whole number"),
+        ({"ignore_index": True}, "ignore_index: got True, want a whole number"),
+        ({"ignore_index": 2**70}, r"ignore_index: got \d+, want an int64"),
+        ({"with_entropy": "no"}, "with_entropy: got 'no', want True or False"),
     ],
 )
 def test_bad_input_is_named(backend: str, change: dict, message: str) -> None:
@@ -42,14 +61,29 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("temperature", [NAN, INF, -INF, -1.0, "0.7", None, True, [1.0]], ids=str)
-def test_a_temperature_that_is_no_positive_number_is_refused(backend: str, temperature) -> None:
+@pytest.mark.parametrize(
+    "temperature, wanted",
+    [
+        *(
+            (bad, "> 0 and finite")
+            for bad in (NAN, INF, -INF, -1.0, "0.7", None, True, np.True_, [1.0], 10**400)
+        ),
+        (np.ones((2, 2)), "> 0 and finite"),
+        (list(range(10_000)), "> 0 and finite"),
+        (torch.tensor(0.7, device="meta"), "a number"),
+        # float32 would make it 0 or its quotients infinite, and the result NaN.
+        *((tiny, r">= 1\.2e-38") for tiny in (1e-300, 1e-40, 5e-324, torch.tensor(1e-39))),
+    ],
+    ids=lambda x: str(x)[:9],
+)
+def test_a_temperature_that_is_no_positive_number_is_refused(backend, temperature, wanted) -> None:
     p = problem(6, 4, 9, torch.float32)
-    with pytest.raises(ValueError, match=r"temperature: got .*, want > 0 and finite"):
+    with pytest.raises(ValueError, match=rf"^temperature: got .*, want {wanted}$") as refused:
         linear_logprob(
             p.hidden, p.weight, p.targets, temperature=temperature,
             options=LossOptions(backend=backend),
         )  # fmt: skip
+    assert len(str(refused.value)) < 120 and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -11,6 +11,8 @@ from wavalign_fast.ops.inputs import can_be_read, check_tensor
 from wavalign_fast.ops.sending import sent
 
 Tables = TypeVar("Tables")
+MOST_DEMONSTRATIONS = 2**24
+"""There is a table with an entry for each, so an index far off would take all memory."""
 
 
 def on_device(tables: Tables, device: torch.device) -> Tables:
@@ -33,7 +35,8 @@ class HybridBatch:
     Args:
         targets: [T] int64 ids; anything where both rows are -1.
         policy_row: [T] int64, in [0, B·G): rollout g of prompt b is row b·G + g.
-        anchor_row: [T] int64, any index of a demonstration (on another device than the CPU < T).
+        anchor_row: [T] int64, any index of a demonstration below 2^24 (on another device than the
+            CPU < T).
         rewards: [B, G] floats, NaN = missing; a nested list with numbers and ``None`` becomes one.
         ref_logp: [T] log-probs of the targets under the reference, for the KL terms.
         old_logp: [T] log-probs under the policy that sampled; absent: the policy itself.
@@ -81,7 +84,7 @@ class HybridBatch:
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
-        self._check_rows("anchor_row", self.anchor_rows, "T")
+        self._check_rows("anchor_row", MOST_DEMONSTRATIONS, "2^24")
 
     def to(self, device: torch.device) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copies."""
@@ -121,7 +124,8 @@ class HybridBatch:
 
         Without an ``attention_mask`` the rows must be right-padded. Left-padded prompts (as TRL and
         ``generate`` make them) need one, for nothing else says where a prompt begins; rows that
-        cannot be right-padded are refused, where the ids are on the CPU.
+        cannot be right-padded are refused, where the ids are on the CPU. Padding between a prompt
+        and its completion counts as prompt.
 
         Args:
             input_ids: [R, L] ids.
@@ -130,7 +134,7 @@ class HybridBatch:
             rewards: [B, G], or a nested list.
             prompt_lengths: [B], tokens of each prompt, padding not counted.
             ref_logp: [B·G, L - 1]; column t scores id t + 1. ``old_logp`` likewise.
-            attention_mask: [R, L] or [B·G, L], 0 on padding.
+            attention_mask: [R, L] or [B·G, L], 1 on tokens and 0 on padding.
 
         Returns:
             A batch of T = R·L positions for hidden states [R, L, H].

@@ -2,6 +2,7 @@
 
 import torch
 
+from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.ops.inputs import can_be_read, finite_number
 
 
@@ -19,6 +20,16 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
         at = int(bad[0, 0])
         raise ValueError(
             f"{name}[{at}]: got {float(logps[at])}, want a finite log-prob where it carries loss"
+        )
+
+
+def check_head(weight: torch.Tensor, layout: ModalityLayout) -> None:
+    """Refuses a head that does not have a row for each id of the layout."""
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, want [V, H] with V > 0")
+    if weight.shape[0] != layout.vocab_size:
+        raise ValueError(
+            f"weight has {weight.shape[0]} rows, want {layout.vocab_size}, the layout's vocab_size"
         )
 
 

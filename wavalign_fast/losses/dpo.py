@@ -5,14 +5,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from wavalign_fast.losses.checks import check_finite, check_normaliser
+from wavalign_fast.losses.checks import check_finite, check_head, check_normaliser
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.losses.normalise import normalised
-from wavalign_fast.losses.plan import Scope, ScopeWeights
+from wavalign_fast.losses.plan import Scope, ScopeWeights, check_scope
 from wavalign_fast.losses.rows import row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
-from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
-from wavalign_fast.ops.sending import refuse_in_capture
+from wavalign_fast.ops.inputs import (
+    can_be_read,
+    check_tensor,
+    check_type,
+    finite_number,
+    true_or_false,
+)
+from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta
+
+MOST_SEQUENCES = 2**24
+"""There is a table with an entry for each, so an index far off would take all memory."""
 
 
 class DPOOutput(NamedTuple):
@@ -36,7 +45,7 @@ def dpo_loss(
 
     Args:
         policy_chosen, policy_rejected: sequence log-probs under the policy; the gradient goes here.
-        ref_chosen, ref_rejected: the same under the reference.
+        ref_chosen, ref_rejected: the same under the reference, constants that get no gradient.
 
     Returns:
         The loss of every pair, in the shape of the arguments.
@@ -48,7 +57,7 @@ def dpo_loss(
     shapes = [tuple(side.shape) for side in sides]
     if len(set(shapes)) > 1:
         raise ValueError(f"sequence log-probs: got shapes {shapes}, want one shape")
-    margin = (policy_chosen - policy_rejected) - (ref_chosen - ref_rejected)
+    margin = (policy_chosen - policy_rejected) - (ref_chosen - ref_rejected).detach()
     return -F.logsigmoid(beta * margin)
 
 
@@ -79,8 +88,9 @@ def fused_dpo_loss(
         targets: [T] int64 ids, -100 = not scored.
         sequence_id: [T] int64, the sequence of each scored position, in [0, S).
         pairs: [P, 2] int64 sequence indices (chosen, rejected).
-        ref_logp: [S] log-probs under the reference, summed over the same tokens; ``None``: no
-            reference, its margin is 0, and a device is waited for to count the sequences.
+        ref_logp: [S] log-probs under the reference, summed over the same tokens, constants that
+            get no gradient; ``None``: no reference, its margin is 0, and a device is waited for to
+            count the sequences.
         length_normalised: average a sequence's log-probs (and the reference's) over its tokens.
         normaliser: what the sum over the pairs is divided by, a number or 0-d, for pairs that are
             a part of a step: ``count_pairs`` of the whole step. The loss is then their share.
@@ -89,13 +99,17 @@ def fused_dpo_loss(
         ValueError: what does not fit; a table on the CPU while a CUDA graph is captured; on the CPU
             also a ``ref_logp`` that is not finite in a pair.
     """
+    true_or_false("length_normalised", length_normalised)
     if normaliser is not None:
         check_normaliser("normaliser", normaliser)
     given = {"sequence_id": sequence_id, "pairs": pairs, "ref_logp": ref_logp}
     if isinstance(normaliser, torch.Tensor):
         given["normaliser"] = normaliser
+    check_tensor("hidden", hidden)
+    refuse_meta(hidden.device, targets=targets, **given)
     refuse_in_capture(hidden.device, targets=targets, **given)
     sequences = _check(targets, sequence_id, pairs, ref_logp)
+    _check_operands(hidden, weight, len(targets), layout)
     mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     scores = linear_logprob(
         hidden,
@@ -157,9 +171,11 @@ def _tokens_in_scope(
     scope: Scope,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 at tokens in scope [T], and their number in each sequence [S], float64."""
-    weights = ScopeWeights.of("dpo", scope, 1.0, 1.0)
+    check_type("layout", layout, ModalityLayout)
+    check_scope("scope", scope)
+    weights = ScopeWeights.of("policy", scope, 1.0, 1.0)
     scored = targets != IGNORE_INDEX
-    speech = layout.classify(torch.where(scored, targets, 0)) == SPEECH
+    speech = layout.classify_as("targets", torch.where(scored, targets, 0)) == SPEECH
     mask = weights.per_token(speech, scored)
     return mask, row_sums(mask, torch.where(mask > 0, sequence_id, -1), sequences)
 
@@ -198,6 +214,19 @@ def _metrics(sides: _Sides, usable: torch.Tensor, beta: float) -> dict[str, torc
     return metrics | {"pairs": usable.sum(), "skipped_pairs": (~usable).sum()}
 
 
+def _check_operands(
+    hidden: torch.Tensor, weight: torch.Tensor, positions: int, layout: ModalityLayout
+) -> None:
+    check_type("layout", layout, ModalityLayout)
+    check_tensor("weight", weight)
+    check_head(weight, layout)
+    if hidden.dim() != 2 or hidden.shape[0] != positions:
+        raise ValueError(
+            f"hidden: got shape {tuple(hidden.shape)}, want [{positions}, H], a row for each of "
+            "targets"
+        )
+
+
 def _check(
     targets: torch.Tensor,
     sequence_id: torch.Tensor,
@@ -209,10 +238,12 @@ def _check(
     for name, table in named.items():
         if table is not None or name != "ref_logp":
             check_tensor(name, table)
-    if targets.dim() != 1 or sequence_id.shape != targets.shape:
+    if targets.dim() != 1:
+        raise ValueError(f"targets: got shape {tuple(targets.shape)}, want [T]")
+    if sequence_id.shape != targets.shape:
         raise ValueError(
-            f"targets and sequence_id: got {tuple(targets.shape)} and "
-            f"{tuple(sequence_id.shape)}, want the same [T]"
+            f"sequence_id: got shape {tuple(sequence_id.shape)}, want {tuple(targets.shape)}, that "
+            "of targets"
         )
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs: got shape {tuple(pairs.shape)}, want [P, 2]")
@@ -223,15 +254,35 @@ def _check(
             )
         if table.dtype != torch.int64:
             raise ValueError(f"{name}: got {table.dtype}, want torch.int64")
-    if ref_logp is not None and ref_logp.dim() != 1:
-        raise ValueError(f"ref_logp: got shape {tuple(ref_logp.shape)}, want [S]")
+    if ref_logp is not None and (ref_logp.dim() != 1 or not ref_logp.is_floating_point()):
+        raise ValueError(
+            f"ref_logp: got {ref_logp.dtype} of shape {tuple(ref_logp.shape)}, want floats [S]"
+        )
     if ref_logp is not None and not can_be_read(targets):
         return ref_logp.shape[0]  # what follows would wait for the device
-    mentioned = torch.cat([sequence_id[targets != IGNORE_INDEX], pairs.reshape(-1)])
-    low, high = (int(mentioned.min()), int(mentioned.max())) if mentioned.numel() else (0, -1)
-    sequences = high + 1 if ref_logp is None else ref_logp.shape[0]
-    if low < 0 or high >= sequences:
+    end = MOST_SEQUENCES if ref_logp is None else ref_logp.shape[0]
+    of_tokens = sequence_id[targets != IGNORE_INDEX]
+    bounded = ref_logp is not None
+    highest = max(
+        _highest("sequence_id", of_tokens, end, bounded), _highest("pairs", pairs, end, bounded)
+    )
+    if ref_logp is None:
+        return highest + 1
+    last = int(sequence_id.max()) if len(targets) else -1  # also where nothing is scored
+    if end == len(targets) and end > max(highest, last) + 1:
         raise ValueError(
-            f"sequence_id and pairs: got sequence {low if low < 0 else high}, want [0, {sequences})"
+            f"ref_logp: got {end} values, as many as targets, for {highest + 1} sequences, want "
+            "[S]: sums over the tokens of each sequence"
         )
-    return sequences
+    return end
+
+
+def _highest(name: str, ids: torch.Tensor, end: int, of_ref_logp: bool) -> int:
+    """The highest of the indices of sequences, -1 of none; refuses those outside [0, ``end``)."""
+    if ids.numel() == 0:
+        return -1
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= end:
+        why = ", the length of ref_logp" if of_ref_logp else ""
+        raise ValueError(f"{name}: got sequence {low if low < 0 else high}, want [0, {end}){why}")
+    return high

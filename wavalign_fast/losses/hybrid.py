@@ -8,6 +8,7 @@ from torch import nn
 
 from wavalign_fast.losses.advantage import Std
 from wavalign_fast.losses.batch import HybridBatch
+from wavalign_fast.losses.checks import check_head
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.normalise import Normalisation, Normalisers
@@ -22,10 +23,11 @@ from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.calls import Call, checked_call
 from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
-from wavalign_fast.ops.inputs import can_be_read, check_tensor, finite_number
+from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
-from wavalign_fast.ops.sending import refuse_in_capture, together
+from wavalign_fast.ops.options import checked_options
+from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta, together
 
 
 class HybridOutput(NamedTuple):
@@ -94,6 +96,8 @@ class HybridObjective(nn.Module):
         options: LossOptions | None = None,
     ) -> None:
         super().__init__()
+        check_type("layout", layout, ModalityLayout)
+        checked_options(options)
         for name, value, choices in (
             ("kl_scope", kl_scope, KLScope),
             ("importance_sampling_level", importance_sampling_level, ImportanceLevel),
@@ -148,23 +152,24 @@ class HybridObjective(nn.Module):
         """
         check_tensor("hidden", hidden)
         check_tensor("weight", weight)
+        check_type("batch", batch, HybridBatch)
+        if normalisers is not None:
+            check_type("normalisers", normalisers, Normalisers)
+        if hidden.dim() < 2:
+            raise ValueError(f"hidden: got shape {tuple(hidden.shape)}, want [T, H] or [R, L, H]")
+        check_head(weight, self.layout)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if hidden.shape[0] != batch.targets.shape[0]:
             raise ValueError(
                 f"hidden has {hidden.shape[0]} positions, want {batch.targets.shape[0]}, those of "
                 "batch.targets"
             )
-        if weight.shape[0] != self.layout.vocab_size:
-            raise ValueError(
-                f"weight has {weight.shape[0]} rows, want {self.layout.vocab_size}, the layout's "
-                "vocab_size"
-            )
         if batch.ref_logp is None and (self.kl_weights.text > 0 or self.kl_weights.speech > 0):
             raise ValueError(
                 f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
                 "batch.ref_logp, got None"
             )
-        self._refuse_host_tables_in_capture(hidden.device, batch, rl_weight, normalisers)
+        self._check_places(hidden.device, batch, rl_weight, normalisers)
         self._say_what_has_no_effect(batch)
         plan = self.plan(batch)
         call = checked_call(
@@ -176,7 +181,7 @@ class HybridObjective(nn.Module):
         output = self._multiplied(call, self._terms(batch, plan, lam, normalisers))
         return output._replace(metrics=output.metrics | gate_metrics)
 
-    def _refuse_host_tables_in_capture(
+    def _check_places(
         self,
         device: torch.device,
         batch: HybridBatch,
@@ -192,6 +197,7 @@ class HybridObjective(nn.Module):
             for field in fields(normalisers):
                 given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)
         tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
+        refuse_meta(device, **tables)
         refuse_in_capture(device, **tables)
 
     def _multiplied(self, call: Call, terms: StepTerms) -> HybridOutput:

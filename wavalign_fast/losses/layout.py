@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from wavalign_fast.errors import shown
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, whole_number
 
 TEXT = 0
@@ -41,7 +42,10 @@ class ModalityLayout:
     def __post_init__(self) -> None:
         whole_number("vocab_size", self.vocab_size, low=1)
         end_before = 0
-        for first, end in sorted(self._speech_ranges()):
+        # Kept as they are now: a generator can be read once, and a list may change. Of a frozen
+        # dataclass; anyone else would be surprised by such a change.
+        object.__setattr__(self, "speech", self._speech_ranges())
+        for first, end in sorted(self.speech):
             if not 0 <= first < end <= self.vocab_size:
                 raise ValueError(
                     f"speech range ({first}, {end}): want 0 <= first < end <= {self.vocab_size}"
@@ -52,7 +56,8 @@ class ModalityLayout:
                 )
             end_before = end
         for name in ("boundary", "eos"):
-            for token in _ids(name, getattr(self, name)):
+            object.__setattr__(self, name, _ids(name, getattr(self, name)))
+            for token in getattr(self, name):
                 if not 0 <= token < self.vocab_size:
                     raise ValueError(f"{name} id {token} is outside [0, {self.vocab_size})")
             if getattr(self, f"{name}_as") not in ("text", "speech"):
@@ -60,13 +65,15 @@ class ModalityLayout:
                     f"{name}_as: got {getattr(self, f'{name}_as')!r}, want 'text' or 'speech'"
                 )
 
-    def _speech_ranges(self) -> list[tuple[int, int]]:
+    def _speech_ranges(self) -> tuple[tuple[int, int], ...]:
         try:
-            pairs = [(first, end) for first, end in self.speech]
+            pairs = tuple((first, end) for first, end in self.speech)
         except (TypeError, ValueError):
             pairs = None
         if pairs is None or any(type(number) is not int for pair in pairs for number in pair):
-            raise ValueError(f"speech: got {self.speech!r}, want ranges of ids ((first, end), ...)")
+            raise ValueError(
+                f"speech: got {shown(self.speech)}, want ranges of ids ((first, end), ...)"
+            )
         return pairs
 
     @classmethod
@@ -116,15 +123,26 @@ class ModalityLayout:
     def classify(self, ids: torch.Tensor) -> torch.Tensor:
         """``TEXT`` or ``SPEECH`` for every id: uint8, shape and device of ``ids``.
 
+        Args:
+            ids: integers of any shape.
+
         Raises:
-            ValueError: an id outside [0, vocab_size) (checked on the CPU; elsewhere it is clamped,
-                for a check would wait for the device).
+            ValueError: another dtype; an id outside [0, vocab_size) (checked on the CPU; elsewhere
+                it is clamped, for a check would wait for the device).
         """
-        check_tensor("ids", ids)
+        return self.classify_as("ids", ids)
+
+    def classify_as(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """``classify``, for ids that the caller knows by another name."""
+        check_tensor(name, ids)
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"{name}: got {ids.dtype}, want an integer dtype")
         if can_be_read(ids):
             bad = ids[(ids < 0) | (ids >= self.vocab_size)]
             if bad.numel() > 0:
-                raise ValueError(f"id {int(bad[0])} is outside the layout [0, {self.vocab_size})")
+                raise ValueError(
+                    f"{name}: id {int(bad[0])} is outside the layout [0, {self.vocab_size})"
+                )
         else:
             ids = ids.clamp(0, self.vocab_size - 1)
         return self._table(ids.device)[ids.to(torch.int64)]
@@ -144,9 +162,7 @@ class ModalityLayout:
         return self._tables[device]
 
 
-def _ids(name: str, ids: Any) -> Sequence[int]:
+def _ids(name: str, ids: Any) -> tuple[int, ...]:
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
-        raise ValueError(f"{name}: got {ids!r}, want a sequence of ids")
-    for token in ids:
-        whole_number(f"{name} id", token, low=0)
-    return ids
+        raise ValueError(f"{name}: got {shown(ids)}, want a sequence of ids")
+    return tuple(whole_number(f"{name} id", token, low=0) for token in ids)

@@ -49,6 +49,8 @@ class Normalisers:
             check_normaliser(f"normalisers.{name}", getattr(self, name))
 
     def __add__(self, other: "Normalisers") -> "Normalisers":
+        if not isinstance(other, Normalisers):
+            return NotImplemented
         return Normalisers(
             self.policy + other.policy, self.anchor + other.anchor, self.kl + other.kl
         )

@@ -1,7 +1,7 @@
 """Which positions of a hybrid step carry what, known before a single product."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,12 @@ KLScope = Literal["policy", "completion"]
 SCOPES: tuple[Scope, ...] = ("all", "text", "speech")
 
 
+def check_scope(name: str, scope: Any) -> None:
+    """Refuses what is no scope."""
+    if scope not in SCOPES:
+        raise ValueError(f"{name}: got {scope!r}, want one of {', '.join(SCOPES)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScopeWeights:
     """Weight of a text and of a speech token; 0 leaves the class out."""
@@ -24,8 +30,7 @@ class ScopeWeights:
     @classmethod
     def of(cls, name: str, scope: str, text: float, speech: float) -> "ScopeWeights":
         """The weights of ``scope``, after a check that names the argument."""
-        if scope not in SCOPES:
-            raise ValueError(f"{name}_scope: got {scope!r}, want one of {', '.join(SCOPES)}")
+        check_scope(f"{name}_scope", scope)
         try:
             text, speech = (finite_number(name, weight, low=0.0) for weight in (text, speech))
         except ValueError:
@@ -69,7 +74,7 @@ class StepPlan:
     ) -> "StepPlan":
         completion, labelled = batch.policy_row >= 0, batch.anchor_row >= 0
         used = completion | labelled
-        speech = layout.classify(torch.where(used, batch.targets, 0)) == SPEECH
+        speech = layout.classify_as("batch.targets", torch.where(used, batch.targets, 0)) == SPEECH
         policy_weight = policy.per_token(speech, completion)
         anchor_weight = anchor.per_token(speech, labelled)
         beta = kl.per_token(speech, completion)

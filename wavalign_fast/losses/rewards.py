@@ -16,7 +16,7 @@ def rewards_table(rewards: Any) -> torch.Tensor:
         ValueError: another shape or type; on the CPU also a reward that is infinite, for it has no
             advantage (elsewhere the check would wait for the device, and the loss is NaN).
     """
-    if not isinstance(rewards, torch.Tensor):
+    if rewards is not None and not isinstance(rewards, torch.Tensor):
         rewards = _from_numbers(rewards)
     check_tensor("rewards", rewards)
     if rewards.dim() == 1:
@@ -53,7 +53,7 @@ def _from_numbers(rewards: Any) -> torch.Tensor:
 
     try:
         return torch.tensor(number(rewards), dtype=torch.float32, device="cpu")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"rewards: got a {type(rewards).__name__} ({error}), want floats [B, G]"
         ) from error

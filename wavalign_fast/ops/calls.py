@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
 from wavalign_fast.ops.library import choose_backend
-from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.options import LossOptions, checked_options
 
 IGNORE_INDEX = -100
 
@@ -40,9 +40,7 @@ def checked_call(
         ValueError: what does not fit; the message has the value seen and the value wanted.
         RuntimeError: a derivative is asked for that the backend does not have.
     """
-    options = LossOptions() if options is None else options
-    if not isinstance(options, LossOptions):
-        raise ValueError(f"options: got a {type(options).__name__}, want a LossOptions")
+    options = checked_options(options)
     _check_places(hidden, weight, targets, bias)
     hidden, weight = _under_autocast(hidden), _under_autocast(weight)
     bias = None if bias is None else _under_autocast(bias)
@@ -128,6 +126,8 @@ def _check(
         raise ValueError(f"targets: got {targets.dtype}, want an integer dtype")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, want [{weight.shape[0]}]")
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"bias: got {bias.dtype}, want a floating dtype")
 
 
 def _check_ids(ids: torch.Tensor, vocab_size: int, ignore_index: int) -> None:

@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
+from wavalign_fast.errors import shown
+
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Below it a division in float32 has no meaning."""
+
 
 def can_be_read(tensor: torch.Tensor) -> bool:
     """Whether a check may look at the values: where no device is waited for, and there are any."""
@@ -38,16 +43,20 @@ def finite_number(
             raise ValueError(
                 f"{name}: got {value.dtype} of shape {tuple(value.shape)}, want a number or 0-d"
             )
+        if value.device.type == "meta":
+            raise ValueError(f"{name}: got a tensor on meta, want a number")
         value = value.item()
     wanted = f"> {above:g} and finite" if above is not None else _wanted(low, high)
     try:
-        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
-    except (TypeError, ValueError):
+        # numpy's truth values are no bool.
+        odd = isinstance(value, str | bytes | bool) or type(value).__name__ in ("bool", "bool_")
+        number = math.nan if odd else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     # Comparisons that a NaN fails.
     inside = low <= number <= high and -math.inf < number < math.inf
     if not inside or (above is not None and not number > above):
-        raise ValueError(f"{name}: got {value!r}, want {wanted}")
+        raise ValueError(f"{name}: got {shown(value)}, want {wanted}")
     return number
 
 
@@ -57,8 +66,8 @@ def _wanted(low: float, high: float) -> str:
     return f">= {low:g} and finite" if low > -math.inf else "a finite number"
 
 
-def whole_number(name: str, value: Any, *, low: int, unit: str = "") -> int:
-    """``value`` as an int of at least ``low``; a float is refused, whole or not.
+def whole_number(name: str, value: Any, *, low: int | None, unit: str = "") -> int:
+    """``value`` as an int of at least ``low``, of any size; a float is refused, whole or not.
 
     Raises:
         ValueError: anything else.
@@ -67,17 +76,42 @@ def whole_number(name: str, value: Any, *, low: int, unit: str = "") -> int:
         number = None if isinstance(value, bool) else int(value.__index__())
     except (AttributeError, TypeError):
         number = None
-    if number is None or number < low:
-        raise ValueError(f"{name}: got {value!r}, want a whole number >= {low}{unit}")
+    if number is None or (low is not None and number < low):
+        wanted = "a whole number" if low is None else f"a whole number >= {low}{unit}"
+        raise ValueError(f"{name}: got {shown(value)}, want {wanted}")
     return number
 
 
+def true_or_false(name: str, value: Any) -> None:
+    """Refuses what is no ``bool``: the text "no" is true.
+
+    Raises:
+        ValueError: with the value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {shown(value)}, want True or False")
+
+
+def check_type(name: str, value: Any, wanted: type) -> None:
+    """Refuses a value that is no ``wanted``, by its type.
+
+    Raises:
+        ValueError: with both types.
+    """
+    if not isinstance(value, wanted):
+        seen = _article(type(value).__name__)
+        raise ValueError(f"{name}: got {seen}, want {_article(wanted.__name__)}")
+
+
 def check_tensor(name: str, value: Any) -> None:
-    """Refuses what is no tensor, by its type, and a DTensor, by what to do about it."""
+    """Refuses what is no tensor or no dense one, and a DTensor, by what to do about it."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: got {_article(type(value).__name__)}, want a torch.Tensor")
     if hasattr(value, "placements"):
         raise ValueError(f"{name}: got a DTensor, want a local tensor: {GATHER.get(name, LOCAL)}")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"{name}: got a tensor of layout {kind}, want a dense one")
 
 
 def _article(noun: str) -> str:

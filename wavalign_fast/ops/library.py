@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wavalign_fast.ops import cuda
-from wavalign_fast.ops.options import BACKENDS, LossOptions
+from wavalign_fast.ops.options import BACKENDS, LossOptions, checked_options
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NO_SECOND_DERIVATIVE = (
@@ -120,7 +120,7 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
 
 def takes_cuda_groups(rewards: torch.Tensor, options: LossOptions | None) -> bool:
     """Whether statistics of groups of rewards come from the CUDA kernels: asked for, or at will."""
-    asked = "auto" if options is None else options.backend
+    asked = checked_options(options).backend
     return (asked if asked != "auto" else _ENV_BACKEND) in ("auto", "cuda") and cuda.serves(rewards)
 
 

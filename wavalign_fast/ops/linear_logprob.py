@@ -6,7 +6,12 @@ import torch
 
 from wavalign_fast.ops import cpu, gpu, reference
 from wavalign_fast.ops.calls import IGNORE_INDEX, Call, checked_call
-from wavalign_fast.ops.inputs import finite_number
+from wavalign_fast.ops.inputs import (
+    SMALLEST_TEMPERATURE,
+    finite_number,
+    true_or_false,
+    whole_number,
+)
 from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.picked import Picked, pick
 
@@ -43,9 +48,9 @@ def linear_logprob(
         weight: [V, H], the dtype of ``hidden``.
         targets: [...] integers in [0, V) or ``ignore_index``. With ``hidden`` on a GPU they may
             stay on the CPU: the rows to be multiplied are then known without waiting for the GPU.
-        bias: [V], added after the temperature; ``-inf`` bans an id.
-        temperature: divides the product; positive. It gets no gradient: to learn one, divide
-            ``hidden`` by it.
+        bias: [V] floats, added after the temperature; ``-inf`` bans an id.
+        temperature: divides the product; at least 1.2e-38, the smallest normal float32. It gets
+            no gradient: to learn one, divide ``hidden`` by it.
         with_entropy: also return the entropy in nats.
 
     Returns:
@@ -58,6 +63,12 @@ def linear_logprob(
         RuntimeError: a derivative is asked for that the backend does not have.
     """
     temperature = finite_number("temperature", temperature, above=0)
+    if temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"temperature: got {temperature}, want >= {SMALLEST_TEMPERATURE:.1e}")
+    ignore_index = whole_number("ignore_index", ignore_index, low=None)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}, want an int64")
+    true_or_false("with_entropy", with_entropy)
     call = checked_call(hidden, weight, targets, bias, ignore_index, options)
     scores = scored(call, temperature=temperature, ignore_index=ignore_index)
     logp, entropy, lse = (values.reshape(targets.shape) for values in scores)

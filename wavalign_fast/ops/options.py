@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from wavalign_fast.ops.inputs import finite_number, whole_number
+from wavalign_fast.ops.inputs import check_type, finite_number, true_or_false, whole_number
 
 Backend = Literal["auto", "cpu", "triton", "cuda", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "triton", "cuda", "reference")
@@ -43,8 +43,7 @@ class LossOptions:
             raise ValueError(f"backend: got {self.backend!r}, want one of {', '.join(BACKENDS)}")
         if self.memory_budget is not None:
             whole_number("memory_budget", self.memory_budget, low=0, unit=" bytes")
-        if not isinstance(self.deterministic, bool):
-            raise ValueError(f"deterministic: got {self.deterministic!r}, want True or False")
+        true_or_false("deterministic", self.deterministic)
         if self.weight_grad_dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"weight_grad_dtype: got {self.weight_grad_dtype}, want torch.float32 or "
@@ -55,3 +54,11 @@ class LossOptions:
         tolerance = finite_number("skip_tolerance", self.skip_tolerance)
         if not 0.0 <= tolerance < 1.0:
             raise ValueError(f"skip_tolerance: got {self.skip_tolerance}, want 0 <= value < 1")
+
+
+def checked_options(options: LossOptions | None) -> LossOptions:
+    """The options, by default all at their defaults; a ``ValueError`` for anything else."""
+    if options is None:
+        return LossOptions()
+    check_type("options", options, LossOptions)
+    return options

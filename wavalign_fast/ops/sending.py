@@ -35,6 +35,17 @@ def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
             )
 
 
+def refuse_meta(device: torch.device, **tables: Any) -> None:
+    """Refuses tables without values, unless nothing is computed.
+
+    Raises:
+        ValueError: names the first such table.
+    """
+    for name, table in tables.items():
+        if isinstance(table, Tensor) and table.device.type == "meta" != device.type:
+            raise ValueError(f"{name}: got a tensor on meta, want {device}, where hidden is")
+
+
 def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
     """The table on the device."""
     if table.device == device:

@@ -5,15 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
+
+from wavalign_fast.ops.inputs import SMALLEST_TEMPERATURE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NO_END = -1
-SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
-"""Below it a division in float32 has no meaning."""
 
 
 def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
