@@ -94,6 +94,72 @@ def test_left_padded_prompts_without_a_mask_are_recognised(left, right, rows) ->
         )  # fmt: skip
 
 
+def moved(given: dict[str, torch.Tensor], columns: list[int]) -> dict[str, torch.Tensor]:
+    """``given`` with each row and its labels so far to the right, without its mask."""
+    for name in ("input_ids", "labels"):
+        rows = [row.roll(by) for row, by in zip(given[name], columns, strict=True)]
+        given[name] = torch.stack(rows)
+    del given["attention_mask"]
+    return given
+
+
+@pytest.mark.parametrize("right", [1, 4])
+def test_rows_that_end_together_without_a_mask_are_recognised(right) -> None:
+    """As ``padding_side="left"`` pads a text of prompt and completion."""
+    given = padded(None, right=right)
+    given = moved(given, (given["attention_mask"] == 0).sum(1).tolist())
+    with pytest.raises(ValueError, match=r"input_ids: row \d begins with \d × id 0, as if its p"):
+        wf.HybridBatch.from_padded(**given)
+
+
+@pytest.mark.parametrize("left", [4, 6])
+@pytest.mark.parametrize("padding", [5, 8])
+def test_a_padding_that_begins_a_prompt_as_well_is_recognised(left, padding) -> None:
+    given = padded(left)
+    given["input_ids"][given.pop("attention_mask") == 0] = padding
+    with pytest.raises(ValueError, match=rf"row \d begins with \d+ × id {padding}, as if its p"):
+        wf.HybridBatch.from_padded(**given)
+
+
+def test_a_mask_without_padding_is_not_believed_of_left_padded_rows() -> None:
+    given = padded(5)
+    given["attention_mask"] = torch.ones_like(given["attention_mask"])
+    with pytest.raises(ValueError, match=r"input_ids: row \d begins with \d × id 0, as if"):
+        wf.HybridBatch.from_padded(**given)
+
+
+def test_a_mask_is_believed_where_ids_could_be_read_either_way() -> None:
+    """The padding begins every text, and the end of an answer, 2, is not scored."""
+    ids = torch.tensor([[0, 7, 3, 5, 4, 2, 0], [0, 7, 3, 6, 2, 0, 0], [9, 9, 9, 9, 9, 9, 9]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    labels = torch.full_like(ids, -100)
+    given = ids, mask, labels, torch.zeros(1, 2), [2]
+    with pytest.raises(ValueError, match=r"row \d begins with 1 × id 0, as if"):
+        wf.HybridBatch.from_padded(*given)
+    attention = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0]])
+    batch = wf.HybridBatch.from_padded(*given, attention_mask=attention)
+    assert tokens_of(batch) == {("policy", 0): [3, 5, 4], ("policy", 1): [3, 6]}
+
+
+def test_padding_between_prompts_and_completions_counts_as_prompt() -> None:
+    given = padded(None, right=3)
+    ids = given["input_ids"]
+    for row in (2, 3):  # of the prompt with one token
+        ids[row, 1:] = ids[row, 1:].roll(2)
+    del given["attention_mask"]
+    with pytest.raises(ValueError, match=r"prompt_lengths: got 1 for row \d .* 2 × id 0, as if"):
+        wf.HybridBatch.from_padded(**given)
+    assert tokens_of(wf.HybridBatch.from_padded(**(given | {"prompt_lengths": [3, 3]}))) == WANTED
+
+
+def test_completions_of_no_columns_have_no_tokens() -> None:
+    given = padded(None)
+    given["completion_mask"] = given["completion_mask"][:, :0]
+    for mask in (given["attention_mask"], None):
+        batch = wf.HybridBatch.from_padded(**(given | {"attention_mask": mask}))
+        assert set(tokens_of(batch)) == {("anchor", 0)}
+
+
 def test_right_padded_rows_that_begin_with_the_padding_are_not_taken_for_left_padded() -> None:
     """Models without a padding id of their own use the one that begins or ends every text."""
     given = padded(None)
@@ -156,6 +222,26 @@ def test_log_probs_of_both_policies_are_placed() -> None:
             r"attention_mask: got shape \(4, 3\), want \(5, 7\)",
         ),
         ({"attention_mask": [[1]]}, "attention_mask: got a list"),
+        # As attention layers add it to their scores: 0 means the opposite.
+        (
+            {"attention_mask": torch.where(torch.arange(7) < 6, 0.0, -1e9).expand(5, 7)},
+            r"attention_mask\[0, 6\]: got -1000000000\.0, want 0 or 1",
+        ),
+        ({"attention_mask": torch.full((5, 7), NAN)}, r"attention_mask\[0, 0\]: got nan"),
+        (
+            {"attention_mask": torch.arange(7).expand(5, 7) > 5},
+            r"prompt end 6 \(columns that attention_mask leaves out\) \+ 3 \+ 0 is outside",
+        ),
+        ({"rewards": None}, r"rewards: got a NoneType, want a torch\.Tensor"),
+        ({"rewards": [[10**400, 1.0], [1.0, 1.0]]}, "rewards: got a list .*too large"),
+        ({"prompt_lengths": [-1, 1]}, r"prompt_lengths\[0\]: got -1, want 0 <= length <= 7"),
+        ({"prompt_lengths": [3, 8]}, r"prompt_lengths\[1\]: got 8, want 0 <= length <= 7"),
+        ({"prompt_lengths": [True, 3]}, r"prompt_lengths: got \[True, 3\], want whole numbers"),
+        ({"prompt_lengths": [3, 2**70]}, r"prompt_lengths: got \[3, \d+\], want whole numbers"),
+        (
+            {"prompt_lengths": torch.ones(2).long().to("meta")},
+            "prompt_lengths: got a tensor on meta, want cpu",
+        ),
         (
             {"attention_mask": torch.tensor([1, 1, 1, 0, 0, 0, 0]).expand(5, 7)},
             r"completion_mask\[0, 0\] is set, but attention_mask\[0, 3\] is 0",

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from wavalign_fast.errors import shown
+from wavalign_fast.losses.padding_side import check_right_padded
 from wavalign_fast.ops import IGNORE_INDEX
-from wavalign_fast.ops.inputs import can_be_read, check_tensor
+from wavalign_fast.ops.inputs import can_be_read, check_tensor, whole_number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,17 +53,20 @@ class PaddedRows:
         device = input_ids.device
         _check_device("labels", labels, device)
         _check_device("completion_mask", completion_mask, device)
-        lengths = _prompt_lengths(prompt_lengths, len(rewards), device)
+        lengths = _prompt_lengths(prompt_lengths, len(rewards), input_ids)
         first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)
-        _check_ones(completion_mask)
+        _check_ones("completion_mask", completion_mask)
         scored = completion_mask.to(torch.bool)
+        left = torch.zeros_like(first)
         if attention_mask is not None:
-            first = first + _padding_on_the_left(attention_mask, input_ids, rollouts)
-        _check_within(scored, first, input_ids.shape[1])
+            left = _padding_on_the_left(attention_mask, input_ids, rollouts)
+        _check_within(scored, first, left, input_ids.shape[1])
+        first = first + left
         if attention_mask is not None:
             _check_attended(attention_mask[:rollouts], scored, first)
-        else:
-            _check_right_padded(input_ids[:rollouts], scored, first, rewards.shape[1])
+        # A mask of ones is what one gets without asking for it.
+        if attention_mask is None or (can_be_read(left) and bool(attention_mask[:rollouts].all())):
+            check_right_padded(input_ids[:rollouts], scored, first, rewards.shape[1])
         return cls(
             input_ids=input_ids.to(torch.int64),
             labels=labels.to(torch.int64),
@@ -130,16 +135,16 @@ def _check_device(name: str, table: torch.Tensor, device: torch.device) -> None:
         )
 
 
-def _prompt_lengths(lengths: Any, prompts: int, device: torch.device) -> torch.Tensor:
-    """[B] int64 on ``device``, from a tensor or a list."""
+def _prompt_lengths(lengths: Any, prompts: int, input_ids: torch.Tensor) -> torch.Tensor:
+    """[B] int64 beside ``input_ids`` [R, L], from a tensor or a list."""
     if not isinstance(lengths, torch.Tensor):
         try:
             lengths = torch.tensor(
-                [int(n.__index__()) for n in lengths], dtype=torch.int64, device="cpu"
+                [whole_number("one", n, low=None) for n in lengths], dtype=torch.int64, device="cpu"
             )
-        except (AttributeError, TypeError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"prompt_lengths: got {lengths!r}, want whole numbers [{prompts}]"
+                f"prompt_lengths: got {shown(lengths)}, want whole numbers [{prompts}]"
             ) from error
     check_tensor("prompt_lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -149,20 +154,27 @@ def _prompt_lengths(lengths: Any, prompts: int, device: torch.device) -> torch.T
             f"prompt_lengths: got {tuple(lengths.shape)}, want [{prompts}], one for each row of "
             "rewards"
         )
-    return lengths.to(device, torch.int64)
+    if lengths.device.type == "meta":
+        _check_device("prompt_lengths", lengths, input_ids.device)
+    if can_be_read(lengths):
+        bad = torch.nonzero((lengths < 0) | (lengths > input_ids.shape[1]))
+        if bad.numel() > 0:
+            at = int(bad[0, 0])
+            raise ValueError(
+                f"prompt_lengths[{at}]: got {int(lengths[at])}, want 0 <= length <= "
+                f"{input_ids.shape[1]}, the columns of input_ids"
+            )
+    return lengths.to(input_ids.device, torch.int64)
 
 
-def _check_ones(completion_mask: torch.Tensor) -> None:
-    """Refuses, on the CPU, a mask with something else than 0 and 1: ids, say, or weights."""
-    if not can_be_read(completion_mask):
+def _check_ones(name: str, mask: torch.Tensor) -> None:
+    """Refuses, on the CPU, a mask with something else than 0 and 1: ids, weights, or -inf."""
+    if not can_be_read(mask):
         return
-    bad = torch.nonzero((completion_mask != 0) & (completion_mask != 1))
+    bad = torch.nonzero((mask != 0) & (mask != 1))
     if bad.numel() > 0:
         row, column = (int(i) for i in bad[0])
-        raise ValueError(
-            f"completion_mask[{row}, {column}]: got {completion_mask[row, column].item()}, want 0 "
-            "or 1"
-        )
+        raise ValueError(f"{name}[{row}, {column}]: got {mask[row, column].item()}, want 0 or 1")
 
 
 def _padding_on_the_left(
@@ -177,6 +189,7 @@ def _padding_on_the_left(
             f"attention_mask: got shape {tuple(attention_mask.shape)}, want {allowed[0]}, that of "
             "input_ids"
         )
+    _check_ones("attention_mask", attention_mask)
     seen = attention_mask[:rollouts] != 0
     # Columns up to the first one seen; of an empty row, all.
     return (seen.cumsum(1) == 0).sum(1, keepdim=True)
@@ -191,13 +204,19 @@ def _inside(position: torch.Tensor, length: int) -> torch.Tensor:
     return (position >= 0) & (position < length - 1)
 
 
-def _check_within(scored: torch.Tensor, first: torch.Tensor, length: int) -> None:
-    outside = scored & ~_inside(_predicting(scored, first), length)
+def _check_within(
+    scored: torch.Tensor, first: torch.Tensor, left: torch.Tensor, length: int
+) -> None:
+    """Refuses, on the CPU, completion tokens that have no column or nothing in front of them."""
+    outside = scored & ~_inside(_predicting(scored, first + left), length)
     if can_be_read(scored) and bool(outside.any()):
         row, column = (int(i) for i in torch.nonzero(outside)[0])
+        padding = ""
+        if left[row] > 0:
+            padding = f"{int(left[row])} (columns that attention_mask leaves out) + "
         raise ValueError(
-            f"completion_mask[{row}, {column}] is set, but prompt end {int(first[row])} + "
-            f"{column} is outside the {length} columns of input_ids"
+            f"completion_mask[{row}, {column}] is set, but prompt end {padding}{int(first[row])} + "
+            f"{column} is outside the {length} columns of input_ids, or the first of them"
         )
 
 
@@ -215,43 +234,4 @@ def _check_attended(
         raise ValueError(
             f"completion_mask[{row}, {at}] is set, but attention_mask[{row}, "
             f"{int(first[row]) + at}] is 0: column 0 of completion_mask is where the prompt ends"
-        )
-
-
-def _check_right_padded(
-    ids: torch.Tensor, scored: torch.Tensor, first: torch.Tensor, group: int
-) -> None:
-    """Refuses, on the CPU, rollouts [B·G, L] that cannot be right-padded but can be left-padded.
-
-    Ids alone say which is which only together. Behind right-padded completions stands one id, the
-    padding. With left-padded prompts it stands in front of them, up to the same last column of all
-    prompts; what follows is the same in all rows of a group up to that column; and it fills up the
-    completions. One cell of all these could be chance, so two are asked for.
-    """
-    if not can_be_read(ids) or ids.numel() == 0:
-        return
-    column = torch.arange(ids.shape[1], device="cpu")
-    filled = scored.any(1, keepdim=True)
-    end = torch.where(scored, torch.arange(1, scored.shape[1] + 1, device="cpu"), 0).amax(1, True)
-    behind = ids[filled & (column >= first + end)]
-    if len(behind.unique()) <= 1:  # right-padded, or as good as
-        return
-    padding = ids[first.argmin(), 0]
-    run = (ids == padding).cumprod(1).sum(1, keepdim=True)  # [B·G, 1]
-    prompt_end = run + first
-    by_group = ids.reshape(-1, group, ids.shape[1])
-    shared = (by_group == by_group[:, :1]).all(1)[:, None].expand_as(by_group).reshape(ids.shape)
-    said_by_prompt = (column >= first) & (column < prompt_end)
-    filling = filled & (column >= prompt_end + end)
-    left_padded = (
-        bool((prompt_end == prompt_end[0]).all())
-        and bool(shared[said_by_prompt].all())
-        and bool((ids[filling] == padding).all())
-    )
-    signs = int(run.sum()) + int(filling.sum())
-    if left_padded and signs > 1:
-        row = int(run.argmax())
-        raise ValueError(
-            f"input_ids: row {row} begins with {int(run[row])} × id {int(padding)}, as if its "
-            "prompt was left-padded, want right-padded rows or an attention_mask"
         )
