@@ -143,6 +143,31 @@ def test_an_argument_of_the_preference_loss_is_named(change: dict, message: str)
         wf.fused_dpo_loss(**(good | change))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta", torch.device("meta")], ids=str)
+def test_a_batch_goes_to_a_device_by_its_name(device) -> None:
+    there = batch(ref_logp=torch.zeros(4)).to(device)
+    for name in ("targets", "policy_row", "anchor_row", "rewards", "ref_logp"):
+        assert getattr(there, name).device == torch.device(device), name
+
+
+@pytest.mark.parametrize("tables", ["cpu", "meta"])
+@pytest.mark.parametrize("ref", [None, torch.zeros(2)], ids=["alone", "reference"])
+def test_a_preference_loss_is_where_its_hidden_states_are(tables: str, ref) -> None:
+    row, pairs = torch.tensor([0, 0, 1, 1]), torch.tensor([[0, 1]])
+    away = [table.to("meta") for table in HEAD.values()]
+    here = [table.to(tables) for table in (ROW, row, pairs)]
+
+    def loss() -> torch.Tensor:
+        reference = None if ref is None else ref.to(tables)
+        return wf.fused_dpo_loss(*away, *here, layout=LAYOUT, ref_logp=reference).loss
+
+    if tables == "meta" and ref is None:
+        with pytest.raises(ValueError, match="ref_logp: got None with targets on meta, want"):
+            loss()
+    else:
+        assert loss().device.type == "meta"
+
+
 def test_a_reference_gets_no_gradient() -> None:
     policy, ref = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     wf.dpo_loss(policy, -policy, ref, -ref, beta=0.1).sum().backward()

@@ -146,6 +146,18 @@ def test_copies_go_on_alike(copied) -> None:
         assert torch.equal(other.gate(REWARDS), objective.gate(REWARDS))
 
 
+def test_a_key_that_no_gate_has_is_refused() -> None:
+    objective = wf.HybridObjective(LAYOUT)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "gate\.lambda"'):
+        objective.load_state_dict({"gate.value": torch.tensor(0.5), "gate.lambda": torch.tensor(1)})
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "lambda"'):
+        wf.MixingGate().load_state_dict({"lambda": torch.tensor(0.5)})
+    state = {"value": torch.tensor(0.5), "lambda": torch.tensor(0.5)}
+    gate = wf.MixingGate()
+    gate.load_state_dict(state, strict=False)
+    assert gate.value == 0.5
+
+
 def test_a_state_dict_stays_what_it_was() -> None:
     objective = moved()
     state, value = objective.state_dict(), objective.gate.value
@@ -176,6 +188,7 @@ def test_lambda_keeps_its_value_and_type_wherever_the_module_goes(move) -> None:
         (torch.tensor(-0.1), "gate.value: got λ = -0.1"),
         (torch.tensor([0.3]), r"gate.value: got \(1,\), want a 0-d tensor"),
         (0.3, "gate.value: got float, want a 0-d tensor"),
+        (torch.tensor(0.3, device="meta"), "gate.value: got a tensor on meta, want one with a val"),
     ],
     ids=str,
 )

@@ -282,6 +282,8 @@ def test_training_mode_is_restored_and_no_gradient_is_kept(model):
         ([[3]], {"temperature": INF}, "temperature is inf"),
         ([[3]], {"temperature": 1e-40}, "temperature is 1e-40, wanted 0 .greedy. or at least"),
         ([[3]], {"temperature": "1"}, "temperature is '1'"),
+        ([[3]], {"temperature": 10**400}, r"temperature is 10+\.\.\.0+, wanted 0 .greedy. or more"),
+        ([[3]], {"generator": 3}, r"generator is 3 \(int\), wanted a torch\.Generator"),
         ([[3]], {"pad_id": None}, "pad_id: None"),
         ([[3]], {"pad_id": VOCAB}, f"pad_id is {VOCAB}"),
         ([[3]], {"pad_id": -1}, "pad_id is -1"),

@@ -86,9 +86,9 @@ class HybridBatch:
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
         self._check_rows("anchor_row", MOST_DEMONSTRATIONS, "2^24")
 
-    def to(self, device: torch.device) -> "HybridBatch":
+    def to(self, device: torch.device | str) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copies."""
-        return on_device(self, device)
+        return on_device(self, torch.device(device))
 
     @property
     def anchor_rows(self) -> int:

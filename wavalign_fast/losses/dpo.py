@@ -18,7 +18,7 @@ from wavalign_fast.ops.inputs import (
     finite_number,
     true_or_false,
 )
-from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta
+from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta, together
 
 MOST_SEQUENCES = 2**24
 """There is a table with an entry for each, so an index far off would take all memory."""
@@ -85,7 +85,8 @@ def fused_dpo_loss(
     Args:
         hidden: [T, H]; position t predicts ``targets[t]``.
         weight: [V, H].
-        targets: [T] int64 ids, -100 = not scored.
+        targets: [T] int64 ids, -100 = not scored. With ``hidden`` on a GPU these and the next two
+            may be on the CPU: which rows are multiplied is then known without waiting for the GPU.
         sequence_id: [T] int64, the sequence of each scored position, in [0, S).
         pairs: [P, 2] int64 sequence indices (chosen, rejected).
         ref_logp: [S] log-probs under the reference, summed over the same tokens, constants that
@@ -111,14 +112,11 @@ def fused_dpo_loss(
     sequences = _check(targets, sequence_id, pairs, ref_logp)
     _check_operands(hidden, weight, len(targets), layout)
     mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
-    scores = linear_logprob(
-        hidden,
-        weight,
-        torch.where(mask > 0, targets, IGNORE_INDEX),
-        bias=bias,
-        options=options,
-    )
+    live = torch.where(mask > 0, targets, IGNORE_INDEX)
+    scores = linear_logprob(hidden, weight, live, bias=bias, options=options)
     row = torch.where(mask > 0, sequence_id, -1)
+    # Tables on the CPU have told which rows to multiply; the rest is done where the rows are.
+    row, tokens, pairs = together(scores.logp.device, row, tokens, pairs)
     divisor = tokens.clamp(min=1.0) if length_normalised else torch.ones_like(tokens)
     policy = row_sums(scores.logp.to(torch.float64), row, sequences) / divisor
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
@@ -260,6 +258,11 @@ def _check(
         )
     if ref_logp is not None and not can_be_read(targets):
         return ref_logp.shape[0]  # what follows would wait for the device
+    if targets.device.type == "meta":
+        raise ValueError(
+            "ref_logp: got None with targets on meta, want [S]: nothing else has the number of "
+            "sequences"
+        )
     end = MOST_SEQUENCES if ref_logp is None else ref_logp.shape[0]
     of_tokens = sequence_id[targets != IGNORE_INDEX]
     bounded = ref_logp is not None

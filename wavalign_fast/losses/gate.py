@@ -183,10 +183,23 @@ class MixingGate(nn.Module):
         self._buffers["value"] = state if device.type == "meta" else state.to(device)
         return self
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if strict:
+            others = (key for key in state_dict if key.startswith(prefix))
+            unexpected_keys.extend(key for key in others if key != f"{prefix}value")
         # Before the key was always there it was absent from the state of a gate that had not moved.
         value = state_dict.get(f"{prefix}value", torch.full((), NOT_MOVED, device="cpu"))
-        here = value.cpu() if isinstance(value, torch.Tensor) else value
+        away = isinstance(value, torch.Tensor) and value.device.type != "meta"
+        here = value.cpu() if away else value
         self._check_state(f"{prefix}value", here)
         self._buffers["value"] = value.detach().to(self._state.device, torch.float32, copy=True)
         self._stepped = bool(here >= 0)
@@ -206,6 +219,8 @@ class MixingGate(nn.Module):
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{name}: got {shape}, want a 0-d tensor")
+        if value.device.type == "meta":
+            raise ValueError(f"{name}: got a tensor on meta, want one with a value")
         if not can_be_read(value):
             return
         number, limit = float(value), self.lambda_max * (1 + 1e-6)  # float32 may have rounded it up

@@ -1,12 +1,14 @@
 """What sampling is asked for: prompts, end ids and numbers, checked before the model runs."""
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from wavalign_fast.errors import shown
 from wavalign_fast.ops.inputs import SMALLEST_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -39,16 +41,24 @@ def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
     return ids
 
 
-def check_numbers(group_size: int, max_new_tokens: int, temperature: float) -> None:
-    """Refuses counts below one and temperatures that give no distribution."""
+def check_numbers(
+    group_size: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+) -> None:
+    """Refuses counts below one, temperatures that give no distribution, and a bare seed."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        kind = type(generator).__name__
+        raise TypeError(f"generator is {shown(generator)} ({kind}), wanted a torch.Generator")
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if _whole(name, value) < 1:
             raise ValueError(f"{name} is {value}, wanted at least 1")
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         kind = type(temperature).__name__
         raise TypeError(f"temperature is {temperature!r} ({kind}), wanted a number")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, wanted 0 (greedy) or more, and finite")
+    # Python compares whole numbers that no float can hold.
+    if not 0 <= temperature <= sys.float_info.max:
+        raise ValueError(
+            f"temperature is {shown(temperature)}, wanted 0 (greedy) or more, and finite"
+        )
     if 0 < temperature < SMALLEST_TEMPERATURE:
         raise ValueError(
             f"temperature is {temperature}, wanted 0 (greedy) or at least "

@@ -147,7 +147,7 @@ def sample_completions(
         UserError: where the model's logits are no distribution: NaN or +inf among them, or nothing
             above -inf.
     """
-    check_numbers(group_size, max_new_tokens, temperature)
+    check_numbers(group_size, max_new_tokens, temperature, generator)
     ends = end_ids(eos_id)
     prompts = check_ids(model, prompt_ids, ends=ends, pad_id=pad_id)
     if not prompts:
