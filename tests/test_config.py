@@ -12,6 +12,8 @@ from wavalign_fast.config_layers import (
     choose_arm,
     differing_keys,
     dump_config,
+    key_hint,
+    known_keys,
     merge,
     parse_overrides,
     resolve_config,
@@ -191,6 +193,14 @@ def test_further_mistakes_are_counted():
 def test_a_dotted_key_in_a_file_says_how_to_write_it():
     with pytest.raises(UserError, match=r"^unknown key train\.steps in one word; in a file, write"):
         resolve_config([BASE, {"train.steps": 3}])
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("train.zzz", ""), ("loss.gate.emma", "loss.gate.ema"), ("loss.zzz", ""), ("TRAIN", "train")],
+)
+def test_no_group_is_suggested_for_a_key_in_it(given, hint):
+    assert key_hint(given, known_keys(RunConfig)) == (f"; did you mean {hint}?" if hint else "")
 
 
 def test_a_missing_recipe_is_said():

@@ -151,7 +151,8 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i 
         (LAUGHS, "more than 100000 values"),
         ("a: !!python/object/apply:os.system [x]", "not valid YAML: could not determine a constr"),
         ("a: \x00", "not valid YAML"),
-        ("a: 1\n---\nb: 1\n", "not valid YAML: but found another document"),
+        ("a: 1\n---\nb: 1\n", "expected a single document in the stream, but found another"),
+        ("a: !!int {b: 1}\n", "not valid YAML: expected a scalar node, but found mapping"),
         ("? [a]\n: b\n", "not valid YAML: found unhashable key"),
         ("a: *b\n", "not valid YAML: found undefined alias"),
     ],
@@ -164,7 +165,12 @@ def test_what_is_no_config_is_refused_on_one_line(tmp_path, text, message):
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["1" * 5000, "010", "1:30", "2026-13-45", "1e999", "2026-11-27"])
+TAGGED = ["!!bool x", "!!timestamp x", "!!int ''", "!!float ''", "!!int x", "!!float x"]
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "010", "1:30", "2026-13-45", "1e999", "2026-11-27", *TAGGED]
+)
 def test_no_number_is_made_of_what_only_looks_like_one(text):
     for layer in (
         parse_overrides([f"train.steps={text}"]),

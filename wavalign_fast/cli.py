@@ -55,12 +55,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(words)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(args, "inputs")]
     if unknown:
-        hint = did_you_mean(unknown[0].partition("=")[0], args.options)
+        option = unknown[0].partition("=")[0]
+        setting = _setting_hint(option) if hasattr(args, "inputs") else ""
+        hint = setting or did_you_mean(option, args.options)
         args.parser.error(f"unknown argument {unknown[0]}{hint}")
+    if not hasattr(args, "command"):
+        args.parser.error(f"COMMAND is missing, wanted one of {', '.join(args.commands)}")
     if rest:
         args.inputs += rest
     args.words = words
     return args
+
+
+def _setting_hint(option: str) -> str:
+    """For a setting written as an option, ``--train.steps`` or ``--steps``: how it is given."""
+    from wavalign_fast.config import RunConfig
+    from wavalign_fast.config_layers import known_keys
+
+    word = option.strip("-").replace("-", "_")
+    keys = [key for key in known_keys(RunConfig) if key == word or key.endswith(f".{word}")]
+    return f"; did you mean {keys[0]}=VALUE, without dashes?" if word and keys else ""
 
 
 def _fail(message: str) -> int:
@@ -90,13 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Post-train a spoken dialogue model, listen to it, report on it.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND")
     _add_train(commands)
 
     say = commands.add_parser("say", help="let a trained model answer, in text and speech")
     say.add_argument("prompt", help='what to ask, e.g. "eighty seven plus six"')
     say.add_argument("--run", type=Path, required=True, help="run directory, e.g. runs/NAME")
-    say.add_argument("--out", type=Path, default=Path("answer.wav"), help="WAV file to write")
+    say.add_argument(
+        "--out", type=Path, default=Path("answer.wav"), help="WAV file; by default %(default)s"
+    )
     say.add_argument("--seed", type=_seed, default=0, help="seed of the sampled answer")
     say.set_defaults(command=_say)
 
@@ -122,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="report backends, compiler, CPU and versions")
     doctor.set_defaults(command=_doctor)
     _add_config(commands)
-    for command in commands.choices.values():
-        command.set_defaults(parser=command, options=list(command._option_string_actions))
+    parser.set_defaults(commands=list(commands.choices))
+    for each in (parser, *commands.choices.values()):
+        each.set_defaults(parser=each, options=list(each._option_string_actions))
     return parser
 
 
@@ -135,10 +152,13 @@ def _version() -> str:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:  # no number, or more digits than Python converts
+        value = -1
     if not 0 <= value <= LARGEST_SEED:
         raise argparse.ArgumentTypeError(
-            f"{shown(value)} given, wanted a whole number >= 0 and <= {LARGEST_SEED}"
+            f"{shown(text)} given, wanted a whole number >= 0 and <= {LARGEST_SEED}"
         )
     return value
 
@@ -171,9 +191,11 @@ def _add_train(commands: Any) -> None:
     arms.add_argument("--arm", help="variant of the recipe to train")
     arms.add_argument("--arms", help="several variants, separated by commas")
     arms.add_argument("--all-arms", action="store_true", help="every variant of the recipe")
-    train.add_argument("--seed", type=int, help="same as train.seed=N")
+    train.add_argument("--seed", type=_seed, help="same as train.seed=N")
     train.add_argument("--name", help="name of the run directory")
-    train.add_argument("--output", type=Path, default=Path("runs"), help="where runs go")
+    train.add_argument(
+        "--output", type=Path, default=Path("runs"), help="where runs go; by default ./runs"
+    )
     again = train.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     again.add_argument("--overwrite", action="store_true", help="replace a run of the same name")

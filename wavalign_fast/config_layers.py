@@ -250,13 +250,15 @@ def known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def key_hint(given: str, known: Iterable[str]) -> str:
     """``; did you mean X?``, by whole keys, then by last parts (``steps`` → ``train.steps``)."""
-    names = list(known)
-    last = given.rpartition(".")[2]
+    names, given = list(known), given.lower()
+    group, _, last = given.rpartition(".")
     same_last = [name for name in names if name.rpartition(".")[2] == last]
     if same_last:
         return f"; did you mean {same_last[0]}?"
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    return did_you_mean(given, names) or did_you_mean(last, by_last, by_last)
+    # Where the group is right, what is like the whole is often only the group, or any key in it.
+    nearest = "" if group in names else did_you_mean(given, names)
+    return nearest or did_you_mean(last, by_last, by_last)
 
 
 def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:

@@ -46,13 +46,15 @@ class _Loader(yaml.SafeLoader):
     def construct_guess(self, node: yaml.ScalarNode) -> Any:
         """The value of a scalar that YAML takes for something else than text."""
         kind = node.tag.rpartition(":")[2]
-        if kind == "int" and SURPRISING_INT.fullmatch(node.value):
-            return node.value
+        text = str(self.construct_scalar(node))  # refuses a list or a mapping tagged as a number
+        if kind == "int" and SURPRISING_INT.fullmatch(text):
+            return text
         try:
             value = getattr(self, f"construct_yaml_{kind}")(node)
-        except ValueError:  # more digits than Python converts, or a 13th month
-            return node.value
-        return Source(node.value, value)
+        except (ValueError, LookupError, AttributeError):
+            # More digits than Python converts, a 13th month, or a tag on what is nothing like it.
+            return text
+        return Source(text, value)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -78,6 +80,8 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)
+        if problem.startswith("but "):  # the first half of this sentence is elsewhere
+            problem = f"{getattr(error, 'context', None)}, {problem}"
         raise UserError(f"{source}{line}: not valid YAML: {problem}") from error
     except RecursionError as error:
         raise UserError(f"{source}: nested too deep, wanted at most {MAX_DEPTH} levels") from error
@@ -97,7 +101,8 @@ def read_config_file(path: Path) -> Tree:
     except FileNotFoundError as error:
         raise UserError(f"no such config file: {path}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path}: cannot be read: {reason}") from error
     tree = parse_yaml(text, str(path))
     if tree is None:
         return {}

@@ -115,6 +115,9 @@ def quiet_libraries() -> None:
 
 def resolve(args: argparse.Namespace) -> list[RunConfig]:
     """One config an arm, from all layers."""
+    for text in args.inputs:
+        if not text.strip():
+            raise UserError(f"{shown(text)} given, wanted a config file or key=value")
     files = [text for text in args.inputs if _names_a_file(text)]
     if len(files) > 1:
         raise UserError(f"{len(files)} config files given ({', '.join(files)}), wanted one")
@@ -128,6 +131,9 @@ def resolve(args: argparse.Namespace) -> list[RunConfig]:
     if args.seed is not None:
         flags["train"] = {"seed": args.seed}
     _refuse_both(given, flags)
+    if "arm" in given and (args.all_arms or args.arms is not None):
+        flag = "--all-arms" if args.all_arms else f"--arms {args.arms}"
+        raise UserError(f"{flag} and arm = {shown(given['arm'])} given, wanted one")
     user = merge(merge(settle(user, RunConfig), given), flags)
     recipe = user.get("recipe")
     if not isinstance(recipe, str):
@@ -189,13 +195,15 @@ def _names_a_file(text: str) -> bool:
     return True
 
 
-def _refuse_both(given: dict[str, Any], flags: dict[str, Any]) -> None:
+def _refuse_both(given: dict[str, Any], flags: dict[str, Any], prefix: str = "") -> None:
     """``--seed 3`` beside ``train.seed=4``: nothing says which of them is meant."""
     for key, value in flags.items():
         if isinstance(value, dict):
-            _refuse_both(given[key] if isinstance(given.get(key), dict) else {}, value)
+            inner = given[key] if isinstance(given.get(key), dict) else {}
+            _refuse_both(inner, value, f"{prefix}{key}.")
         elif key in given and given[key] != value:
-            raise UserError(f"--{key} {value} and {key} = {shown(given[key])} given, wanted one")
+            setting = f"{prefix}{key} = {shown(given[key])}"
+            raise UserError(f"--{key} {value} and {setting} given, wanted one")
 
 
 def _default_name(configs: Sequence[RunConfig]) -> str:
