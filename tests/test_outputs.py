@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_a_pipe_stays_a_pipe_and_its_reader_gets_all(tmp_path):
     reader.join(timeout=10)
     assert got == [b"x" * 200_000]
     assert stat.S_ISFIFO(os.lstat(pipe).st_mode) and names(tmp_path) == ["pipe"]
+
+
+def test_a_pipe_without_a_reader_says_that_it_waits(tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=write_whole, args=(pipe, b"x" * 200_000), daemon=True)
+    writer.start()
+    said = ""
+    for _ in range(1000):
+        said += capsys.readouterr().err
+        if said:
+            break
+        time.sleep(0.01)
+    assert said == f"wavalign-fast: {pipe} is a pipe; waiting for its reader\n"
+    assert pipe.read_bytes() == b"x" * 200_000
+    writer.join(timeout=10)
+    assert not writer.is_alive()
 
 
 def test_a_device_is_written_into(tmp_path):

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def write_whole(path: Path, data: bytes) -> None:
     with _named(path):
         target = _replaceable(path)
         if target is None:
-            with path.open("wb") as file:
+            with open(_open_for_writing(path), "wb") as file:
                 file.write(data)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,22 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _open_for_writing(path: Path) -> int:
+    """A descriptor of a file, device or pipe; says so where it waits for the reader of a pipe."""
+    flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
+    if not path.is_fifo():
+        return os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        print(f"wavalign-fast: {path} is a pipe; waiting for its reader", file=sys.stderr)
+        return os.open(path, flags)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _write_synced(path: Path, data: bytes) -> None:
