@@ -192,3 +192,29 @@ def test_the_marker_says_which_arms_there_are(in_tmp_path, train_toy):
     assert train_toy("--name", "all", "--arms", "sft,both", *SHORT) == 0
     marker = json.loads((in_tmp_path / "runs" / "all" / MARKER_FILE).read_text())
     assert marker == {"format": 1, "arms": ["sft", "both"]}
+
+
+@pytest.mark.parametrize(
+    "arms", [5, "sft", None, ["../other"], [".."], ["."], [""], [3, None, ["a"]], {"a": 1}]
+)
+def test_a_damaged_marker_never_leads_out_of_its_run(run, train_toy, in_tmp_path, arms):
+    shutil.copytree(run, in_tmp_path / "runs" / "other")
+    before = tree(in_tmp_path / "runs" / "other")
+    (run / MARKER_FILE).write_text(json.dumps({"format": 1, "arms": arms}))
+    assert train_toy("--name", "one", "--overwrite", "train.seed=9", *SHORT) == 0
+    assert tree(in_tmp_path / "runs" / "other") == before and seed_of(run) == 9
+
+
+@pytest.mark.parametrize("files", [5, None, [["a"]], "config.json"])
+def test_a_checkpoint_with_a_damaged_list_of_files_is_not_overwritten(run, refused, files):
+    (run / "checkpoint" / "contents.json").write_text(json.dumps({"step": 1, "files": files}))
+    before = tree(run)
+    assert "is not of this program" in refused("--name", "one", "--overwrite", *SHORT)
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("again", [[], ["--resume"]])
+def test_one_arm_beside_several_says_how_to_go_on(in_tmp_path, train_toy, refused, again):
+    assert train_toy("--name", "all", "--arms", "sft,both", *SHORT) == 0
+    line = refused("--name", "all", "--arm", "sft", *again, *SHORT)
+    assert "runs/all holds several arms (sft, both); give --arms" in line

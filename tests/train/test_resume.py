@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,8 +211,31 @@ def test_each_of_several_arms_is_itself_whatever_the_file_names(in_tmp_path, cap
 
 def test_one_setting_in_two_forms_is_refused(refused):
     for argv, message in [
-        (["--seed", "3", "train.seed=4"], "--seed 3 and seed = 4 given, wanted one"),
+        (["--seed", "3", "train.seed=4"], "--seed 3 and train.seed = 4 given, wanted one"),
         (["--name", "a", "name=b"], "--name a and name = 'b' given, wanted one"),
         (["--arm", "rl", "arm=sft"], "--arm rl and arm = 'sft' given, wanted one"),
     ]:
         assert message in refused(*argv)
+
+
+def test_no_evaluation_is_announced_where_there_is_none(train_toy, capsys):
+    assert train_toy("--name", "one", "train.steps=1", "train.eval_items=0") == 0
+    assert "evaluating" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["step", "optimizer", "guard", "objective", "sampler", "random"])
+@pytest.mark.parametrize("value", [None, "missing", []])
+def test_a_state_with_a_part_missing_or_damaged_is_one_line(train_toy, refused, key, value):
+    given = ("--name", "one", "train.eval_items=0", "train.steps=2")
+    assert train_toy(*given[:-1], "train.steps=1") == 0
+    path = Path("runs/one/checkpoint/training_state.pt")
+    state = torch.load(path, weights_only=True)
+    del state[key]
+    torch.save(state if value == "missing" else {**state, key: value}, path)
+    assert "runs/one/checkpoint cannot be resumed: its state is" in refused("--resume", *given)
+
+
+def test_a_data_record_that_is_damaged_is_not_compared(train_toy):
+    assert train_toy("--name", "one", "train.eval_items=0", "train.steps=1") == 0
+    Path("runs/one/.wavalign-run.json").write_text('{"format": 1, "data": 7}')
+    assert train_toy("--name", "one", "--resume", "train.eval_items=0", "train.steps=2") == 0

@@ -1,6 +1,7 @@
 """Checkpoints: a Hugging Face model directory plus everything an exact resume needs."""
 
 import os
+import pickle
 import random
 import shutil
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ class CheckpointStore:
             raise UserError(f"{self.newest} cannot be resumed: {STATE_FILE} is missing")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own words advise to run its code
+            raise UserError(
+                f"{path} cannot be read: it is damaged, or holds more than tensors and plain values"
+            ) from error
         except Exception as error:  # pickle, zip and torch raise many types for a bad file
             raise UserError(f"{path} cannot be read: {one_line(error)}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:

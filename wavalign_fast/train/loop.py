@@ -106,11 +106,19 @@ class Trainer:
         )
         if state is None:
             return
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.saved_step = self.step
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.guard.load_state_dict(state["guard"])
-        self._load_position(state)
+        try:
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.saved_step = self.step
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.guard.load_state_dict(state["guard"])
+            self._load_position(state)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self.store.newest} cannot be resumed: its state is damaged or of another model "
+                f"({type(error).__name__}: {one_line(error)})"
+            ) from error
 
     def _one_step(
         self, writers: list[MetricWriter], display: ProgressDisplay, gpu: GpuMonitor

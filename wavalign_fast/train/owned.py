@@ -42,14 +42,25 @@ def read_marker(path: Path) -> dict[str, Any] | None:
     return marker if marker.get("format") == 1 else None
 
 
+def recorded_arms(path: Path) -> list[str]:
+    """Arms that the marker of ``path`` records; a damaged one never leads out of ``path``."""
+    arms = (read_marker(path) or {}).get("arms")
+    names = [arm for arm in arms if isinstance(arm, str)] if isinstance(arms, list) else []
+    return [arm for arm in names if arm == os.path.basename(arm) and arm not in ("", ".", "..")]
+
+
 def write_marker(path: Path, **facts: Any) -> None:
     """Marks ``path`` as ours, with further facts; those recorded before stay."""
     write_json(path / MARKER_FILE, {**(read_marker(path) or {}), "format": 1, **facts})
 
 
 def checkpoint_contents(directory: Path) -> dict[str, Any]:
-    """``step`` and ``files`` of a checkpoint; empty where it does not say."""
-    return read_json_object(directory / CONTENTS_FILE)
+    """``step`` and ``files`` of a checkpoint; without what it does not say or is damaged."""
+    contents = read_json_object(directory / CONTENTS_FILE)
+    files = contents.get("files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        contents.pop("files", None)
+    return contents
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -81,7 +92,7 @@ def own_paths(run: Path) -> list[Path]:
                     "give another --name"
                 )
             own.append(path)
-    for arm in (read_marker(run) or {}).get("arms", ()):
+    for arm in recorded_arms(run):
         if read_marker(run / arm) is not None:
             own += own_paths(run / arm)
     return own
@@ -89,7 +100,7 @@ def own_paths(run: Path) -> list[Path]:
 
 def set_aside(run: Path) -> None:
     """Moves our files of a run into a folder within it, from where ``put_back`` takes them."""
-    paths, arms = own_paths(run), (read_marker(run) or {}).get("arms", ())
+    paths, arms = own_paths(run), recorded_arms(run)
     remove(run / REPLACED)
     for path in paths:
         if path.name == REPLACED:

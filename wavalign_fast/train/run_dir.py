@@ -25,6 +25,7 @@ from wavalign_fast.train.owned import (
     own_paths,
     read_json_object,
     read_marker,
+    recorded_arms,
     write_marker,
 )
 
@@ -46,9 +47,15 @@ def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
     if overwrite:
         if read_marker(path) is None:
             raise UserError(
-                f"{path} is not a run directory ({MARKER_FILE} is missing); it is not overwritten"
+                f"{path} is not a run directory ({MARKER_FILE} is missing or damaged); "
+                "it is not overwritten"
             )
         own_paths(path)
+    elif (arms := recorded_arms(path)) and not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{path} holds several arms ({', '.join(arms)}); give --arms to go on with some of "
+            "them, or another --name"
+        )
     elif not resume:
         known = read_marker(path) is not None or (path / CONFIG_FILE).is_file()
         advice = "--resume, --overwrite or another --name" if known else "another --name"
@@ -77,8 +84,7 @@ def start_run(path: Path, config: RunConfig, *, data: dict[str, Any] | None = No
 
 def add_arm(path: Path, arm: str) -> None:
     """Records in the folder of several arms that ``arm`` is one of them."""
-    arms = (read_marker(path) or {}).get("arms", [])
-    write_marker(path, arms=list(dict.fromkeys([*arms, arm])))
+    write_marker(path, arms=list(dict.fromkeys([*recorded_arms(path), arm])))
 
 
 def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
 def check_same_data(path: Path, data: dict[str, Any]) -> None:
     """Refuses to go on with a run over other training examples than those it was started with."""
     before = (read_marker(path) or {}).get("data")
-    if before is None or before == data:
+    if not isinstance(before, dict) or before == data:
         return
     raise UserError(
         f"{path} was started with other training data ({before.get('examples')} examples then, "

@@ -85,7 +85,8 @@ def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: 
             with user_input("task"):
                 model = task.load_model()
             _check_space(todo[number:], model)
-            console.print("evaluating the base model", highlight=False)
+            if config.train.eval_items:
+                console.print("evaluating the base model", highlight=False)
             base = _evaluate(config, task, model)
             base_metrics[key] = base.metrics if base else {}
             finals["base"] = base_metrics[key]
