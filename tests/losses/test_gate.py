@@ -2,13 +2,18 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, H, V
@@ -320,6 +325,37 @@ def test_micro_batches_that_are_computed_twice_keep_their_own_lambda(order: str,
     got, want = (run_steps(order.split(), given, inside=inside) for inside in (True, False))
     for ours, truth in zip(got, want, strict=True):
         assert torch.equal(ours, truth)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("saved", ["aten.sum", "aten.where", "linear_logprob", "nothing"])
+@pytest.mark.parametrize("fresh", [False, True], ids=["same table", "new table"])
+def test_selective_checkpointing_does_not_count_the_ops_of_a_step(backend, saved, fresh) -> None:
+    """It matches the ops of both passes by their order; the gate's run in the first alone."""
+
+    def policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:
+        kept = saved in str(op)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    found = []
+    for selective in (False, True):
+        objective = wf.HybridObjective(
+            LAYOUT, policy_scope="all", gate=wf.MixingGate(ema=0.5, initial=0.1),
+            options=wf.LossOptions(backend=backend),
+        )  # fmt: skip
+        g = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(n, H, generator=g).requires_grad_() for n in (12, V)]
+
+        def step(hidden, weight, objective=objective) -> torch.Tensor:
+            table = REWARDS.clone() if fresh else REWARDS
+            return objective(hidden, weight, batch_of(table)).loss
+
+        contexts = partial(create_selective_checkpoint_contexts, policy)
+        options = {"use_reentrant": False, "context_fn": contexts}
+        loss = checkpoint(step, *leaves, **options) if selective else step(*leaves)
+        found.append((*torch.autograd.grad(loss, leaves), objective.gate.value))
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_one_buffer_of_rewards_for_every_step() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
 from wavalign_fast.losses.ranks import add_up_over_ranks
-from wavalign_fast.losses.repeats import Repeats
+from wavalign_fast.losses.repeats import Repeats, unseen_by_checkpointing
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.inputs import can_be_read, finite_number
@@ -98,6 +98,14 @@ class MixingGate(nn.Module):
         self, rewards: torch.Tensor, options: LossOptions | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``forward``, and what λ was made of, under the names of the released code."""
+        if torch.compiler.is_compiling():
+            return self._step(rewards, options)
+        with unseen_by_checkpointing():
+            return self._step(rewards, options)
+
+    def _step(
+        self, rewards: torch.Tensor, options: LossOptions | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rewards = rewards_table(rewards)
         if Repeats.asked():
             again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._repeats.of(rewards)
