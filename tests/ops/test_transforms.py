@@ -5,6 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
+import wavalign_fast as wf
 from tests.ops.problems import CPU, REFERENCE, Problem, problem
 from wavalign_fast.ops import LossOptions, backend_status, linear_logprob
 
@@ -130,3 +131,17 @@ def test_a_default_dtype_changes_no_bit(backend: str) -> None:
         torch.set_default_dtype(torch.float32)
     for ours, truth in zip(got, want, strict=True):
         assert ours.dtype == truth.dtype and torch.equal(ours, truth)
+
+
+def test_the_derivative_of_a_gradient_by_what_it_is_scaled_with_is_refused() -> None:
+    """``torch.autograd.functional.jvp`` asks for it, and takes silence for zeros."""
+    row = torch.arange(4) // 2
+    layout = wf.ModalityLayout(vocab_size=7, speech=())
+    batch = wf.HybridBatch(row, row, row - 1, [[1.0, 2.0]])
+    hidden, weight = torch.randn(4, 3), torch.randn(7, 3)
+
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        return wf.HybridObjective(layout, gate=0.5)(hidden, weight, batch).loss
+
+    with pytest.raises(RuntimeError, match="have no second derivative on this backend"):
+        torch.autograd.functional.jvp(loss, hidden, hidden)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from wavalign_fast.ops.calls import wants_grad
 from wavalign_fast.ops.library import EXTENSION, NO_SECOND_DERIVATIVE, fake_gradients
@@ -79,8 +78,9 @@ class _WithDerivative(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # A second derivative is refused by the op that this goes to. `once_differentiable` would
+        # cut the way there from `grad`, and who asks along it would get zeros.
         (derivative,) = ctx.saved_tensors
         return None, grad.to(derivative.dtype) * derivative, None
 
