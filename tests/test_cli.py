@@ -1,8 +1,12 @@
 """The command line: fast to answer, one line on stderr and exit code 2 for a mistake."""
 
+import contextlib
 import inspect
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 
 import pytest
@@ -13,6 +17,7 @@ from wavalign_fast.config import RunConfig
 from wavalign_fast.config_layers import known_keys
 from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.spoken_sums.options import Options
+from wavalign_fast.train.guards import StopSignal
 
 FORBIDDEN = ("torch", "transformers", "pydantic", "numpy", "rich")
 
@@ -255,3 +260,33 @@ def test_a_missing_package_of_the_trainer_says_what_to_install(capsys, monkeypat
         monkeypatch.delitem(sys.modules, f"wavalign_fast.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "pip install 'wavalign-fast[train]'" in mistake(capsys, "train", "--recipe", "x")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_an_import_turned_into_its_own_error_is_a_signal(capsys, monkeypatch, number):
+    def cut_off(args):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as stop:
+            raise ModuleNotFoundError("Could not import module", name="transformers") from stop
+
+    monkeypatch.setattr("wavalign_fast.cli._config", cut_off)
+    assert main(["config"]) == 128 + number
+    assert capsys.readouterr().err == f"wavalign-fast: interrupted by {number.name}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_an_import_swallowed_ends_the_run_before_it_trains(
+    capsys, monkeypatch, number
+):
+    def swallowed(args):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        with StopSignal():
+            raise AssertionError("trained")
+
+    monkeypatch.setattr("wavalign_fast.cli._config", swallowed)
+    assert main(["config"]) == 128 + number
+    assert capsys.readouterr().err == f"wavalign-fast: interrupted by {number.name}\n"

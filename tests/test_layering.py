@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "outputs": set(),
     "failures": {"errors"},
     "recipes": PARTS,
-    "train": PARTS | CONFIG | {"telemetry", "outputs"},
+    "train": PARTS | CONFIG | {"telemetry", "outputs", "terminal"},
     "train_command": PARTS | CONFIG | {"recipes", "train", "report", "outputs"},
     "report": {"errors", "outputs"},
     "doctor": KERNELS,

@@ -16,7 +16,12 @@ from typing import Any
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.failures import explain
 from wavalign_fast.outputs import check_output
-from wavalign_fast.terminal import Interrupted, signals_as_exceptions, standard_streams
+from wavalign_fast.terminal import (
+    Interrupted,
+    interruption,
+    signals_as_exceptions,
+    standard_streams,
+)
 
 BAD_INPUT = 2
 LARGEST_SEED = 2**63 - 1
@@ -35,17 +40,21 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parse(argv)
         return args.command(args)
-    except UserError as error:
-        return _fail(one_line(error))
     except Exception as error:
-        reason = explain(error)
+        if stop := interruption(error):
+            return _interrupted(stop)
+        reason = one_line(error) if isinstance(error, UserError) else explain(error)
         if reason is None:
             raise
         return _fail(reason)
     except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-        print(f"wavalign-fast: interrupted by {signal.Signals(number).name}", file=sys.stderr)
-        return 128 + number
+        return _interrupted(stop)
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+    print(f"wavalign-fast: interrupted by {signal.Signals(number).name}", file=sys.stderr)
+    return 128 + number
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -48,6 +48,26 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+_received: list[int] = []
+"""The signal that raised ``Interrupted`` in the command that runs."""
+
+
+def raise_if_interrupted() -> None:
+    """Raises ``Interrupted`` again: a library's import may have caught the first and gone on."""
+    if _received:
+        raise Interrupted(_received[0])
+
+
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The signal that ``error`` was raised for, as where an import fails because it was cut off."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, KeyboardInterrupt):
+            return at
+        at = at.__cause__ or at.__context__
+    return Interrupted(_received[0]) if _received else None
+
+
 class Streams:
     """stdout and stderr while a command runs: writing to them never ends it.
 
@@ -124,6 +144,7 @@ def signals_as_exceptions() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _received.clear()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -132,6 +153,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for ending in ENDING:
         if signal.getsignal(ending) is _interrupt:
             signal.signal(ending, signal.SIG_IGN)
+    _received.append(number)
     raise Interrupted(number)
 
 

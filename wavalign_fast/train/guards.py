@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import Self
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.terminal import raise_if_interrupted
 
 
 class Stopped(Exception):
@@ -33,6 +34,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        raise_if_interrupted()
         # Python lets only the main thread install handlers; elsewhere the flag is never set.
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
