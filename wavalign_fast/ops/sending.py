@@ -105,6 +105,8 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The value with every tensor in it replaced, in their order."""
     if isinstance(value, Tensor):
         return function(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value  # torch 2.10's tracer cannot ask their types for fields
     if is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in fields(value)]
         return replace(value, **{name: _mapped(getattr(value, name), function) for name in names})
