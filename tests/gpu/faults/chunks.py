@@ -80,8 +80,8 @@ FAULTS: tuple[Fault, ...] = (
         "sent-one-by-one",
         "every table has a copy of its own",
         "sending.py",
-        "if len(away) < 2 or",
-        "if len(away) < 99 or",
+        "len(away) < 2 or",
+        "len(away) < 99 or",
         "test_launches.py::test_a_step_with_tables_on_the_cpu[plain]",
     ),
 )
