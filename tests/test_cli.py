@@ -72,6 +72,7 @@ SUMS = ("train", "--recipe", "spoken-sums")
         ([*SUMS, ""], "'' given, wanted a config file or key=value"),
         ([*SUMS, "."], ".: cannot be read: Is a directory"),
         ([*SUMS, "train.seed=!!bool x"], "train.seed: 'x' given, wanted a whole number"),
+        ([*SUMS, "train=5", "train.steps=4"], "train: 5 given, wanted a group of keys (steps, "),
         ([*SUMS, "TRAIN.STEPS=3"], "unknown key TRAIN; did you mean train?"),
         (["bench", "--device", "cdua"], "invalid choice: 'cdua', wanted one of cpu, cuda; did you"),
         (["train", "--recipe", "spoken-sum"], "recipe: 'spoken-sum' given, wanted one of spoken-"),

@@ -57,7 +57,11 @@ def parse_overrides(pairs: Iterable[str]) -> Tree:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Tree:
-    """``overlay`` over ``base``, group by group; neither is changed."""
+    """``overlay`` over ``base``, group by group; neither is changed.
+
+    Raises:
+        UserError: ``base`` has a value where ``overlay`` has keys: it would be dropped in silence.
+    """
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
@@ -67,6 +71,9 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Tree:
             below = below.as_value()
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             value = merge(below, value)
+        elif isinstance(value, Mapping) and below is not None:
+            names = ", ".join(value)
+            raise UserError(f"{key}: {shown(below)} given, wanted a group of keys ({names}, …)")
         merged[key] = value
     return merged
 
