@@ -1,6 +1,5 @@
 """The doctor says what works here, and for everything that does not, why."""
 
-import builtins
 import re
 
 import pytest
@@ -132,34 +131,22 @@ def test_metadata_that_cannot_be_read_is_said(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError("x.so"), AttributeError("y"), SystemExit(1)])
-def test_a_rich_that_fails_at_its_import_is_done_without(monkeypatch, capsys, error):
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name.startswith("rich"):
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+def test_a_rich_that_fails_at_its_import_is_done_without(
+    monkeypatch, failing_import, capsys, error
+):
+    failing_import("rich", error)
     monkeypatch.setattr(doctor, "report", lambda: {"Title": [doctor.Fact("name", "value")]})
     assert doctor.main() == 0
     assert capsys.readouterr().out.split() == ["Title", "name", "value"]
 
 
 @pytest.mark.parametrize("rich_installed", [True, False])
-def test_the_page_shows_every_fact(rich_installed, monkeypatch, capsys):
+def test_the_page_shows_every_fact(rich_installed, monkeypatch, failing_import, capsys):
     if rich_installed:
         pytest.importorskip("rich")
         monkeypatch.setenv("COLUMNS", "400")
     else:
-        real_import = builtins.__import__
-
-        def without_rich(name, *args, **kwargs):
-            if name.startswith("rich"):
-                raise ImportError(name)
-            return real_import(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", without_rich)
+        failing_import("rich", ImportError("rich"))
     assert doctor.main() == 0
     page = capsys.readouterr().out
     for title, section in doctor.report().items():

@@ -1,6 +1,5 @@
 """The GPU monitor over a made-up NVML: what it adds up, and that nothing absent ever raises."""
 
-import builtins
 import sys
 import threading
 import time
@@ -155,16 +154,9 @@ def test_the_worst_reason_counts(nvml, monkeypatch):
 @pytest.mark.parametrize(
     "error", [OSError("libnvidia-ml.so.1"), AttributeError("x"), SystemExit(1), ImportError("y")]
 )
-def test_a_package_that_fails_at_its_import_is_a_status(nvml, monkeypatch, error):
+def test_a_package_that_fails_at_its_import_is_a_status(nvml, failing_import, error):
     nvml()
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name == "pynvml":
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    failing_import("pynvml", error)
     with monitor() as gpu:
         assert gpu.take() is None and gpu.metrics() == {} and gpu.limits() == {}
         assert gpu.status.startswith(f"nvidia-ml-py cannot be imported: {type(error).__name__}")

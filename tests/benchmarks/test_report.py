@@ -1,6 +1,5 @@
 """Tables, page and README from records: true to them, and whole where pieces are missing."""
 
-import builtins
 import re
 import sys
 from html.parser import HTMLParser
@@ -308,15 +307,8 @@ def test_plots_are_of_what_was_measured():
         (SystemExit(1), "matplotlib cannot be imported: SystemExit: 1"),
     ],
 )
-def test_a_matplotlib_that_fails_is_done_without_and_said(monkeypatch, error, said):
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name.startswith("matplotlib"):
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+def test_a_matplotlib_that_fails_is_done_without_and_said(failing_import, error, said):
+    failing_import("matplotlib", error)
     with pytest.raises(plots.NoMatplotlibError, match=said):
         plots.figures(records())
 

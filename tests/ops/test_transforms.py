@@ -6,6 +6,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import wavalign_fast as wf
+from tests.defaults import assert_defaults_change_no_bit
 from tests.ops.problems import CPU, REFERENCE, Problem, problem
 from wavalign_fast.ops import LossOptions, backend_status, linear_logprob
 
@@ -125,14 +126,7 @@ def test_a_default_dtype_changes_no_bit(backend: str) -> None:
         loss = total(*leaves, LossOptions(backend=backend))
         return [loss, *torch.autograd.grad(loss, leaves)]
 
-    want = results()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        got = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for ours, truth in zip(got, want, strict=True):
-        assert ours.dtype == truth.dtype and torch.equal(ours, truth)
+    assert_defaults_change_no_bit(results)
 
 
 def test_the_derivative_of_a_gradient_by_what_it_is_scaled_with_is_refused() -> None:

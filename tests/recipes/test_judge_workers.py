@@ -4,7 +4,6 @@ The workers here are small programs that speak a worker's language; the real one
 ``test_spoken_sums_speech.py`` and ``tests/test_processes.py``.
 """
 
-import builtins
 import logging
 import os
 import selectors
@@ -190,14 +189,7 @@ def test_a_failure_in_a_worker_is_none_and_said_too(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("error", [ImportError("x.so"), OSError("x.so"), SystemExit(1), KeyError])
-def test_a_recogniser_that_cannot_be_imported_is_one_line(monkeypatch, error):
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name == "pocketsphinx":
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+def test_a_recogniser_that_cannot_be_imported_is_one_line(failing_import, error):
+    failing_import("pocketsphinx", error)
     with pytest.raises(UserError, match="pocketsphinx cannot be imported: "):
         judging.Recogniser(np.zeros((256, 384)))

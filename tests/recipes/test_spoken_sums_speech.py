@@ -1,6 +1,5 @@
 """The speech chain: features, codebook, decoder and judge."""
 
-import builtins
 import importlib.util
 import os
 import random
@@ -141,15 +140,8 @@ def test_a_flite_that_fails_is_one_line(monkeypatch, tmp_path, script, message):
         (SystemExit(2), "cannot be imported: SystemExit: 2"),
     ],
 )
-def test_a_package_of_the_build_that_fails_is_one_line(monkeypatch, error, message):
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name.startswith("sklearn"):
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+def test_a_package_of_the_build_that_fails_is_one_line(failing_import, error, message):
+    failing_import("sklearn", error)
     with pytest.raises(RuntimeError, match=message):
         synthesis.build_speech_assets(0)
 

@@ -1,6 +1,5 @@
 """Where metrics go: every line whole, TensorBoard where it works."""
 
-import builtins
 import json
 import logging
 import sys
@@ -73,16 +72,9 @@ def test_a_tensorboard_that_fails_is_said_once_and_ends_nothing(
     ],
 )
 def test_a_tensorboard_that_cannot_be_imported_is_done_without(
-    tmp_path, monkeypatch, caplog, error, words
+    tmp_path, failing_import, caplog, error, words
 ):
-    real_import = builtins.__import__
-
-    def broken(name, *args, **options):
-        if name == "torch.utils.tensorboard":
-            raise error
-        return real_import(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    failing_import("torch.utils.tensorboard", error)
     for arm in ("one", "two"):
         (tmp_path / arm).mkdir()
         writers = open_writers(tmp_path / arm, 0)
