@@ -44,6 +44,11 @@ def one_line(error: BaseException) -> str:
     )
 
 
+def described(error: BaseException) -> str:
+    """Type and message of an error on one short line."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def shorten(text: str, limit: int = MAX_VALUE) -> str:
     """``text``, its middle left out where it is longer than ``limit`` characters."""
     if len(text) <= limit:

@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from wavalign_fast.errors import one_line
+from wavalign_fast.errors import described, one_line
 
 TRAIN_PACKAGES = {
     "transformers",
@@ -26,7 +26,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in TRAIN_PACKAGES:
         return f"{error.name} cannot be used: {one_line(error)}"
     if package := _package_that_failed(error):
-        return f"{package} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        return f"{package} cannot be imported: {described(error)}"
     if isinstance(error, SyntaxError) and not str(error.filename).startswith(OURS):
         return f"{error.filename} cannot be imported: {one_line(error)}"
     if isinstance(error, OSError) and error.errno in DISK:

@@ -85,6 +85,7 @@ def test_none_is_a_failure_that_the_task_has_told_of(caplog):
         ([1.0, "2.0"], r"'2.0' \(str\) given for completion 1, wanted a number or None"),
         ([[1.0], [2.0]], r"\[1.0\] \(list\) given for completion 0"),
         (torch.ones(2, 1), r"tensor\(\[1.\]\) \(Tensor\) given for completion 0"),
+        ([1.0, [10**5000]], r"\[a number of 16610 bits\] \(list\) given for completion 1"),
         ([1.0, 1j], r"1j \(complex\) given for completion 1"),
         ([1.0, "x" * 500], r"'x{50,56}\.\.\. \(str\)"),
     ],

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wavalign_fast.config import RunConfig
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
 from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
@@ -117,7 +117,7 @@ class Trainer:
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{self.store.newest} cannot be resumed: its state is damaged or of another model "
-                f"({type(error).__name__}: {one_line(error)})"
+                f"({described(error)})"
             ) from error
 
     def _one_step(

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.train.files import to_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,7 @@ def open_writers(directory: Path, step: int) -> list[MetricWriter]:
         _warn_once("tensorboard is not installed: metrics go to metrics.jsonl only")
     except (Exception, SystemExit) as error:
         _warn_once(
-            f"tensorboard cannot be imported ({type(error).__name__}: {one_line(error)}): metrics "
-            "go to metrics.jsonl only"
+            f"tensorboard cannot be imported ({described(error)}): metrics go to metrics.jsonl only"
         )
     else:
         writers.append(TensorBoardWriter(SummaryWriter, directory / "tensorboard", step))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.data.records import Completion
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import UserError, described, shown
 from wavalign_fast.train.task import Task
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Rewarder:
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"rewards of {self.name} raised {type(error).__name__}: {one_line(error)} "
+                f"rewards of {self.name} raised {described(error)} "
                 f"({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
             ) from error
 
@@ -94,5 +94,6 @@ class Rewarder:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    # Python refuses to write out an integer of thousands of digits, on its own or in a list.
+    text = " ".join((repr(value) if isinstance(value, str) else shown(value)).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

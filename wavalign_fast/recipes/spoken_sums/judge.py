@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import UserError, described
 from wavalign_fast.recipes.spoken_sums.decoder import MIN_CODES, decode
 from wavalign_fast.recipes.spoken_sums.judge_workers import hear_in_workers
 from wavalign_fast.recipes.spoken_sums.mel import SAMPLE_RATE
@@ -98,11 +98,6 @@ def hear_each(
             heard.append(None)
             failure = described(error)
     return heard, failure
-
-
-def described(error: BaseException) -> str:
-    """Type and message of an error on one line."""
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class Judge:

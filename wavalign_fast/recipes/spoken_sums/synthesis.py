@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavalign_fast.errors import one_line
+from wavalign_fast.errors import described
 from wavalign_fast.recipes.spoken_sums.assets import NUM_ANSWERS, STRETCHES, SpeechAssets
 from wavalign_fast.recipes.spoken_sums.data import answer_text
 from wavalign_fast.recipes.spoken_sums.mel import SAMPLE_RATE
@@ -48,9 +48,7 @@ def build_speech_assets(seed: int) -> SpeechAssets:
             f"{error.name} is missing: install it with `pip install 'wavalign-fast[build-recipe]'`"
         ) from error
     except (Exception, SystemExit) as error:
-        raise RuntimeError(
-            f"scikit-learn cannot be imported: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise RuntimeError(f"scikit-learn cannot be imported: {described(error)}") from error
     with tempfile.TemporaryDirectory() as scratch:
         blocks = [
             [
