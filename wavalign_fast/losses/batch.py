@@ -1,28 +1,14 @@
 """The flat tables a hybrid step is computed from."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 
 from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.losses.rows import MOST_ROWS
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
-from wavalign_fast.ops.sending import sent
-
-Tables = TypeVar("Tables")
-MOST_DEMONSTRATIONS = 2**24
-"""There is a table with an entry for each, so an index far off would take all memory."""
-
-
-def on_device(tables: Tables, device: torch.device) -> Tables:
-    """A dataclass with its tensors on ``device``."""
-    assert is_dataclass(tables) and not isinstance(tables, type)
-    values = {field.name: getattr(tables, field.name) for field in fields(tables)}
-    here = {name: v for name, v in values.items() if isinstance(v, torch.Tensor)}
-    if all(tensor.device == device for tensor in here.values()):
-        return tables
-    return replace(tables, **{name: sent(tensor, device) for name, tensor in here.items()})
+from wavalign_fast.ops.sending import together
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +70,12 @@ class HybridBatch:
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
-        self._check_rows("anchor_row", MOST_DEMONSTRATIONS, "2^24")
+        self._check_rows("anchor_row", MOST_ROWS, "2^24")
 
     def to(self, device: torch.device | str) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copies."""
-        return on_device(self, torch.device(device))
+        (there,) = together(torch.device(device), self)
+        return there
 
     @property
     def anchor_rows(self) -> int:

@@ -9,7 +9,7 @@ from wavalign_fast.losses.checks import check_finite, check_head, check_normalis
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.losses.normalise import normalised
 from wavalign_fast.losses.plan import Scope, ScopeWeights, check_scope
-from wavalign_fast.losses.rows import row_sums
+from wavalign_fast.losses.rows import MOST_ROWS, row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
     can_be_read,
@@ -19,9 +19,6 @@ from wavalign_fast.ops.inputs import (
     true_or_false,
 )
 from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta, together
-
-MOST_SEQUENCES = 2**24
-"""There is a table with an entry for each, so an index far off would take all memory."""
 
 
 class DPOOutput(NamedTuple):
@@ -116,7 +113,9 @@ def fused_dpo_loss(
     scores = linear_logprob(hidden, weight, live, bias=bias, options=options)
     row = torch.where(mask > 0, sequence_id, -1)
     # Tables on the CPU have told which rows to multiply; the rest is done where the rows are.
-    row, tokens, pairs = together(scores.logp.device, row, tokens, pairs)
+    row, tokens, pairs, ref_logp, normaliser = together(
+        scores.logp.device, row, tokens, pairs, ref_logp, normaliser
+    )
     divisor = tokens.clamp(min=1.0) if length_normalised else torch.ones_like(tokens)
     policy = row_sums(scores.logp.to(torch.float64), row, sequences) / divisor
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
@@ -263,7 +262,7 @@ def _check(
             "ref_logp: got None with targets on meta, want [S]: nothing else has the number of "
             "sequences"
         )
-    end = MOST_SEQUENCES if ref_logp is None else ref_logp.shape[0]
+    end = MOST_ROWS if ref_logp is None else ref_logp.shape[0]
     of_tokens = sequence_id[targets != IGNORE_INDEX]
     bounded = ref_logp is not None
     highest = max(

@@ -13,6 +13,7 @@ from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.inputs import can_be_read, finite_number
 from wavalign_fast.ops.library import takes_cuda_groups
+from wavalign_fast.ops.sending import capturing
 
 NOT_MOVED = -1.0
 """What ``state_dict`` holds for λ before the first step."""
@@ -80,7 +81,8 @@ class MixingGate(nn.Module):
     def _state(self) -> torch.Tensor:
         """λ, or ``NOT_MOVED``, 0-d float32."""
         state = self._buffers["value"]
-        return torch.full((), NOT_MOVED, dtype=torch.float32) if state is None else state
+        assert state is not None  # every way to set it makes None the number
+        return state
 
     def forward(self, rewards: torch.Tensor, options: LossOptions | None = None) -> torch.Tensor:
         """Advances the gate by one step and returns λ, 0-d float32, without a gradient.
@@ -110,7 +112,7 @@ class MixingGate(nn.Module):
         if Repeats.asked():
             again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._repeats.of(rewards)
             return again
-        captured = rewards.is_cuda and torch.cuda.is_current_stream_capturing()
+        captured = capturing(rewards.device)
         if captured and self._state.device != rewards.device:
             raise ValueError(
                 f"MixingGate: its state is on {self._state.device}, want {rewards.device} while a "

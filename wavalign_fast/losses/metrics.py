@@ -55,7 +55,8 @@ class StepMetrics:
             name: where.to(torch.float64) for name, (scored, where) in members.items() if scored
         }
         none = advantage.new_zeros((0, len(advantage)))
-        kl = [_of_rollouts(batch, of) for of in weights.values()]
+        measured = weights.values() if batch.ref_logp is not None else ()
+        kl = [_of_rollouts(batch, of) for of in measured]
         entropy = [_of_groups(batch, of) for of in weights.values()]
         moved = (plan.policy > 0) & (advantage != 0)
         without = plan.live & (plan.anchor == 0) & (plan.beta == 0)

@@ -1,6 +1,7 @@
 """Padded rows of rollouts and demonstrations, read as the flat tables of ``HybridBatch``."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class PaddedRows:
     def targets(self) -> torch.Tensor:
         """[R·L]; position t predicts id t + 1."""
         targets = torch.zeros_like(self.input_ids)
-        labelled = self._labelled()
+        labelled = self._labelled
         targets[:, :-1] = torch.where(labelled[:, :-1], self.labels[:, 1:], self.input_ids[:, 1:])
         return targets.reshape(-1)
 
@@ -97,7 +98,7 @@ class PaddedRows:
     def anchor_row(self) -> torch.Tensor:
         """[R·L], index of the demonstration whose label each position predicts, or -1."""
         rows = torch.arange(len(self.input_ids), device=self.input_ids.device).unsqueeze(1)
-        return torch.where(self._labelled(), rows - len(self.scored), -1).reshape(-1)
+        return torch.where(self._labelled, rows - len(self.scored), -1).reshape(-1)
 
     def flat_logps(self, name: str, logps: torch.Tensor | None) -> torch.Tensor | None:
         """[B·G, L - 1] to [R·L]; 0 where there is no score."""
@@ -115,6 +116,7 @@ class PaddedRows:
         table[: wanted[0], :-1] = logps
         return table.reshape(-1)
 
+    @cached_property
     def _labelled(self) -> torch.Tensor:
         labelled = torch.zeros_like(self.input_ids, dtype=torch.bool)
         rollouts = len(self.scored)

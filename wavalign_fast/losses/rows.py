@@ -2,6 +2,9 @@
 
 import torch
 
+MOST_ROWS = 2**24
+"""There is a table with an entry for each row, so an index far off would take all memory."""
+
 
 def row_sums(values: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
     """Sum of ``values`` [T] in each of ``count`` rows; ``row`` [T] is -1 for positions in none."""

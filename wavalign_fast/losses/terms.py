@@ -14,7 +14,7 @@ from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.row_kernels import TokenTable
-from wavalign_fast.ops.sending import sent, together
+from wavalign_fast.ops.sending import together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,10 +121,11 @@ class StepTerms:
     ) -> "StepTerms":
         """The terms where the batch is, on the CPU if all of it is there; where a table, λ or a
         normaliser is on a device, they are there, for to read it from the host would be to wait."""
-        given = (*vars(batch).values(), lam, *vars(normalisers or plan).values())
+        counts = () if normalisers is None else vars(normalisers).values()
+        given = (*vars(batch).values(), lam, *counts)
         for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
             if device.type != "cpu":
-                batch, plan = together(device, batch, plan)
+                batch, plan, lam, normalisers = together(device, batch, plan, lam, normalisers)
         by = normalisers or Normalisers.of(batch, plan, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
@@ -134,7 +135,7 @@ class StepTerms:
                 row=batch.policy_row, weights=plan.policy, count=batch.rewards.numel()
             )
         return cls(
-            lam=sent(lam, batch.targets.device),
+            lam=lam,
             weights=TermWeights.of(batch, plan, by, kl_scope=kl_scope, normalisation=normalisation),
             advantage=advantage,
             old_logp=_old_logp(batch, plan),

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from wavalign_fast.ops import chunked_library, live_rows
 from wavalign_fast.ops.calls import Call, wants_grad
-from wavalign_fast.ops.library import backend_status
+from wavalign_fast.ops.library import status_of
 from wavalign_fast.ops.picked import Picked
-from wavalign_fast.ops.sending import together
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
@@ -22,8 +21,10 @@ Attach = Callable[[Tensor], Tensor]
 def linear_logprob(
     call: Call, picked: Picked, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(logp, entropy, lse)`` of the rows of ``call``, each [T]; ``picked`` is of the same."""
-    (picked,) = together(call.rows.device, picked)
+    """``(logp, entropy, lse)`` of the rows of ``call``, each [T].
+
+    ``picked`` is of the same call, on the device of its rows.
+    """
     hidden = live_rows.take_rows(call.rows, picked.index, call.backend)
     operands = (hidden, call.weight, picked.targets, call.bias, temperature, ignore_index)
     learning = wants_grad(call.rows, call.weight, call.bias)
@@ -40,9 +41,8 @@ def hybrid_step(
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
     """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
 
-    ``picked`` is of the same call, with a table.
+    ``picked`` is of the same call, with a table, on the device of its rows.
     """
-    (picked,) = together(call.rows.device, picked)
     assert picked.table is not None
     hidden = live_rows.take_rows(call.rows, picked.index, call.backend)
     operands = (hidden, call.weight, call.bias)
@@ -71,7 +71,7 @@ def _plan(call: Call) -> tuple[str, int, bool]:
 
 
 def _triton_works(backend: str) -> bool:
-    return backend == "triton" or backend_status()["triton"] is None
+    return backend == "triton" or status_of("triton") is None
 
 
 def _without_logits(

@@ -47,12 +47,16 @@ def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
     Args:
         device: of the tensors, for the GPU backends; by default torch's current GPU.
     """
-    return {
-        "reference": None,
-        "cpu": EXTENSION if isinstance(EXTENSION, str) else None,
-        "triton": _triton_status(),
-        "cuda": cuda.status(device),
-    }
+    return {name: status_of(name, device) for name in ("reference", "cpu", "triton", "cuda")}
+
+
+def status_of(backend: str, device: torch.device | None = None) -> str | None:
+    """``backend_status`` of one backend, without a look at the others."""
+    if backend == "cpu":
+        return EXTENSION if isinstance(EXTENSION, str) else None
+    if backend == "triton":
+        return _triton_status()
+    return cuda.status(device) if backend == "cuda" else None
 
 
 def _triton_status() -> str | None:
@@ -110,10 +114,12 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
     asked = options.backend if options.backend != "auto" else _ENV_BACKEND
     if asked not in BACKENDS:
         raise ValueError(f"WAVALIGN_BACKEND: got {asked!r}, want one of {', '.join(BACKENDS)}")
-    chosen = _fastest(hidden) if asked == "auto" else asked
-    reason = _unusable(chosen, hidden)
-    if reason is not None:
-        raise ValueError(f"backend {asked!r} cannot be used: {reason}")
+    if asked == "auto":
+        chosen = _fastest(hidden)
+    else:
+        chosen, reason = asked, _unusable(asked, hidden)
+        if reason is not None:
+            raise ValueError(f"backend {asked!r} cannot be used: {reason}")
     _refuse_unhonoured(chosen, options, hidden.dtype)
     return chosen
 
@@ -134,7 +140,7 @@ def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
         return f"the tensors are on {hidden.device}, want {wanted}"
     if hidden.dtype not in KERNEL_DTYPES:
         return f"hidden is {hidden.dtype}, want float32, bfloat16 or float16"
-    return backend_status(None if on_cpu else hidden.device)[backend]
+    return status_of(backend, hidden.device)
 
 
 def _fastest(hidden: torch.Tensor) -> str:
@@ -142,10 +148,12 @@ def _fastest(hidden: torch.Tensor) -> str:
     if hidden.device.type == "meta":  # shapes only: nothing is computed
         return "reference"
     wanted = ("cpu",) if hidden.device.type == "cpu" else ("cuda", "triton")
-    reasons = {backend: _unusable(backend, hidden) for backend in wanted}
-    for backend, reason in reasons.items():
+    reasons = {}
+    for backend in wanted:
+        reason = _unusable(backend, hidden)
         if reason is None:
             return backend
+        reasons[backend] = reason
     if hidden.dtype in KERNEL_DTYPES:
         why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
         say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")

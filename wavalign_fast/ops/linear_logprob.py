@@ -14,6 +14,7 @@ from wavalign_fast.ops.inputs import (
 )
 from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.picked import Picked, pick
+from wavalign_fast.ops.sending import together
 
 
 class LogProb(NamedTuple):
@@ -84,12 +85,14 @@ def scored(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(logp, entropy, lse)``, each [T], of operands that are checked already.
 
-    ``picked``: the call's rows, for a GPU backend, where something is known of them.
+    ``picked``: the call's rows, for a GPU backend and on its device, where something is known of
+    them.
     """
     if call.backend in ("reference", "cpu"):
         operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
         if call.backend == "reference":
             return reference.linear_logprob(*operands)
         return cpu.linear_logprob(*operands, call.options)
-    picked = pick(call, ignore_index) if picked is None else picked
+    if picked is None:
+        (picked,) = together(call.rows.device, pick(call, ignore_index))
     return gpu.linear_logprob(call, picked, temperature, ignore_index)

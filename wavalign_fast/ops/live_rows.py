@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops import chunked
+from wavalign_fast.ops.row_kernels import TokenTable, may_have_gradient
 from wavalign_fast.ops.sending import capturing, sent
 
 
@@ -31,7 +32,7 @@ def live_rows(
     backend: str,
     *,
     capacity: int | None = None,
-    moving: Tensor | None = None,
+    table: TokenTable | None = None,
 ) -> LiveRows:
     """The rows of ``targets`` [T] that are not ignored, for rows on ``device``.
 
@@ -41,9 +42,9 @@ def live_rows(
     taken while a graph is captured or traced, for its shapes are fixed; otherwise the host waits
     for one number.
 
-    ``moving`` [T] bool says which rows may have a gradient: the products of the gradients are as
-    high as there are such rows, so it counts where the host knows their number as well, that is
-    with both tables on the CPU. Elsewhere every row may.
+    ``table``, with columns [T], says which rows may have a gradient: the products of the gradients
+    are as high as there are such rows, so it counts where the host knows their number as well, that
+    is with both tables on the CPU. Elsewhere every row may.
     """
     live = targets != ignore_index
     traced = torch.compiler.is_compiling()
@@ -54,8 +55,8 @@ def live_rows(
         return LiveRows(torch.arange(len(targets), device=device), len(targets))
     index = torch.nonzero(live).squeeze(-1)
     first = len(index)
-    if moving is not None and {moving.device.type, targets.device.type} == {"cpu"}:
-        may = moving[index]
+    if table is not None and {table.policy_coef.device.type, targets.device.type} == {"cpu"}:
+        may = may_have_gradient(table)[index]
         index = torch.cat([index[may], index[~may]])
         first = int(may.sum())
     if capacity is None:

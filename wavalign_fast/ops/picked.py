@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wavalign_fast.ops import live_rows
 from wavalign_fast.ops.calls import Call
-from wavalign_fast.ops.row_kernels import TokenTable, may_have_gradient, statistics_dtype
+from wavalign_fast.ops.row_kernels import TokenTable, statistics_dtype
 from wavalign_fast.ops.sending import refuse_in_capture, sent
 
 
@@ -54,7 +54,7 @@ def pick(
     live = live_rows.live_rows(
         *(call.targets, ignore_index, device, call.backend),
         capacity=call.options.live_rows,
-        moving=None if table is None else may_have_gradient(table),
+        table=table,
     )
     tables = [call.targets]
     given = [] if table is None or not columns else [c for c in table if c is not None]

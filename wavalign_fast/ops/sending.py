@@ -69,6 +69,8 @@ def together(device: torch.device, *values: Any) -> tuple[Any, ...]:
 
     for value in values:
         _mapped(value, noted)
+    if all(table.device == device for table in tables):
+        return values
     there = iter(_sent_together(tables, device))
     return tuple(_mapped(value, lambda table: next(there)) for value in values)
 

@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.ops import calls, chunked, chunked_library, gpu, live_rows, products, row_kernels
 
 DEVICE = torch.device("cuda:0")
@@ -100,6 +101,11 @@ class Pretended(TorchDispatchMode):
         """What the library's probe says of taller products."""
         self.made: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         """Calls with one result: name, shape and type."""
+
+    def classes(self, layout: ModalityLayout) -> Any:
+        """A context in which the classes of the ids are on the device, as after a first step."""
+        table = self.put(layout._table(torch.device("cpu")))
+        return mock.patch.dict(layout._tables, {DEVICE: table})
 
     def put(self, tensor: torch.Tensor) -> OnGpu:
         """The tensor on the device, without a copy that would be counted."""

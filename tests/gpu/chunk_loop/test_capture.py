@@ -39,19 +39,18 @@ def moved_gate(device: Pretended) -> wf.MixingGate:
 @pytest.mark.parametrize("own", ["gate", "number", "tensor", "normalisers"])
 def test_a_step_on_the_device_is_captured(own):
     with gpu_pretended() as device:
-        # A step before the capture sets up what stays: the classes of the ids on the device.
         loss = objective(moved_gate(device) if own == "gate" else 0.5)
         batch, given = on_gpu(device), {}
         if own == "tensor":
             given["rl_weight"] = device.put(torch.tensor(0.5))
         if own == "normalisers":
             given["normalisers"] = wf.Normalisers(*(device.put(n) for n in vars(COUNTS).values()))
-        LAYOUT._tables[torch.device("cuda:0")] = device.put(LAYOUT._table(torch.device("cpu")))
-        device.sent.clear()
-        device.capturing = True
-        out = loss(*operands(device), batch, **given)
-        scores = wf.linear_logprob(*operands(device), batch.targets, options=BOUND)
-        del LAYOUT._tables[torch.device("cuda:0")]
+        # A step before the capture sets up what stays.
+        with device.classes(LAYOUT):
+            device.sent.clear()
+            device.capturing = True
+            out = loss(*operands(device), batch, **given)
+            scores = wf.linear_logprob(*operands(device), batch.targets, options=BOUND)
     assert device.sent == [] and out.loss.inner.isfinite() and scores.logp.inner.isfinite().all()
 
 

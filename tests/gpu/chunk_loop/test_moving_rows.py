@@ -10,7 +10,7 @@ import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.pretended import gpu_pretended
 from tests.losses.formula import LAYOUT, V, random_batch
-from wavalign_fast.ops import picked
+from wavalign_fast.ops import live_rows as row_finding
 from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
 
 BATCH, HIDDEN, WEIGHT = random_batch(random.Random(11), 3, 3, 3, reference=True, old=True)
@@ -60,10 +60,9 @@ def test_tables_on_the_device_say_nothing_to_the_host():
     live = live_rows("equal rewards")
     with gpu_pretended() as device:
         batch = wf.HybridBatch(*(device.put(table) for table in vars(BATCH).values()))
-        LAYOUT._tables[torch.device("cuda:0")] = device.put(LAYOUT._table(torch.device("cpu")))
         hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
-        objective("equal rewards", live_rows=live)(hidden, weight, batch)
-        del LAYOUT._tables[torch.device("cuda:0")]
+        with device.classes(LAYOUT):
+            objective("equal rewards", live_rows=live)(hidden, weight, batch)
     assert [(p.rows, p.inner) for p in device.products[1:]] == [(live, V), (V, live)]
 
 
@@ -71,10 +70,10 @@ def test_tables_on_the_device_say_nothing_to_the_host():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_keep_their_bits_and_gradients_are_those_of_the_reference(name, budget):
     found, leaves = [], []
-    known = picked.may_have_gradient
+    known = row_finding.may_have_gradient
     with checks.on("definition"):
         for may in (known, lambda table: torch.ones_like(known(table))):
-            with mock.patch.object(picked, "may_have_gradient", may):
+            with mock.patch.object(row_finding, "may_have_gradient", may):
                 leaves = [t.clone().requires_grad_() for t in (HIDDEN, WEIGHT)]
                 out = objective(name, memory_budget=budget)(*leaves, BATCH)
                 out.loss.backward()
