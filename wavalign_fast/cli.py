@@ -9,13 +9,12 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.failures import explain
-from wavalign_fast.outputs import check_output
+from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.terminal import (
     Interrupted,
     interruption,
@@ -112,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="wavalign-fast",
         description="Post-train a spoken dialogue model, listen to it, report on it.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_train(commands)
 
@@ -153,7 +154,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Version(argparse.Action):
+    """argparse's own wants the text beforehand, and to look it up takes as long as to start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        print(f"{parser.prog} {_version()}")
+        parser.exit()
+
+
 def _version() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("wavalign-fast")
     except metadata.PackageNotFoundError:
@@ -228,7 +239,6 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace) -> int:
-    from wavalign_fast.outputs import is_stdout
     from wavalign_fast.train.run_dir import arm_directories, read_run_config
     from wavalign_fast.train_command import quiet_libraries, task_maker
 

@@ -98,18 +98,22 @@ def resolve_config(
         tree = merge(tree, layer)
     tree = settle(tree, RunConfig)
     options = tree.get("task")
+    model = Group if task is None else options_model(task)
     if isinstance(options, Mapping):
-        model = Group if task is None else options_model(task)
         tree["task"] = settle(options, model)
     config = _validate(RunConfig, tree)
     if task is not None:
-        check_task_options(task, config.task)
+        _check_options(model, config.task)
     return config
 
 
 def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuses ``task`` keys and values that the recipe's constructor does not take."""
-    wrapped = create_model("Wrapped", __base__=Group, task=(options_model(factory), ...))
+    _check_options(options_model(factory), options)
+
+
+def _check_options(model: type[BaseModel], options: Mapping[str, Any]) -> None:
+    wrapped = create_model("Wrapped", __base__=Group, task=(model, ...))
     _validate(wrapped, {"task": dict(options)})
 
 
@@ -126,6 +130,11 @@ def options_model(factory: Callable[..., Any]) -> type[BaseModel]:
     return create_model("task", __base__=Group, **fields)
 
 
+def group_of(kind: Any) -> type[BaseModel] | None:
+    """The group of keys that a field's annotation stands for, if it does."""
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
 def settle(tree: Mapping[str, Any], model: type[BaseModel]) -> Tree:
     """``tree`` with every ``Source`` as its text or its value, whichever its key wants.
 
@@ -135,13 +144,12 @@ def settle(tree: Mapping[str, Any], model: type[BaseModel]) -> Tree:
     for key, value in tree.items():
         field = model.model_fields.get(key)
         kind = field.annotation if field is not None else None
-        group = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        if isinstance(value, Source) and (group is not None or get_origin(kind) is dict):
+        group = group_of(kind)
+        holds_keys = group is not None or get_origin(kind) is dict
+        if holds_keys and isinstance(value, Source):
             value = value.as_value()
-        if group is not None and isinstance(value, Mapping):
-            settled[str(key)] = settle(value, group)
-        elif get_origin(kind) is dict and isinstance(value, Mapping):
-            settled[str(key)] = dict(value)
+        if holds_keys and isinstance(value, Mapping):
+            settled[str(key)] = dict(value) if group is None else settle(value, group)
         else:
             settled[str(key)] = _settled(value, kind)
     return settled
@@ -199,14 +207,15 @@ def dump_config(config: RunConfig) -> str:
 
 def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
     """Dotted keys in which two configs differ."""
-    left, right = dict(_leaves(first.model_dump())), dict(_leaves(second.model_dump()))
+    left, right = dict(leaves(first.model_dump())), dict(leaves(second.model_dump()))
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -236,14 +245,14 @@ def _config_path(
 ) -> tuple[list[str], FieldInfo | None]:
     """The part of pydantic's location that is config keys (it adds union branches and indices)."""
     path: list[str] = []
-    group: Any = model
+    group: type[BaseModel] | None = model
     field = None
     for part in location:
-        if not (isinstance(group, type) and issubclass(group, BaseModel)):
+        if group is None:
             break
         path.append(str(part))
         field = group.model_fields.get(str(part))
-        group = field.annotation if field else None
+        group = group_of(field.annotation) if field else None
     return path, field
 
 
@@ -251,8 +260,8 @@ def known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted keys of a group and of the groups in it."""
     for name, field in group.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        if inner := group_of(field.annotation):
+            yield from known_keys(inner, f"{prefix}{name}.")
 
 
 def key_hint(given: str, known: Iterable[str]) -> str:
@@ -283,7 +292,7 @@ def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return "[" + ", ".join(wanted(item) for item in get_args(annotation)) + "]"
     if annotation is NoneType:
         return "null"
-    if (isinstance(annotation, type) and issubclass(annotation, BaseModel)) or origin is dict:
+    if group_of(annotation) or origin is dict:
         return "a group of keys"
     bounds = [
         text.format(bound)

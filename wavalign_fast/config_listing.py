@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import key_hint, options_model, wanted
+from wavalign_fast.config_layers import group_of, key_hint, leaves, options_model, wanted
 from wavalign_fast.errors import UserError, shown, user_input
 from wavalign_fast.recipes import PACKAGES, describe_recipe, load_recipe
 
@@ -22,7 +22,7 @@ def listing(keys: Sequence[str] = (), *, recipe: str | None = None) -> str:
     names = list(PACKAGES) if recipe is None else [recipe]
     with user_input("recipe"):
         recipes = {name: load_recipe(name) for name in names}
-    defaults = {name: dict(_leaves(parts[0])) for name, parts in recipes.items()}
+    defaults = {name: dict(leaves(parts[0])) for name, parts in recipes.items()}
     entries = dict(_entries(RunConfig, "", defaults))
     for name, (_, _, factory) in recipes.items():
         entries |= _task_entries(name, factory, defaults[name])
@@ -53,7 +53,7 @@ def _recipe(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
     yield "    arms, and what each changes over the recipe:"
     width = max(map(len, arms)) + 2
     for arm, overlay in arms.items():
-        changes = [f"{key}={_value(value)}" for key, value in _leaves(overlay)]
+        changes = [f"{key}={_value(value)}" for key, value in leaves(overlay)]
         text = " ".join(changes) or "nothing"
         yield from _wrapped(f"{arm.ljust(width)}{text}", 6, hanging=width)
     yield ""
@@ -64,8 +64,8 @@ def _entries(
 ) -> Iterator[tuple[str, str]]:
     """Dotted key and text of every key; of a group, what the group is, then its keys."""
     for name, field in group.model_fields.items():
-        key, kind = f"{prefix}{name}", field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        key = f"{prefix}{name}"
+        if kind := group_of(field.annotation):
             yield (
                 key,
                 "\n".join([*_wrapped(f"{key}: {' '.join((kind.__doc__ or '').split())}", 0), ""]),
@@ -91,11 +91,11 @@ def _task_entries(
 
 def _entry(key: str, field: Any, notes: Sequence[str]) -> str:
     required = field.default is PydanticUndefined
-    head = f"{key}" if required else f"{key} = {_value(field.default)}"
+    head = key if required else f"{key} = {_value(field.default)}"
     note = f"  ({', '.join(notes)})" if notes else ""
     lines = [
         *_wrapped(head + note, 2, hanging=2),
-        *_wrapped((field.description or "").replace("``", "`"), 6),
+        *_wrapped(field.description or "", 6),
         *_wrapped(wanted(field.annotation, field.metadata), 6),
         "",
     ]
@@ -116,11 +116,3 @@ def _value(value: Any) -> str:
     if isinstance(value, Path):
         return "(shipped)"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -7,6 +7,7 @@ new ones) is opened and written.
 
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROBE_BYTES = 1 << 16
+TEMPORARY = re.compile(r"\.wavalign-\d+\.tmp")
+"""Names of files on their way to their place; a process that is killed may leave one."""
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """A file system that cannot set space aside; the write itself will say whether there is some."""
 
@@ -28,7 +31,7 @@ def write_whole(path: Path, data: bytes) -> None:
                 file.write(data)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(target)
+        temporary = _temporary_in(target.parent)
         try:
             _write_synced(temporary, data)
             if target.exists():
@@ -48,7 +51,7 @@ def check_output(path: Path) -> None:
 
 def reserve(directory: Path, size: int) -> None:
     """Raises ``OSError`` unless a file of ``size`` bytes can be written in ``directory`` now."""
-    probe = _beside(directory / "probe")
+    probe = _temporary_in(directory)
     try:
         with probe.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
@@ -118,9 +121,9 @@ def _replaceable(path: Path) -> Path | None:
     return target if os.access(target.parent, os.W_OK) else None
 
 
-def _beside(target: Path) -> Path:
-    """A name of this process in the directory of ``target``, free to be made."""
-    temporary = target.with_name(f".wavalign-{os.getpid()}.tmp")
+def _temporary_in(directory: Path) -> Path:
+    """A name of this process in a directory, free to be made."""
+    temporary = directory / f".wavalign-{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     return temporary
 

@@ -192,10 +192,8 @@ class GpuMonitor:
         for name, read in readers.items():
             try:
                 values[name] = read(self._nvml, self._gpu)
-            except self._nvml.NVMLError_NotSupported:
-                continue
-            except AttributeError:  # a function or constant that this version of the package lacks
-                continue
+            except (self._nvml.NVMLError_NotSupported, AttributeError):
+                continue  # what the GPU, or this version of the package, does not have
         return values
 
 

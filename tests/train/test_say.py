@@ -76,7 +76,7 @@ def test_a_device_without_room_is_one_line(run, error_line):
 
 
 def test_text_goes_to_stderr_where_the_sound_goes_to_stdout(run, capsys, monkeypatch):
-    monkeypatch.setattr("wavalign_fast.outputs.is_stdout", lambda path: path.name == "here.wav")
+    monkeypatch.setattr("wavalign_fast.cli.is_stdout", lambda path: path.name == "here.wav")
     assert main(say("here.wav")) == 0
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-3:] == ["t", "heard: h", "speech: here.wav"]

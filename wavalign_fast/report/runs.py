@@ -1,6 +1,6 @@
 """The runs of a directory, as far as their files can be read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wavalign_fast.errors import UserError
@@ -61,7 +61,7 @@ def load_runs(run_dir: Path) -> list[Run]:
     if len(set(names)) == len(names):
         return runs
     # The same arm with several seeds: the folder tells them apart.
-    return [_load_run(path, name=path.name) for path in paths]
+    return [replace(run, name=run.path.name) for run in runs]
 
 
 def _first_file(path: Path) -> Path | None:
@@ -69,7 +69,7 @@ def _first_file(path: Path) -> Path | None:
     return next((path / name for name in ("config.yaml", *RESULTS) if is_file(path / name)), None)
 
 
-def _load_run(path: Path, name: str | None = None) -> Run:
+def _load_run(path: Path) -> Run:
     files = RunFiles(path)
     config, curves, evaluation = files.config(), files.curves(), files.evaluation()
     samples = []
@@ -78,7 +78,7 @@ def _load_run(path: Path, name: str | None = None) -> Run:
         files.checkpoint()
     logged = max((step for points in curves.values() for step, _ in points), default=0)
     return Run(
-        name=name or evaluation.get("arm") or path.resolve().name,
+        name=evaluation.get("arm") or path.resolve().name,
         path=path,
         config=config,
         steps=int(evaluation.get("steps") or logged),

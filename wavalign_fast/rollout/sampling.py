@@ -1,7 +1,7 @@
 """Sampling from any Hugging Face causal LM: one prefill a prompt, one decode for all rows."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,8 +58,15 @@ def choose_tokens(
 class _Decode:
     """The rows still being written: their cache, mask and positions."""
 
-    def __init__(self, cache: "DynamicCache", real: torch.Tensor, positions: torch.Tensor) -> None:
+    def __init__(
+        self,
+        cache: "DynamicCache",
+        argument: Mapping[str, Any],
+        real: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> None:
         self.cache = cache
+        self.argument = argument  # the cache, under the name that the model gives it
         self.real = real  # bool [N, L]; columns of padding are never attended to
         self.positions = positions  # [N], of the token that comes next
         self.padded = not bool(real.all())
@@ -76,7 +83,7 @@ class _Decode:
             attention_mask=mask,
             position_ids=self.positions[:, None],
             use_cache=True,
-            **cache_argument(model, self.cache),
+            **self.argument,
         )
         self.positions = self.positions + 1
         return out.logits[:, -1]
@@ -97,13 +104,14 @@ def _prefill(
     ids, real = _left_pad(prompts, pad_id, model.device)
     positions = (real.cumsum(1) - 1).clamp_(min=0)
     cache = DynamicCache(config=model.config)
+    argument = cache_argument(model, cache)
     out = model(
         ids,
         attention_mask=real,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
-        **cache_argument(model, cache),
+        **argument,
     )
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)
@@ -111,7 +119,8 @@ def _prefill(
     def repeat(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.repeat_interleave(group_size, 0)
 
-    return _Decode(cache, repeat(real), repeat(positions[:, -1] + 1)), repeat(out.logits[:, -1])
+    decode = _Decode(cache, argument, repeat(real), repeat(positions[:, -1] + 1))
+    return decode, repeat(out.logits[:, -1])
 
 
 @torch.inference_mode()

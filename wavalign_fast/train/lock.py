@@ -124,5 +124,5 @@ def _is_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
-        return False
+        pass
     return False

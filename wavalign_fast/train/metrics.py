@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.train.files import to_json, write_text
+from wavalign_fast.train.owned import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class TensorBoardWriter:
 
 def open_writers(directory: Path, step: int) -> list[MetricWriter]:
     """The writers of a run directory, continuing after ``step``."""
-    writers: list[MetricWriter] = [JsonlWriter(directory / "metrics.jsonl", step)]
+    writers: list[MetricWriter] = [JsonlWriter(directory / METRICS_FILE, step)]
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.outputs import TEMPORARY
 from wavalign_fast.train.files import remove, write_json
 
 MARKER_FILE = ".wavalign-run.json"
@@ -29,7 +30,6 @@ DROPPED = ".dropped"
 """The same, once it has been: what a process that was killed left of it."""
 
 FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
-TEMPORARY = re.compile(r"\.wavalign-\d+\.tmp")
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 SOUND = re.compile(r"\d{3,}\.wav")
 UNFINISHED = {".checkpoint.tmp", REPLACED, DROPPED}

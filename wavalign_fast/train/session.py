@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -78,8 +78,9 @@ def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: 
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         task = plan.make_task()
+        data = fingerprint(task.train_examples)
         if resume:
-            check_same_data(plan.directory, fingerprint(task.train_examples))
+            check_same_data(plan.directory, data)
         key = (config.train.eval_items, config.train.eval_seed)
         if key not in base_metrics:
             with user_input("task"):
@@ -90,7 +91,9 @@ def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: 
             base = _evaluate(config, task, model)
             base_metrics[key] = base.metrics if base else {}
             finals["base"] = base_metrics[key]
-        final = _train(plan, task, base_metrics[key], console, resume=resume, overwrite=overwrite)
+        final = _train(
+            plan, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
+        )
         finals[plan.label] = final.metrics if final else {}
     # The base first, then the arms in the order asked for, finished before or now.
     order = [name for name in ("base", *(plan.label for plan in plans)) if name in finals]
@@ -143,6 +146,7 @@ def _check_space(plans: Sequence[Plan], model: "PreTrainedModel") -> None:
 def _train(
     plan: Plan,
     task: Task,
+    data: dict[str, Any],
     base: dict[str, float],
     console: Console,
     *,
@@ -150,7 +154,7 @@ def _train(
     overwrite: bool,
 ) -> Evaluation | None:
     resume = resume and (plan.directory / CONFIG_FILE).is_file()
-    trainer = _start(plan, task, console, resume=resume, overwrite=overwrite)
+    trainer = _start(plan, task, data, console, resume=resume, overwrite=overwrite)
     try:
         trainer.fit(console)
     except BaseException:
@@ -162,7 +166,9 @@ def _train(
     return final
 
 
-def _start(plan: Plan, task: Task, console: Console, *, resume: bool, overwrite: bool) -> Trainer:
+def _start(
+    plan: Plan, task: Task, data: dict[str, Any], console: Console, *, resume: bool, overwrite: bool
+) -> Trainer:
     """A trainer ready to go; where that fails, the directory is as it was before."""
     directory, steps = plan.directory, plan.config.train.steps
     if overwrite:
@@ -177,7 +183,7 @@ def _start(plan: Plan, task: Task, console: Console, *, resume: bool, overwrite:
                 )
             done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
             lines = [f"going on with {directory} from {done}", *changes(directory, plan.config)]
-        start_run(directory, plan.config, data=fingerprint(task.train_examples))
+        start_run(directory, plan.config, data=data)
         if plan.in_folder_of_arms:
             add_arm(directory.parent, directory.name)
     except BaseException:

@@ -14,20 +14,19 @@ def result_table(figures: Mapping[str, Mapping[str, float]], *, width: int) -> s
     names = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
     if not names:
         return ""
-    first = ["held out", *figures]
-    columns = [[*_head(name), *_cells(name, figures)] for name in names]
-    height = max(len(_head(name)) for name in names)
-    label_column = [""] * (height - 1) + first
+    heads = {name: _head(name) for name in names}
+    height = max(map(len, heads.values()))
+    label_column = [""] * (height - 1) + ["held out", *figures]
     blocks: list[list[list[str]]] = [[]]
     room = max(width, MIN_WIDTH) - _width(label_column)
     left = room
-    for name, column in zip(names, columns, strict=True):
-        padded = [""] * (height - len(_head(name))) + column
-        needed = len(GAP) + _width(padded)
+    for name, head in heads.items():
+        column = [""] * (height - len(head)) + head + _cells(name, figures)
+        needed = len(GAP) + _width(column)
         if needed > left and blocks[-1]:
             blocks.append([])
             left = room
-        blocks[-1].append(padded)
+        blocks[-1].append(column)
         left -= needed
     return "\n\n".join(_block(label_column, block) for block in blocks)
 
