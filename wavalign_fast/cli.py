@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(command=_build_recipe)
 
     bench = commands.add_parser("bench", help="time the losses beside the rivals on this machine")
-    bench.add_argument("--quick", action="store_true", help="small shapes, at most three minutes")
+    bench.add_argument("--quick", action="store_true", help="small shapes, a few minutes")
     bench.add_argument(
         "--device", choices=("cpu", "cuda"), help="by default the CPU, and the GPU if there is one"
     )

@@ -14,7 +14,16 @@ from .page import write_page
 from .plots import NoMatplotlibError, Records, write_plots
 from .readme import README, rendered
 
-NAMES = ("linear_logprob", "hybrid_loss", "dpo", "skip", "growth", "adversarial", "spoken_sums")
+NAMES = (
+    "linear_logprob",
+    "hybrid_loss",
+    "dpo",
+    "skip",
+    "growth",
+    "adversarial",
+    "spoken_sums",
+    "demo",
+)
 PLOTS = RESULTS.parent / "plots"
 PAGE = RESULTS.parent / "results.html"
 

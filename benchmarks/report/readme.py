@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .demo import demo_sentence
 from .gpu_check import gpu_block
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
 from .provenance import uncommitted_note, where_measured
@@ -95,9 +96,13 @@ def growth(records: Records) -> str:
 
 def spoken_sums(records: Records) -> str:
     """The recipe's arms: mean and spread over the seeds."""
-    record = records["spoken_sums"]
-    assert record is not None
-    return recipe_markdown(record)
+    return recipe_markdown(_record(records, "spoken_sums"))
+
+
+def _record(records: Records, name: str) -> dict[str, Any]:
+    record = records[name]
+    assert record is not None  # a block of something not measured is not made
+    return record
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
@@ -108,6 +113,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     ),
     "growth": growth,
     "spoken_sums": spoken_sums,
+    "demo": lambda records: demo_sentence(_record(records, "demo")),
     "gpu_check": lambda records: gpu_block(records.get("gpu_check")),
 }
 

@@ -157,6 +157,19 @@ def spoken_sums() -> dict[str, Any]:
     }
 
 
+def demo() -> dict[str, Any]:
+    """What the first command of README costs."""
+    return {
+        "machine": MACHINE,
+        "times": {
+            "install": {"wall_s": 400.0, "cpu_s": 300.0},
+            "demo": {"wall_s": 500.0, "cpu_s": 660.0},
+        },
+        "download_bytes": 410e6,
+        "disk_bytes": 1.52e9,
+    }
+
+
 def records() -> dict[str, Any]:
     """One of everything."""
     return {
@@ -179,4 +192,5 @@ def records() -> dict[str, Any]:
         "growth": growth(),
         "adversarial": adversarial(),
         "spoken_sums": spoken_sums(),
+        "demo": demo(),
     }

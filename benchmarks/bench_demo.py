@@ -1,0 +1,115 @@
+"""What README's first command costs on a new machine: downloads, disk, time.
+
+python -m benchmarks.bench_demo [--save]
+
+Clones the checkout's commit into a temporary directory. Runs ``make install`` and then
+``make demo`` there, without pip's cache. Checks what the demo has left, and only then says what
+it took.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .record import machine, save
+
+CHECKOUT = Path(__file__).parents[1]
+UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+TIMED = {"install": "install", "demo": "demo"}
+"""What is timed -> the target of make; the second one finds the first one done."""
+
+
+def run(target: str, checkout: Path, environment: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of ``make TARGET``, by the clock and of the CPU.
+
+    Raises:
+        subprocess.CalledProcessError: the command failed.
+    """
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(["make", target], cwd=checkout, env=environment, check=True)
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall, "cpu_s": cpu}
+
+
+def downloaded(log: str) -> float:
+    """Bytes of the archives that pip's log names; of those on a local disk, their size there."""
+    said = re.findall(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log)
+    here = {Path(path) for path in re.findall(r"Processing (/\S+\.whl)", log)}
+    return sum(float(size) * UNITS[unit] for size, unit in said) + sum(
+        path.stat().st_size for path in here
+    )
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes that the files of a folder take, each once however many names it has."""
+    seen = {(info.st_dev, info.st_ino): info.st_blocks * 512 for info in _files(folder)}
+    return sum(seen.values())
+
+
+def _files(folder: Path) -> list[os.stat_result]:
+    return [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+
+
+def check_outcome(run_directory: Path) -> None:
+    """Refuses a demo that has not done what README says of it.
+
+    Raises:
+        ValueError: what is missing, or an arm that taught the text nothing.
+    """
+    if not (run_directory / "report.html").exists():
+        raise ValueError(f"{run_directory}: no report.html")
+    evaluations = sorted(run_directory.glob("*/evaluation.json"))
+    if len(evaluations) != 3:
+        raise ValueError(f"{run_directory}: {len(evaluations)} evaluations, want one of each arm")
+    for path in evaluations:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        base, final = (found[part]["text_accuracy"] for part in ("base", "final"))
+        if not base < final <= 1.0:
+            raise ValueError(f"{path}: text accuracy {final}, want more than the base's {base}")
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """The record, from a clone in ``folder``."""
+    checkout, log = folder / "checkout", folder / "pip.log"
+    subprocess.run(["git", "clone", "--quiet", str(CHECKOUT), str(checkout)], check=True)
+    environment = {**os.environ, "PIP_NO_CACHE_DIR": "1", "PIP_LOG": str(log)}
+    times = {name: run(target, checkout, environment) for name, target in TIMED.items()}
+    check_outcome(checkout / "runs" / "demo")
+    return {
+        "machine": machine(),
+        "times": times,
+        "download_bytes": downloaded(log.read_text(encoding="utf-8")),
+        "disk_bytes": on_disk(checkout / ".venv"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save", action="store_true", help="write results/demo.json")
+    arguments = parser.parse_args(argv)
+    commit = machine()["commit"] or "no-commit"
+    if arguments.save and commit.endswith("-dirty"):
+        # The clone is of the commit, and the record would say something else.
+        parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
+    with tempfile.TemporaryDirectory() as folder:
+        record = measure(Path(folder))
+    print(json.dumps(record, indent=2))
+    if arguments.save:
+        print(f"wrote {save('demo', record)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

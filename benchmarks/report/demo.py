@@ -1,0 +1,22 @@
+"""What the demo costs, in a sentence of README.md."""
+
+from typing import Any
+
+from .tables import commit_text
+
+
+def demo_sentence(record: dict[str, Any]) -> str:
+    """Downloads, disk and CPU time of ``make demo``, and where they were measured."""
+    machine, times = record["machine"], record["times"]
+    install, demo = (times[name]["cpu_s"] / 60 for name in ("install", "demo"))
+    facts = [
+        f"{machine['cpu']}, {machine['cores']} cores",
+        commit_text(machine.get("commit")),
+        machine["date"],
+    ]
+    return (
+        f"With a CPU build of torch `make demo` downloads {record['download_bytes'] / 1e9:.1f} GB "
+        f"and takes {record['disk_bytes'] / 1e9:.1f} GB of disk. It takes {install + demo:.0f} "
+        f"minutes of CPU time: {install:.0f} to install and compile, {demo:.0f} to train, evaluate "
+        f"and judge ({', '.join(facts)})."
+    )
