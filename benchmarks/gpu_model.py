@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wavalign_fast.ops.chunk_gradients import DIRECT_FROM
-from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS, Plan, chunks_of
-from wavalign_fast.ops.gpu import DEFAULT_MEMORY_BUDGET
+from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, Plan, chunks_of
+from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 
 from . import shapes
 from .gpu_sheets import GPUS, PUBLISHED, Gpu, Published

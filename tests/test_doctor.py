@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wavalign_fast import doctor
-from wavalign_fast.ops.library import backend_status
+from wavalign_fast.ops.backends import backend_status
 
 
 def facts(section: str) -> dict[str, str]:
@@ -55,9 +55,9 @@ def test_what_was_built_for_gpus_is_shown_without_a_gpu(monkeypatch):
 
 
 def test_auto_is_what_a_call_would_take(monkeypatch):
-    monkeypatch.setattr("wavalign_fast.ops.library._ENV_BACKEND", "reference")
+    monkeypatch.setattr("wavalign_fast.ops.backends._ENV_BACKEND", "reference")
     assert facts("Backends")["auto takes, on the CPU"] == "reference"
-    monkeypatch.setattr("wavalign_fast.ops.library._ENV_BACKEND", "triton")
+    monkeypatch.setattr("wavalign_fast.ops.backends._ENV_BACKEND", "triton")
     assert facts("Backends")["auto takes, on the CPU"].startswith("nothing: ")
 
 

@@ -48,7 +48,7 @@ MAY_IMPORT = {
 
 
 def part_of(module: str) -> str:
-    """`wavalign_fast.ops.library` belongs to `ops`, `wavalign_fast` itself to `__init__`."""
+    """`wavalign_fast.ops.options` belongs to `ops`, `wavalign_fast` itself to `__init__`."""
     names = module.split(".")
     return names[1] if len(names) > 1 else "__init__"
 
@@ -181,7 +181,7 @@ def test_a_forbidden_import_is_found(path, source):
     [
         ("losses/x.py", "from wavalign_fast.ops import linear_logprob"),
         ("rollout/x.py", "from wavalign_fast.data.records import Completion"),
-        ("ops/x.py", "from . import reference\nfrom .library import load\nimport torch"),
+        ("ops/x.py", "from . import reference\nfrom .options import LossOptions\nimport torch"),
         ("cli.py", "from wavalign_fast import doctor\nfrom wavalign_fast.train import loop"),
     ],
 )

@@ -20,7 +20,7 @@ from tests.defaults import assert_defaults_change_no_bit
 from tests.losses.formula import LAYOUT, H, V
 from wavalign_fast.losses import gate as gate_module
 from wavalign_fast.losses import ranks
-from wavalign_fast.ops import cuda, library
+from wavalign_fast.ops import backends, cuda
 
 NAN, INF = float("nan"), float("inf")
 REWARDS = torch.tensor([[1.0, 2.0, 5.0], [1.0, 4.0, NAN]])
@@ -241,7 +241,7 @@ def test_the_backend_asked_for_makes_the_statistics(
     )
     options = wf.LossOptions(backend=backend)
     if from_environment:
-        monkeypatch.setattr(library, "_ENV_BACKEND", backend)
+        monkeypatch.setattr(backends, "_ENV_BACKEND", backend)
         options = None
     wf.group_advantages(REWARDS, options=options)
     wf.MixingGate()(REWARDS, options)

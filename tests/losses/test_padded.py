@@ -293,9 +293,9 @@ def test_a_flat_table_that_is_wrong_is_named(change: dict, message: str) -> None
 
 
 def test_settings_without_an_effect_are_said_once(recwarn) -> None:
-    from wavalign_fast.ops import library
+    from wavalign_fast.ops import backends
 
-    library._said.clear()
+    backends._said.clear()
     row = torch.tensor([0, 1])
 
     def step(rewards: torch.Tensor, old: torch.Tensor | None, clip: float | None) -> None:

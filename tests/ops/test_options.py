@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
-from wavalign_fast.ops import LossOptions, library, row_kernels
+from wavalign_fast.ops import LossOptions, backends
+from wavalign_fast.ops.chunked import row_ops
 from wavalign_fast.ops.options import BACKENDS
 
 ROWS, VOCAB, LIVE = 700, 600, 640
@@ -96,10 +97,10 @@ def test_no_field_is_forgotten() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("backend", "field"), EVERY)
 def test_what_is_not_honoured_is_refused_by_name(monkeypatch, name, backend, field) -> None:
-    monkeypatch.setattr(library, "_unusable", lambda backend, hidden: None)
+    monkeypatch.setattr(backends, "_unusable", lambda backend, hidden: None)
     options = LossOptions(backend=backend, **{field: ASKED[field]})
     if backend in HONOURED[field]:
-        assert library.choose_backend(options, operands()[0]) == backend
+        assert backends.choose_backend(options, operands()[0]) == backend
         return
     with pytest.raises(
         ValueError, match=rf"{field}: got {re.escape(str(ASKED[field]))}, .*{backend}"
@@ -142,13 +143,13 @@ def test_the_cpu_skips_as_much_as_it_may(name) -> None:
 def test_the_chunk_loop_keeps_to_budget_and_capacity(monkeypatch, name) -> None:
     """Of the GPU backends, over the kernels' definition."""
     heights = []
-    row_stats = row_kernels.row_stats
+    row_stats = row_ops.row_stats
 
     def counted(logits, *rest, **settings):
         heights.append(len(logits))
         return row_stats(logits, *rest, **settings)
 
-    monkeypatch.setattr(row_kernels, "row_stats", counted)
+    monkeypatch.setattr(row_ops, "row_stats", counted)
 
     def heights_with(**options) -> list[int]:
         heights.clear()
@@ -189,11 +190,11 @@ def extension(**info: str) -> ModuleType:
 def test_kernels_of_another_torch_are_refused(monkeypatch, built, running, served) -> None:
     monkeypatch.setitem(sys.modules, "wavalign_fast._C", extension(torch=built))
     monkeypatch.setattr(torch, "__version__", running)
-    loaded = library._load_extension()
+    loaded = backends._load_extension()
     if served:
         assert loaded == {"torch": built}
         return
     assert built in loaded and running in loaded
-    monkeypatch.setattr(library, "EXTENSION", loaded)
+    monkeypatch.setattr(backends, "EXTENSION", loaded)
     with pytest.raises(ValueError, match="'cpu' cannot be used: the C"):
         wf.linear_logprob(*operands(), options=LossOptions(backend="cpu"))

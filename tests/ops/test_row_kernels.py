@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wavalign_fast.losses.policy import policy_tokens
-from wavalign_fast.ops import row_kernels as rk
+from wavalign_fast.ops.chunked import row_ops as rk
 
 IGNORE = -100
 

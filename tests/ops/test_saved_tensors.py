@@ -18,7 +18,8 @@ from torch.utils.checkpoint import (
 )
 
 from tests.ops.problems import CPU, Problem, problem
-from wavalign_fast.ops import LossOptions, backend_status, chunked_library, cpu, linear_logprob
+from wavalign_fast.ops import LossOptions, backend_status, cpu, linear_logprob
+from wavalign_fast.ops.chunked import autograd
 
 pytestmark = pytest.mark.skipif(
     backend_status()["cpu"] is not None, reason=f"no kernels: {backend_status()['cpu']}"
@@ -186,9 +187,7 @@ def test_a_step_of_gradients_made_in_the_forward_pass_is_used_once(hook) -> None
     """Torch's own refusal counts the changes of a saved tensor, which hooks circumvent."""
     operand = torch.zeros(3, requires_grad=True)
     with saved_tensors_hooks(hook, hook):
-        loss = chunked_library.with_gradients(
-            torch.ones(()), [operand], [torch.ones(3)], "definition"
-        )
+        loss = autograd.with_gradients(torch.ones(()), [operand], [torch.ones(3)], "definition")
     (2 * loss).backward(retain_graph=True)
     assert torch.equal(operand.grad, torch.full((3,), 2.0))
     with pytest.raises(RuntimeError, match="a second backward pass through one hybrid step"):

@@ -6,8 +6,8 @@ import torch
 
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
+from wavalign_fast.ops.backends import takes_cuda_groups
 from wavalign_fast.ops.inputs import finite_number
-from wavalign_fast.ops.library import takes_cuda_groups
 
 Std = Literal["population", "sample"]
 ADVANTAGE_EPS = 1e-4

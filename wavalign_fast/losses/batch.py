@@ -8,7 +8,7 @@ from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.losses.rows import MOST_ROWS
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
-from wavalign_fast.ops.sending import together
+from wavalign_fast.ops.transfer import together
 
 
 @dataclass(frozen=True, eq=False)

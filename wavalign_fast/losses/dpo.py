@@ -18,7 +18,7 @@ from wavalign_fast.ops.inputs import (
     finite_number,
     true_or_false,
 )
-from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta, together
+from wavalign_fast.ops.transfer import refuse_in_capture, refuse_meta, together
 
 
 class DPOOutput(NamedTuple):

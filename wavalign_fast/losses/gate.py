@@ -11,9 +11,9 @@ from wavalign_fast.losses.ranks import add_up_over_ranks
 from wavalign_fast.losses.repeats import Repeats, unseen_by_checkpointing
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
+from wavalign_fast.ops.backends import takes_cuda_groups
 from wavalign_fast.ops.inputs import can_be_read, finite_number
-from wavalign_fast.ops.library import takes_cuda_groups
-from wavalign_fast.ops.sending import capturing
+from wavalign_fast.ops.transfer import capturing
 
 NOT_MOVED = -1.0
 """What ``state_dict`` holds for λ before the first step."""

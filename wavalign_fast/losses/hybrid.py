@@ -21,13 +21,13 @@ from wavalign_fast.losses.policy import (
 )
 from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
-from wavalign_fast.ops.calls import Call, checked_call
+from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
-from wavalign_fast.ops.library import say_once
 from wavalign_fast.ops.linear_logprob import scored
+from wavalign_fast.ops.operands import Call, checked_call
 from wavalign_fast.ops.options import checked_options
-from wavalign_fast.ops.sending import refuse_in_capture, refuse_meta, together
+from wavalign_fast.ops.transfer import refuse_in_capture, refuse_meta, together
 
 
 class HybridOutput(NamedTuple):

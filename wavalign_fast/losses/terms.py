@@ -13,8 +13,8 @@ from wavalign_fast.losses.plan import KLScope, StepPlan
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
 from wavalign_fast.ops import LossOptions
-from wavalign_fast.ops.row_kernels import TokenTable
-from wavalign_fast.ops.sending import together
+from wavalign_fast.ops.chunked.row_ops import TokenTable
+from wavalign_fast.ops.transfer import together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,8 +1,8 @@
 """The CUDA kernels: whether they can be used, and the functions that the chunk loop calls.
 
-Row kernels have the signatures of ``ops/row_kernels.py``. Every function enqueues on the current
-stream of its tensors' device and returns without waiting. Tensors are contiguous; the logits of a
-chunk may have a row stride, a multiple of 16 bytes.
+Row kernels have the signatures of ``ops/chunked/row_ops.py``. Every function enqueues on the
+current stream of its tensors' device and returns without waiting. Tensors are contiguous; the
+logits of a chunk may have a row stride, a multiple of 16 bytes.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
 
 NAMESPACE = "wavalign_fast"
 
@@ -103,7 +103,7 @@ def row_stats(
     scale: float,
     ignore_index: int,
 ) -> RowStats:
-    """See ``row_kernels.row_stats``; the logits are float32 or bfloat16."""
+    """See ``row_ops.row_stats``; the logits are float32 or bfloat16."""
     return RowStats(*OPS.row_stats(logits, targets, bias, scale, ignore_index))
 
 
@@ -118,7 +118,7 @@ def row_gradient_(
     ignore_index: int,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """See ``row_kernels.row_gradient_``."""
+    """See ``row_ops.row_gradient_``."""
     OPS.row_gradient_(logits, targets, bias, *stats, *grads, scale, ignore_index, out_dtype)
     return operand_view(logits, out_dtype)
 
@@ -134,7 +134,7 @@ def hybrid_rows_(
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
-    """See ``row_kernels.hybrid_rows_``."""
+    """See ``row_ops.hybrid_rows_``."""
     low, high = clip or (-math.inf, math.inf)
     *stats, g = OPS.hybrid_rows_(
         *(logits, targets, bias, *table, scale, ignore_index, low, high, out_dtype)

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 
-from wavalign_fast.ops import cpu, gpu
-from wavalign_fast.ops.calls import IGNORE_INDEX, Call
+from wavalign_fast.ops import cpu
+from wavalign_fast.ops.chunked import api
+from wavalign_fast.ops.chunked.live_rows import Picked, pick
+from wavalign_fast.ops.chunked.row_ops import TokenTable
 from wavalign_fast.ops.linear_logprob import LogProb
-from wavalign_fast.ops.picked import Picked, pick
-from wavalign_fast.ops.row_kernels import TokenTable
+from wavalign_fast.ops.operands import IGNORE_INDEX, Call
 
 
 class HybridStep(NamedTuple):
@@ -40,7 +41,7 @@ def hybrid_step(
     """Log-probs of ``call`` and the gradients of the hybrid loss to its operands.
 
     The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
-    of them is (``row_kernels.token_gradient``), so that nothing has to be differentiated.
+    of them is (``row_ops.token_gradient``), so that nothing has to be differentiated.
 
     Args:
         call: of any backend but ``reference``, where the loss differentiates itself.
@@ -57,7 +58,7 @@ def hybrid_step(
             options=call.options,
         )
     else:
-        logp, entropy, lse, attach = gpu.hybrid_step(
+        logp, entropy, lse, attach = api.hybrid_step(
             call, picked, clip=clip, ignore_index=IGNORE_INDEX
         )
     return HybridStep(LogProb(logp, entropy, lse), attach)

@@ -4,17 +4,18 @@ from typing import NamedTuple
 
 import torch
 
-from wavalign_fast.ops import cpu, gpu, reference
-from wavalign_fast.ops.calls import IGNORE_INDEX, Call, checked_call
+from wavalign_fast.ops import cpu, reference
+from wavalign_fast.ops.chunked import api
+from wavalign_fast.ops.chunked.live_rows import Picked, pick
 from wavalign_fast.ops.inputs import (
     SMALLEST_TEMPERATURE,
     finite_number,
     true_or_false,
     whole_number,
 )
+from wavalign_fast.ops.operands import IGNORE_INDEX, Call, checked_call
 from wavalign_fast.ops.options import LossOptions
-from wavalign_fast.ops.picked import Picked, pick
-from wavalign_fast.ops.sending import together
+from wavalign_fast.ops.transfer import together
 
 
 class LogProb(NamedTuple):
@@ -95,4 +96,4 @@ def scored(
         return cpu.linear_logprob(*operands, call.options)
     if picked is None:
         (picked,) = together(call.rows.device, pick(call, ignore_index))
-    return gpu.linear_logprob(call, picked, temperature, ignore_index)
+    return api.linear_logprob(call, picked, temperature, ignore_index)

@@ -15,8 +15,8 @@ import torch
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, random_batch
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR, relative_error
-from wavalign_fast.ops import calls
-from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
+from wavalign_fast.ops import operands as entry
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS
 
 REFERENCE = wf.LossOptions(backend="reference")
 SMALL = 4096
@@ -49,8 +49,8 @@ def on(backend: str) -> Iterator[None]:
         return "reference" if options.backend == "reference" else backend
 
     # No id is refused: on a GPU the host does not look at them.
-    unseen = mock.patch.object(calls, "_check_ids", lambda *ids: None)
-    with mock.patch.object(calls, "choose_backend", choose), unseen:
+    unseen = mock.patch.object(entry, "_check_ids", lambda *ids: None)
+    with mock.patch.object(entry, "choose_backend", choose), unseen:
         yield
 
 

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from wavalign_fast.losses import ModalityLayout
-from wavalign_fast.ops import calls, chunked, chunked_library, gpu, live_rows, products, row_kernels
+from wavalign_fast.ops import operands
+from wavalign_fast.ops.chunked import api, autograd, compaction, loop, products, row_ops
 
 DEVICE = torch.device("cuda:0")
 LAUNCH_NOTHING = {
@@ -32,9 +33,9 @@ LAUNCH_NOTHING = {
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
 OPS = (
-    *(chunked_library.chunked_logprob, chunked_library.chunked_logprob_backward),
-    *(chunked_library.hybrid_step, chunked_library.scale_gradients_),
-    *(live_rows.compact_rows, live_rows.take_rows, live_rows.put_rows),
+    *(autograd.chunked_logprob, autograd.chunked_logprob_backward),
+    *(autograd.hybrid_step, autograd.scale_gradients_),
+    *(compaction.compact_rows, compaction.take_rows, compaction.put_rows),
 )
 KERNELS = (
     *("row_stats", "row_gradient_", "hybrid_rows_", "compact_rows", "gather_rows"),
@@ -193,7 +194,7 @@ class _Kernels:
             device.launches.append(name)
             args, kwargs = tree_map(_inside, (args, kwargs))
             with torch._C._DisableTorchDispatch():
-                found = getattr(row_kernels, name)(*args, **kwargs)
+                found = getattr(row_ops, name)(*args, **kwargs)
             return tree_map(_outside, found)
 
         return launch
@@ -204,10 +205,10 @@ def gpu_pretended() -> Iterator[Pretended]:
     """A device on which every call but the reference's runs, and whose operands want gradients."""
     device = Pretended()
     on = (
-        (calls, "choose_backend", _chosen),
-        (chunked, "row_kernels_of", lambda backend: _Kernels(device)),
-        (gpu, "wants_grad", lambda *operands: any(isinstance(t, OnGpu) for t in operands)),
-        (products, "_tall_agrees", lambda *operands: device.tall_agrees),
+        (operands, "choose_backend", _chosen),
+        (loop, "row_kernels_of", lambda backend: _Kernels(device)),
+        (api, "wants_grad", lambda *tensors: any(isinstance(t, OnGpu) for t in tensors)),
+        (products, "_tall_agrees", lambda *shapes: device.tall_agrees),
         (torch.cuda, "is_current_stream_capturing", lambda: device.capturing),
         (torch.cuda, "_lazy_init", lambda: None),
         (torch.Tensor, "pin_memory", lambda tensor: tensor),

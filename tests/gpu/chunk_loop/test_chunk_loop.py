@@ -11,8 +11,8 @@ from benchmarks.gpu import captured as captured_in_graph
 from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
 from tests.gpu.extension.compiling import emulated
-from wavalign_fast.ops import backend_status, chunked_library, cuda
-from wavalign_fast.ops import live_rows as picking
+from wavalign_fast.ops import backend_status, cuda
+from wavalign_fast.ops.chunked import autograd, compaction
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 PLACES = [
@@ -157,17 +157,17 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
     )
     how = ("definition", 2**20, True, 20)
     torch.library.opcheck(
-        chunked_library.chunked_logprob, (hidden, weight, given.targets, bias, 0.9, -100, *how)
+        autograd.chunked_logprob, (hidden, weight, given.targets, bias, 0.9, -100, *how)
     )
     column = torch.rand(20, dtype=FP64 if dtype == FP64 else FP32)
     operands = (hidden.detach(), weight.detach(), given.targets, None)
     torch.library.opcheck(
-        chunked_library.hybrid_step,
+        autograd.hybrid_step,
         (*operands, *(column,) * 4, None, None, [0.8, 1.2], -100, *how, [True, True, False]),
     )
     index = torch.tensor([3, -1, 0])
-    torch.library.opcheck(picking.take_rows, (hidden, index, "definition"))
-    torch.library.opcheck(picking.put_rows, (hidden[:3], index, 20, "definition"))
+    torch.library.opcheck(compaction.take_rows, (hidden, index, "definition"))
+    torch.library.opcheck(compaction.put_rows, (hidden[:3], index, 20, "definition"))
 
 
 def test_the_gate_and_advantages_come_from_the_kernels(monkeypatch):

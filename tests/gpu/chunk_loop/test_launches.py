@@ -13,7 +13,7 @@ import torch
 import wavalign_fast as wf
 from tests.gpu.chunk_loop.pretended import Pretended, gpu_pretended
 from tests.losses.formula import LAYOUT, random_batch
-from wavalign_fast.ops import chunked_library, live_rows
+from wavalign_fast.ops.chunked import autograd, compaction
 
 BATCH, HIDDEN, WEIGHT = random_batch(random.Random(3), 2, 3, 2, reference=True, old=True)
 KL = {"text_kl": 0.1, "speech_kl": 0.1}
@@ -87,9 +87,9 @@ def test_a_backward_pass():
         made = SimpleNamespace(
             saved_tensors=gradients, backend="definition", dtypes=[torch.bfloat16] * 2, spent=False
         )
-        chunked_library._value_backward(made, device.put(torch.tensor(1.5)))
+        autograd._value_backward(made, device.put(torch.tensor(1.5)))
         index = device.put(torch.arange(9))
-        live_rows.put_rows(gradients[0], index, len(HIDDEN), "definition")
+        compaction.put_rows(gradients[0], index, len(HIDDEN), "definition")
     assert device.launches == ["scale_", "scale_", "new_zeros", "scatter_rows_"]
 
 

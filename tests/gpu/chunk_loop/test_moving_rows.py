@@ -10,8 +10,8 @@ import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.pretended import gpu_pretended
 from tests.losses.formula import LAYOUT, V, random_batch
-from wavalign_fast.ops import live_rows as row_finding
-from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
+from wavalign_fast.ops.chunked import compaction
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS
 
 BATCH, HIDDEN, WEIGHT = random_batch(random.Random(11), 3, 3, 3, reference=True, old=True)
 BATCH.rewards[1] = 4.0  # no rollout of this group has an advantage
@@ -70,10 +70,10 @@ def test_tables_on_the_device_say_nothing_to_the_host():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_keep_their_bits_and_gradients_are_those_of_the_reference(name, budget):
     found, leaves = [], []
-    known = row_finding.may_have_gradient
+    known = compaction.may_have_gradient
     with checks.on("definition"):
         for may in (known, lambda table: torch.ones_like(known(table))):
-            with mock.patch.object(row_finding, "may_have_gradient", may):
+            with mock.patch.object(compaction, "may_have_gradient", may):
                 leaves = [t.clone().requires_grad_() for t in (HIDDEN, WEIGHT)]
                 out = objective(name, memory_budget=budget)(*leaves, BATCH)
                 out.loss.backward()

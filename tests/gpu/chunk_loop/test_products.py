@@ -9,8 +9,14 @@ import torch
 import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.pretended import gpu_pretended
-from wavalign_fast.ops import chunk_gradients, products
-from wavalign_fast.ops.chunk_plan import PITCH_ALIGN, PRODUCT_ROWS, Plan, chunk_heights, chunks_of
+from wavalign_fast.ops.chunked import gradients, products
+from wavalign_fast.ops.chunked.chunks import (
+    PITCH_ALIGN,
+    PRODUCT_ROWS,
+    Plan,
+    chunk_heights,
+    chunks_of,
+)
 
 GIB = 2**30
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -168,8 +174,8 @@ def step(rows: int, budget: int | None = None, *, direct: bool = False):
     objective = wf.HybridObjective(
         checks.LAYOUT, gate=0.5, options=wf.LossOptions(memory_budget=budget)
     )
-    least = 0 if direct else chunk_gradients.DIRECT_FROM
-    with gpu_pretended() as device, mock.patch.object(chunk_gradients, "DIRECT_FROM", least):
+    least = 0 if direct else gradients.DIRECT_FROM
+    with gpu_pretended() as device, mock.patch.object(gradients, "DIRECT_FROM", least):
         hidden, weight = device.put(torch.randn(rows, 6).to(BF16)), torch.randn(vocab, 6).to(BF16)
         objective(hidden, device.put(weight), batch)
     return device

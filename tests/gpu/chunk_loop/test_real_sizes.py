@@ -7,8 +7,9 @@ beyond 2^31 elements. The emulators of the other rungs run the same code on smal
 import pytest
 import torch
 
-from wavalign_fast.ops import backend_status, chunked, row_kernels
-from wavalign_fast.ops.row_kernels import RowGrads, TokenTable
+from wavalign_fast.ops import backend_status
+from wavalign_fast.ops.chunked import loop, row_ops
+from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
 
 pytestmark = pytest.mark.gpu
 
@@ -26,11 +27,11 @@ WANTED = {"scale": 0.9, "ignore_index": -100}
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def kernels(request: pytest.FixtureRequest) -> chunked.RowKernels:
+def kernels(request: pytest.FixtureRequest) -> loop.RowKernels:
     reason = backend_status()[request.param]
     if reason is not None:
         pytest.skip(reason)
-    return chunked.row_kernels_of(request.param)
+    return loop.row_kernels_of(request.param)
 
 
 def some_rows(vocab: int, device: str) -> tuple[torch.Tensor, torch.Tensor, TokenTable]:
@@ -56,17 +57,17 @@ def test_rows_of_real_heads(kernels, vocab, device="cuda"):
     logits, ids, table = some_rows(vocab, device)
     clip = {"clip": (0.8, 1.2)}
     exact = logits.double()
-    truth = row_kernels.row_stats(exact, ids, None, **WANTED)
+    truth = row_ops.row_stats(exact, ids, None, **WANTED)
     stats = kernels.row_stats(logits, ids, None, **WANTED)
     assert_close(stats, truth)
     grads = RowGrads(table.policy_coef, table.kl_coef - 0.5, -table.anchor_coef)
     again, *_ = some_rows(vocab, device)
     found = kernels.row_gradient_(again, ids, None, stats, grads, **WANTED, out_dtype=torch.float32)
-    wanted = row_kernels.row_gradient_(
+    wanted = row_ops.row_gradient_(
         exact.clone(), ids, None, truth, grads, **WANTED, out_dtype=torch.float64
     )
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6)
-    hybrid = row_kernels.hybrid_rows_(exact, ids, None, table, **WANTED, **clip,
+    hybrid = row_ops.hybrid_rows_(exact, ids, None, table, **WANTED, **clip,
                                       out_dtype=torch.float64)  # fmt: skip
     width = logits.stride(0)
     memory = logits.as_strided((ROWS, width), (width, 1))

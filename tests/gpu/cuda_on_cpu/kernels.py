@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
 
 from .cases import Buffers, Device, Result, replay
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
 
 from .kernels import Kernels
 

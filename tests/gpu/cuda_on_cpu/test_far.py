@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops import row_kernels as definition
+from wavalign_fast.ops.chunked import row_ops as definition
 
 from .cases import Sparse
 from .kernels import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.row_kernels import RowStats, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowStats, TokenTable
 
 from . import problems
 from .kernels import Kernels

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from . import problems
 from .cases import H100_SHARED

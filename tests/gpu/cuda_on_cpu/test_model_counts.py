@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS, Gpu
-from wavalign_fast.ops.row_kernels import RowGrads, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
 
 from .kernels import DTYPES, Kernels, PlanQuery
 from .problems import SETTINGS, padded

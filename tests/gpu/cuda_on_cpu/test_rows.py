@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR
-from wavalign_fast.ops import row_kernels as definition
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from . import problems
 from .kernels import Kernels

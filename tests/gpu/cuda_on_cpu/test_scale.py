@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wavalign_fast.ops import row_kernels as definition
+from wavalign_fast.ops.chunked import row_ops as definition
 
 from .cases import Shifted
 from .kernels import DTYPES, Kernels, LaunchError, ScaleParams

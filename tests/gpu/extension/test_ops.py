@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from wavalign_fast.losses import MixingGate, group_advantages
-from wavalign_fast.ops import cuda, row_kernels
-from wavalign_fast.ops.row_kernels import RowGrads, TokenTable, operand_view
+from wavalign_fast.ops import cuda
+from wavalign_fast.ops.chunked import row_ops
+from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable, operand_view
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROWS = 6
@@ -81,7 +82,7 @@ def test_hybrid_rows(place, dtype, out, absent):
     logits, ids, bias = chunk(place, 147, DTYPES[dtype], bias=not absent)
     options = {"scale": 0.7, "ignore_index": -100, "clip": None if absent else (0.8, 1.2)}
     options["out_dtype"] = DTYPES[out]
-    wanted, g, dlogits = row_kernels.hybrid_rows_(
+    wanted, g, dlogits = row_ops.hybrid_rows_(
         logits.double(), ids, bias, table(place, **absent), **options | {"out_dtype": torch.float64}
     )
     stats, found_g, found = cuda.hybrid_rows_(logits, ids, bias, table(place, **absent), **options)
@@ -97,13 +98,13 @@ def test_row_stats_and_gradient(place, given):
     logits, ids, bias = chunk(place, 200)
     options = {"scale": 1.3, "ignore_index": -100}
     exact = logits.double()
-    wanted = row_kernels.row_stats(exact, ids, bias, **options)
+    wanted = row_ops.row_stats(exact, ids, bias, **options)
     stats = cuda.row_stats(logits, ids, bias, **options)
     assert_rows(stats, wanted)
     names = ("logp", "entropy", "lse")
     each = zip(names, columns(place, 2)[:3], strict=True)
     grads = RowGrads(**{name: c - 0.4 if name in given else None for name, c in each})
-    dlogits = row_kernels.row_gradient_(
+    dlogits = row_ops.row_gradient_(
         exact, ids, bias, wanted, grads, **options, out_dtype=torch.float64
     )
     found = cuda.row_gradient_(logits, ids, bias, stats, grads, **options, out_dtype=torch.float32)
@@ -174,7 +175,7 @@ def test_scale(place, dtype, size):
         for scalar in (torch.float32, torch.float64):
             gradient = torch.randn(size + 3, device=place).to(DTYPES[dtype])[3:]
             by = torch.tensor(factor, dtype=scalar, device=place)
-            wanted = row_kernels.scale_(gradient.clone(), by.float())
+            wanted = row_ops.scale_(gradient.clone(), by.float())
             assert cuda.scale_(gradient, by) is gradient
             torch.testing.assert_close(gradient, wanted, rtol=0, atol=0, equal_nan=True)
 
@@ -183,7 +184,7 @@ def calls(place: torch.device) -> dict[str, tuple]:
     logits, ids, bias = chunk(place, 64)
     logits = logits.contiguous()  # as the check copies it
     ids = torch.where(ids == 64, 0, ids)  # no NaN, which is unlike itself
-    stats = row_kernels.row_stats(logits, ids, bias, scale=1.0, ignore_index=-100)
+    stats = row_ops.row_stats(logits, ids, bias, scale=1.0, ignore_index=-100)
     terms = (*table(place), 1.0, -100)
     reals = torch.rand(3, 4, device=place)
     index = torch.tensor([2, -1], device=place)

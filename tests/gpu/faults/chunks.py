@@ -22,7 +22,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "captured-once",
         "a graph is captured with tables of the CPU, and replays the first batch for ever",
-        "sending.py",
+        "transfer.py",
         "    if not capturing(device):\n        return\n",
         "    return\n",
         "test_capture.py::test_a_table_on_the_cpu_is_refused[rewards]",
@@ -30,7 +30,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "others-multiplied",
         "rows without a gradient take part in its products",
-        "chunk_gradients.py",
+        "chunked/gradients.py",
         "rows = slice(rows.start, min(rows.stop, self.moving))",
         "rows = slice(rows.start, rows.stop)",
         "test_moving_rows.py::test_a_step_multiplies_the_others_once[equal rewards-False]",
@@ -38,7 +38,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "float16-unscaled",
         "gradients of logits below float16's least number are 0",
-        "row_kernels.py",
+        "chunked/row_ops.py",
         "return (of_power << 23).view(torch.float32)",
         "return torch.ones_like(bound)",
         "test_chunk_loop.py::test_float16[rows_of_every_size_keep_their_gradients-definition-float16]",
@@ -46,7 +46,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "float16-rounded-before-its-factor",
         "a hybrid step's gradients are rounded to float16 before a gradient scaler's factor",
-        "chunked.py",
+        "chunked/loop.py",
         "rounded=False)",
         "rounded=True)",
         "test_chunk_loop.py::test_float16[a_scaled_hybrid_step_keeps_its_gradients"
@@ -55,7 +55,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "head-summed-in-bf16",
         "the head's gradient is rounded after every chunk",
-        "chunk_gradients.py",
+        "chunked/gradients.py",
         "self.weight = torch.empty_like(self.head.weight, dtype=self.wide)",
         "self.weight = torch.empty_like(self.head.weight)",
         "test_products.py::test_many_chunks_are_summed_in_fp32",
@@ -63,7 +63,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "states-summed-in-bf16",
         "the sum over the vocabulary has bfloat16 results, which a library may split",
-        "chunk_gradients.py",
+        "chunked/gradients.py",
         "if dtype != self.wide:",
         "if dtype is None:",
         "test_products.py::test_every_sum_is_made_in_fp32",
@@ -71,7 +71,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "tall-untried",
         "a tall product is taken to have the bits of low ones",
-        "products.py",
+        "chunked/products.py",
         "_agrees[key] = _tried(states, weight, out[:height])",
         "_agrees[key] = True",
         "test_products.py::test_low_products_where_a_taller_one_rounds_otherwise",
@@ -79,7 +79,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "sent-one-by-one",
         "every table has a copy of its own",
-        "sending.py",
+        "transfer.py",
         "len(away) < 2 or",
         "len(away) < 99 or",
         "test_launches.py::test_a_step_with_tables_on_the_cpu[plain]",

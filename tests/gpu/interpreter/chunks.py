@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from tests.tolerances import FLOOR, relative_error
-from wavalign_fast.ops import row_kernels as definition
-from wavalign_fast.ops.row_kernels import RowStats, TokenTable
+from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.row_ops import RowStats, TokenTable
 
 IGNORE = -100
 DEAD, BAD, BELOW = 1, 3, 4

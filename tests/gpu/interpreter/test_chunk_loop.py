@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
 from wavalign_fast.ops import LossOptions
-from wavalign_fast.ops.library import choose_backend
+from wavalign_fast.ops.backends import choose_backend
 
 DTYPES = [torch.float32, torch.bfloat16]
 

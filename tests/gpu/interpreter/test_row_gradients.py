@@ -23,9 +23,9 @@ from tests.gpu.interpreter.chunks import (
     table,
 )
 from tests.tolerances import GRADIENT_FACTOR, VALUE_FACTOR
-from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 
 def coefficients(rows: int, given: str) -> RowGrads:

@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from tests.gpu.interpreter.chunks import IGNORE, assert_close
 from tests.tolerances import VALUE_FACTOR
-from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.row_kernels import RowStats
+from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.row_ops import RowStats
 from wavalign_fast.ops.triton import configs, scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 

@@ -1,4 +1,4 @@
-"""Both backends behind the signatures of ``wavalign_fast/ops/row_kernels.py``, emulated."""
+"""Both backends behind the signatures of ``wavalign_fast/ops/chunked/row_ops.py``, emulated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.gpu.cuda_on_cpu.cases import Device
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from .cuda_kernels import PtxKernels
 from .emulator import Conditions, Counts

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tests.gpu.cuda_on_cpu.kernels import DTYPES, GatherParams, ScatterParams
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from .backends import Source, cuda_kernels, row_kernels
 from .emulator import Conditions, Counts

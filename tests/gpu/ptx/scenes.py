@@ -10,8 +10,8 @@ import torch
 
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
-from wavalign_fast.ops import row_kernels as definition
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from .checks import check_rows, check_stats
 from .emulator import Conditions

@@ -6,7 +6,7 @@ import torch
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS
 from tests.gpu.cuda_on_cpu.problems import SETTINGS, padded
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
 
 from .backends import Source, cuda_kernels
 from .emulator import Conditions, Counts

@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from wavalign_fast.ops import row_kernels as definition
 from wavalign_fast.ops import triton as backend
+from wavalign_fast.ops.chunked import row_ops as definition
 
 from .checks import check_stats
 from .emulator import Conditions

@@ -17,7 +17,7 @@ from tests.gpu.cuda_on_cpu.kernels import (
 )
 from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.gate import MixingGate
-from wavalign_fast.ops import row_kernels as definition
+from wavalign_fast.ops.chunked import row_ops as definition
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
 from .cuda_kernels import PtxKernels

@@ -4,7 +4,7 @@ Importing this imports triton; `wavalign_fast` does so when the backend is first
 """
 
 from wavalign_fast.ops.triton.compaction import compact_rows, gather_rows, scatter_rows_
-from wavalign_fast.ops.triton.rows import hybrid_rows_, row_gradient_, row_stats
+from wavalign_fast.ops.triton.row_ops import hybrid_rows_, row_gradient_, row_stats
 from wavalign_fast.ops.triton.scale import scale_
 from wavalign_fast.ops.triton.scorer import score
 

@@ -1,6 +1,6 @@
 """What a token's log-prob contributes to the hybrid loss: its derivative, for Triton.
 
-The definition is `token_gradient` of `wavalign_fast/ops/row_kernels.py`.
+The definition is `token_gradient` of `wavalign_fast/ops/chunked/row_ops.py`.
 """
 
 import triton

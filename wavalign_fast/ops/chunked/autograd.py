@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops import chunked
-from wavalign_fast.ops.chunk_plan import Head, Needs, Plan
-from wavalign_fast.ops.library import NO_SECOND_DERIVATIVE, fake_gradients
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, statistics_dtype
+from wavalign_fast.ops.backends import NO_SECOND_DERIVATIVE, fake_gradients
+from wavalign_fast.ops.chunked import loop
+from wavalign_fast.ops.chunked.chunks import Head, Needs, Plan
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, statistics_dtype
 
 
 @torch.library.custom_op("wavalign_fast::chunked_logprob", mutates_args=())
@@ -29,7 +29,7 @@ def chunked_logprob(
     The first ``moving`` rows may have a gradient; of the others it is taken to be 0.
     """
     head = Head(hidden, weight, targets, bias, temperature, ignore_index)
-    stats = chunked.row_stats(head, Plan(backend, memory_budget, same_bits, moving))
+    stats = loop.row_stats(head, Plan(backend, memory_budget, same_bits, moving))
     norm = torch.stack([stats.top, stats.log_sum])
     return stats.logp, stats.entropy, norm.sum(0), norm
 
@@ -60,7 +60,7 @@ def chunked_logprob_backward(
     grads = RowGrads(*(None if g is None else g.to(logp.dtype).contiguous() for g in given))
     stats = RowStats(logp, entropy, norm[0], norm[1])
     plan = Plan(backend, memory_budget, same_bits, moving)
-    return _present(hidden, chunked.row_gradients(head, stats, grads, Needs(*needs), plan))
+    return _present(hidden, loop.row_gradients(head, stats, grads, Needs(*needs), plan))
 
 
 @torch.library.custom_op("wavalign_fast::hybrid_step", mutates_args=())
@@ -93,7 +93,7 @@ def hybrid_step(
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
     plan = Plan(backend, memory_budget, same_bits, moving)
-    stats, grads = chunked.hybrid_step(head, table, bounds, Needs(*needs), plan)
+    stats, grads = loop.hybrid_step(head, table, bounds, Needs(*needs), plan)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)
 
@@ -114,7 +114,7 @@ def with_gradients(
 def scale_gradients_(gradients: list[Tensor], factor: Tensor, backend: str) -> None:
     """Multiplies each gradient by a 0-d factor where it lies."""
     for gradient in gradients:
-        chunked.row_kernels_of(backend).scale_(gradient, factor)
+        loop.row_kernels_of(backend).scale_(gradient, factor)
 
 
 def _present(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""The row kernels' Python face: `wavalign_fast/ops/row_kernels.py` says what they compute."""
+"""The row kernels' Python face: `wavalign_fast/ops/chunked/row_ops.py` says what they compute."""
 
 import torch
 
-from wavalign_fast.ops.row_kernels import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
 from wavalign_fast.ops.triton.configs import row_config
 from wavalign_fast.ops.triton.kernels.rows import (
     hybrid_rows_kernel,

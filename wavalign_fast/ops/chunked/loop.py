@@ -2,7 +2,7 @@
 
 The rows that carry loss come compacted. A chunk of them at a time: logits from a product with fp32
 results, a row kernel, then the products of the gradients. A backend brings the kernels only;
-``row_kernels`` itself, the definition, is one too, so that all of this runs in float64.
+``row_ops`` itself, the definition, is one too, so that all of this runs in float64.
 
 A row's bits do not depend on the batch, the chunk and the budget: ``products.logits_product``.
 """
@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from wavalign_fast.ops.chunk_gradients import ChunkGradients
-from wavalign_fast.ops.chunk_plan import Chunks, Head, Needs, Plan, chunks_of
-from wavalign_fast.ops.products import logits_product
-from wavalign_fast.ops.row_kernels import (
+from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan, chunks_of
+from wavalign_fast.ops.chunked.gradients import ChunkGradients
+from wavalign_fast.ops.chunked.products import logits_product
+from wavalign_fast.ops.chunked.row_ops import (
     RowGrads,
     RowStats,
     TokenTable,
@@ -27,14 +27,14 @@ from wavalign_fast.ops.row_kernels import (
 MODULES = {
     "cuda": "wavalign_fast.ops.cuda",
     "triton": "wavalign_fast.ops.triton",
-    "definition": "wavalign_fast.ops.row_kernels",
+    "definition": "wavalign_fast.ops.chunked.row_ops",
 }
 """Where each backend's row kernels are; imported on first use."""
 
 
 class RowKernels(Protocol):
     """The functions of a backend, which all return without waiting for the device;
-    ``ops.row_kernels`` says what they compute."""
+    ``ops.chunked.row_ops`` says what they compute."""
 
     def row_stats(self, *operands: Any, **settings: Any) -> RowStats: ...
 

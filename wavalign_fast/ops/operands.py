@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch.autograd import forward_ad
 
+from wavalign_fast.ops.backends import choose_backend
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
-from wavalign_fast.ops.library import choose_backend
 from wavalign_fast.ops.options import LossOptions, checked_options
 
 IGNORE_INDEX = -100

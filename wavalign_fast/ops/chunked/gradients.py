@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from wavalign_fast.ops.chunk_plan import Chunks, Head, Needs, Plan
-from wavalign_fast.ops.products import add_product, product
+from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan
+from wavalign_fast.ops.chunked.products import add_product, product
 
 DIRECT_FROM = 2**24
 """Elements of a head from which on its product is rounded by the library that makes it: so many

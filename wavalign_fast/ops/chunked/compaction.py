@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops import chunked
-from wavalign_fast.ops.row_kernels import TokenTable, may_have_gradient
-from wavalign_fast.ops.sending import capturing, sent
+from wavalign_fast.ops.chunked import loop
+from wavalign_fast.ops.chunked.row_ops import TokenTable, may_have_gradient
+from wavalign_fast.ops.transfer import capturing, sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +83,21 @@ def in_place(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
 
 @torch.library.custom_op("wavalign_fast::live_places", mutates_args=())
 def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Tensor]:
-    """See ``row_kernels.compact_rows``."""
-    return chunked.row_kernels_of(backend).compact_rows(live, capacity=capacity)
+    """See ``row_ops.compact_rows``."""
+    return loop.row_kernels_of(backend).compact_rows(live, capacity=capacity)
 
 
 @torch.library.custom_op("wavalign_fast::take_rows", mutates_args=())
 def take_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
     """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
-    return chunked.row_kernels_of(backend).gather_rows(source, index)
+    return loop.row_kernels_of(backend).gather_rows(source, index)
 
 
 @torch.library.custom_op("wavalign_fast::put_rows", mutates_args=())
 def put_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
     """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
     target = rows.new_zeros((count, rows.shape[1]))
-    return chunked.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
+    return loop.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
 
 
 @compact_rows.register_fake

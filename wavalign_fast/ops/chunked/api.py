@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from wavalign_fast.ops import chunked_library, live_rows
-from wavalign_fast.ops.calls import Call, wants_grad
-from wavalign_fast.ops.library import status_of
-from wavalign_fast.ops.picked import Picked
+from wavalign_fast.ops.backends import status_of
+from wavalign_fast.ops.chunked import autograd, compaction
+from wavalign_fast.ops.chunked.live_rows import Picked
+from wavalign_fast.ops.operands import Call, wants_grad
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
@@ -25,13 +25,13 @@ def linear_logprob(
 
     ``picked`` is of the same call, on the device of its rows.
     """
-    hidden = live_rows.take_rows(call.rows, picked.index, call.backend)
+    hidden = compaction.take_rows(call.rows, picked.index, call.backend)
     operands = (hidden, call.weight, picked.targets, call.bias, temperature, ignore_index)
     learning = wants_grad(call.rows, call.weight, call.bias)
     if not call.options.deterministic and not learning and _triton_works(call.backend):
         scores = _without_logits(*operands)
     else:
-        *scores, _ = chunked_library.chunked_logprob(*operands, *_plan(call), picked.moving)
+        *scores, _ = autograd.chunked_logprob(*operands, *_plan(call), picked.moving)
     logp, entropy, lse = picked.put_back(scores)
     return logp, entropy, lse
 
@@ -44,11 +44,11 @@ def hybrid_step(
     ``picked`` is of the same call, with a table, on the device of its rows.
     """
     assert picked.table is not None
-    hidden = live_rows.take_rows(call.rows, picked.index, call.backend)
+    hidden = compaction.take_rows(call.rows, picked.index, call.backend)
     operands = (hidden, call.weight, call.bias)
     needs = [wants_grad(operand) for operand in operands]
     fixed = [None if operand is None else operand.detach() for operand in operands]
-    *scores, grad_hidden, grad_weight, grad_bias = chunked_library.hybrid_step(
+    *scores, grad_hidden, grad_weight, grad_bias = autograd.hybrid_step(
         *(*fixed[:2], picked.targets, fixed[2], *picked.table),
         *(None if clip is None else list(clip), ignore_index),
         *(*_plan(call), picked.moving, needs),
@@ -58,7 +58,7 @@ def hybrid_step(
     def attach(loss: Tensor) -> Tensor:
         wanted = [t for t, need in zip(operands, needs, strict=True) if need]
         found = [g for g, need in zip(gradients, needs, strict=True) if need]
-        return chunked_library.with_gradients(loss.detach(), wanted, found, call.backend)
+        return autograd.with_gradients(loss.detach(), wanted, found, call.backend)
 
     logp, entropy, lse = picked.put_back(scores)
     return logp, entropy, lse, attach

@@ -2,8 +2,8 @@
 
 import torch
 
-from wavalign_fast.ops.chunk_plan import PRODUCT_ROWS
-from wavalign_fast.ops.sending import capturing
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS
+from wavalign_fast.ops.transfer import capturing
 
 _agrees: dict[tuple[object, ...], bool] = {}
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops import live_rows
-from wavalign_fast.ops.calls import Call
-from wavalign_fast.ops.row_kernels import TokenTable, statistics_dtype
-from wavalign_fast.ops.sending import refuse_in_capture, sent
+from wavalign_fast.ops.chunked import compaction
+from wavalign_fast.ops.chunked.row_ops import TokenTable, statistics_dtype
+from wavalign_fast.ops.operands import Call
+from wavalign_fast.ops.transfer import refuse_in_capture, sent
 
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """N of the T rows of a call, in the order of ``live_rows.live_rows``."""
+    """N of the T rows of a call, in the order of ``compaction.live_rows``."""
 
     total: int
     """T."""
@@ -31,7 +31,7 @@ class Picked:
 
     def put_back(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """[T] from [N]; NaN where the bound did not hold all rows, for some are missing."""
-        tables = live_rows.in_place(values, self.index, self.total)
+        tables = compaction.in_place(values, self.index, self.total)
         if self.count is not None:
             tables = torch.where(self.count > len(self.index), torch.nan, tables)
         # Not `unbind`, whose results torch forbids to change in place.
@@ -51,7 +51,7 @@ def pick(
     """
     device = call.rows.device
     refuse_in_capture(device, targets=call.targets)
-    live = live_rows.live_rows(
+    live = compaction.live_rows(
         *(call.targets, ignore_index, device, call.backend),
         capacity=call.options.live_rows,
         table=table,
@@ -64,7 +64,7 @@ def pick(
     where = live.index.device if beside else device
     index = sent(live.index, where)
     ids, *picked = (
-        live_rows.at_rows(sent(t, where), index, missing)
+        compaction.at_rows(sent(t, where), index, missing)
         for t, missing in zip(tables, (ignore_index, 0.0), strict=False)
     )
     found = None
