@@ -35,7 +35,7 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
       "Tensor skipped, Tensor(a!) nest, bool need_hidden, bool need_bias) -> (Tensor, Tensor)");
-  // dL/dlogp [T] of the hybrid loss, in float64 as all its columns (ops/chunked/row_ops.py).
+  // dL/dlogp [T] of the hybrid loss, in float64 as all its columns (ops/token_math.py).
   m.def(
       "token_gradient(Tensor logp, Tensor policy_coef, Tensor advantage, Tensor kl_coef, Tensor "
       "anchor_coef, Tensor? old_logp, Tensor? ref_logp, float clip_low, float clip_high) -> "

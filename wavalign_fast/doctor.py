@@ -16,7 +16,8 @@ import torch
 
 from wavalign_fast.errors import one_line
 from wavalign_fast.ops import cuda
-from wavalign_fast.ops.backends import EXTENSION, backend_status, choose_backend
+from wavalign_fast.ops.backends import backend_status, choose_backend
+from wavalign_fast.ops.extension import EXTENSION
 from wavalign_fast.ops.options import LossOptions
 
 PACKAGES = {

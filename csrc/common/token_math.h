@@ -1,6 +1,6 @@
 // The scalar maths of a token: statistics of its row of logits and the derivatives of its losses.
 //
-// One source for host and device, in float and in double; ops/chunked/row_ops.py defines the same in
+// One source for host and device, in float and in double; ops/token_math.py defines the same in
 // torch. NaN goes through every function: clamps are written as comparisons, because fmin and fmax
 // drop it.
 #pragma once

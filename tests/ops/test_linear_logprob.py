@@ -312,7 +312,7 @@ def test_the_other_instruction_sets_agree(capability: str, tmp_path: Path) -> No
     script = (
         "import sys, torch; sys.path.insert(0, '.');"
         "from tests.ops.problems import *;"
-        "from wavalign_fast.ops.backends import EXTENSION;"
+        "from wavalign_fast.ops.extension import EXTENSION;"
         "r = {str(d): results(problem(70, 24, 600, d, bias=True), CPU, terms='logp entropy')"
         " for d in (torch.float32, torch.bfloat16)};"
         "biases = [rounding_bias(d, 131) for d in (torch.bfloat16, torch.float16)];"

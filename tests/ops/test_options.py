@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
 from wavalign_fast.ops import LossOptions, backends
+from wavalign_fast.ops import extension as compiled
 from wavalign_fast.ops.chunked import row_ops
 from wavalign_fast.ops.options import BACKENDS
 
@@ -190,11 +191,11 @@ def extension(**info: str) -> ModuleType:
 def test_kernels_of_another_torch_are_refused(monkeypatch, built, running, served) -> None:
     monkeypatch.setitem(sys.modules, "wavalign_fast._C", extension(torch=built))
     monkeypatch.setattr(torch, "__version__", running)
-    loaded = backends._load_extension()
+    loaded = compiled._load_extension()
     if served:
         assert loaded == {"torch": built}
         return
     assert built in loaded and running in loaded
-    monkeypatch.setattr(backends, "EXTENSION", loaded)
+    monkeypatch.setattr(compiled, "EXTENSION", loaded)
     with pytest.raises(ValueError, match="'cpu' cannot be used: the C"):
         wf.linear_logprob(*operands(), options=LossOptions(backend="cpu"))

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import LINEAR_FROM
 from wavalign_fast.ops.inputs import finite_number
+from wavalign_fast.ops.token_math import LINEAR_FROM
 
 Clip = float | tuple[float, float]
 ImportanceLevel = Literal["token", "sequence"]

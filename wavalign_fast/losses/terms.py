@@ -13,7 +13,7 @@ from wavalign_fast.losses.plan import KLScope, StepPlan
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
 from wavalign_fast.ops import LossOptions
-from wavalign_fast.ops.chunked.row_ops import TokenTable
+from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.transfer import together
 
 

@@ -1,42 +1,17 @@
-"""Loads the compiled kernels, teaches torch about their ops, and chooses the backend of a call."""
+"""Which backends can be used here, and which one a call takes."""
 
-import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from wavalign_fast.ops import cuda
+from wavalign_fast.ops import cuda, extension
+from wavalign_fast.ops.dtypes import KERNEL_DTYPES
 from wavalign_fast.ops.options import BACKENDS, LossOptions, checked_options
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NO_SECOND_DERIVATIVE = (
-    "the fused losses have no second derivative on this backend; "
-    "options=LossOptions(backend='reference') has one"
-)
 _ENV_BACKEND = os.environ.get("WAVALIGN_BACKEND", "auto")
-
-
-def _load_extension() -> dict[str, Any] | str:
-    """The compiled module's build information, or why it cannot be used."""
-    if importlib.util.find_spec("wavalign_fast._C") is None:
-        return "the C++ kernels were not built (no compiler at installation)"
-    try:
-        kernels = importlib.import_module("wavalign_fast._C")
-    except ImportError as error:
-        return f"the C++ kernels do not load: {error}"
-    info: dict[str, Any] = kernels.build_info()
-    built, running = (v.split("+")[0].rsplit(".", 1)[0] for v in (info["torch"], torch.__version__))
-    if built != running:
-        return f"the C++ kernels were built for torch {info['torch']}, this is {torch.__version__}"
-    return info
-
-
-# At import, once: a traced call must not load anything, nor look for it.
-EXTENSION = _load_extension()
+# Looked up once, at import: a traced call must not search for modules.
 TRITON = importlib.util.find_spec("triton") is not None
 _said: set[str] = set()
 
@@ -53,7 +28,8 @@ def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
 def status_of(backend: str, device: torch.device | None = None) -> str | None:
     """``backend_status`` of one backend, without a look at the others."""
     if backend == "cpu":
-        return EXTENSION if isinstance(EXTENSION, str) else None
+        found = extension.EXTENSION
+        return found if isinstance(found, str) else None
     if backend == "triton":
         return _triton_status()
     return cuda.status(device) if backend == "cuda" else None
@@ -70,32 +46,6 @@ def _triton_status() -> str | None:
 def _interpreting() -> bool:
     """Whether Triton's kernels run on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def fake_gradients(
-    operands: Sequence[torch.Tensor | None], needs: Sequence[bool]
-) -> tuple[torch.Tensor, ...]:
-    """Of the shapes that a backward op returns; the ones not needed are empty."""
-    like = operands[0]
-    assert like is not None
-    return tuple(
-        torch.empty_like(t) if need and t is not None else like.new_empty(0)
-        for t, need in zip(operands, needs, strict=True)
-    )
-
-
-def empty_cache() -> int:
-    """Gives the buffers that wait for the next call back to the system and returns their bytes.
-
-    On the CPU a released weight gradient, and the probabilities kept for a backward pass, are not
-    unmapped: the next call takes them over instead of faulting in new memory. They are never more
-    than what the steps under way at once had in use, and this returns them, say before an
-    evaluation that needs the memory.
-    """
-    if isinstance(EXTENSION, str):
-        return 0
-    released: int = importlib.import_module("wavalign_fast._C").release_recycled()
-    return released
 
 
 def say_once(message: str) -> None:

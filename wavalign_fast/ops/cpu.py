@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.backends import EXTENSION, NO_SECOND_DERIVATIVE, fake_gradients
-from wavalign_fast.ops.chunked.row_ops import TokenTable
+from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE, fake_gradients
+from wavalign_fast.ops.extension import EXTENSION
 from wavalign_fast.ops.operands import wants_grad
 from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.token_math import TokenTable
 
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
 TILE_ROWS = 256

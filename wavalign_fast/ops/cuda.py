@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.row_ops import operand_view
+from wavalign_fast.ops.token_math import TokenTable
 
 NAMESPACE = "wavalign_fast"
 

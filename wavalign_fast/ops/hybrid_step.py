@@ -8,9 +8,9 @@ import torch
 from wavalign_fast.ops import cpu
 from wavalign_fast.ops.chunked import api
 from wavalign_fast.ops.chunked.live_rows import Picked, pick
-from wavalign_fast.ops.chunked.row_ops import TokenTable
 from wavalign_fast.ops.linear_logprob import LogProb
 from wavalign_fast.ops.operands import IGNORE_INDEX, Call
+from wavalign_fast.ops.token_math import TokenTable
 
 
 class HybridStep(NamedTuple):
@@ -41,7 +41,7 @@ def hybrid_step(
     """Log-probs of ``call`` and the gradients of the hybrid loss to its operands.
 
     The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
-    of them is (``row_ops.token_gradient``), so that nothing has to be differentiated.
+    of them is (``token_math.token_gradient``), so that nothing has to be differentiated.
 
     Args:
         call: of any backend but ``reference``, where the loss differentiates itself.

@@ -2,7 +2,7 @@
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import statistics_dtype
+from wavalign_fast.ops.dtypes import statistics_dtype
 
 
 def linear_logprob(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 VOCAB = 168_072  # VITA-Audio's: divides by 8 and by no higher power of two
 HIDDEN = 3584

@@ -12,7 +12,7 @@ from triton.runtime.errors import OutOfResources
 from tests.gpu.ahead_of_time import cases
 from tests.gpu.ahead_of_time.compile import compiled, recorded
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.row_ops import TokenTable
+from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton import scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 

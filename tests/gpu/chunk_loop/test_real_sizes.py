@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from wavalign_fast.ops import backend_status
-from wavalign_fast.ops.chunked import loop, row_ops
-from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
+from wavalign_fast.ops.chunked import interface, row_ops
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.token_math import TokenTable
 
 pytestmark = pytest.mark.gpu
 
@@ -27,11 +28,11 @@ WANTED = {"scale": 0.9, "ignore_index": -100}
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def kernels(request: pytest.FixtureRequest) -> loop.RowKernels:
+def kernels(request: pytest.FixtureRequest) -> interface.RowKernels:
     reason = backend_status()[request.param]
     if reason is not None:
         pytest.skip(reason)
-    return loop.row_kernels_of(request.param)
+    return interface.row_kernels_of(request.param)
 
 
 def some_rows(vocab: int, device: str) -> tuple[torch.Tensor, torch.Tensor, TokenTable]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.row_ops import operand_view
+from wavalign_fast.ops.token_math import TokenTable
 
 from .cases import Buffers, Device, Result, replay
 

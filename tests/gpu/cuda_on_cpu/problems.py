@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.token_math import TokenTable
 
 from .kernels import Kernels
 

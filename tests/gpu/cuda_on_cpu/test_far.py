@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .cases import Sparse
 from .kernels import (
@@ -44,7 +46,7 @@ def chunk(dtype: torch.dtype) -> Chunk:
 
 
 def outputs() -> dict[str, torch.Tensor]:
-    return {f"out.{name}": torch.zeros(ROWS) for name in definition.RowStats._fields}
+    return {f"out.{name}": torch.zeros(ROWS) for name in RowStats._fields}
 
 
 def gradient(left: dict[int, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -58,7 +60,7 @@ def test_hybrid_rows(kernels: Kernels, problem, arch: int, shared_bytes: int) ->
     columns = {"policy_coef": ones, "advantage": ones, "kl_coef": zeros, "anchor_coef": zeros}
     settings = {**SETTINGS, "clip": None, "out_dtype": torch.float32}
     wanted, _, dz = definition.hybrid_rows_(
-        logits.clone(), targets, None, definition.TokenTable(**columns), **settings
+        logits.clone(), targets, None, TokenTable(**columns), **settings
     )
     params = HybridParams(
         chunk=chunk(torch.float32), out_dtype=DTYPES[torch.bfloat16], clip_low=-torch.inf,
@@ -80,7 +82,7 @@ def test_statistics_and_gradient(kernels: Kernels, problem) -> None:
     params = RowStatsParams(chunk=chunk(torch.bfloat16))
     result = kernels.launch("row_stats", "row_stats", params, inputs | outputs())
     torch.testing.assert_close(result.buffers["out.logp"], stats.logp)
-    grads = definition.RowGrads(torch.ones(ROWS))
+    grads = RowGrads(torch.ones(ROWS))
     settings = {**SETTINGS, "out_dtype": torch.bfloat16}
     dz = definition.row_gradient_(logits.clone(), targets, None, stats, grads, **settings)
     params = RowGradientParams(chunk=chunk(torch.bfloat16), out_dtype=DTYPES[torch.bfloat16])

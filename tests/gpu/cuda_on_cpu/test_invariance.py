@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
 from .kernels import Kernels

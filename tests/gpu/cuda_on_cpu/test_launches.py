@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
 from .cases import H100_SHARED

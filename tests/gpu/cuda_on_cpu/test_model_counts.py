@@ -7,7 +7,8 @@ import torch
 
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS, Gpu
-from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.token_math import TokenTable
 
 from .kernels import DTYPES, Kernels, PlanQuery
 from .problems import SETTINGS, padded

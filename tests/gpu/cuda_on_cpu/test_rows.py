@@ -7,7 +7,8 @@ import torch
 
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
 from .kernels import Kernels

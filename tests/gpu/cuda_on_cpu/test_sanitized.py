@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
 
 from . import problems
 from .kernels import Kernels

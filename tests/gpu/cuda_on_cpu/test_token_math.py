@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import TokenTable, token_gradient
+from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 from .kernels import Kernels, TokenParams
 

@@ -11,7 +11,9 @@ import torch
 from wavalign_fast.losses import MixingGate, group_advantages
 from wavalign_fast.ops import cuda
 from wavalign_fast.ops.chunked import row_ops
-from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable, operand_view
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.row_ops import operand_view
+from wavalign_fast.ops.token_math import TokenTable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROWS = 6

@@ -38,7 +38,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "float16-unscaled",
         "gradients of logits below float16's least number are 0",
-        "chunked/row_ops.py",
+        "chunked/gradients.py",
         "return (of_power << 23).view(torch.float32)",
         "return torch.ones_like(bound)",
         "test_chunk_loop.py::test_float16[rows_of_every_size_keep_their_gradients-definition-float16]",

@@ -7,7 +7,8 @@ import torch
 
 from tests.tolerances import FLOOR, relative_error
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 IGNORE = -100
 DEAD, BAD, BELOW = 1, 3, 4

@@ -25,7 +25,8 @@ from tests.gpu.interpreter.chunks import (
 from tests.tolerances import GRADIENT_FACTOR, VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 
 def coefficients(rows: int, given: str) -> RowGrads:

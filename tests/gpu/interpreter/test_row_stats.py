@@ -21,7 +21,7 @@ from tests.gpu.interpreter.chunks import (
 )
 from tests.tolerances import VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.row_ops import RowStats
+from wavalign_fast.ops.chunked.interface import RowStats
 
 
 def stats_of(c: Chunk, scale: float = 1.0) -> RowStats:

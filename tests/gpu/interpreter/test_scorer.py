@@ -14,7 +14,7 @@ from tests.gpu.interpreter.chunks import IGNORE, assert_close
 from tests.tolerances import VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowStats
+from wavalign_fast.ops.chunked.interface import RowStats
 from wavalign_fast.ops.triton import configs, scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 

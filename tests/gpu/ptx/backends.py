@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.gpu.cuda_on_cpu.cases import Device
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .cuda_kernels import PtxKernels
 from .emulator import Conditions, Counts

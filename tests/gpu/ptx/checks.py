@@ -2,7 +2,7 @@
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowStats
+from wavalign_fast.ops.chunked.interface import RowStats
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-22}
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tests.gpu.cuda_on_cpu.kernels import DTYPES, GatherParams, ScatterParams
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels, row_kernels
 from .emulator import Conditions, Counts

@@ -20,7 +20,8 @@ from tests.gpu.cuda_on_cpu.kernels import (
 )
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
 from .checks import check_rows, check_stats

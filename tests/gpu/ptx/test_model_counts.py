@@ -6,7 +6,8 @@ import torch
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS
 from tests.gpu.cuda_on_cpu.problems import SETTINGS, padded
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels
 from .emulator import Conditions, Counts

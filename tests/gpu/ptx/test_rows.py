@@ -6,7 +6,8 @@ import torch
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.row_ops import RowGrads, TokenTable
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import BACKENDS, EVERY_CONDITION, Source, cuda_kernels, row_kernels
 from .checks import check_rows, check_stats

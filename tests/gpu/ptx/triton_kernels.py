@@ -12,7 +12,7 @@ import torch
 
 from tests.gpu.ahead_of_time.compile import Launch, driver_for
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.row_ops import RowStats
+from wavalign_fast.ops.chunked.interface import RowStats
 
 from .emulator import Argument, Buffer, Conditions, Counts, Geometry, GlobalMemory, launch, parse
 from .mutations import planted

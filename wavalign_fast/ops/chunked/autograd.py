@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops.backends import NO_SECOND_DERIVATIVE, fake_gradients
-from wavalign_fast.ops.chunked import loop
+from wavalign_fast.ops.chunked import interface, loop
 from wavalign_fast.ops.chunked.chunks import Head, Needs, Plan
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, statistics_dtype
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE, fake_gradients
+from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.token_math import TokenTable
 
 
 @torch.library.custom_op("wavalign_fast::chunked_logprob", mutates_args=())
@@ -114,7 +116,7 @@ def with_gradients(
 def scale_gradients_(gradients: list[Tensor], factor: Tensor, backend: str) -> None:
     """Multiplies each gradient by a 0-d factor where it lies."""
     for gradient in gradients:
-        loop.row_kernels_of(backend).scale_(gradient, factor)
+        interface.row_kernels_of(backend).scale_(gradient, factor)
 
 
 def _present(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import statistics_dtype
+from wavalign_fast.ops.dtypes import statistics_dtype
 
 PRODUCT_ROWS = 256
 """The least rows of one product of logits, and the unit of its height: enough flops a byte of the

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops.chunked import loop
-from wavalign_fast.ops.chunked.row_ops import TokenTable, may_have_gradient
+from wavalign_fast.ops.chunked import interface
+from wavalign_fast.ops.token_math import TokenTable, may_have_gradient
 from wavalign_fast.ops.transfer import capturing, sent
 
 
@@ -84,20 +84,20 @@ def in_place(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
 @torch.library.custom_op("wavalign_fast::live_places", mutates_args=())
 def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Tensor]:
     """See ``row_ops.compact_rows``."""
-    return loop.row_kernels_of(backend).compact_rows(live, capacity=capacity)
+    return interface.row_kernels_of(backend).compact_rows(live, capacity=capacity)
 
 
 @torch.library.custom_op("wavalign_fast::take_rows", mutates_args=())
 def take_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
     """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
-    return loop.row_kernels_of(backend).gather_rows(source, index)
+    return interface.row_kernels_of(backend).gather_rows(source, index)
 
 
 @torch.library.custom_op("wavalign_fast::put_rows", mutates_args=())
 def put_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
     """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
     target = rows.new_zeros((count, rows.shape[1]))
-    return loop.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
+    return interface.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
 
 
 @compact_rows.register_fake

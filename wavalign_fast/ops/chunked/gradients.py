@@ -15,11 +15,15 @@ from collections.abc import Callable
 import torch
 
 from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
 from wavalign_fast.ops.chunked.products import add_product, product
 
 DIRECT_FROM = 2**24
 """Elements of a head from which on its product is rounded by the library that makes it: so many
 are enough for all of a GPU, which then has no reason to split their short sums."""
+
+FLOAT16_TOP = 14
+"""Exponent of a row's largest gradient as float16 is given it; that of its largest number is 15."""
 
 
 class ChunkGradients:
@@ -138,3 +142,21 @@ class ChunkGradients:
         weight = None if weight is None else weight.to(head.weight.dtype)
         bias = None if bias is None or head.bias is None else bias.to(head.bias.dtype)
         return self.hidden, weight, bias
+
+
+def float16_power(
+    targets: torch.Tensor, stats: RowStats, grads: RowGrads, *, scale: float, ignore_index: int
+) -> torch.Tensor:
+    """The power of two [R] with which a row's derivatives fill float16, for ``row_gradient_``.
+
+    No ``|dL/dlogits|`` of a row is above ``scale (|l| + |g| + |e| (entropy + 1))``; times its power
+    that is in [2^14, 2^15). Where there is no gradient, or none that is finite, the power is 2^100.
+    """
+    g, e, by_lse = (torch.zeros_like(stats.logp) if t is None else t.abs() for t in grads)
+    bound = scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
+    bound = torch.where(targets == ignore_index, 0.0, bound)
+    # Exponents as the type has them, 127 more than they are; 255 is that of infinity and NaN.
+    exponent = bound.view(torch.int32) >> 23 & 255
+    of_power = (127 + FLOAT16_TOP + 127 - exponent).clamp(max=227)
+    of_power = torch.where(exponent == 255, 227, of_power).to(torch.int32)
+    return (of_power << 23).view(torch.float32)

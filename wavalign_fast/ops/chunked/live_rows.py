@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops.chunked import compaction
-from wavalign_fast.ops.chunked.row_ops import TokenTable, statistics_dtype
+from wavalign_fast.ops.dtypes import statistics_dtype
 from wavalign_fast.ops.operands import Call
+from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.transfer import refuse_in_capture, sent
 
 

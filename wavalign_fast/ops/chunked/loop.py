@@ -2,70 +2,26 @@
 
 The rows that carry loss come compacted. A chunk of them at a time: logits from a product with fp32
 results, a row kernel, then the products of the gradients. A backend brings the kernels only;
-``row_ops`` itself, the definition, is one too, so that all of this runs in float64.
+``row_ops``, their definition, is a backend too, so that all of this runs in float64.
 
 A row's bits do not depend on the batch, the chunk and the budget: ``products.logits_product``.
 """
 
-import importlib
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import torch
 
+from wavalign_fast.ops.chunked import interface
 from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan, chunks_of
-from wavalign_fast.ops.chunked.gradients import ChunkGradients
+from wavalign_fast.ops.chunked.gradients import ChunkGradients, float16_power
+from wavalign_fast.ops.chunked.interface import RowGrads, RowKernels, RowStats
 from wavalign_fast.ops.chunked.products import logits_product
-from wavalign_fast.ops.chunked.row_ops import (
-    RowGrads,
-    RowStats,
-    TokenTable,
-    float16_power,
-    token_gradient,
-)
-
-MODULES = {
-    "cuda": "wavalign_fast.ops.cuda",
-    "triton": "wavalign_fast.ops.triton",
-    "definition": "wavalign_fast.ops.chunked.row_ops",
-}
-"""Where each backend's row kernels are; imported on first use."""
-
-
-class RowKernels(Protocol):
-    """The functions of a backend, which all return without waiting for the device;
-    ``ops.chunked.row_ops`` says what they compute."""
-
-    def row_stats(self, *operands: Any, **settings: Any) -> RowStats: ...
-
-    def row_gradient_(self, *operands: Any, **settings: Any) -> torch.Tensor: ...
-
-    def hybrid_rows_(
-        self, *operands: Any, **settings: Any
-    ) -> tuple[RowStats, torch.Tensor, torch.Tensor]: ...
-
-    def compact_rows(
-        self, live: torch.Tensor, *, capacity: int
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-    def gather_rows(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor: ...
-
-    def scatter_rows_(
-        self, rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor: ...
-
-    def scale_(self, gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor: ...
-
-
-def row_kernels_of(backend: str) -> RowKernels:
-    """The backend's row kernels."""
-    kernels: Any = importlib.import_module(MODULES[backend])
-    return kernels
+from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
 def row_stats(head: Head, plan: Plan) -> RowStats:
     """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
-    kernels, bias = row_kernels_of(plan.backend), _kernel_bias(head)
+    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
     return _joined(
         head,
         [
@@ -79,7 +35,7 @@ def row_gradients(
     head: Head, stats: RowStats, grads: RowGrads, needs: Needs, plan: Plan
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients to hidden, weight and bias, from logits made again."""
-    kernels, bias = row_kernels_of(plan.backend), _kernel_bias(head)
+    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
     moving = head._replace(hidden=head.hidden[: plan.moving])
     chunks = _chunks(moving, plan)
     sums = ChunkGradients(head, needs, plan, chunks, kernels.scale_)
@@ -100,7 +56,8 @@ def hybrid_step(
 
     The gradients of float16 operands are in fp32: they wait for the loss's own factor.
     """
-    kernels, bias, chunks = row_kernels_of(plan.backend), _kernel_bias(head), _chunks(head, plan)
+    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
+    chunks = _chunks(head, plan)
     sums = ChunkGradients(head, needs, plan, chunks, kernels.scale_, rounded=False)
     found = []
     for rows, logits in _logits(head, plan, chunks):

@@ -8,110 +8,12 @@ others must give.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 
-LINEAR_FROM = 20.0
-"""Nats from which ratios grow along their tangent."""
-
-
-FLOAT16_TOP = 14
-"""Exponent of a row's largest gradient as float16 is given it; that of its largest number is 15."""
-
-
-class RowStats(NamedTuple):
-    """Statistics of each row, each [R]; 0 in dead rows, NaN where the target is not an id."""
-
-    logp: torch.Tensor
-    entropy: torch.Tensor
-    top: torch.Tensor
-    """The largest logit."""
-    log_sum: torch.Tensor
-    """``log Σ exp(z - top)``: apart from ``top``, for in the fp32 sum of the two a far offset
-    rounds it away, and the gradient with it."""
-
-
-class RowGrads(NamedTuple):
-    """The loss's derivatives by a row's results, each [R]; ``None`` is 0."""
-
-    logp: torch.Tensor | None
-    entropy: torch.Tensor | None = None
-    lse: torch.Tensor | None = None
-
-
-class TokenTable(NamedTuple):
-    """What the hybrid loss knows of each row before its log-prob, each [R].
-
-    Coefficients hold weights, denominators and λ. A term whose coefficient is 0 is 0 whatever
-    stands in its other columns.
-    """
-
-    policy_coef: torch.Tensor
-    advantage: torch.Tensor
-    kl_coef: torch.Tensor
-    anchor_coef: torch.Tensor
-    old_logp: torch.Tensor | None = None
-    """``None``: the policy itself, ρ = 1."""
-    ref_logp: torch.Tensor | None = None
-    """``None``: no KL."""
-
-
-def statistics_dtype(operands: torch.dtype) -> torch.dtype:
-    """The type of a row's results: float32, float64 for float64 operands."""
-    return torch.float64 if operands == torch.float64 else torch.float32
-
-
-def token_gradient(
-    logp: torch.Tensor, table: TokenTable, clip: tuple[float, float] | None
-) -> torch.Tensor:
-    """``dL/dlogp`` of each token of the hybrid loss, from the derivatives of ``policy_tokens``.
-
-    Args:
-        logp: [R].
-        table: the step's coefficients.
-        clip: the bounds of ρ, ``(1 - low, 1 + high)``; ``None`` is off.
-    """
-    excess = torch.zeros_like(logp) if table.old_logp is None else logp - table.old_logp
-    slope = excess.clamp(max=LINEAR_FROM).exp()
-    ratio = slope + math.exp(LINEAR_FROM) * torch.relu(excess - LINEAR_FROM)
-    surrogate = slope * table.advantage
-    if clip is not None:
-        clipped = ratio.clamp(*clip) * table.advantage
-        surrogate = torch.where(ratio * table.advantage <= clipped, surrogate, 0.0)
-    g = torch.where(table.policy_coef > 0, -table.policy_coef * surrogate, 0.0)
-    g = g - table.anchor_coef
-    if table.ref_logp is not None:
-        kl = -torch.expm1((table.ref_logp - logp).clamp(max=LINEAR_FROM))
-        g = g + torch.where(table.kl_coef > 0, table.kl_coef * kl, 0.0)
-    return g
-
-
-def may_have_gradient(table: TokenTable) -> torch.Tensor:
-    """Which rows [R] have a ``token_gradient`` that is not 0 by their coefficients alone.
-
-    What clipping takes away is known with the log-prob only.
-    """
-    moving = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
-    return moving if table.ref_logp is None else moving | (table.kl_coef > 0)
-
-
-def float16_power(
-    targets: torch.Tensor, stats: RowStats, grads: RowGrads, *, scale: float, ignore_index: int
-) -> torch.Tensor:
-    """The power of two [R] with which a row's derivatives fill float16, for ``row_gradient_``.
-
-    No ``|dL/dlogits|`` of a row is above ``scale (|l| + |g| + |e| (entropy + 1))``; times its power
-    that is in [2^14, 2^15). Where there is no gradient, or none that is finite, the power is 2^100.
-    """
-    g, e, by_lse = (torch.zeros_like(stats.logp) if t is None else t.abs() for t in grads)
-    bound = scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
-    bound = torch.where(targets == ignore_index, 0.0, bound)
-    # Exponents as the type has them, 127 more than they are; 255 is that of infinity and NaN.
-    exponent = bound.view(torch.int32) >> 23 & 255
-    of_power = (127 + FLOAT16_TOP + 127 - exponent).clamp(max=227)
-    of_power = torch.where(exponent == 255, 227, of_power).to(torch.int32)
-    return (of_power << 23).view(torch.float32)
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
 def row_stats(

@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from wavalign_fast.ops.backends import KERNEL_DTYPES
+from wavalign_fast.ops.dtypes import KERNEL_DTYPES
 from wavalign_fast.ops.triton.configs import COMPACTION
 from wavalign_fast.ops.triton.kernels.compaction import (
     count_live_kernel,

@@ -2,7 +2,9 @@
 
 import torch
 
-from wavalign_fast.ops.chunked.row_ops import RowGrads, RowStats, TokenTable, operand_view
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.row_ops import operand_view
+from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton.configs import row_config
 from wavalign_fast.ops.triton.kernels.rows import (
     hybrid_rows_kernel,

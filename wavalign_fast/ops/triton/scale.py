@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from wavalign_fast.ops.backends import KERNEL_DTYPES
+from wavalign_fast.ops.dtypes import KERNEL_DTYPES
 from wavalign_fast.ops.triton.configs import SCALE, SCALE_PROGRAMS
 from wavalign_fast.ops.triton.kernels.scale import scale_kernel
 from wavalign_fast.ops.triton.launch import on_device

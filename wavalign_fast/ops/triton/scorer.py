@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from wavalign_fast.ops.chunked.row_ops import RowStats
+from wavalign_fast.ops.chunked.interface import RowStats
 from wavalign_fast.ops.triton.configs import MERGE, scorer_config
 from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel, score_parts_kernel
 from wavalign_fast.ops.triton.launch import on_device

@@ -1,6 +1,6 @@
 """What a token's log-prob contributes to the hybrid loss: its derivative, for Triton.
 
-The definition is `token_gradient` of `wavalign_fast/ops/chunked/row_ops.py`.
+The definition is `token_gradient` of `wavalign_fast/ops/token_math.py`.
 """
 
 import triton

@@ -7,6 +7,8 @@ import torch
 
 from wavalign_fast.losses.policy import policy_tokens
 from wavalign_fast.ops.chunked import row_ops as rk
+from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 IGNORE = -100
 
@@ -46,7 +48,7 @@ def test_statistics_and_gradient_are_those_of_autograd(bias: bool) -> None:
     torch.testing.assert_close(stats.entropy, entropy)
     torch.testing.assert_close(stats.top + stats.log_sum, lse)
     work = logits.clone()
-    grads = rk.RowGrads(*coefficients)
+    grads = RowGrads(*coefficients)
     found = rk.row_gradient_(
         *(work, targets, shift, stats, grads),
         scale=0.5,
@@ -70,14 +72,14 @@ def test_the_token_gradient_is_that_of_the_policy_terms(clip) -> None:
     terms = policy_tokens(leaf - old, advantage, ref_gap=ref - leaf, clip=pair)
     (-policy * terms.surrogate + kl * terms.kl - anchor * leaf).sum().backward()
     old[5:9], ref[9:12] = math.nan, math.nan  # not looked at where the coefficient is 0
-    table = rk.TokenTable(policy, advantage, kl, anchor, old, ref)
-    torch.testing.assert_close(rk.token_gradient(logp, table, clip), leaf.grad)
+    table = TokenTable(policy, advantage, kl, anchor, old, ref)
+    torch.testing.assert_close(token_gradient(logp, table, clip), leaf.grad)
 
 
 def test_one_go_equals_statistics_then_gradient() -> None:
     logits, targets, shift = chunk()
     ones = torch.ones(len(targets), dtype=torch.float64)
-    table = rk.TokenTable(ones, ones.neg(), 0 * ones, 0.5 * ones)
+    table = TokenTable(ones, ones.neg(), 0 * ones, 0.5 * ones)
     settings = {"scale": 2.0, "ignore_index": IGNORE}
     stats, g, dlogits = rk.hybrid_rows_(
         *(logits.clone(), targets, shift, table),
@@ -87,7 +89,7 @@ def test_one_go_equals_statistics_then_gradient() -> None:
     )
     torch.testing.assert_close(g, torch.where(targets == IGNORE, 0.0, 0.5 * ones))
     again = rk.row_gradient_(
-        *(logits.clone(), targets, shift, stats, rk.RowGrads(g)),
+        *(logits.clone(), targets, shift, stats, RowGrads(g)),
         out_dtype=torch.float64,
         **settings,
     )
@@ -99,7 +101,7 @@ def test_a_bad_id_poisons_its_own_values_and_no_gradient() -> None:
     targets[3] = logits.shape[1]
     stats = rk.row_stats(logits, targets, None, scale=1.0, ignore_index=IGNORE)
     assert stats.logp.isnan().tolist() == [row == 3 for row in range(len(targets))]
-    grads = rk.RowGrads(torch.ones_like(stats.logp))
+    grads = RowGrads(torch.ones_like(stats.logp))
     dlogits = rk.row_gradient_(
         *(logits, targets, None, stats, grads),
         scale=1.0,
