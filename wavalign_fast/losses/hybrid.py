@@ -25,7 +25,7 @@ from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.linear_logprob import scored
-from wavalign_fast.ops.operands import Call, checked_call
+from wavalign_fast.ops.operands import Operands, checked_operands
 from wavalign_fast.ops.options import checked_options
 from wavalign_fast.ops.transfer import refuse_in_capture, refuse_meta, together
 
@@ -172,13 +172,13 @@ class HybridObjective(nn.Module):
         self._check_places(hidden.device, batch, rl_weight, normalisers)
         self._say_what_has_no_effect(batch)
         plan = self.plan(batch)
-        call = checked_call(
+        operands = checked_operands(
             *(hidden, weight, torch.where(plan.live, batch.targets, IGNORE_INDEX), bias),
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self._multiplied(call, self._terms(batch, plan, lam, normalisers))
+        output = self._multiplied(operands, self._terms(batch, plan, lam, normalisers))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _check_places(
@@ -200,23 +200,23 @@ class HybridObjective(nn.Module):
         refuse_meta(device, **tables)
         refuse_in_capture(device, **tables)
 
-    def _multiplied(self, call: Call, terms: StepTerms) -> HybridOutput:
+    def _multiplied(self, operands: Operands, terms: StepTerms) -> HybridOutput:
         """The step from its products with the head."""
         table = terms.table()
         # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
         # before the first gradient.
-        fused = call.backend != "reference" and self.importance_sampling_level == "token"
-        picked = picked_rows(call, table, columns=fused)
+        fused = operands.backend != "reference" and self.importance_sampling_level == "token"
+        picked = picked_rows(operands, table, columns=fused)
         # Tables on the CPU have told which rows are live, and which of them may have a gradient;
         # the rest is done where the rows are.
-        terms, picked = together(call.rows.device, terms, picked)
+        terms, picked = together(operands.rows.device, terms, picked)
         if fused:
-            step = hybrid_step(call, table, picked, clip=clip_bounds(self.clip))
+            step = hybrid_step(operands, table, picked, clip=clip_bounds(self.clip))
             with torch.no_grad():
                 output = self._combined(terms, step.scores)
             output = output._replace(loss=step.attach(output.loss))
         else:
-            output = self._combined(terms, LogProb(*scored(call, picked=picked)))
+            output = self._combined(terms, LogProb(*scored(operands, picked=picked)))
         return output
 
     def _terms(

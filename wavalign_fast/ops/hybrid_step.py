@@ -9,7 +9,7 @@ from wavalign_fast.ops import cpu
 from wavalign_fast.ops.chunked import api
 from wavalign_fast.ops.chunked.live_rows import Picked, pick
 from wavalign_fast.ops.linear_logprob import LogProb
-from wavalign_fast.ops.operands import IGNORE_INDEX, Call
+from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
 from wavalign_fast.ops.token_math import TokenTable
 
 
@@ -21,44 +21,44 @@ class HybridStep(NamedTuple):
     """The same 0-d loss, with the step's gradients behind it; for one backward pass on a GPU."""
 
 
-def picked_rows(call: Call, table: TokenTable, *, columns: bool = True) -> Picked | None:
+def picked_rows(operands: Operands, table: TokenTable, *, columns: bool = True) -> Picked | None:
     """What a GPU backend is given of the rows; ``None`` for the others, which take all of them.
 
     With tables on the CPU it is there, to be sent along with what else the device needs.
     """
-    if call.backend in ("reference", "cpu"):
+    if operands.backend in ("reference", "cpu"):
         return None
-    return pick(call, IGNORE_INDEX, table, columns=columns)
+    return pick(operands, IGNORE_INDEX, table, columns=columns)
 
 
 def hybrid_step(
-    call: Call,
+    operands: Operands,
     table: TokenTable,
     picked: Picked | None,
     *,
     clip: tuple[float, float] | None,
 ) -> HybridStep:
-    """Log-probs of ``call`` and the gradients of the hybrid loss to its operands.
+    """Log-probs of ``operands`` and the gradients of the hybrid loss to its operands.
 
     The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
     of them is (``token_math.token_gradient``), so that nothing has to be differentiated.
 
     Args:
-        call: of any backend but ``reference``, where the loss differentiates itself.
+        operands: of any backend but ``reference``, where the loss differentiates itself.
         table: columns [T].
         picked: ``picked_rows`` of both.
         clip: bounds of the ratio, ``(1 - low, 1 + high)``.
     """
     if picked is None:
         logp, entropy, lse, attach = cpu.hybrid_step(
-            *(call.rows, call.weight, call.targets, table),
-            bias=call.bias,
+            *(operands.rows, operands.weight, operands.targets, table),
+            bias=operands.bias,
             clip=clip,
             ignore_index=IGNORE_INDEX,
-            options=call.options,
+            options=operands.options,
         )
     else:
         logp, entropy, lse, attach = api.hybrid_step(
-            call, picked, clip=clip, ignore_index=IGNORE_INDEX
+            operands, picked, clip=clip, ignore_index=IGNORE_INDEX
         )
     return HybridStep(LogProb(logp, entropy, lse), attach)

@@ -13,7 +13,7 @@ from wavalign_fast.ops.inputs import (
     true_or_false,
     whole_number,
 )
-from wavalign_fast.ops.operands import IGNORE_INDEX, Call, checked_call
+from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, checked_operands
 from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.transfer import together
 
@@ -71,14 +71,14 @@ def linear_logprob(
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}, want an int64")
     true_or_false("with_entropy", with_entropy)
-    call = checked_call(hidden, weight, targets, bias, ignore_index, options)
-    scores = scored(call, temperature=temperature, ignore_index=ignore_index)
+    operands = checked_operands(hidden, weight, targets, bias, ignore_index, options)
+    scores = scored(operands, temperature=temperature, ignore_index=ignore_index)
     logp, entropy, lse = (values.reshape(targets.shape) for values in scores)
     return LogProb(logp, entropy if with_entropy else None, lse)
 
 
 def scored(
-    call: Call,
+    operands: Operands,
     *,
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
@@ -89,11 +89,11 @@ def scored(
     ``picked``: the call's rows, for a GPU backend and on its device, where something is known of
     them.
     """
-    if call.backend in ("reference", "cpu"):
-        operands = (call.rows, call.weight, call.targets, call.bias, temperature, ignore_index)
-        if call.backend == "reference":
-            return reference.linear_logprob(*operands)
-        return cpu.linear_logprob(*operands, call.options)
+    if operands.backend in ("reference", "cpu"):
+        given = (operands.rows, operands.weight, operands.targets, operands.bias)
+        if operands.backend == "reference":
+            return reference.linear_logprob(*given, temperature, ignore_index)
+        return cpu.linear_logprob(*given, temperature, ignore_index, operands.options)
     if picked is None:
-        (picked,) = together(call.rows.device, pick(call, ignore_index))
-    return api.linear_logprob(call, picked, temperature, ignore_index)
+        (picked,) = together(operands.rows.device, pick(operands, ignore_index))
+    return api.linear_logprob(operands, picked, temperature, ignore_index)

@@ -1,4 +1,4 @@
-"""What every call over a head checks on entry, and the operands that come out of it."""
+"""The operands of a call over a head, checked on entry."""
 
 import os
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from wavalign_fast.ops.options import LossOptions, checked_options
 IGNORE_INDEX = -100
 
 
-class Call(NamedTuple):
-    """Checked operands: flat, contiguous, in autocast's type."""
+class Operands(NamedTuple):
+    """The checked operands of a call: flat, contiguous, in autocast's type."""
 
     backend: str
     options: LossOptions
@@ -26,14 +26,14 @@ class Call(NamedTuple):
     bias: torch.Tensor | None
 
 
-def checked_call(
+def checked_operands(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
     ignore_index: int,
     options: LossOptions | None,
-) -> Call:
+) -> Operands:
     """The operands of ``linear_logprob`` as the backends take them.
 
     Raises:
@@ -54,7 +54,7 @@ def checked_call(
         _check_ids(ids, weight.shape[0], ignore_index)
     if backend == "reference":
         ids = ids.to(rows.device)
-    return Call(backend, options, rows, weight.contiguous(), ids, bias)
+    return Operands(backend, options, rows, weight.contiguous(), ids, bias)
 
 
 def wants_grad(*operands: torch.Tensor | None) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wavalign_fast.ops.chunked import compaction
 from wavalign_fast.ops.dtypes import statistics_dtype
-from wavalign_fast.ops.operands import Call
+from wavalign_fast.ops.operands import Operands
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.transfer import refuse_in_capture, sent
 
@@ -40,9 +40,9 @@ class Picked:
 
 
 def pick(
-    call: Call, ignore_index: int, table: TokenTable | None = None, *, columns: bool = True
+    operands: Operands, ignore_index: int, table: TokenTable | None = None, *, columns: bool = True
 ) -> Picked:
-    """The rows of ``call`` that carry loss, with what ``table`` knows of each of the T.
+    """The rows of ``operands`` that carry loss, with what ``table`` knows of each of the T.
 
     Tables on the CPU are picked from there and stay there, to be sent with others.
 
@@ -50,14 +50,14 @@ def pick(
         table: also says which rows may have a gradient.
         columns: whether the picked rows have its columns.
     """
-    device = call.rows.device
-    refuse_in_capture(device, targets=call.targets)
+    device = operands.rows.device
+    refuse_in_capture(device, targets=operands.targets)
     live = compaction.live_rows(
-        *(call.targets, ignore_index, device, call.backend),
-        capacity=call.options.live_rows,
+        *(operands.targets, ignore_index, device, operands.backend),
+        capacity=operands.options.live_rows,
         table=table,
     )
-    tables = [call.targets]
+    tables = [operands.targets]
     given = [] if table is None or not columns else [c for c in table if c is not None]
     if given:
         tables.append(torch.stack(given))
@@ -70,6 +70,6 @@ def pick(
     )
     found = None
     if table is not None and columns:
-        values = iter(picked[0].to(statistics_dtype(call.rows.dtype)))
+        values = iter(picked[0].to(statistics_dtype(operands.rows.dtype)))
         found = TokenTable._make(None if column is None else next(values) for column in table)
-    return Picked(len(call.targets), live.moving, index, ids, live.count, found)
+    return Picked(len(operands.targets), live.moving, index, ids, live.count, found)
