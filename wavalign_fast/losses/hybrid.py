@@ -22,7 +22,7 @@ from wavalign_fast.losses.policy import (
 from wavalign_fast.losses.terms import StepTerms
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.backends import say_once
-from wavalign_fast.ops.hybrid_step import hybrid_step, picked_rows
+from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.linear_logprob import scored
 from wavalign_fast.ops.operands import Operands, checked_operands
@@ -206,17 +206,17 @@ class HybridObjective(nn.Module):
         # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
         # before the first gradient.
         fused = operands.backend != "reference" and self.importance_sampling_level == "token"
-        picked = picked_rows(operands, table, columns=fused)
+        live = gpu_live_rows(operands, table, columns=fused)
         # Tables on the CPU have told which rows are live, and which of them may have a gradient;
         # the rest is done where the rows are.
-        terms, picked = together(operands.rows.device, terms, picked)
+        terms, live = together(operands.rows.device, terms, live)
         if fused:
-            step = hybrid_step(operands, table, picked, clip=clip_bounds(self.clip))
+            step = hybrid_step(operands, table, live, clip=clip_bounds(self.clip))
             with torch.no_grad():
                 output = self._combined(terms, step.scores)
             output = output._replace(loss=step.attach(output.loss))
         else:
-            output = self._combined(terms, LogProb(*scored(operands, picked=picked)))
+            output = self._combined(terms, LogProb(*scored(operands, live=live)))
         return output
 
     def _terms(

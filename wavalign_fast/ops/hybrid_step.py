@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.ops import cpu
 from wavalign_fast.ops.chunked import api
-from wavalign_fast.ops.chunked.live_rows import Picked, pick
+from wavalign_fast.ops.chunked.compaction import LiveRows, select_live_rows
 from wavalign_fast.ops.linear_logprob import LogProb
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
 from wavalign_fast.ops.token_math import TokenTable
@@ -21,20 +21,22 @@ class HybridStep(NamedTuple):
     """The same 0-d loss, with the step's gradients behind it; for one backward pass on a GPU."""
 
 
-def picked_rows(operands: Operands, table: TokenTable, *, columns: bool = True) -> Picked | None:
+def gpu_live_rows(
+    operands: Operands, table: TokenTable, *, columns: bool = True
+) -> LiveRows | None:
     """What a GPU backend is given of the rows; ``None`` for the others, which take all of them.
 
     With tables on the CPU it is there, to be sent along with what else the device needs.
     """
     if operands.backend in ("reference", "cpu"):
         return None
-    return pick(operands, IGNORE_INDEX, table, columns=columns)
+    return select_live_rows(operands, IGNORE_INDEX, table, columns=columns)
 
 
 def hybrid_step(
     operands: Operands,
     table: TokenTable,
-    picked: Picked | None,
+    live: LiveRows | None,
     *,
     clip: tuple[float, float] | None,
 ) -> HybridStep:
@@ -46,10 +48,10 @@ def hybrid_step(
     Args:
         operands: of any backend but ``reference``, where the loss differentiates itself.
         table: columns [T].
-        picked: ``picked_rows`` of both.
+        live: ``gpu_live_rows`` of both.
         clip: bounds of the ratio, ``(1 - low, 1 + high)``.
     """
-    if picked is None:
+    if live is None:
         logp, entropy, lse, attach = cpu.hybrid_step(
             *(operands.rows, operands.weight, operands.targets, table),
             bias=operands.bias,
@@ -59,6 +61,6 @@ def hybrid_step(
         )
     else:
         logp, entropy, lse, attach = api.hybrid_step(
-            operands, picked, clip=clip, ignore_index=IGNORE_INDEX
+            operands, live, clip=clip, ignore_index=IGNORE_INDEX
         )
     return HybridStep(LogProb(logp, entropy, lse), attach)

@@ -6,7 +6,7 @@ import torch
 
 from wavalign_fast.ops import cpu, reference
 from wavalign_fast.ops.chunked import api
-from wavalign_fast.ops.chunked.live_rows import Picked, pick
+from wavalign_fast.ops.chunked.compaction import LiveRows, select_live_rows
 from wavalign_fast.ops.inputs import (
     SMALLEST_TEMPERATURE,
     finite_number,
@@ -82,11 +82,11 @@ def scored(
     *,
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
-    picked: Picked | None = None,
+    live: LiveRows | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(logp, entropy, lse)``, each [T], of operands that are checked already.
 
-    ``picked``: the call's rows, for a GPU backend and on its device, where something is known of
+    ``live``: the call's rows, for a GPU backend and on its device, where something is known of
     them.
     """
     if operands.backend in ("reference", "cpu"):
@@ -94,6 +94,6 @@ def scored(
         if operands.backend == "reference":
             return reference.linear_logprob(*given, temperature, ignore_index)
         return cpu.linear_logprob(*given, temperature, ignore_index, operands.options)
-    if picked is None:
-        (picked,) = together(operands.rows.device, pick(operands, ignore_index))
-    return api.linear_logprob(operands, picked, temperature, ignore_index)
+    if live is None:
+        (live,) = together(operands.rows.device, select_live_rows(operands, ignore_index))
+    return api.linear_logprob(operands, live, temperature, ignore_index)

@@ -1,4 +1,4 @@
-"""What the public functions do on a GPU backend: rows picked, a plan made, results put back."""
+"""The public functions on a GPU backend: the chunk loop over the live rows of a call."""
 
 import importlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wavalign_fast.ops.backends import status_of
 from wavalign_fast.ops.chunked import autograd, compaction
-from wavalign_fast.ops.chunked.live_rows import Picked
+from wavalign_fast.ops.chunked.compaction import LiveRows
 from wavalign_fast.ops.operands import Operands, wants_grad
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
@@ -19,17 +19,17 @@ Attach = Callable[[Tensor], Tensor]
 
 
 def linear_logprob(
-    operands: Operands, picked: Picked, temperature: float, ignore_index: int
+    operands: Operands, live: LiveRows, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(logp, entropy, lse)`` of the rows of ``operands``, each [T].
 
-    ``picked`` is of the same call, on the device of its rows.
+    ``live`` is of the same call, on the device of its rows.
     """
-    hidden = compaction.take_rows(operands.rows, picked.index, operands.backend)
+    hidden = compaction.take_rows(operands.rows, live.index, operands.backend)
     given = (
         hidden,
         operands.weight,
-        picked.targets,
+        live.targets,
         operands.bias,
         temperature,
         ignore_index,
@@ -38,27 +38,27 @@ def linear_logprob(
     if not operands.options.deterministic and not learning and _triton_works(operands.backend):
         scores = _without_logits(*given)
     else:
-        *scores, _ = autograd.chunked_logprob(*given, *_plan(operands), picked.moving)
-    logp, entropy, lse = picked.put_back(scores)
+        *scores, _ = autograd.chunked_logprob(*given, *_plan(operands), live.moving)
+    logp, entropy, lse = live.put_back(scores)
     return logp, entropy, lse
 
 
 def hybrid_step(
-    operands: Operands, picked: Picked, *, clip: tuple[float, float] | None, ignore_index: int
+    operands: Operands, live: LiveRows, *, clip: tuple[float, float] | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
     """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
 
-    ``picked`` is of the same call, with a table, on the device of its rows.
+    ``live`` is of the same call, with a table, on the device of its rows.
     """
-    assert picked.table is not None
-    hidden = compaction.take_rows(operands.rows, picked.index, operands.backend)
+    assert live.table is not None
+    hidden = compaction.take_rows(operands.rows, live.index, operands.backend)
     leaves = (hidden, operands.weight, operands.bias)
     needs = [wants_grad(leaf) for leaf in leaves]
     fixed = [None if leaf is None else leaf.detach() for leaf in leaves]
     *scores, grad_hidden, grad_weight, grad_bias = autograd.hybrid_step(
-        *(*fixed[:2], picked.targets, fixed[2], *picked.table),
+        *(*fixed[:2], live.targets, fixed[2], *live.table),
         *(None if clip is None else list(clip), ignore_index),
-        *(*_plan(operands), picked.moving, needs),
+        *(*_plan(operands), live.moving, needs),
     )
     gradients = (grad_hidden, grad_weight, grad_bias)
 
@@ -67,7 +67,7 @@ def hybrid_step(
         found = [g for g, need in zip(gradients, needs, strict=True) if need]
         return autograd.with_gradients(loss.detach(), wanted, found, operands.backend)
 
-    logp, entropy, lse = picked.put_back(scores)
+    logp, entropy, lse = live.put_back(scores)
     return logp, entropy, lse, attach
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops.chunked import interface
+from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.operands import Operands
 from wavalign_fast.ops.token_math import TokenTable, may_have_gradient
-from wavalign_fast.ops.transfer import capturing, sent
+from wavalign_fast.ops.transfer import capturing, refuse_in_capture, sent
 
 
 @dataclass(frozen=True, eq=False)
-class LiveRows:
+class RowIndex:
     """The rows of a call that carry loss."""
 
     index: Tensor
@@ -25,7 +27,7 @@ class LiveRows:
     """How many rows carry loss, [1], where N is a bound that may be too small."""
 
 
-def live_rows(
+def index_live_rows(
     targets: Tensor,
     ignore_index: int,
     device: torch.device,
@@ -33,7 +35,7 @@ def live_rows(
     *,
     capacity: int | None = None,
     table: TokenTable | None = None,
-) -> LiveRows:
+) -> RowIndex:
     """The rows of ``targets`` [T] that are not ignored, for rows on ``device``.
 
     Their number has to be known on the host, for it is the height of the products. It is, without
@@ -50,9 +52,9 @@ def live_rows(
     traced = torch.compiler.is_compiling()
     if capacity is not None and (traced or targets.device == device):
         index, count = compact_rows(sent(live, device, "targets"), capacity, backend)
-        return LiveRows(index, capacity, count)
+        return RowIndex(index, capacity, count)
     if traced or capturing(device):
-        return LiveRows(torch.arange(len(targets), device=device), len(targets))
+        return RowIndex(torch.arange(len(targets), device=device), len(targets))
     index = torch.nonzero(live).squeeze(-1)
     first = len(index)
     if table is not None and {table.policy_coef.device.type, targets.device.type} == {"cpu"}:
@@ -60,10 +62,72 @@ def live_rows(
         index = torch.cat([index[may], index[~may]])
         first = int(may.sum())
     if capacity is None:
-        return LiveRows(index, first)
+        return RowIndex(index, first)
     count = torch.tensor([len(index)])
     index = torch.cat([index[:capacity], index.new_full((max(0, capacity - len(index)),), -1)])
-    return LiveRows(index, min(first, capacity), count)
+    return RowIndex(index, min(first, capacity), count)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveRows:
+    """N of the T rows of a call, in the order of ``index_live_rows``."""
+
+    total: int
+    """T."""
+    moving: int
+    """How many may have a gradient, all of those the first."""
+    index: Tensor
+    """[N], -1 is none."""
+    targets: Tensor
+    """[N]."""
+    count: Tensor | None
+    """How many rows there are, [1], where N is a bound that may be too small."""
+    table: TokenTable | None
+    """Columns [N], in the type of the statistics."""
+
+    def put_back(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """[T] from [N]; NaN where the bound did not hold all rows, for some are missing."""
+        tables = in_place(values, self.index, self.total)
+        if self.count is not None:
+            tables = torch.where(self.count > len(self.index), torch.nan, tables)
+        # Not `unbind`, whose results torch forbids to change in place.
+        return tuple(tables[i] for i in range(len(tables)))
+
+
+def select_live_rows(
+    operands: Operands, ignore_index: int, table: TokenTable | None = None, *, columns: bool = True
+) -> LiveRows:
+    """The rows of ``operands`` that carry loss, with what ``table`` knows of each of the T.
+
+    Tables on the CPU are picked from there and stay there, to be sent with others.
+
+    Args:
+        table: also says which rows may have a gradient.
+        columns: whether the picked rows have its columns.
+    """
+    device = operands.rows.device
+    refuse_in_capture(device, targets=operands.targets)
+    live = index_live_rows(
+        *(operands.targets, ignore_index, device, operands.backend),
+        capacity=operands.options.live_rows,
+        table=table,
+    )
+    tables = [operands.targets]
+    given = [] if table is None or not columns else [c for c in table if c is not None]
+    if given:
+        tables.append(torch.stack(given))
+    beside = all(t.device == live.index.device for t in tables)
+    where = live.index.device if beside else device
+    index = sent(live.index, where)
+    ids, *taken = (
+        at_rows(sent(t, where), index, missing)
+        for t, missing in zip(tables, (ignore_index, 0.0), strict=False)
+    )
+    found = None
+    if table is not None and columns:
+        values = iter(taken[0].to(statistics_dtype(operands.rows.dtype)))
+        found = TokenTable._make(None if column is None else next(values) for column in table)
+    return LiveRows(len(operands.targets), live.moving, index, ids, live.count, found)
 
 
 def at_rows(table: Tensor, index: Tensor, missing: float) -> Tensor:
