@@ -35,7 +35,7 @@ PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
 OPS = (
     *(autograd.chunked_logprob, autograd.chunked_logprob_backward),
     *(autograd.hybrid_step, autograd.scale_gradients_),
-    *(compaction.compact_rows, compaction.take_rows, compaction.put_rows),
+    *(compaction.compact_rows, compaction.gather_live_rows, compaction.scatter_live_rows),
 )
 KERNELS = (
     *("row_stats", "row_gradient_", "hybrid_rows_", "compact_rows", "gather_rows"),

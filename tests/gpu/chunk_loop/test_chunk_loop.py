@@ -166,8 +166,8 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
         (*operands, *(column,) * 4, None, None, [0.8, 1.2], -100, *how, [True, True, False]),
     )
     index = torch.tensor([3, -1, 0])
-    torch.library.opcheck(compaction.take_rows, (hidden, index, "definition"))
-    torch.library.opcheck(compaction.put_rows, (hidden[:3], index, 20, "definition"))
+    torch.library.opcheck(compaction.gather_live_rows, (hidden, index, "definition"))
+    torch.library.opcheck(compaction.scatter_live_rows, (hidden[:3], index, 20, "definition"))
 
 
 def test_the_gate_and_advantages_come_from_the_kernels(monkeypatch):

@@ -25,7 +25,7 @@ def linear_logprob(
 
     ``live`` is of the same call, on the device of its rows.
     """
-    hidden = compaction.take_rows(operands.rows, live.index, operands.backend)
+    hidden = compaction.gather_live_rows(operands.rows, live.index, operands.backend)
     given = (
         hidden,
         operands.weight,
@@ -39,7 +39,7 @@ def linear_logprob(
         scores = _without_logits(*given)
     else:
         *scores, _ = autograd.chunked_logprob(*given, *_plan(operands), live.moving)
-    logp, entropy, lse = live.put_back(scores)
+    logp, entropy, lse = live.scatter(scores)
     return logp, entropy, lse
 
 
@@ -51,7 +51,7 @@ def hybrid_step(
     ``live`` is of the same call, with a table, on the device of its rows.
     """
     assert live.table is not None
-    hidden = compaction.take_rows(operands.rows, live.index, operands.backend)
+    hidden = compaction.gather_live_rows(operands.rows, live.index, operands.backend)
     leaves = (hidden, operands.weight, operands.bias)
     needs = [wants_grad(leaf) for leaf in leaves]
     fixed = [None if leaf is None else leaf.detach() for leaf in leaves]
@@ -67,7 +67,7 @@ def hybrid_step(
         found = [g for g, need in zip(gradients, needs, strict=True) if need]
         return autograd.with_gradients(loss.detach(), wanted, found, operands.backend)
 
-    logp, entropy, lse = live.put_back(scores)
+    logp, entropy, lse = live.scatter(scores)
     return logp, entropy, lse, attach
 
 

@@ -85,9 +85,9 @@ class LiveRows:
     table: TokenTable | None
     """Columns [N], in the type of the statistics."""
 
-    def put_back(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def scatter(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """[T] from [N]; NaN where the bound did not hold all rows, for some are missing."""
-        tables = in_place(values, self.index, self.total)
+        tables = scattered(values, self.index, self.total)
         if self.count is not None:
             tables = torch.where(self.count > len(self.index), torch.nan, tables)
         # Not `unbind`, whose results torch forbids to change in place.
@@ -99,11 +99,11 @@ def select_live_rows(
 ) -> LiveRows:
     """The rows of ``operands`` that carry loss, with what ``table`` knows of each of the T.
 
-    Tables on the CPU are picked from there and stay there, to be sent with others.
+    Tables on the CPU are gathered there and stay there, to be copied with others.
 
     Args:
         table: also says which rows may have a gradient.
-        columns: whether the picked rows have its columns.
+        columns: whether the selected rows have its columns.
     """
     device = operands.rows.device
     refuse_in_capture(device, targets=operands.targets)
@@ -120,7 +120,7 @@ def select_live_rows(
     where = live.index.device if beside else device
     index = sent(live.index, where)
     ids, *taken = (
-        at_rows(sent(t, where), index, missing)
+        gathered(sent(t, where), index, missing)
         for t, missing in zip(tables, (ignore_index, 0.0), strict=False)
     )
     found = None
@@ -130,14 +130,14 @@ def select_live_rows(
     return LiveRows(len(operands.targets), live.moving, index, ids, live.count, found)
 
 
-def at_rows(table: Tensor, index: Tensor, missing: float) -> Tensor:
+def gathered(table: Tensor, index: Tensor, missing: float) -> Tensor:
     """``table[..., index]`` [..., N] of [..., T]; ``missing`` where the index is -1."""
     if table.shape[-1] == 0:
         return table.new_full((*table.shape[:-1], len(index)), missing)
     return table.index_select(-1, index.clamp(min=0)).masked_fill_(index < 0, missing)
 
 
-def in_place(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
+def scattered(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
     """[K, count], with K values [N] at their rows and 0 elsewhere; differentiable."""
     stacked = torch.stack([*values])
     slot = torch.where(index < 0, count, index)
@@ -145,20 +145,20 @@ def in_place(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
     return table[:, :count]
 
 
-@torch.library.custom_op("wavalign_fast::live_places", mutates_args=())
+@torch.library.custom_op("wavalign_fast::compact_live_rows", mutates_args=())
 def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Tensor]:
     """See ``row_ops.compact_rows``."""
     return interface.row_kernels_of(backend).compact_rows(live, capacity=capacity)
 
 
-@torch.library.custom_op("wavalign_fast::take_rows", mutates_args=())
-def take_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
+@torch.library.custom_op("wavalign_fast::gather_live_rows", mutates_args=())
+def gather_live_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
     """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
     return interface.row_kernels_of(backend).gather_rows(source, index)
 
 
-@torch.library.custom_op("wavalign_fast::put_rows", mutates_args=())
-def put_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
+@torch.library.custom_op("wavalign_fast::scatter_live_rows", mutates_args=())
+def scatter_live_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
     """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
     target = rows.new_zeros((count, rows.shape[1]))
     return interface.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
@@ -169,34 +169,34 @@ def _(live, capacity, backend):  # type: ignore[no-untyped-def]
     return tuple(live.new_empty(n, dtype=torch.int64) for n in (capacity, 1))
 
 
-@take_rows.register_fake
+@gather_live_rows.register_fake
 def _(source, index, backend):  # type: ignore[no-untyped-def]
     return source.new_empty((index.shape[0], source.shape[1]))
 
 
-@put_rows.register_fake
+@scatter_live_rows.register_fake
 def _(rows, index, count, backend):  # type: ignore[no-untyped-def]
     return rows.new_empty((count, rows.shape[1]))
 
 
-def _take_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _gather_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     source, index, ctx.backend = inputs
     ctx.save_for_backward(index)
     ctx.count = source.shape[0]
 
 
-def _take_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return put_rows(grad, ctx.saved_tensors[0], ctx.count, ctx.backend), None, None
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return scatter_live_rows(grad, ctx.saved_tensors[0], ctx.count, ctx.backend), None, None
 
 
-def _put_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _scatter_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, index, _, ctx.backend = inputs
     ctx.save_for_backward(index)
 
 
-def _put_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return take_rows(grad.contiguous(), ctx.saved_tensors[0], ctx.backend), None, None, None
+def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return gather_live_rows(grad.contiguous(), ctx.saved_tensors[0], ctx.backend), None, None, None
 
 
-take_rows.register_autograd(_take_backward, setup_context=_take_context)
-put_rows.register_autograd(_put_backward, setup_context=_put_context)
+gather_live_rows.register_autograd(_gather_backward, setup_context=_gather_context)
+scatter_live_rows.register_autograd(_scatter_backward, setup_context=_scatter_context)
