@@ -8,7 +8,7 @@ from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.losses.rows import MOST_ROWS
 from wavalign_fast.ops.inputs import can_be_read, check_tensor
-from wavalign_fast.ops.transfer import together
+from wavalign_fast.ops.transfer import copied_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class HybridBatch:
 
     def to(self, device: torch.device | str) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copies."""
-        (there,) = together(torch.device(device), self)
+        (there,) = copied_together(torch.device(device), self)
         return there
 
     @property

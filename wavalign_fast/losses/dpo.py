@@ -18,7 +18,7 @@ from wavalign_fast.ops.inputs import (
     finite_number,
     true_or_false,
 )
-from wavalign_fast.ops.transfer import refuse_in_capture, refuse_meta, together
+from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
 
 
 class DPOOutput(NamedTuple):
@@ -113,7 +113,7 @@ def fused_dpo_loss(
     scores = linear_logprob(hidden, weight, live, bias=bias, options=options)
     row = torch.where(mask > 0, sequence_id, -1)
     # Tables on the CPU have told which rows to multiply; the rest is done where the rows are.
-    row, tokens, pairs, ref_logp, normaliser = together(
+    row, tokens, pairs, ref_logp, normaliser = copied_together(
         scores.logp.device, row, tokens, pairs, ref_logp, normaliser
     )
     divisor = tokens.clamp(min=1.0) if length_normalised else torch.ones_like(tokens)

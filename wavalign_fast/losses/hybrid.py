@@ -27,7 +27,7 @@ from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, fini
 from wavalign_fast.ops.linear_logprob import scored
 from wavalign_fast.ops.operands import Operands, checked_operands
 from wavalign_fast.ops.options import checked_options
-from wavalign_fast.ops.transfer import refuse_in_capture, refuse_meta, together
+from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
 
 
 class HybridOutput(NamedTuple):
@@ -209,7 +209,7 @@ class HybridObjective(nn.Module):
         live = gpu_live_rows(operands, table, columns=fused)
         # Tables on the CPU have told which rows are live, and which of them may have a gradient;
         # the rest is done where the rows are.
-        terms, live = together(operands.rows.device, terms, live)
+        terms, live = copied_together(operands.rows.device, terms, live)
         if fused:
             step = hybrid_step(operands, table, live, clip=clip_bounds(self.clip))
             with torch.no_grad():

@@ -14,7 +14,7 @@ from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.token_math import TokenTable
-from wavalign_fast.ops.transfer import together
+from wavalign_fast.ops.transfer import copied_together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +125,9 @@ class StepTerms:
         given = (*vars(batch).values(), lam, *counts)
         for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
             if device.type != "cpu":
-                batch, plan, lam, normalisers = together(device, batch, plan, lam, normalisers)
+                batch, plan, lam, normalisers = copied_together(
+                    device, batch, plan, lam, normalisers
+                )
         by = normalisers or Normalisers.of(batch, plan, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)

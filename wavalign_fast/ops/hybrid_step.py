@@ -26,7 +26,7 @@ def gpu_live_rows(
 ) -> LiveRows | None:
     """What a GPU backend is given of the rows; ``None`` for the others, which take all of them.
 
-    With tables on the CPU it is there, to be sent along with what else the device needs.
+    With tables on the CPU it is there, to be copied along with what else the device needs.
     """
     if operands.backend in ("reference", "cpu"):
         return None

@@ -15,7 +15,7 @@ from wavalign_fast.ops.inputs import (
 )
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, checked_operands
 from wavalign_fast.ops.options import LossOptions
-from wavalign_fast.ops.transfer import together
+from wavalign_fast.ops.transfer import copied_together
 
 
 class LogProb(NamedTuple):
@@ -95,5 +95,5 @@ def scored(
             return reference.linear_logprob(*given, temperature, ignore_index)
         return cpu.linear_logprob(*given, temperature, ignore_index, operands.options)
     if live is None:
-        (live,) = together(operands.rows.device, select_live_rows(operands, ignore_index))
+        (live,) = copied_together(operands.rows.device, select_live_rows(operands, ignore_index))
     return api.linear_logprob(operands, live, temperature, ignore_index)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ALIGN = 16
-"""Bytes on which a table starts among those that are sent with it."""
+"""Bytes on which a table starts in the buffer that is copied for several."""
 
 
 def capturing(device: torch.device) -> bool:
@@ -46,7 +46,7 @@ def refuse_meta(device: torch.device, **tables: Any) -> None:
             raise ValueError(f"{name}: got a tensor on meta, want {device}, where hidden is")
 
 
-def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
+def copied_to(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
     """The table on the device."""
     if table.device == device:
         return table
@@ -56,7 +56,7 @@ def sent(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
     return table.to(device, non_blocking=True)
 
 
-def together(device: torch.device, *values: Any) -> tuple[Any, ...]:
+def copied_together(device: torch.device, *values: Any) -> tuple[Any, ...]:
     """The values with their tensors on the device, those of the CPU in one copy.
 
     Values are tensors, and dataclasses, named tuples and dictionaries of values.
@@ -71,15 +71,15 @@ def together(device: torch.device, *values: Any) -> tuple[Any, ...]:
         _mapped(value, noted)
     if all(table.device == device for table in tables):
         return values
-    there = iter(_sent_together(tables, device))
+    there = iter(_in_one_copy(tables, device))
     return tuple(_mapped(value, lambda table: next(there)) for value in values)
 
 
-def _sent_together(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def _in_one_copy(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     away = [table for table in tables if table.device.type == "cpu"]
     stays = device.type in ("cpu", "meta")
     if stays or len(away) < 2 or torch.compiler.is_compiling():
-        return [sent(table, device) for table in tables]
+        return [copied_to(table, device) for table in tables]
     refuse_in_capture(device, table=away[0])
     starts = [0]
     for table in away:
@@ -89,7 +89,8 @@ def _sent_together(tables: Sequence[Tensor], device: torch.device) -> list[Tenso
         place.copy_(table.detach())
     arrived = iter(_places(packed.to(device, non_blocking=True), away, starts))
     return [
-        next(arrived) if table.device.type == "cpu" else sent(table, device) for table in tables
+        next(arrived) if table.device.type == "cpu" else copied_to(table, device)
+        for table in tables
     ]
 
 

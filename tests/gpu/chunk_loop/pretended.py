@@ -94,7 +94,7 @@ class Pretended(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches: list[str] = []
-        self.sent: list[int] = []
+        self.copies: list[int] = []
         """Bytes of each copy to the device."""
         self.products: list[Product] = []
         self.capturing = False
@@ -150,7 +150,7 @@ class Pretended(TorchDispatchMode):
         if crossing or (name == "_to_copy" and not there):
             source = args[1] if name == "copy_" else args[0]
             assert kwargs.get("non_blocking") or (name == "copy_" and args[2]), name
-            self.sent.append(source.numel() * source.element_size())
+            self.copies.append(source.numel() * source.element_size())
         elif name not in LAUNCH_NOTHING:
             self.launches.append(name)
         if name in PRODUCTS:

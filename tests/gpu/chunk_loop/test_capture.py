@@ -47,11 +47,11 @@ def test_a_step_on_the_device_is_captured(own):
             given["normalisers"] = wf.Normalisers(*(device.put(n) for n in vars(COUNTS).values()))
         # A step before the capture sets up what stays.
         with device.classes(LAYOUT):
-            device.sent.clear()
+            device.copies.clear()
             device.capturing = True
             out = loss(*operands(device), batch, **given)
             scores = wf.linear_logprob(*operands(device), batch.targets, options=BOUND)
-    assert device.sent == [] and out.loss.inner.isfinite() and scores.logp.inner.isfinite().all()
+    assert device.copies == [] and out.loss.inner.isfinite() and scores.logp.inner.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["rewards", "ref_logp", "old_logp"])
@@ -64,7 +64,7 @@ def test_a_table_on_the_cpu_is_refused(name):
         device.capturing = True
         with pytest.raises(ValueError, match=f"^batch.{name}: got a tensor on the CPU"):
             loss(*operands(device), batch)
-        assert loss.gate.value is before and device.sent == []
+        assert loss.gate.value is before and device.copies == []
 
 
 @pytest.mark.parametrize("name", ["gate.value", "rl_weight", "normalisers.policy"])
@@ -109,4 +109,4 @@ def test_a_table_of_pairs_on_the_cpu_is_refused(name):
 def test_tables_on_the_cpu_are_taken_where_nothing_is_captured():
     with gpu_pretended() as device:
         out = objective()(*operands(device), BATCH)
-    assert device.sent and out.loss.inner.isfinite()
+    assert device.copies and out.loss.inner.isfinite()

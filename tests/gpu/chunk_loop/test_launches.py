@@ -37,7 +37,7 @@ def test_a_step_with_tables_on_the_cpu(batch, config, most):
     """One copy: all tables lie behind each other in one pinned buffer."""
     with gpu_pretended() as device:
         step(device, batch, config)
-    assert len(device.sent) == 1
+    assert len(device.copies) == 1
     assert len(device.launches) <= most
 
 
@@ -50,14 +50,14 @@ def test_a_step_with_tables_on_the_device(batch, config, most):
         bound = wf.LossOptions(live_rows=len(BATCH.targets))
         with device.classes(LAYOUT):
             step(device, wf.HybridBatch(**moved), config, bound)
-    assert device.sent == []
+    assert device.copies == []
     assert len(device.launches) <= most
 
 
 def test_a_step_that_needs_whole_rollouts():
     with gpu_pretended() as device:
         step(device, BATCH, EVERYTHING | {"importance_sampling_level": "sequence"})
-    assert len(device.sent) == 1 and len(device.launches) <= 105
+    assert len(device.copies) == 1 and len(device.launches) <= 105
 
 
 @pytest.mark.parametrize("bound", [None, len(BATCH.targets)])
@@ -65,7 +65,7 @@ def test_log_probs(bound):
     with gpu_pretended() as device:
         hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
         wf.linear_logprob(hidden, weight, BATCH.targets, options=wf.LossOptions(live_rows=bound))
-    assert len(device.sent) == 1 and len(device.launches) <= (12 if bound is None else 15)
+    assert len(device.copies) == 1 and len(device.launches) <= (12 if bound is None else 15)
 
 
 def test_a_preference_loss_with_tables_on_the_cpu():
@@ -77,7 +77,7 @@ def test_a_preference_loss_with_tables_on_the_cpu():
         found = wf.fused_dpo_loss(
             hidden, weight, BATCH.targets, ids, pairs, layout=LAYOUT, scope="all", **given
         )
-    assert len(device.sent) == 2 and found.loss.inner.isfinite()
+    assert len(device.copies) == 2 and found.loss.inner.isfinite()
 
 
 def test_a_backward_pass():

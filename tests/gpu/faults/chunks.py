@@ -77,7 +77,7 @@ FAULTS: tuple[Fault, ...] = (
         "test_products.py::test_low_products_where_a_taller_one_rounds_otherwise",
     ),
     _fault(
-        "sent-one-by-one",
+        "copied-one-by-one",
         "every table has a copy of its own",
         "transfer.py",
         "len(away) < 2 or",

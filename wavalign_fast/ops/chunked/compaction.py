@@ -11,7 +11,7 @@ from wavalign_fast.ops.chunked import interface
 from wavalign_fast.ops.dtypes import statistics_dtype
 from wavalign_fast.ops.operands import Operands
 from wavalign_fast.ops.token_math import TokenTable, may_have_gradient
-from wavalign_fast.ops.transfer import capturing, refuse_in_capture, sent
+from wavalign_fast.ops.transfer import capturing, copied_to, refuse_in_capture
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def index_live_rows(
     live = targets != ignore_index
     traced = torch.compiler.is_compiling()
     if capacity is not None and (traced or targets.device == device):
-        index, count = compact_rows(sent(live, device, "targets"), capacity, backend)
+        index, count = compact_rows(copied_to(live, device, "targets"), capacity, backend)
         return RowIndex(index, capacity, count)
     if traced or capturing(device):
         return RowIndex(torch.arange(len(targets), device=device), len(targets))
@@ -118,9 +118,9 @@ def select_live_rows(
         tables.append(torch.stack(given))
     beside = all(t.device == live.index.device for t in tables)
     where = live.index.device if beside else device
-    index = sent(live.index, where)
+    index = copied_to(live.index, where)
     ids, *taken = (
-        gathered(sent(t, where), index, missing)
+        gathered(copied_to(t, where), index, missing)
         for t, missing in zip(tables, (ignore_index, 0.0), strict=False)
     )
     found = None
