@@ -24,7 +24,7 @@ from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
-from wavalign_fast.ops.linear_logprob import scored
+from wavalign_fast.ops.linear_logprob import compute_logprobs
 from wavalign_fast.ops.operands import Operands, checked_operands
 from wavalign_fast.ops.options import checked_options
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
@@ -216,7 +216,7 @@ class HybridObjective(nn.Module):
                 output = self._combined(terms, step.scores)
             output = output._replace(loss=step.attach(output.loss))
         else:
-            output = self._combined(terms, LogProb(*scored(operands, live=live)))
+            output = self._combined(terms, LogProb(*compute_logprobs(operands, live=live)))
         return output
 
     def _terms(

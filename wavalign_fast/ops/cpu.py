@@ -17,7 +17,7 @@ TILE_ROWS = 256
 LANE_ALIGN = 16
 
 
-def linear_logprob(
+def cpu_logprob(
     rows: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
@@ -55,7 +55,7 @@ def hybrid_step(
     The probabilities that the forward pass keeps make this three products as well, so the
     gradients wait for the backward pass; only the token maths is done here.
     """
-    logp, entropy, lse = linear_logprob(rows, weight, targets, bias, 1.0, ignore_index, options)
+    logp, entropy, lse = cpu_logprob(rows, weight, targets, bias, 1.0, ignore_index, options)
     low, high = clip or (-math.inf, math.inf)
     columns = (None if column is None else column.double() for column in table)
     g = torch.ops.wavalign_fast.token_gradient(logp.detach().double(), *columns, low, high)

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from wavalign_fast.ops import cpu, reference
-from wavalign_fast.ops.chunked import api
+from wavalign_fast.ops.chunked.api import gpu_logprob
 from wavalign_fast.ops.chunked.compaction import LiveRows, select_live_rows
+from wavalign_fast.ops.cpu import cpu_logprob
 from wavalign_fast.ops.inputs import (
     SMALLEST_TEMPERATURE,
     finite_number,
@@ -15,6 +15,7 @@ from wavalign_fast.ops.inputs import (
 )
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, checked_operands
 from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.reference import reference_logprob
 from wavalign_fast.ops.transfer import copied_together
 
 
@@ -72,12 +73,12 @@ def linear_logprob(
         raise ValueError(f"ignore_index: got {ignore_index}, want an int64")
     true_or_false("with_entropy", with_entropy)
     operands = checked_operands(hidden, weight, targets, bias, ignore_index, options)
-    scores = scored(operands, temperature=temperature, ignore_index=ignore_index)
+    scores = compute_logprobs(operands, temperature=temperature, ignore_index=ignore_index)
     logp, entropy, lse = (values.reshape(targets.shape) for values in scores)
     return LogProb(logp, entropy if with_entropy else None, lse)
 
 
-def scored(
+def compute_logprobs(
     operands: Operands,
     *,
     temperature: float = 1.0,
@@ -92,8 +93,8 @@ def scored(
     if operands.backend in ("reference", "cpu"):
         given = (operands.rows, operands.weight, operands.targets, operands.bias)
         if operands.backend == "reference":
-            return reference.linear_logprob(*given, temperature, ignore_index)
-        return cpu.linear_logprob(*given, temperature, ignore_index, operands.options)
+            return reference_logprob(*given, temperature, ignore_index)
+        return cpu_logprob(*given, temperature, ignore_index, operands.options)
     if live is None:
         (live,) = copied_together(operands.rows.device, select_live_rows(operands, ignore_index))
-    return api.linear_logprob(operands, live, temperature, ignore_index)
+    return gpu_logprob(operands, live, temperature, ignore_index)

@@ -5,7 +5,7 @@ import torch
 from wavalign_fast.ops.dtypes import statistics_dtype
 
 
-def linear_logprob(
+def reference_logprob(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,

@@ -18,7 +18,7 @@ read and written more often, with more nothing is gained."""
 Attach = Callable[[Tensor], Tensor]
 
 
-def linear_logprob(
+def gpu_logprob(
     operands: Operands, live: LiveRows, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(logp, entropy, lse)`` of the rows of ``operands``, each [T].
