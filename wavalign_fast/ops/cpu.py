@@ -39,7 +39,7 @@ def cpu_logprob(
     return logp, entropy, lse
 
 
-def hybrid_step(
+def cpu_hybrid_step(
     rows: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,

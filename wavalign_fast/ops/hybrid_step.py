@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import torch
 
-from wavalign_fast.ops import cpu
-from wavalign_fast.ops.chunked import api
+from wavalign_fast.ops.chunked.api import gpu_hybrid_step
 from wavalign_fast.ops.chunked.compaction import LiveRows, select_live_rows
+from wavalign_fast.ops.cpu import cpu_hybrid_step
 from wavalign_fast.ops.linear_logprob import LogProb
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
 from wavalign_fast.ops.token_math import TokenTable
 
 
-class HybridStep(NamedTuple):
+class HybridGradients(NamedTuple):
     """Results of each position, each [T] and detached, and the loss's way to its gradients."""
 
     scores: LogProb
@@ -39,7 +39,7 @@ def hybrid_step(
     live: LiveRows | None,
     *,
     clip: tuple[float, float] | None,
-) -> HybridStep:
+) -> HybridGradients:
     """Log-probs of ``operands`` and the gradients of the hybrid loss to its operands.
 
     The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
@@ -52,7 +52,7 @@ def hybrid_step(
         clip: bounds of the ratio, ``(1 - low, 1 + high)``.
     """
     if live is None:
-        logp, entropy, lse, attach = cpu.hybrid_step(
+        logp, entropy, lse, attach = cpu_hybrid_step(
             *(operands.rows, operands.weight, operands.targets, table),
             bias=operands.bias,
             clip=clip,
@@ -60,7 +60,7 @@ def hybrid_step(
             options=operands.options,
         )
     else:
-        logp, entropy, lse, attach = api.hybrid_step(
+        logp, entropy, lse, attach = gpu_hybrid_step(
             operands, live, clip=clip, ignore_index=IGNORE_INDEX
         )
-    return HybridStep(LogProb(logp, entropy, lse), attach)
+    return HybridGradients(LogProb(logp, entropy, lse), attach)

@@ -34,7 +34,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
 OPS = (
     *(autograd.chunked_logprob, autograd.chunked_logprob_backward),
-    *(autograd.hybrid_step, autograd.scale_gradients_),
+    *(autograd.chunked_hybrid_step, autograd.scale_gradients_),
     *(compaction.compact_rows, compaction.gather_live_rows, compaction.scatter_live_rows),
 )
 KERNELS = (

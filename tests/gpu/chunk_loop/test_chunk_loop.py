@@ -162,7 +162,7 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
     column = torch.rand(20, dtype=FP64 if dtype == FP64 else FP32)
     operands = (hidden.detach(), weight.detach(), given.targets, None)
     torch.library.opcheck(
-        autograd.hybrid_step,
+        autograd.chunked_hybrid_step,
         (*operands, *(column,) * 4, None, None, [0.8, 1.2], -100, *how, [True, True, False]),
     )
     index = torch.tensor([3, -1, 0])

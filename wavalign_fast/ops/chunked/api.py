@@ -43,7 +43,7 @@ def gpu_logprob(
     return logp, entropy, lse
 
 
-def hybrid_step(
+def gpu_hybrid_step(
     operands: Operands, live: LiveRows, *, clip: tuple[float, float] | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
     """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
@@ -55,7 +55,7 @@ def hybrid_step(
     leaves = (hidden, operands.weight, operands.bias)
     needs = [wants_grad(leaf) for leaf in leaves]
     fixed = [None if leaf is None else leaf.detach() for leaf in leaves]
-    *scores, grad_hidden, grad_weight, grad_bias = autograd.hybrid_step(
+    *scores, grad_hidden, grad_weight, grad_bias = autograd.chunked_hybrid_step(
         *(*fixed[:2], live.targets, fixed[2], *live.table),
         *(None if clip is None else list(clip), ignore_index),
         *(*_plan(operands), live.moving, needs),

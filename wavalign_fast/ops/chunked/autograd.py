@@ -31,7 +31,7 @@ def chunked_logprob(
     The first ``moving`` rows may have a gradient; of the others it is taken to be 0.
     """
     head = Head(hidden, weight, targets, bias, temperature, ignore_index)
-    stats = loop.row_stats(head, Plan(backend, memory_budget, same_bits, moving))
+    stats = loop.chunked_row_stats(head, Plan(backend, memory_budget, same_bits, moving))
     norm = torch.stack([stats.top, stats.log_sum])
     return stats.logp, stats.entropy, norm.sum(0), norm
 
@@ -62,11 +62,11 @@ def chunked_logprob_backward(
     grads = RowGrads(*(None if g is None else g.to(logp.dtype).contiguous() for g in given))
     stats = RowStats(logp, entropy, norm[0], norm[1])
     plan = Plan(backend, memory_budget, same_bits, moving)
-    return _present(hidden, loop.row_gradients(head, stats, grads, Needs(*needs), plan))
+    return _present(hidden, loop.chunked_row_gradients(head, stats, grads, Needs(*needs), plan))
 
 
-@torch.library.custom_op("wavalign_fast::hybrid_step", mutates_args=())
-def hybrid_step(
+@torch.library.custom_op("wavalign_fast::chunked_hybrid_step", mutates_args=())
+def chunked_hybrid_step(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -95,7 +95,7 @@ def hybrid_step(
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
     plan = Plan(backend, memory_budget, same_bits, moving)
-    stats, grads = loop.hybrid_step(head, table, bounds, Needs(*needs), plan)
+    stats, grads = loop.chunked_hybrid_rows(head, table, bounds, Needs(*needs), plan)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)
 
@@ -141,7 +141,7 @@ def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped
     return fake_gradients((hidden, weight, bias), rest[-1])
 
 
-@hybrid_step.register_fake
+@chunked_hybrid_step.register_fake
 def _(hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
     gradients = fake_gradients((hidden, weight, bias), rest[-1])
     if weight.dtype == torch.float16:
@@ -204,5 +204,5 @@ def _no_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 chunked_logprob.register_autograd(_logprob_backward, setup_context=_logprob_context)
 with_gradients.register_autograd(_value_backward, setup_context=_value_context)
-for _op in (chunked_logprob_backward, hybrid_step):
+for _op in (chunked_logprob_backward, chunked_hybrid_step):
     _op.register_autograd(_refuse, setup_context=_no_context)

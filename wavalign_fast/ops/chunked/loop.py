@@ -19,7 +19,7 @@ from wavalign_fast.ops.chunked.products import logits_product
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
-def row_stats(head: Head, plan: Plan) -> RowStats:
+def chunked_row_stats(head: Head, plan: Plan) -> RowStats:
     """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
     kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
     return _joined(
@@ -31,7 +31,7 @@ def row_stats(head: Head, plan: Plan) -> RowStats:
     )
 
 
-def row_gradients(
+def chunked_row_gradients(
     head: Head, stats: RowStats, grads: RowGrads, needs: Needs, plan: Plan
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients to hidden, weight and bias, from logits made again."""
@@ -49,7 +49,7 @@ def row_gradients(
     return sums.finish()
 
 
-def hybrid_step(
+def chunked_hybrid_rows(
     head: Head, table: TokenTable, clip: tuple[float, float] | None, needs: Needs, plan: Plan
 ) -> tuple[RowStats, tuple[torch.Tensor | None, ...]]:
     """Statistics [N] and the gradients of the hybrid loss: three products.
