@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
-from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, Plan, chunks_of
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 
 from . import shapes
@@ -101,8 +101,8 @@ def statistics_exponentials(vocab: int) -> int:
 
 def chunk_heights(rows: int, vocab: int) -> list[int]:
     """Rows of each chunk under the default budget of memory, every row with a gradient."""
-    plan = Plan("", DEFAULT_MEMORY_BUDGET, True, rows)
-    return [part.stop - part.start for part in chunks_of(rows, vocab, FP32, plan).rows]
+    options = ChunkOptions("", DEFAULT_MEMORY_BUDGET, True, rows)
+    return [part.stop - part.start for part in chunks_of(rows, vocab, FP32, options).rows]
 
 
 def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array:

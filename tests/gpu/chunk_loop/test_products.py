@@ -13,7 +13,7 @@ from wavalign_fast.ops.chunked import gradients, products
 from wavalign_fast.ops.chunked.chunks import (
     PITCH_ALIGN,
     PRODUCT_ROWS,
-    Plan,
+    ChunkOptions,
     chunk_heights,
     chunks_of,
 )
@@ -22,8 +22,8 @@ GIB = 2**30
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def plan(budget: int = 2 * GIB, moving: int = 10**9) -> Plan:
-    return Plan("definition", budget, True, moving)
+def chunk_options(budget: int = 2 * GIB, moving: int = 10**9) -> ChunkOptions:
+    return ChunkOptions("definition", budget, True, moving)
 
 
 class Library:
@@ -119,7 +119,7 @@ def test_a_trial_leaves_the_random_numbers_alone():
 @pytest.mark.parametrize("vocab", [2**k for k in range(8, 18)] + [168_072, 151_936, 1])
 def test_chunks_take_all_that_the_budget_holds(vocab):
     """A vocabulary of a power of two fills it to the byte."""
-    found = chunks_of(10**6, vocab, 4, plan())
+    found = chunks_of(10**6, vocab, 4, chunk_options())
     pitch = -(-vocab // PITCH_ALIGN) * PITCH_ALIGN
     tallest = max(rows.stop - rows.start for rows in found.rows)
     assert found.pitch == pitch
@@ -132,7 +132,7 @@ def test_chunks_take_all_that_the_budget_holds(vocab):
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 3072, 3073, 8192, 9000])
 def test_chunks_are_alike(count):
-    found = chunks_of(count, 168_072, 4, plan()).rows
+    found = chunks_of(count, 168_072, 4, chunk_options()).rows
     assert [row for rows in found for row in range(rows.start, rows.stop)] == list(range(count))
     heights = [-(-(rows.stop - rows.start) // PRODUCT_ROWS) for rows in found]
     assert all(rows.start % PRODUCT_ROWS == 0 for rows in found)
@@ -152,16 +152,18 @@ def test_rows_with_a_gradient_lie_in_as_few_chunks_as_they_can(most):
 
 def test_the_buffer_is_not_much_higher_than_its_rows():
     for count in range(1, 20_000, 7):
-        found = chunks_of(count, 32_768, 4, plan())
+        found = chunks_of(count, 32_768, 4, chunk_options())
         tallest = max(rows.stop - rows.start for rows in found.rows)
         assert tallest <= found.buffer_rows < 1.5 * tallest + PRODUCT_ROWS
 
 
 def test_the_buffer_has_few_sizes():
     """Else each number of rows leaves the allocator a block that no other one fits."""
-    sizes = {chunks_of(count, 168_072, 4, plan()).buffer_rows for count in range(1, 20_000, 7)}
+    sizes = {
+        chunks_of(count, 168_072, 4, chunk_options()).buffer_rows for count in range(1, 20_000, 7)
+    }
     assert sizes == {256, 512, 768, 1024, 1536, 2048, 3072}
-    assert {chunks_of(9, 168_072, 4, plan(budget=1)).buffer_rows} == {256}
+    assert {chunks_of(9, 168_072, 4, chunk_options(budget=1)).buffer_rows} == {256}
 
 
 def step(rows: int, budget: int | None = None, *, direct: bool = False):

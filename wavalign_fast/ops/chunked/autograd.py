@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops.chunked import interface, loop
-from wavalign_fast.ops.chunked.chunks import Head, Needs, Plan
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs
 from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
 from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE, fake_gradients
 from wavalign_fast.ops.dtypes import statistics_dtype
@@ -31,7 +31,7 @@ def chunked_logprob(
     The first ``moving`` rows may have a gradient; of the others it is taken to be 0.
     """
     head = Head(hidden, weight, targets, bias, temperature, ignore_index)
-    stats = loop.chunked_row_stats(head, Plan(backend, memory_budget, same_bits, moving))
+    stats = loop.chunked_row_stats(head, ChunkOptions(backend, memory_budget, same_bits, moving))
     norm = torch.stack([stats.top, stats.log_sum])
     return stats.logp, stats.entropy, norm.sum(0), norm
 
@@ -61,8 +61,8 @@ def chunked_logprob_backward(
     given = (grad_logp, grad_entropy, grad_lse)
     grads = RowGrads(*(None if g is None else g.to(logp.dtype).contiguous() for g in given))
     stats = RowStats(logp, entropy, norm[0], norm[1])
-    plan = Plan(backend, memory_budget, same_bits, moving)
-    return _present(hidden, loop.chunked_row_gradients(head, stats, grads, Needs(*needs), plan))
+    options = ChunkOptions(backend, memory_budget, same_bits, moving)
+    return _present(hidden, loop.chunked_row_gradients(head, stats, grads, Needs(*needs), options))
 
 
 @torch.library.custom_op("wavalign_fast::chunked_hybrid_step", mutates_args=())
@@ -94,8 +94,8 @@ def chunked_hybrid_step(
     head = Head(hidden, weight, targets, bias, 1.0, ignore_index)
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
-    plan = Plan(backend, memory_budget, same_bits, moving)
-    stats, grads = loop.chunked_hybrid_rows(head, table, bounds, Needs(*needs), plan)
+    options = ChunkOptions(backend, memory_budget, same_bits, moving)
+    stats, grads = loop.chunked_hybrid_rows(head, table, bounds, Needs(*needs), options)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)
 

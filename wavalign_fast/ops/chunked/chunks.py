@@ -40,7 +40,7 @@ class Needs(NamedTuple):
     bias: bool
 
 
-class Plan(NamedTuple):
+class ChunkOptions(NamedTuple):
     """How a call is computed."""
 
     backend: str
@@ -62,7 +62,7 @@ class Chunks(NamedTuple):
     """Elements between rows of logits."""
 
 
-def chunks_of(count: int, vocab: int, item_bytes: int, plan: Plan) -> Chunks:
+def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) -> Chunks:
     """Chunks of ``count`` rows of ``vocab`` logits.
 
     The buffer has one of few heights, at most half more than it needs, or all that the budget
@@ -70,8 +70,8 @@ def chunks_of(count: int, vocab: int, item_bytes: int, plan: Plan) -> Chunks:
     one does not fit.
     """
     pitch = (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
-    most = max(1, plan.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
-    blocks, moving = (-(-rows // PRODUCT_ROWS) for rows in (count, min(count, plan.moving)))
+    most = max(1, options.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
+    blocks, moving = (-(-rows // PRODUCT_ROWS) for rows in (count, min(count, options.moving)))
     rows, first = [], 0
     heights = chunk_heights(blocks, moving, most)
     for height in heights:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, Chunks, Head, Needs
 from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
 from wavalign_fast.ops.chunked.products import add_product, product
 
@@ -33,7 +33,7 @@ class ChunkGradients:
         self,
         head: Head,
         needs: Needs,
-        plan: Plan,
+        options: ChunkOptions,
         chunks: Chunks,
         scale_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         *,
@@ -41,10 +41,10 @@ class ChunkGradients:
     ) -> None:
         """``rounded=False`` keeps the gradients of float16 operands in fp32: they are still to be
         multiplied with a factor that brings them into range. ``scale_`` is the backend's."""
-        self.head, self.needs, self.moving, self.scale_ = head, needs, plan.moving, scale_
+        self.head, self.needs, self.moving, self.scale_ = head, needs, options.moving, scale_
         self.wide, own = head.stats_dtype, head.weight.dtype
         self.keep = own == torch.float16 and not rounded
-        single = sum(rows.start < plan.moving for rows in chunks.rows) == 1
+        single = sum(rows.start < options.moving for rows in chunks.rows) == 1
         enough = head.weight.numel() >= DIRECT_FROM
         self.direct = single and enough and own not in (self.wide, torch.float16)
         self.weight: torch.Tensor | None = None
@@ -57,8 +57,8 @@ class ChunkGradients:
             like = head.hidden
             dtype = self.wide if self.keep else like.dtype
             self.hidden = torch.empty_like(like, dtype=dtype)
-            if plan.moving < len(like):
-                self.hidden[plan.moving :] = 0
+            if options.moving < len(like):
+                self.hidden[options.moving :] = 0
             if dtype != self.wide:
                 self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
 

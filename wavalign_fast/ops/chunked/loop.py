@@ -12,34 +12,34 @@ from collections.abc import Iterator
 import torch
 
 from wavalign_fast.ops.chunked import interface
-from wavalign_fast.ops.chunked.chunks import Chunks, Head, Needs, Plan, chunks_of
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, Chunks, Head, Needs, chunks_of
 from wavalign_fast.ops.chunked.gradients import ChunkGradients, float16_power
 from wavalign_fast.ops.chunked.interface import RowGrads, RowKernels, RowStats
 from wavalign_fast.ops.chunked.products import logits_product
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
-def chunked_row_stats(head: Head, plan: Plan) -> RowStats:
+def chunked_row_stats(head: Head, options: ChunkOptions) -> RowStats:
     """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
-    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
+    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
     return _joined(
         head,
         [
             kernels.row_stats(logits, head.targets[rows], bias, **head.settings)
-            for rows, logits in _logits(head, plan, _chunks(head, plan))
+            for rows, logits in _logits(head, options, _chunks(head, options))
         ],
     )
 
 
 def chunked_row_gradients(
-    head: Head, stats: RowStats, grads: RowGrads, needs: Needs, plan: Plan
+    head: Head, stats: RowStats, grads: RowGrads, needs: Needs, options: ChunkOptions
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients to hidden, weight and bias, from logits made again."""
-    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
-    moving = head._replace(hidden=head.hidden[: plan.moving])
-    chunks = _chunks(moving, plan)
-    sums = ChunkGradients(head, needs, plan, chunks, kernels.scale_)
-    for rows, logits in _logits(moving, plan, chunks):
+    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
+    moving = head._replace(hidden=head.hidden[: options.moving])
+    chunks = _chunks(moving, options)
+    sums = ChunkGradients(head, needs, options, chunks, kernels.scale_)
+    for rows, logits in _logits(moving, options, chunks):
         dlogits, power = _row_gradient(
             *(kernels, head, bias, logits, head.targets[rows]),
             RowStats(*(value[rows] for value in stats)),
@@ -50,17 +50,21 @@ def chunked_row_gradients(
 
 
 def chunked_hybrid_rows(
-    head: Head, table: TokenTable, clip: tuple[float, float] | None, needs: Needs, plan: Plan
+    head: Head,
+    table: TokenTable,
+    clip: tuple[float, float] | None,
+    needs: Needs,
+    options: ChunkOptions,
 ) -> tuple[RowStats, tuple[torch.Tensor | None, ...]]:
     """Statistics [N] and the gradients of the hybrid loss: three products.
 
     The gradients of float16 operands are in fp32: they wait for the loss's own factor.
     """
-    kernels, bias = interface.row_kernels_of(plan.backend), _kernel_bias(head)
-    chunks = _chunks(head, plan)
-    sums = ChunkGradients(head, needs, plan, chunks, kernels.scale_, rounded=False)
+    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
+    chunks = _chunks(head, options)
+    sums = ChunkGradients(head, needs, options, chunks, kernels.scale_, rounded=False)
     found = []
-    for rows, logits in _logits(head, plan, chunks):
+    for rows, logits in _logits(head, options, chunks):
         columns = TokenTable._make(None if column is None else column[rows] for column in table)
         part, dlogits, power = _hybrid_rows(
             kernels, head, bias, logits, head.targets[rows], columns, clip
@@ -117,17 +121,19 @@ def _row_gradient(
     return dlogits, power
 
 
-def _chunks(head: Head, plan: Plan) -> Chunks:
-    return chunks_of(len(head.hidden), head.weight.shape[0], head.stats_dtype.itemsize, plan)
+def _chunks(head: Head, options: ChunkOptions) -> Chunks:
+    return chunks_of(len(head.hidden), head.weight.shape[0], head.stats_dtype.itemsize, options)
 
 
-def _logits(head: Head, plan: Plan, chunks: Chunks) -> Iterator[tuple[slice, torch.Tensor]]:
+def _logits(
+    head: Head, options: ChunkOptions, chunks: Chunks
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Rows and their logits [R, V], which the next chunk overwrites."""
     vocab = head.weight.shape[0]
     buffer = head.hidden.new_empty((chunks.buffer_rows, chunks.pitch), dtype=head.stats_dtype)
     for rows in chunks.rows:
         states, out = head.hidden[rows], buffer[:, :vocab]
-        logits_product(states, head.weight, out, same_bits=plan.same_bits)
+        logits_product(states, head.weight, out, same_bits=options.same_bits)
         yield rows, out[: len(states)]
 
 
