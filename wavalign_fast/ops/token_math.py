@@ -56,5 +56,5 @@ def may_have_gradient(table: TokenTable) -> torch.Tensor:
 
     What clipping takes away is known with the log-prob only.
     """
-    moving = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
-    return moving if table.ref_logp is None else moving | (table.kl_coef > 0)
+    with_gradient = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
+    return with_gradient if table.ref_logp is None else with_gradient | (table.kl_coef > 0)

@@ -22,8 +22,8 @@ GIB = 2**30
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def chunk_options(budget: int = 2 * GIB, moving: int = 10**9) -> ChunkOptions:
-    return ChunkOptions("definition", budget, True, moving)
+def chunk_options(budget: int = 2 * GIB, grad_rows: int = 10**9) -> ChunkOptions:
+    return ChunkOptions("definition", budget, True, grad_rows)
 
 
 class Library:
@@ -142,12 +142,12 @@ def test_chunks_are_alike(count):
 @pytest.mark.parametrize("most", [1, 2, 5, 12])
 def test_rows_with_a_gradient_lie_in_as_few_chunks_as_they_can(most):
     for blocks in range(40):
-        for moving in range(blocks + 1):
-            heights = chunk_heights(blocks, moving, most)
+        for grad_blocks in range(blocks + 1):
+            heights = chunk_heights(blocks, grad_blocks, most)
             assert sum(heights) == blocks and all(0 < height <= most for height in heights)
             assert len(heights) == -(-blocks // most)
             starts = [sum(heights[:i]) for i in range(len(heights))]
-            assert sum(start < moving for start in starts) == -(-moving // most)
+            assert sum(start < grad_blocks for start in starts) == -(-grad_blocks // most)
 
 
 def test_the_buffer_is_not_much_higher_than_its_rows():

@@ -31,9 +31,9 @@ FAULTS: tuple[Fault, ...] = (
         "others-multiplied",
         "rows without a gradient take part in its products",
         "chunked/gradients.py",
-        "rows = slice(rows.start, min(rows.stop, self.moving))",
+        "rows = slice(rows.start, min(rows.stop, self.grad_rows))",
         "rows = slice(rows.start, rows.stop)",
-        "test_moving_rows.py::test_a_step_multiplies_the_others_once[equal rewards-False]",
+        "test_grad_rows.py::test_a_step_multiplies_the_others_once[equal rewards-False]",
     ),
     _fault(
         "float16-unscaled",

@@ -38,7 +38,7 @@ def gpu_logprob(
     if not operands.options.deterministic and not learning and _triton_works(operands.backend):
         scores = _without_logits(*given)
     else:
-        *scores, _ = autograd.chunked_logprob(*given, *_chunk_options(operands), live.moving)
+        *scores, _ = autograd.chunked_logprob(*given, *_chunk_options(operands), live.grad_rows)
     logp, entropy, lse = live.scatter(scores)
     return logp, entropy, lse
 
@@ -58,7 +58,7 @@ def gpu_hybrid_step(
     *scores, grad_hidden, grad_weight, grad_bias = autograd.chunked_hybrid_step(
         *(*fixed[:2], live.targets, fixed[2], *live.table),
         *(None if clip is None else list(clip), ignore_index),
-        *(*_chunk_options(operands), live.moving, needs),
+        *(*_chunk_options(operands), live.grad_rows, needs),
     )
     gradients = (grad_hidden, grad_weight, grad_bias)
 

@@ -24,14 +24,14 @@ def chunked_logprob(
     backend: str,
     memory_budget: int,
     same_bits: bool,
-    moving: int,
+    grad_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probs, entropies and lse [N] of compacted rows, and norm [2, N]: lse in two parts.
 
-    The first ``moving`` rows may have a gradient; of the others it is taken to be 0.
+    The first ``grad_rows`` rows may have a gradient; of the others it is taken to be 0.
     """
     head = Head(hidden, weight, targets, bias, temperature, ignore_index)
-    stats = loop.chunked_row_stats(head, ChunkOptions(backend, memory_budget, same_bits, moving))
+    stats = loop.chunked_row_stats(head, ChunkOptions(backend, memory_budget, same_bits, grad_rows))
     norm = torch.stack([stats.top, stats.log_sum])
     return stats.logp, stats.entropy, norm.sum(0), norm
 
@@ -53,7 +53,7 @@ def chunked_logprob_backward(
     backend: str,
     memory_budget: int,
     same_bits: bool,
-    moving: int,
+    grad_rows: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to hidden, weight and bias; the ones not needed are empty."""
@@ -61,7 +61,7 @@ def chunked_logprob_backward(
     given = (grad_logp, grad_entropy, grad_lse)
     grads = RowGrads(*(None if g is None else g.to(logp.dtype).contiguous() for g in given))
     stats = RowStats(logp, entropy, norm[0], norm[1])
-    options = ChunkOptions(backend, memory_budget, same_bits, moving)
+    options = ChunkOptions(backend, memory_budget, same_bits, grad_rows)
     return _present(hidden, loop.chunked_row_gradients(head, stats, grads, Needs(*needs), options))
 
 
@@ -82,7 +82,7 @@ def chunked_hybrid_step(
     backend: str,
     memory_budget: int,
     same_bits: bool,
-    moving: int,
+    grad_rows: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-probs, entropies and lse [N], and the hybrid loss's gradients to the three operands.
@@ -94,7 +94,7 @@ def chunked_hybrid_step(
     head = Head(hidden, weight, targets, bias, 1.0, ignore_index)
     table = TokenTable(policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
     bounds = None if clip is None else (clip[0], clip[1])
-    options = ChunkOptions(backend, memory_budget, same_bits, moving)
+    options = ChunkOptions(backend, memory_budget, same_bits, grad_rows)
     stats, grads = loop.chunked_hybrid_rows(head, table, bounds, Needs(*needs), options)
     lse = stats.top + stats.log_sum
     return stats.logp, stats.entropy, lse, *_present(hidden, grads)

@@ -48,7 +48,7 @@ class ChunkOptions(NamedTuple):
     """Bytes of logits that may exist at once; one product's worth of rows always may."""
     same_bits: bool
     """Whether a row's bits may not depend on the rows beside it."""
-    moving: int
+    grad_rows: int
     """How many rows may have a gradient, all of those the first: no other is multiplied for it."""
 
 
@@ -71,9 +71,11 @@ def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) ->
     """
     pitch = (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
     most = max(1, options.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
-    blocks, moving = (-(-rows // PRODUCT_ROWS) for rows in (count, min(count, options.moving)))
+    blocks, grad_blocks = (
+        -(-rows // PRODUCT_ROWS) for rows in (count, min(count, options.grad_rows))
+    )
     rows, first = [], 0
-    heights = chunk_heights(blocks, moving, most)
+    heights = chunk_heights(blocks, grad_blocks, most)
     for height in heights:
         rows.append(slice(first, min(first + height * PRODUCT_ROWS, count)))
         first = rows[-1].stop
@@ -89,19 +91,19 @@ def _coarse(blocks: int) -> int:
     return power if blocks > power * 3 // 4 or power < 4 else power * 3 // 4
 
 
-def chunk_heights(blocks: int, moving: int, most: int) -> list[int]:
+def chunk_heights(blocks: int, grad_blocks: int, most: int) -> list[int]:
     """Heights, at most ``most`` each, of as few chunks as hold ``blocks``.
 
     Chunks are alike: a low one at the end would read all of the head for a few rows. The first
-    ``moving`` blocks, which may have a gradient, lie in as few chunks as they can, for each of
+    ``grad_blocks`` blocks, which may have a gradient, lie in as few chunks as they can, for each of
     these adds to the head's gradient.
     """
     if blocks == 0:
         return []
-    chunks, leading = -(-blocks // most), -(-moving // most)
+    chunks, leading = -(-blocks // most), -(-grad_blocks // most)
     if leading == 0:
         return _alike(blocks, chunks)
-    height = max(-(-blocks // chunks), -(-moving // leading))
+    height = max(-(-blocks // chunks), -(-grad_blocks // leading))
     taken = min(blocks, leading * height)
     return _alike(taken, leading) + _alike(blocks - taken, chunks - leading)
 

@@ -21,7 +21,7 @@ class RowIndex:
     index: Tensor
     """[N] int64: those that may have a gradient first; -1 is none. On the device of the rows, or on
     the CPU where the targets are."""
-    moving: int
+    grad_rows: int
     """How many of them may have a gradient, all of those the first."""
     count: Tensor | None = None
     """How many rows carry loss, [1], where N is a bound that may be too small."""
@@ -74,7 +74,7 @@ class LiveRows:
 
     total: int
     """T."""
-    moving: int
+    grad_rows: int
     """How many may have a gradient, all of those the first."""
     index: Tensor
     """[N], -1 is none."""
@@ -127,7 +127,7 @@ def select_live_rows(
     if table is not None and columns:
         values = iter(taken[0].to(statistics_dtype(operands.rows.dtype)))
         found = TokenTable._make(None if column is None else next(values) for column in table)
-    return LiveRows(len(operands.targets), live.moving, index, ids, live.count, found)
+    return LiveRows(len(operands.targets), live.grad_rows, index, ids, live.count, found)
 
 
 def gathered(table: Tensor, index: Tensor, missing: float) -> Tensor:

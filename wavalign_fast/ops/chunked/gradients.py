@@ -41,10 +41,10 @@ class ChunkGradients:
     ) -> None:
         """``rounded=False`` keeps the gradients of float16 operands in fp32: they are still to be
         multiplied with a factor that brings them into range. ``scale_`` is the backend's."""
-        self.head, self.needs, self.moving, self.scale_ = head, needs, options.moving, scale_
+        self.head, self.needs, self.grad_rows, self.scale_ = head, needs, options.grad_rows, scale_
         self.wide, own = head.stats_dtype, head.weight.dtype
         self.keep = own == torch.float16 and not rounded
-        single = sum(rows.start < options.moving for rows in chunks.rows) == 1
+        single = sum(rows.start < options.grad_rows for rows in chunks.rows) == 1
         enough = head.weight.numel() >= DIRECT_FROM
         self.direct = single and enough and own not in (self.wide, torch.float16)
         self.weight: torch.Tensor | None = None
@@ -57,14 +57,14 @@ class ChunkGradients:
             like = head.hidden
             dtype = self.wide if self.keep else like.dtype
             self.hidden = torch.empty_like(like, dtype=dtype)
-            if options.moving < len(like):
-                self.hidden[options.moving :] = 0
+            if options.grad_rows < len(like):
+                self.hidden[options.grad_rows :] = 0
             if dtype != self.wide:
                 self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
 
     def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
         """One chunk's share; ``power`` [R] is what its rows are multiplied with."""
-        rows = slice(rows.start, min(rows.stop, self.moving))
+        rows = slice(rows.start, min(rows.stop, self.grad_rows))
         count = rows.stop - rows.start
         if count <= 0:
             return

@@ -36,10 +36,10 @@ def chunked_row_gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients to hidden, weight and bias, from logits made again."""
     kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
-    moving = head._replace(hidden=head.hidden[: options.moving])
-    chunks = _chunks(moving, options)
+    with_gradient = head._replace(hidden=head.hidden[: options.grad_rows])
+    chunks = _chunks(with_gradient, options)
     sums = ChunkGradients(head, needs, options, chunks, kernels.scale_)
-    for rows, logits in _logits(moving, options, chunks):
+    for rows, logits in _logits(with_gradient, options, chunks):
         dlogits, power = _row_gradient(
             *(kernels, head, bias, logits, head.targets[rows]),
             RowStats(*(value[rows] for value in stats)),

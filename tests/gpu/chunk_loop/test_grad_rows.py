@@ -45,15 +45,17 @@ def live_rows(name: str) -> int:
 @pytest.mark.parametrize("bound", [False, True])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "whole rollouts"])
 def test_a_step_multiplies_the_others_once(name, bound):
-    live, moving = live_rows(name), rows_with_gradient(name)
-    assert moving < live or name == "a KL of its own" or live == 0
+    live, with_gradient = live_rows(name), rows_with_gradient(name)
+    assert with_gradient < live or name == "a KL of its own" or live == 0
     with gpu_pretended() as device:
         options = {"live_rows": live + 5} if bound else {}
         hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
         objective(name, **options)(hidden, weight, BATCH)
     _, *gradients = [(p.rows, p.inner, p.columns) for p in device.products] or [None]
     width = HIDDEN.shape[1]
-    assert gradients == ([(moving, V, width), (V, moving, width)] if moving else [])
+    assert gradients == (
+        [(with_gradient, V, width), (V, with_gradient, width)] if with_gradient else []
+    )
 
 
 def test_tables_on_the_device_say_nothing_to_the_host():
@@ -88,19 +90,19 @@ def test_values_keep_their_bits_and_gradients_are_those_of_the_reference(name, b
 
 
 def test_ratios_of_whole_rollouts_are_differentiated_by_the_others_alone():
-    moving = rows_with_gradient("whole rollouts")
-    assert moving < live_rows("whole rollouts")
+    with_gradient = rows_with_gradient("whole rollouts")
+    assert with_gradient < live_rows("whole rollouts")
     hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
     with checks.on("definition"):
         loss = objective("whole rollouts")(hidden, weight, BATCH).loss
         with mock.patch.object(torch, "mm", wraps=torch.mm) as products:
             loss.backward()
     left = [tuple(call.args[0].shape) for call in products.call_args_list]
-    assert left == [(PRODUCT_ROWS, HIDDEN.shape[1]), (moving, V), (V, moving)]
+    assert left == [(PRODUCT_ROWS, HIDDEN.shape[1]), (with_gradient, V), (V, with_gradient)]
 
 
 def test_more_rows_than_a_product_are_ordered(rows=700):
-    """Over several chunks, moving rows and the others mixed; a first chunk of moving rows alone."""
+    """Over several chunks, rows with a gradient mixed with others; a first chunk of those alone."""
     g = torch.Generator().manual_seed(2)
     targets = torch.randint(0, V, (rows,), generator=g)
     group = torch.arange(rows) % 2  # of the first group every other rollout, of the second none
