@@ -71,8 +71,8 @@ def row_gradient_(
     g, e, by_lse = (zero if grad is None else grad for grad in grads)
     logp = z - stats.top.unsqueeze(-1) - stats.log_sum.unsqueeze(-1)
     p = logp.exp()
-    surprise = torch.where(p > 0, p * (logp + stats.entropy.unsqueeze(-1)), 0.0)
-    dz = (by_lse - g).unsqueeze(-1) * p - e.unsqueeze(-1) * surprise
+    entropy_term = torch.where(p > 0, p * (logp + stats.entropy.unsqueeze(-1)), 0.0)
+    dz = (by_lse - g).unsqueeze(-1) * p - e.unsqueeze(-1) * entropy_term
     # (l - g) p + g at the target, without the cancellation at p near 1.
     p_target = stats.logp.exp()
     own = torch.where(p_target > 0, p_target * (stats.logp + stats.entropy), 0.0)
