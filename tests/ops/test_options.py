@@ -146,9 +146,9 @@ def test_the_chunk_loop_keeps_to_budget_and_capacity(monkeypatch, name) -> None:
     heights = []
     row_stats = row_ops.row_stats
 
-    def counted(logits, *rest, **settings):
-        heights.append(len(logits))
-        return row_stats(logits, *rest, **settings)
+    def counted(chunk):
+        heights.append(len(chunk.logits))
+        return row_stats(chunk)
 
     monkeypatch.setattr(row_ops, "row_stats", counted)
 

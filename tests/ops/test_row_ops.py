@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.losses.policy import policy_tokens
 from wavalign_fast.ops.chunked import row_ops as rk
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 IGNORE = -100
@@ -43,16 +43,16 @@ def test_statistics_and_gradient_are_those_of_autograd(bias: bool) -> None:
     logp, entropy, lse, wanted = autograd(
         logits, targets, shift, lambda *values: (torch.stack(values) * coefficients).sum()
     )
-    stats = rk.row_stats(logits, targets, shift, scale=0.5, ignore_index=IGNORE)
+    stats = rk.row_stats(RowChunk(logits, targets, shift, scale=0.5, ignore_index=IGNORE))
     torch.testing.assert_close(stats.logp, logp)
     torch.testing.assert_close(stats.entropy, entropy)
     torch.testing.assert_close(stats.top + stats.log_sum, lse)
     work = logits.clone()
     grads = RowGrads(*coefficients)
     found = rk.row_gradient_(
-        *(work, targets, shift, stats, grads),
-        scale=0.5,
-        ignore_index=IGNORE,
+        RowChunk(work, targets, shift, scale=0.5, ignore_index=IGNORE),
+        stats,
+        grads,
         out_dtype=torch.float64,
     )
     torch.testing.assert_close(found, wanted)
@@ -80,18 +80,18 @@ def test_one_go_equals_statistics_then_gradient() -> None:
     logits, targets, shift = chunk()
     ones = torch.ones(len(targets), dtype=torch.float64)
     table = TokenTable(ones, ones.neg(), 0 * ones, 0.5 * ones)
-    settings = {"scale": 2.0, "ignore_index": IGNORE}
     stats, g, dlogits = rk.hybrid_rows_(
-        *(logits.clone(), targets, shift, table),
+        RowChunk(logits.clone(), targets, shift, 2.0, IGNORE),
+        table,
         clip=None,
         out_dtype=torch.float64,
-        **settings,
     )
     torch.testing.assert_close(g, torch.where(targets == IGNORE, 0.0, 0.5 * ones))
     again = rk.row_gradient_(
-        *(logits.clone(), targets, shift, stats, RowGrads(g)),
+        RowChunk(logits.clone(), targets, shift, 2.0, IGNORE),
+        stats,
+        RowGrads(g),
         out_dtype=torch.float64,
-        **settings,
     )
     assert torch.equal(dlogits, again)
 
@@ -99,13 +99,13 @@ def test_one_go_equals_statistics_then_gradient() -> None:
 def test_a_bad_id_poisons_its_own_values_and_no_gradient() -> None:
     logits, targets, _ = chunk()
     targets[3] = logits.shape[1]
-    stats = rk.row_stats(logits, targets, None, scale=1.0, ignore_index=IGNORE)
+    stats = rk.row_stats(RowChunk(logits, targets, None, scale=1.0, ignore_index=IGNORE))
     assert stats.logp.isnan().tolist() == [row == 3 for row in range(len(targets))]
     grads = RowGrads(torch.ones_like(stats.logp))
     dlogits = rk.row_gradient_(
-        *(logits, targets, None, stats, grads),
-        scale=1.0,
-        ignore_index=IGNORE,
+        RowChunk(logits, targets, None, scale=1.0, ignore_index=IGNORE),
+        stats,
+        grads,
         out_dtype=torch.float64,
     )
     assert dlogits.isfinite().all()

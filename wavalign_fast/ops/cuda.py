@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 
@@ -97,49 +97,32 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def row_stats(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    scale: float,
-    ignore_index: int,
-) -> RowStats:
+def row_stats(chunk: RowChunk) -> RowStats:
     """See ``row_ops.row_stats``; the logits are float32 or bfloat16."""
-    return RowStats(*OPS.row_stats(logits, targets, bias, scale, ignore_index))
+    return RowStats(*OPS.row_stats(*chunk))
 
 
 def row_gradient_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    stats: RowStats,
-    grads: RowGrads,
-    *,
-    scale: float,
-    ignore_index: int,
-    out_dtype: torch.dtype,
+    chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
     """See ``row_ops.row_gradient_``."""
+    logits, targets, bias, scale, ignore_index = chunk
     OPS.row_gradient_(logits, targets, bias, *stats, *grads, scale, ignore_index, out_dtype)
     return operand_view(logits, out_dtype)
 
 
 def hybrid_rows_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
+    chunk: RowChunk,
     table: TokenTable,
     *,
-    scale: float,
-    ignore_index: int,
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     """See ``row_ops.hybrid_rows_``."""
+    logits, targets, bias, scale, ignore_index = chunk
     low, high = clip or (-math.inf, math.inf)
     *stats, g = OPS.hybrid_rows_(
-        *(logits, targets, bias, *table, scale, ignore_index, low, high, out_dtype)
+        logits, targets, bias, *table, scale, ignore_index, low, high, out_dtype
     )
     return RowStats(*stats), g, operand_view(logits, out_dtype)
 

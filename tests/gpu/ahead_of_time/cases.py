@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 VOCAB = 168_072  # VITA-Audio's: divides by 8 and by no higher power of two
@@ -29,16 +29,16 @@ def columns(count: int, rows: int) -> tuple[torch.Tensor, ...]:
 
 
 def row_stats(dtype: torch.dtype, *, bias: bool, rows: int = 2) -> None:
-    backend.row_stats(*chunk(rows, dtype, bias=bias), scale=1.0, ignore_index=IGNORE)
+    backend.row_stats(RowChunk(*chunk(rows, dtype, bias=bias), scale=1.0, ignore_index=IGNORE))
 
 
 def row_gradient(dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool) -> None:
     """``every``: with gradients of entropy and lse beside the log-prob's."""
     stats, grads = RowStats(*columns(4, 2)), RowGrads(*columns(3 if every else 1, 2))
     backend.row_gradient_(
-        *(*chunk(2, dtype, bias=bias), stats, grads),
-        scale=1.0,
-        ignore_index=IGNORE,
+        RowChunk(*chunk(2, dtype, bias=bias), scale=1.0, ignore_index=IGNORE),
+        stats,
+        grads,
         out_dtype=out,
     )
 
@@ -49,9 +49,8 @@ def hybrid_rows(
     """``every``: off-policy, with a reference and with clipping."""
     table = TokenTable(*columns(6 if every else 4, 2))
     backend.hybrid_rows_(
-        *(*chunk(2, dtype, bias=bias, vocab=vocab), table),
-        scale=1.0,
-        ignore_index=IGNORE,
+        RowChunk(*chunk(2, dtype, bias=bias, vocab=vocab), scale=1.0, ignore_index=IGNORE),
+        table,
         clip=(0.8, 1.2) if every else None,
         out_dtype=out,
     )

@@ -6,7 +6,7 @@
 To run the compiled code on tensors of one's own, call the launcher under ``driver_for``:
 
     with driver_for("sm_80", emulate):     # emulate(launch) reads and writes the tensors that
-        backend.row_stats(logits, ...)     # launch.arguments names
+        backend.row_stats(chunk)           # launch.arguments names
 """
 
 import functools

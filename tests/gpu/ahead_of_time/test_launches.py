@@ -12,6 +12,7 @@ from triton.runtime.errors import OutOfResources
 from tests.gpu.ahead_of_time import cases
 from tests.gpu.ahead_of_time.compile import compiled, recorded
 from wavalign_fast.ops import triton as backend
+from wavalign_fast.ops.chunked.interface import RowChunk
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton import scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
@@ -76,9 +77,8 @@ def rows_of(rows: int, vocab: int, ignore_index: int, scale: float, *, shifted: 
     targets = torch.empty(rows + 1, dtype=torch.int64)[first : rows + first]
     table = TokenTable(*torch.empty(4, rows + 1)[:, first : rows + first].unbind())
     backend.hybrid_rows_(
-        *(logits, targets, None, table),
-        scale=scale,
-        ignore_index=ignore_index,
+        RowChunk(logits, targets, None, scale=scale, ignore_index=ignore_index),
+        table,
         clip=None,
         out_dtype=torch.bfloat16,
     )
@@ -119,7 +119,7 @@ def test_a_tile_that_a_target_cannot_hold_is_refused_as_on_a_gpu():
 def call_row_stats(**changes):
     logits = torch.empty(2, 128)[:, :100]
     arguments = {"logits": logits, "targets": torch.zeros(2, dtype=torch.int64), "bias": None}
-    backend.row_stats(**(arguments | changes), scale=1.0, ignore_index=-100)
+    backend.row_stats(RowChunk(**(arguments | changes), scale=1.0, ignore_index=-100))
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,14 @@ def test_a_table_that_does_not_fit_the_rows_is_refused(column, message):
     table = TokenTable(*torch.empty(4, 2))._replace(advantage=column)
     with recorded(H100) as launches, pytest.raises(ValueError, match=message):
         backend.hybrid_rows_(
-            *(torch.empty(2, 128)[:, :100], torch.zeros(2, dtype=torch.int64), None, table),
-            scale=1.0,
-            ignore_index=-100,
+            RowChunk(
+                torch.empty(2, 128)[:, :100],
+                torch.zeros(2, dtype=torch.int64),
+                None,
+                scale=1.0,
+                ignore_index=-100,
+            ),
+            table,
             clip=None,
             out_dtype=torch.bfloat16,
         )

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.ops import operands
-from wavalign_fast.ops.chunked import api, autograd, compaction, interface, products, row_ops
+from wavalign_fast.ops.chunked import api, autograd, compaction, kernels, products, row_ops
 
 DEVICE = torch.device("cuda:0")
 LAUNCH_NOTHING = {
@@ -206,7 +206,7 @@ def gpu_pretended() -> Iterator[Pretended]:
     device = Pretended()
     on = (
         (operands, "choose_backend", _chosen),
-        (interface, "row_kernels_of", lambda backend: _Kernels(device)),
+        (kernels, "row_kernels_of", lambda backend: _Kernels(device)),
         (api, "wants_grad", lambda *tensors: any(isinstance(t, OnGpu) for t in tensors)),
         (products, "_tall_agrees", lambda *shapes: device.tall_agrees),
         (torch.cuda, "is_current_stream_capturing", lambda: device.capturing),

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from wavalign_fast.ops import backend_status
-from wavalign_fast.ops.chunked import interface, row_ops
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked import row_ops
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowKernels
+from wavalign_fast.ops.chunked.kernels import row_kernels_of
 from wavalign_fast.ops.token_math import TokenTable
 
 pytestmark = pytest.mark.gpu
@@ -28,11 +29,11 @@ WANTED = {"scale": 0.9, "ignore_index": -100}
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def kernels(request: pytest.FixtureRequest) -> interface.RowKernels:
+def kernels(request: pytest.FixtureRequest) -> RowKernels:
     reason = backend_status()[request.param]
     if reason is not None:
         pytest.skip(reason)
-    return interface.row_kernels_of(request.param)
+    return row_kernels_of(request.param)
 
 
 def some_rows(vocab: int, device: str) -> tuple[torch.Tensor, torch.Tensor, TokenTable]:
@@ -58,22 +59,25 @@ def test_rows_of_real_heads(kernels, vocab, device="cuda"):
     logits, ids, table = some_rows(vocab, device)
     clip = {"clip": (0.8, 1.2)}
     exact = logits.double()
-    truth = row_ops.row_stats(exact, ids, None, **WANTED)
-    stats = kernels.row_stats(logits, ids, None, **WANTED)
+    truth = row_ops.row_stats(RowChunk(exact, ids, None, **WANTED))
+    stats = kernels.row_stats(RowChunk(logits, ids, None, **WANTED))
     assert_close(stats, truth)
     grads = RowGrads(table.policy_coef, table.kl_coef - 0.5, -table.anchor_coef)
     again, *_ = some_rows(vocab, device)
-    found = kernels.row_gradient_(again, ids, None, stats, grads, **WANTED, out_dtype=torch.float32)
+    found = kernels.row_gradient_(
+        RowChunk(again, ids, None, **WANTED), stats, grads, out_dtype=torch.float32
+    )
     wanted = row_ops.row_gradient_(
-        exact.clone(), ids, None, truth, grads, **WANTED, out_dtype=torch.float64
+        RowChunk(exact.clone(), ids, None, **WANTED), truth, grads, out_dtype=torch.float64
     )
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6)
-    hybrid = row_ops.hybrid_rows_(exact, ids, None, table, **WANTED, **clip,
-                                      out_dtype=torch.float64)  # fmt: skip
+    hybrid = row_ops.hybrid_rows_(
+        RowChunk(exact, ids, None, **WANTED), table, **clip, out_dtype=torch.float64
+    )
     width = logits.stride(0)
     memory = logits.as_strided((ROWS, width), (width, 1))
     stats, g, found = kernels.hybrid_rows_(
-        logits, ids, None, table, **WANTED, **clip, out_dtype=torch.bfloat16
+        RowChunk(logits, ids, None, **WANTED), table, **clip, out_dtype=torch.bfloat16
     )
     assert_close((*stats, g), (*hybrid[0], hybrid[1]))
     torch.testing.assert_close(found.double(), hybrid[2], rtol=8e-3, atol=1e-6)
@@ -102,9 +106,11 @@ def test_rows_beyond_2_to_the_31_elements(kernels):
     targets[-1] = ids[0]
     whole = TokenTable(*(column[:1].expand(rows).contiguous() for column in table))
     alone = TokenTable(*(column[:1] for column in table))
-    options = WANTED | {"clip": None, "out_dtype": torch.bfloat16}
-    one = kernels.hybrid_rows_(logits[:1], ids[:1], None, alone, **options)
-    stats, g, found = kernels.hybrid_rows_(many, targets, None, whole, **options)
+    options = {"clip": None, "out_dtype": torch.bfloat16}
+    one = kernels.hybrid_rows_(RowChunk(logits[:1], ids[:1], None, **WANTED), alone, **options)
+    stats, g, found = kernels.hybrid_rows_(
+        RowChunk(many, targets, None, **WANTED), whole, **options
+    )
     for values, wanted in zip((*stats, g), (*one[0], one[1]), strict=True):
         assert torch.equal(values[-1:], wanted) and not values[:-1].any()
     assert torch.equal(found[-1:], one[2]) and not found[:-1].any()

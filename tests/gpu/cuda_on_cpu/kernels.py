@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 
@@ -153,72 +153,51 @@ class Kernels:
             raise LaunchError(result.status)
         return result
 
-    def row_stats(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        scale: float,
-        ignore_index: int,
-    ) -> RowStats:
-        params = RowStatsParams(chunk=_chunk(logits, scale, ignore_index))
-        buffers = _chunk_buffers(logits, targets, bias) | _empty_stats(len(targets))
+    def row_stats(self, chunk: RowChunk) -> RowStats:
+        params = RowStatsParams(chunk=_chunk(chunk))
+        buffers = _chunk_buffers(chunk) | _empty_stats(len(chunk.targets))
         result = self.launch("row_stats", "row_stats", params, buffers)
         return _stats(result)
 
     def row_gradient_(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
-        stats: RowStats,
-        grads: RowGrads,
-        *,
-        scale: float,
-        ignore_index: int,
-        out_dtype: torch.dtype,
+        self, chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
     ) -> torch.Tensor:
-        chunk = _chunk(logits, scale, ignore_index)
-        params = RowGradientParams(chunk=chunk, out_dtype=DTYPES[out_dtype])
-        buffers = _chunk_buffers(logits, targets, bias) | stats._asdict()
+        params = RowGradientParams(chunk=_chunk(chunk), out_dtype=DTYPES[out_dtype])
+        buffers = _chunk_buffers(chunk) | stats._asdict()
         buffers |= {f"grad_{name}": grad for name, grad in grads._asdict().items()}
         result = self.launch("row_gradient", "row_gradient", params, buffers)
-        return operand_view(_viewed(result, logits), out_dtype)
+        return operand_view(_viewed(result, chunk.logits), out_dtype)
 
     def hybrid_rows_(
         self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
+        chunk: RowChunk,
         table: TokenTable,
         *,
-        scale: float,
-        ignore_index: int,
         clip: tuple[float, float] | None,
         out_dtype: torch.dtype,
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
         low, high = clip or (-math.inf, math.inf)
-        chunk = _chunk(logits, scale, ignore_index)
         params = HybridParams(
-            chunk=chunk, out_dtype=DTYPES[out_dtype], clip_low=low, clip_high=high
+            chunk=_chunk(chunk), out_dtype=DTYPES[out_dtype], clip_low=low, clip_high=high
         )
-        buffers = _chunk_buffers(logits, targets, bias) | _empty_stats(len(targets))
+        rows = len(chunk.targets)
+        buffers = _chunk_buffers(chunk) | _empty_stats(rows)
         buffers |= {f"table.{name}": column for name, column in table._asdict().items()}
-        buffers["grad_logp"] = torch.full((len(targets),), math.nan)
+        buffers["grad_logp"] = torch.full((rows,), math.nan)
         result = self.launch("hybrid_rows", "hybrid_rows", params, buffers)
-        dlogits = operand_view(_viewed(result, logits), out_dtype)
+        dlogits = operand_view(_viewed(result, chunk.logits), out_dtype)
         return _stats(result), result.buffers["grad_logp"], dlogits
 
 
-def _chunk(logits: torch.Tensor, scale: float, ignore_index: int) -> ctypes.Structure:
+def _chunk(chunk: RowChunk) -> ctypes.Structure:
+    logits = chunk.logits
     return Chunk(
         rows=logits.shape[0],
         vocab=logits.shape[1],
         pitch=logits.stride(0),
         dtype=DTYPES[logits.dtype],
-        scale=scale,
-        ignore_index=ignore_index,
+        scale=chunk.scale,
+        ignore_index=chunk.ignore_index,
     )
 
 
@@ -228,10 +207,12 @@ def _storage(logits: torch.Tensor) -> torch.Tensor:
     return logits.as_strided((size,), (1,))
 
 
-def _chunk_buffers(
-    logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
-) -> dict[str, torch.Tensor | None]:
-    return {"chunk.logits": _storage(logits), "chunk.targets": targets, "chunk.bias": bias}
+def _chunk_buffers(chunk: RowChunk) -> dict[str, torch.Tensor | None]:
+    return {
+        "chunk.logits": _storage(chunk.logits),
+        "chunk.targets": chunk.targets,
+        "chunk.bias": chunk.bias,
+    }
 
 
 def _empty_stats(rows: int) -> dict[str, torch.Tensor]:

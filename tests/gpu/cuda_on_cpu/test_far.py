@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .cases import Sparse
@@ -58,9 +58,9 @@ def test_hybrid_rows(kernels: Kernels, problem, arch: int, shared_bytes: int) ->
     logits, targets = problem
     ones, zeros = torch.ones(ROWS), torch.zeros(ROWS)
     columns = {"policy_coef": ones, "advantage": ones, "kl_coef": zeros, "anchor_coef": zeros}
-    settings = {**SETTINGS, "clip": None, "out_dtype": torch.float32}
+    settings = {"clip": None, "out_dtype": torch.float32}
     wanted, _, dz = definition.hybrid_rows_(
-        logits.clone(), targets, None, TokenTable(**columns), **settings
+        RowChunk(logits.clone(), targets, None, **SETTINGS), TokenTable(**columns), **settings
     )
     params = HybridParams(
         chunk=chunk(torch.float32), out_dtype=DTYPES[torch.bfloat16], clip_low=-torch.inf,
@@ -77,14 +77,16 @@ def test_hybrid_rows(kernels: Kernels, problem, arch: int, shared_bytes: int) ->
 
 def test_statistics_and_gradient(kernels: Kernels, problem) -> None:
     logits, targets = problem[0].bfloat16(), problem[1]
-    stats = definition.row_stats(logits, targets, None, **SETTINGS)
+    stats = definition.row_stats(RowChunk(logits, targets, None, **SETTINGS))
     inputs = {"chunk.logits": far_rows(logits), "chunk.targets": targets}
     params = RowStatsParams(chunk=chunk(torch.bfloat16))
     result = kernels.launch("row_stats", "row_stats", params, inputs | outputs())
     torch.testing.assert_close(result.buffers["out.logp"], stats.logp)
     grads = RowGrads(torch.ones(ROWS))
-    settings = {**SETTINGS, "out_dtype": torch.bfloat16}
-    dz = definition.row_gradient_(logits.clone(), targets, None, stats, grads, **settings)
+    settings = {"out_dtype": torch.bfloat16}
+    dz = definition.row_gradient_(
+        RowChunk(logits.clone(), targets, None, **SETTINGS), stats, grads, **settings
+    )
     params = RowGradientParams(chunk=chunk(torch.bfloat16), out_dtype=DTYPES[torch.bfloat16])
     buffers = inputs | stats._asdict() | {"grad_logp": grads.logp}
     result = kernels.launch("row_gradient", "row_gradient", params, buffers)

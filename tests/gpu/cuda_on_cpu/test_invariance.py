@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
@@ -25,9 +25,8 @@ def hybrid(kernels: Kernels, rows: list[int], **place: int) -> Results:
     table = problems.table(torch.full((problems.ROWS,), -5.0))
     chosen = torch.tensor(rows)
     return kernels.hybrid_rows_(
-        *(problems.padded(logits[chosen], **place), targets[chosen], bias),
+        RowChunk(problems.padded(logits[chosen], **place), targets[chosen], bias, **SETTINGS),
         TokenTable(*(column[chosen] for column in table)),
-        **SETTINGS,
         clip=(0.8, 1.2),
         out_dtype=torch.bfloat16,
     )
@@ -55,9 +54,11 @@ def test_statistics_and_gradient(kernels: Kernels) -> None:
         device = kernels.on(seed=seed)
         chosen = torch.tensor(rows)
         inputs = (problems.padded(logits[chosen]), targets[chosen], bias)
-        stats = device.row_stats(*inputs, **SETTINGS)
+        stats = device.row_stats(RowChunk(*inputs, **SETTINGS))
         taken = type(grads)(*(grad[chosen] for grad in grads))
-        dz = device.row_gradient_(*inputs, stats, taken, **SETTINGS, out_dtype=torch.bfloat16)
+        dz = device.row_gradient_(
+            RowChunk(*inputs, **SETTINGS), stats, taken, out_dtype=torch.bfloat16
+        )
         return stats, stats.logp, dz
 
     every = bits(results(list(range(problems.ROWS)), seed=1))

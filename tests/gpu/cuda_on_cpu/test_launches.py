@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
@@ -64,7 +64,9 @@ def test_how_a_row_is_held(
 def hybrid(device: Kernels, vocab: int, dtype: torch.dtype = FP32, out: torch.dtype = BF16):
     logits, targets, bias = problems.chunk(vocab, dtype)
     table = problems.table(torch.full((problems.ROWS,), -5.0))
-    return device.hybrid_rows_(logits, targets, bias, table, **SETTINGS, clip=None, out_dtype=out)
+    return device.hybrid_rows_(
+        RowChunk(logits, targets, bias, **SETTINGS), table, clip=None, out_dtype=out
+    )
 
 
 def test_a_device_without_room_for_a_cluster_streams(kernels: Kernels) -> None:
@@ -92,10 +94,14 @@ def test_malformed_chunks_are_refused(kernels: Kernels, change: str, logits: tor
     stats = RowStats(values, values, values, values)
     grads = RowGrads(values)
     with pytest.raises(LaunchError):
-        kernels.row_gradient_(logits, targets, None, stats, grads, **SETTINGS, out_dtype=wide)
+        kernels.row_gradient_(
+            RowChunk(logits, targets, None, **SETTINGS), stats, grads, out_dtype=wide
+        )
     table = TokenTable(*([values] * 6))
     with pytest.raises(LaunchError):
-        kernels.hybrid_rows_(logits, targets, None, table, **SETTINGS, clip=None, out_dtype=wide)
+        kernels.hybrid_rows_(
+            RowChunk(logits, targets, None, **SETTINGS), table, clip=None, out_dtype=wide
+        )
     if change != "a result wider than the logits":
         with pytest.raises(LaunchError):
-            kernels.row_stats(logits, targets, None, **SETTINGS)
+            kernels.row_stats(RowChunk(logits, targets, None, **SETTINGS))

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS, Gpu
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.token_math import TokenTable
 
 from .kernels import DTYPES, Kernels, PlanQuery
@@ -41,14 +41,18 @@ def test_bytes_are_those_that_the_kernels_ask_for(
     ones = torch.ones(ROWS)
     size, item = (ROWS, vocab), dtype.itemsize
     watched = kernels.on("accesses")
-    stats = watched.row_stats(logits, targets, None, **SETTINGS)
+    stats = watched.row_stats(RowChunk(logits, targets, None, **SETTINGS))
     check(watched, gpu_model.row_stats(*size, item), item)
-    watched.row_gradient_(logits, targets, None, stats, RowGrads(ones), **SETTINGS, out_dtype=out)
+    watched.row_gradient_(
+        RowChunk(logits, targets, None, **SETTINGS), stats, RowGrads(ones), out_dtype=out
+    )
     check(watched, gpu_model.row_gradient(*size, item, out.itemsize), item)
     for gpu in (H100, replace(A100, shared_bytes=SMALL)):
         on_gpu = watched.on(arch=gpu.arch, shared_bytes=gpu.shared_bytes)
         table = TokenTable(ones, ones, ones, ones)
-        on_gpu.hybrid_rows_(logits, targets, None, table, **SETTINGS, clip=None, out_dtype=out)
+        on_gpu.hybrid_rows_(
+            RowChunk(logits, targets, None, **SETTINGS), table, clip=None, out_dtype=out
+        )
         work = gpu_model.hybrid_rows(*size, gpu, item, out.itemsize)
         check(on_gpu, work, item)
 

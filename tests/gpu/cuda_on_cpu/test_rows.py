@@ -7,7 +7,7 @@ import torch
 
 from tests.tolerances import FLOOR, GRADIENT_FACTOR, VALUE_FACTOR
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
@@ -73,20 +73,24 @@ def test_hybrid_rows_are_those_of_the_definition(
 ) -> None:
     dtype, out_dtype = types
     logits, targets, bias = problems.chunk(vocab, dtype)
-    logp = definition.row_stats(logits.float(), targets, bias, **SETTINGS).logp
+    logp = definition.row_stats(RowChunk(logits.float(), targets, bias, **SETTINGS)).logp
     table = problems.table(logp)
     clip = (0.8, 1.3) if vocab % 2 else None
-    settings = {**SETTINGS, "clip": clip, "out_dtype": out_dtype}
+    settings = {"clip": clip, "out_dtype": out_dtype}
     plain, plain_g, plain_dz = definition.hybrid_rows_(
-        logits.clone(), targets, bias, table, **settings
+        RowChunk(logits.clone(), targets, bias, **SETTINGS), table, **settings
     )
-    wide = {**settings, "out_dtype": torch.float64}
+    wide = settings | {"out_dtype": torch.float64}
     truth, g, dz = definition.hybrid_rows_(
-        *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))), **wide
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        TokenTable(*problems.doubled(table)),
+        **wide,
     )
     for strategy in ("held", "cluster", "streamed"):
         device = on_strategy(kernels, strategy, vocab, dtype)
-        found, found_g, found_dz = device.hybrid_rows_(logits, targets, bias, table, **settings)
+        found, found_g, found_dz = device.hybrid_rows_(
+            RowChunk(logits, targets, bias, **SETTINGS), table, **settings
+        )
         check_values(found, plain, truth, logits)
         check_gradient(found_g[:, None], plain_g[:, None], g[:, None], logits)
         check_gradient(found_dz, plain_dz, dz, logits)
@@ -104,18 +108,24 @@ def test_statistics_and_gradient_are_those_of_the_definition(
     logits, targets, bias = problems.chunk(vocab, dtype)
     shift = None if vocab % 2 else bias
     double = None if shift is None else shift.double()
-    plain = definition.row_stats(logits, targets, shift, **SETTINGS)
-    truth = definition.row_stats(logits.double(), targets, double, **SETTINGS)
-    found = kernels.row_stats(logits, targets, shift, **SETTINGS)
+    plain = definition.row_stats(RowChunk(logits, targets, shift, **SETTINGS))
+    truth = definition.row_stats(RowChunk(logits.double(), targets, double, **SETTINGS))
+    found = kernels.row_stats(RowChunk(logits, targets, shift, **SETTINGS))
     check_values(found, plain, truth, logits)
     for grads in (problems.grads(), problems.grads(entropy=False, lse=False)):
-        settings = {**SETTINGS, "out_dtype": out_dtype}
-        usual = definition.row_gradient_(logits.clone(), targets, shift, plain, grads, **settings)
-        wanted = definition.row_gradient_(
-            *(logits.double(), targets, double, truth, RowGrads(*problems.doubled(grads))),
-            **{**settings, "out_dtype": torch.float64},
+        settings = {"out_dtype": out_dtype}
+        usual = definition.row_gradient_(
+            RowChunk(logits.clone(), targets, shift, **SETTINGS), plain, grads, **settings
         )
-        dz = kernels.row_gradient_(logits, targets, shift, found, grads, **settings)
+        wanted = definition.row_gradient_(
+            RowChunk(logits.double(), targets, double, **SETTINGS),
+            truth,
+            RowGrads(*problems.doubled(grads)),
+            **(settings | {"out_dtype": torch.float64}),
+        )
+        dz = kernels.row_gradient_(
+            RowChunk(logits, targets, shift, **SETTINGS), found, grads, **settings
+        )
         check_gradient(dz, usual, wanted, logits)
         assert garbage_is_kept(kernels, logits)
 
@@ -127,11 +137,13 @@ def test_columns_that_are_absent_are_terms_that_are_absent(
     kernels: Kernels, old: bool, ref: bool, clip: tuple[float, float] | None
 ) -> None:
     logits, targets, _ = problems.chunk(31, torch.float32)
-    logp = definition.row_stats(logits, targets, None, **SETTINGS).logp
+    logp = definition.row_stats(RowChunk(logits, targets, None, **SETTINGS)).logp
     table = problems.table(logp, old=old, ref=ref)
-    settings = {**SETTINGS, "clip": clip, "out_dtype": torch.float32}
-    _, plain_g, plain_dz = definition.hybrid_rows_(logits.clone(), targets, None, table, **settings)
-    _, g, dz = kernels.hybrid_rows_(logits, targets, None, table, **settings)
+    settings = {"clip": clip, "out_dtype": torch.float32}
+    _, plain_g, plain_dz = definition.hybrid_rows_(
+        RowChunk(logits.clone(), targets, None, **SETTINGS), table, **settings
+    )
+    _, g, dz = kernels.hybrid_rows_(RowChunk(logits, targets, None, **SETTINGS), table, **settings)
     torch.testing.assert_close(g, plain_g, rtol=2e-5, atol=1e-6, equal_nan=True)
     size = plain_dz.nan_to_num().abs().amax().item()
     torch.testing.assert_close(dz, plain_dz, rtol=2e-5, atol=2e-6 * size, equal_nan=True)
@@ -151,34 +163,45 @@ def test_hybrid_rows_of_the_models_vocabulary(kernels: Kernels, large, strategy:
     device = kernels.on(arch=90) if strategy == "held" else kernels.on(arch=80, shared_bytes=166912)
     logits, targets, bias = large
     table = TokenTable(*(column[:2] for column in problems.table(torch.zeros(10))))
-    settings = {**SETTINGS, "clip": None, "out_dtype": torch.bfloat16}
-    plain, _, plain_dz = definition.hybrid_rows_(logits.clone(), targets, bias, table, **settings)
-    truth, _, dz = definition.hybrid_rows_(
-        *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))),
-        **{**settings, "out_dtype": torch.float64},
+    settings = {"clip": None, "out_dtype": torch.bfloat16}
+    plain, _, plain_dz = definition.hybrid_rows_(
+        RowChunk(logits.clone(), targets, bias, **SETTINGS), table, **settings
     )
-    found, _, found_dz = device.hybrid_rows_(logits, targets, bias, table, **settings)
+    truth, _, dz = definition.hybrid_rows_(
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        TokenTable(*problems.doubled(table)),
+        **(settings | {"out_dtype": torch.float64}),
+    )
+    found, _, found_dz = device.hybrid_rows_(
+        RowChunk(logits, targets, bias, **SETTINGS), table, **settings
+    )
     check_values(found, plain, truth, logits)
     check_gradient(found_dz, plain_dz, dz, logits)
 
 
 def test_gradient_of_the_models_vocabulary(kernels: Kernels, large) -> None:
     logits, targets, bias = large
-    stats = definition.row_stats(logits, targets, bias, **SETTINGS)
+    stats = definition.row_stats(RowChunk(logits, targets, bias, **SETTINGS))
     check_values(
-        kernels.row_stats(logits, targets, bias, **SETTINGS),
+        kernels.row_stats(RowChunk(logits, targets, bias, **SETTINGS)),
         stats,
-        definition.row_stats(logits.double(), targets, bias.double(), **SETTINGS),
+        definition.row_stats(RowChunk(logits.double(), targets, bias.double(), **SETTINGS)),
         logits,
     )
     grads = RowGrads(*(grad[:2] for grad in problems.grads()))
-    settings = {**SETTINGS, "out_dtype": torch.bfloat16}
-    plain = definition.row_gradient_(logits.clone(), targets, bias, stats, grads, **settings)
+    settings = {"out_dtype": torch.bfloat16}
+    plain = definition.row_gradient_(
+        RowChunk(logits.clone(), targets, bias, **SETTINGS), stats, grads, **settings
+    )
     truth = definition.row_gradient_(
-        logits.double(), targets, bias.double(), RowStats(*problems.doubled(stats)),
-        RowGrads(*problems.doubled(grads)), **{**settings, "out_dtype": torch.float64},
-    )  # fmt: skip
-    found = kernels.row_gradient_(logits, targets, bias, stats, grads, **settings)
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        RowStats(*problems.doubled(stats)),
+        RowGrads(*problems.doubled(grads)),
+        out_dtype=torch.float64,
+    )
+    found = kernels.row_gradient_(
+        RowChunk(logits, targets, bias, **SETTINGS), stats, grads, **settings
+    )
     check_gradient(found, plain, truth, logits)
 
 
@@ -188,15 +211,15 @@ def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
     near = (200 * torch.randn(3, 500, generator=g)).round() / 64
     targets, ones = torch.tensor([3, 4, 499]), torch.ones(3)
     table = TokenTable(ones, ones, 0 * ones, 0 * ones)
-    settings = {"scale": 1.0, "ignore_index": IGNORE, "out_dtype": torch.float32}
     wanted, _, dz = definition.hybrid_rows_(
-        *(near.double(), targets, None, TokenTable(*problems.doubled(table))),
-        **{**settings, "clip": None, "out_dtype": torch.float64},
+        RowChunk(near.double(), targets, None, 1.0, IGNORE),
+        TokenTable(*problems.doubled(table)),
+        clip=None,
+        out_dtype=torch.float64,
     )
-    logits = problems.padded(near + 2e4)
-    stats, _, found = kernels.hybrid_rows_(logits, targets, None, table, **settings, clip=None)
-    grads = RowGrads(-ones)
-    again = kernels.row_gradient_(logits, targets, None, stats, grads, **settings)
+    chunk = RowChunk(problems.padded(near + 2e4), targets, None, 1.0, IGNORE)
+    stats, _, found = kernels.hybrid_rows_(chunk, table, clip=None, out_dtype=torch.float32)
+    again = kernels.row_gradient_(chunk, stats, RowGrads(-ones), out_dtype=torch.float32)
     torch.testing.assert_close(stats.logp.double(), wanted.logp, rtol=0, atol=1e-5)
     for gradient in (found, again):
         torch.testing.assert_close(gradient.double(), dz, rtol=1e-5, atol=1e-9)
@@ -205,15 +228,19 @@ def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
 def test_near_certain_tokens_keep_their_digits(kernels: Kernels) -> None:
     logits, targets = torch.zeros(2, 40), torch.tensor([7, 39])
     logits[0, 7] = logits[1, 39] = 18.0
-    stats = definition.row_stats(logits.double(), targets, None, **SETTINGS)
-    settings = {**SETTINGS, "out_dtype": torch.float64}
+    stats = definition.row_stats(RowChunk(logits.double(), targets, None, **SETTINGS))
     wanted = definition.row_gradient_(
-        logits.double(), targets, None, stats, RowGrads(torch.ones(2).double()), **settings
+        RowChunk(logits.double(), targets, None, **SETTINGS),
+        stats,
+        RowGrads(torch.ones(2).double()),
+        out_dtype=torch.float64,
     )
     near = RowStats(*(value.float() for value in stats))
-    settings = {**SETTINGS, "out_dtype": torch.float32}
     found = kernels.row_gradient_(
-        problems.padded(logits), targets, None, near, RowGrads(torch.ones(2)), **settings
+        RowChunk(problems.padded(logits), targets, None, **SETTINGS),
+        near,
+        RowGrads(torch.ones(2)),
+        out_dtype=torch.float32,
     )
     assert wanted[0, 7] < 1e-3
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
@@ -223,8 +250,8 @@ def test_a_row_of_banned_ids_is_nan_and_harms_no_other(kernels: Kernels) -> None
     logits = problems.padded(torch.randn(3, 300))
     logits[1] = -math.inf
     targets = torch.tensor([4, 5, 6])
-    found = kernels.row_stats(logits, targets, None, **SETTINGS)
-    alone = kernels.row_stats(problems.padded(logits[2:]), targets[2:], None, **SETTINGS)
+    found = kernels.row_stats(RowChunk(logits, targets, None, **SETTINGS))
+    alone = kernels.row_stats(RowChunk(problems.padded(logits[2:]), targets[2:], None, **SETTINGS))
     assert found.logp.isnan().tolist() == [False, True, False]
     assert found.entropy.isnan().tolist() == [False, True, False]
     assert all(torch.equal(a[2:], b) for a, b in zip(found, alone, strict=True))
@@ -233,13 +260,13 @@ def test_a_row_of_banned_ids_is_nan_and_harms_no_other(kernels: Kernels) -> None
 def test_no_rows_are_no_launch(kernels: Kernels) -> None:
     logits = torch.empty(0, 64)[:, :50]
     nothing = torch.empty(0)
-    stats = kernels.row_stats(logits, torch.empty(0, dtype=torch.int64), None, **SETTINGS)
+    stats = kernels.row_stats(RowChunk(logits, torch.empty(0, dtype=torch.int64), None, **SETTINGS))
     assert kernels.last.launches == 0
     assert all(value.shape == (0,) for value in stats)
     table = TokenTable(*([nothing] * 6))
     kernels.hybrid_rows_(
-        *(logits, torch.empty(0, dtype=torch.int64), None, table),
-        **SETTINGS,
+        RowChunk(logits, torch.empty(0, dtype=torch.int64), None, **SETTINGS),
+        table,
         clip=None,
         out_dtype=torch.bfloat16,
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 
 from . import problems
 from .kernels import Kernels
@@ -35,16 +35,16 @@ def run_hybrid(kernels: Kernels, vocab: int, dtype: torch.dtype, out: torch.dtyp
     logits, targets, bias = problems.chunk(vocab, dtype)
     table = problems.table(torch.full((problems.ROWS,), -5.0))
     taken = type(table)(*(column[:rows] for column in table))
-    inputs = (tight(logits[:rows]), targets[:rows], bias, taken)
-    return kernels.hybrid_rows_(*inputs, **SETTINGS, clip=(0.8, 1.2), out_dtype=out)
+    chunk = RowChunk(tight(logits[:rows]), targets[:rows], bias, **SETTINGS)
+    return kernels.hybrid_rows_(chunk, taken, clip=(0.8, 1.2), out_dtype=out)
 
 
 def run_two_kernels(kernels: Kernels, vocab: int, dtype: torch.dtype, out: torch.dtype) -> None:
     logits, targets, bias = problems.chunk(vocab, dtype)
     inputs = (tight(logits[:3]), targets[:3], bias)
-    stats = kernels.row_stats(*inputs, **SETTINGS)
+    stats = kernels.row_stats(RowChunk(*inputs, **SETTINGS))
     grads = RowGrads(*(grad[:3] for grad in problems.grads()))
-    kernels.row_gradient_(*inputs, stats, grads, **SETTINGS, out_dtype=out)
+    kernels.row_gradient_(RowChunk(*inputs, **SETTINGS), stats, grads, out_dtype=out)
 
 
 @pytest.mark.parametrize(("strategy", "vocab", "dtype", "out"), WAYS)
@@ -90,10 +90,12 @@ def test_the_recompute_order_reads_twice_and_writes_once(kernels: Kernels) -> No
     device, vocab = kernels.on("accesses"), 1000
     logits, targets, bias = problems.chunk(vocab, FP32)
     inputs = (logits[:2], targets[:2], bias)
-    stats = device.row_stats(*inputs, **SETTINGS)
+    stats = device.row_stats(RowChunk(*inputs, **SETTINGS))
     assert device.last.read["chunk.logits"] == 2 * 4 * (vocab + 1)
     assert device.last.written["chunk.logits"] == 0
-    device.row_gradient_(*inputs, stats, RowGrads(torch.ones(2)), **SETTINGS, out_dtype=BF16)
+    device.row_gradient_(
+        RowChunk(*inputs, **SETTINGS), stats, RowGrads(torch.ones(2)), out_dtype=BF16
+    )
     assert device.last.read["chunk.logits"] == 2 * 4 * vocab
     assert device.last.written["chunk.logits"] == 2 * 2 * vocab
 
@@ -105,6 +107,6 @@ def test_rows_without_loss_are_not_read(kernels: Kernels) -> None:
         inputs = (problems.padded(logits[row : row + 1]), targets[row : row + 1], bias)
         grads = RowGrads(0 * ones if row == problems.ZERO else ones)
         stats = RowStats(ones, ones, ones, ones)
-        dz = device.row_gradient_(*inputs, stats, grads, **SETTINGS, out_dtype=BF16)
+        dz = device.row_gradient_(RowChunk(*inputs, **SETTINGS), stats, grads, out_dtype=BF16)
         assert not dz.any()
         assert device.last.read["chunk.logits"] == 0

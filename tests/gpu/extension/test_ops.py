@@ -11,7 +11,7 @@ import torch
 from wavalign_fast.losses import MixingGate, group_advantages
 from wavalign_fast.ops import cuda
 from wavalign_fast.ops.chunked import row_ops
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 
@@ -82,12 +82,19 @@ OPERANDS = [
 @pytest.mark.parametrize(("dtype", "out"), OPERANDS)
 def test_hybrid_rows(place, dtype, out, absent):
     logits, ids, bias = chunk(place, 147, DTYPES[dtype], bias=not absent)
-    options = {"scale": 0.7, "ignore_index": -100, "clip": None if absent else (0.8, 1.2)}
-    options["out_dtype"] = DTYPES[out]
+    clip = None if absent else (0.8, 1.2)
     wanted, g, dlogits = row_ops.hybrid_rows_(
-        logits.double(), ids, bias, table(place, **absent), **options | {"out_dtype": torch.float64}
+        RowChunk(logits.double(), ids, bias, 0.7, -100),
+        table(place, **absent),
+        clip=clip,
+        out_dtype=torch.float64,
     )
-    stats, found_g, found = cuda.hybrid_rows_(logits, ids, bias, table(place, **absent), **options)
+    stats, found_g, found = cuda.hybrid_rows_(
+        RowChunk(logits, ids, bias, 0.7, -100),
+        table(place, **absent),
+        clip=clip,
+        out_dtype=DTYPES[out],
+    )
     assert_rows(stats, wanted)
     torch.testing.assert_close(found_g.double(), g, atol=1e-5, rtol=1e-5, equal_nan=True)
     assert found.dtype == DTYPES[out] and found.data_ptr() == logits.data_ptr()
@@ -98,18 +105,16 @@ def test_hybrid_rows(place, dtype, out, absent):
 @pytest.mark.parametrize("given", ["logp", "entropy", "lse", "logp entropy lse"])
 def test_row_stats_and_gradient(place, given):
     logits, ids, bias = chunk(place, 200)
-    options = {"scale": 1.3, "ignore_index": -100}
-    exact = logits.double()
-    wanted = row_ops.row_stats(exact, ids, bias, **options)
-    stats = cuda.row_stats(logits, ids, bias, **options)
+    exact = RowChunk(logits.double(), ids, bias, 1.3, -100)
+    wanted = row_ops.row_stats(exact)
+    narrow = RowChunk(logits, ids, bias, 1.3, -100)
+    stats = cuda.row_stats(narrow)
     assert_rows(stats, wanted)
     names = ("logp", "entropy", "lse")
     each = zip(names, columns(place, 2)[:3], strict=True)
     grads = RowGrads(**{name: c - 0.4 if name in given else None for name, c in each})
-    dlogits = row_ops.row_gradient_(
-        exact, ids, bias, wanted, grads, **options, out_dtype=torch.float64
-    )
-    found = cuda.row_gradient_(logits, ids, bias, stats, grads, **options, out_dtype=torch.float32)
+    dlogits = row_ops.row_gradient_(exact, wanted, grads, out_dtype=torch.float64)
+    found = cuda.row_gradient_(narrow, stats, grads, out_dtype=torch.float32)
     torch.testing.assert_close(found.double(), dlogits, atol=1e-5, rtol=1e-5)
 
 
@@ -186,7 +191,7 @@ def calls(place: torch.device) -> dict[str, tuple]:
     logits, ids, bias = chunk(place, 64)
     logits = logits.contiguous()  # as the check copies it
     ids = torch.where(ids == 64, 0, ids)  # no NaN, which is unlike itself
-    stats = row_ops.row_stats(logits, ids, bias, scale=1.0, ignore_index=-100)
+    stats = row_ops.row_stats(RowChunk(logits, ids, bias, scale=1.0, ignore_index=-100))
     terms = (*table(place), 1.0, -100)
     reals = torch.rand(3, 4, device=place)
     index = torch.tensor([2, -1], device=place)
@@ -236,7 +241,9 @@ def test_kernels_run_on_the_stream_that_was_current(emulated_library, name):
 def test_nothing_is_launched_for_nothing(emulated_cuda, emulated_library):
     emulated_library.events()
     empty = torch.zeros(0, dtype=torch.int64)
-    stats = emulated_cuda.row_stats(torch.zeros(0, 64), empty, None, scale=1.0, ignore_index=-100)
+    stats = emulated_cuda.row_stats(
+        RowChunk(torch.zeros(0, 64), empty, None, scale=1.0, ignore_index=-100)
+    )
     assert stats.logp.shape == (0,)
     assert emulated_cuda.gather_rows(torch.zeros(3, 4), empty).shape == (0, 4)
     assert emulated_library.events() == ["device -1", "device before"] * 2
@@ -246,10 +253,8 @@ def test_operands_lie_where_the_view_says(place):
     """The second row's gradients start where its logits did, not right behind the first's."""
     logits, ids, _ = chunk(place, 70)
     memory = logits.as_strided((ROWS, logits.stride(0)), (logits.stride(0), 1))
-    cuda.hybrid_rows_(
-        *(logits, ids, None, table(place)),
-        scale=1.0, ignore_index=-100, clip=None, out_dtype=torch.bfloat16,
-    )  # fmt: skip
+    chunk_of = RowChunk(logits, ids, None, 1.0, -100)
+    cuda.hybrid_rows_(chunk_of, table(place), clip=None, out_dtype=torch.bfloat16)
     assert torch.equal(memory[1].view(torch.bfloat16)[:70], operand_view(logits, torch.bfloat16)[1])
     assert memory[:, 70:].isnan().all()
 
@@ -259,13 +264,18 @@ def test_operands_lie_where_the_view_says(place):
 def test_a_graph_replays_the_step_on_new_logits(place):
     """Nothing waits for the device, and nothing is decided by what the tensors hold."""
     logits, ids, bias = chunk(place, 1000)
-    options = {"scale": 1.0, "ignore_index": -100, "clip": None, "out_dtype": torch.bfloat16}
+    options = {"clip": None, "out_dtype": torch.bfloat16}
     fresh = logits.as_strided((ROWS, logits.stride(0)), (logits.stride(0), 1)).clone()
-    wanted = cuda.hybrid_rows_(logits, ids, bias, table(place), **options)[2].clone()
+    _, _, wanted = cuda.hybrid_rows_(
+        RowChunk(logits, ids, bias, 1.0, -100), table(place), **options
+    )
+    wanted = wanted.clone()
     held = torch.zeros_like(fresh)
     graph, columns_of = torch.cuda.CUDAGraph(), table(place)
     with torch.cuda.graph(graph):
-        _, _, found = cuda.hybrid_rows_(held[:, :1000], ids, bias, columns_of, **options)
+        _, _, found = cuda.hybrid_rows_(
+            RowChunk(held[:, :1000], ids, bias, 1.0, -100), columns_of, **options
+        )
     held.copy_(fresh)
     graph.replay()
     torch.cuda.synchronize()

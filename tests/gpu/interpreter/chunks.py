@@ -7,7 +7,7 @@ import torch
 
 from tests.tolerances import FLOOR, relative_error
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 IGNORE = -100
@@ -125,5 +125,5 @@ def assert_rows_close(
 
 def definitions(c: Chunk, scale: float) -> tuple[RowStats, RowStats]:
     """Plain torch in fp32, and the truth in float64."""
-    options = {"scale": scale, "ignore_index": IGNORE}
-    return definition.row_stats(*c, **options), definition.row_stats(*c.double(), **options)
+    plain = definition.row_stats(RowChunk(*c, scale, IGNORE))
+    return plain, definition.row_stats(RowChunk(*c.double(), scale, IGNORE))

@@ -25,7 +25,7 @@ from tests.gpu.interpreter.chunks import (
 from tests.tolerances import GRADIENT_FACTOR, VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 
@@ -39,9 +39,9 @@ def coefficients(rows: int, given: str) -> RowGrads:
 
 def gradient(module, c: Chunk, stats: RowStats, grads: RowGrads, scale: float, dtype):
     return module.row_gradient_(
-        *(c.logits, c.targets, c.bias, stats, grads),
-        scale=scale,
-        ignore_index=IGNORE,
+        RowChunk(c.logits, c.targets, c.bias, scale=scale, ignore_index=IGNORE),
+        stats,
+        grads,
         out_dtype=dtype,
     )
 
@@ -132,9 +132,8 @@ def test_rows_without_a_derivative_are_zero_whatever_they_hold():
 
 def hybrid(module, c: Chunk, t: TokenTable, clip, scale: float, dtype):
     return module.hybrid_rows_(
-        *(c.logits, c.targets, c.bias, t),
-        scale=scale,
-        ignore_index=IGNORE,
+        RowChunk(c.logits, c.targets, c.bias, scale=scale, ignore_index=IGNORE),
+        t,
         clip=clip,
         out_dtype=dtype,
     )

@@ -21,11 +21,11 @@ from tests.gpu.interpreter.chunks import (
 )
 from tests.tolerances import VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 
 
 def stats_of(c: Chunk, scale: float = 1.0) -> RowStats:
-    return backend.row_stats(*c, scale=scale, ignore_index=IGNORE)
+    return backend.row_stats(RowChunk(*c, scale=scale, ignore_index=IGNORE))
 
 
 def check(c: Chunk, scale: float) -> None:

@@ -14,7 +14,7 @@ from tests.gpu.interpreter.chunks import IGNORE, assert_close
 from tests.tolerances import VALUE_FACTOR
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 from wavalign_fast.ops.triton import configs, scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 
@@ -43,7 +43,7 @@ def in_plain_torch(p: Head, scale: float, softcap: float | None, dtype: torch.dt
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     bias = None if p.bias is None else p.bias.to(dtype)
-    return definition.row_stats(logits, p.targets, bias, scale=scale, ignore_index=IGNORE)
+    return definition.row_stats(RowChunk(logits, p.targets, bias, scale=scale, ignore_index=IGNORE))
 
 
 def score(p: Head, scale: float = 1.0, softcap: float | None = None) -> RowStats:

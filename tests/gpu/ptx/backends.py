@@ -1,4 +1,4 @@
-"""Both backends behind the signatures of ``wavalign_fast/ops/chunked/row_ops.py``, emulated."""
+"""Both backends, emulated, behind the row kernels' interface (``ops/chunked/interface.py``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.gpu.cuda_on_cpu.cases import Device
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .cuda_kernels import PtxKernels
@@ -32,42 +32,23 @@ EVERY_CONDITION = (
 inexact as the ISA lets them be."""
 
 
-class RowKernels(Protocol):
+class EmulatedRowKernels(Protocol):
+    """The three row kernels of ``chunked.interface.RowKernels``, and what was launched."""
+
     counted: list[Counts]
     kernels: list[str]
 
-    def row_stats(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        scale: float,
-        ignore_index: int,
-    ) -> RowStats: ...
+    def row_stats(self, chunk: RowChunk) -> RowStats: ...
 
     def row_gradient_(
-        self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
-        stats: RowStats,
-        grads: RowGrads,
-        *,
-        scale: float,
-        ignore_index: int,
-        out_dtype: torch.dtype,
+        self, chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
     ) -> torch.Tensor: ...
 
     def hybrid_rows_(
         self,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        bias: torch.Tensor | None,
+        chunk: RowChunk,
         table: TokenTable,
         *,
-        scale: float,
-        ignore_index: int,
         clip: tuple[float, float] | None,
         out_dtype: torch.dtype,
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]: ...
@@ -75,7 +56,7 @@ class RowKernels(Protocol):
 
 def row_kernels(
     name: str, source: Source, conditions: Conditions | None = None, **options: Any
-) -> RowKernels:
+) -> EmulatedRowKernels:
     """A backend of ``BACKENDS``; options are those of both emulated backends."""
     conditions = conditions or Conditions()
     family, target = name.split("-")

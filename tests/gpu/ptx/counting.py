@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tests.gpu.cuda_on_cpu.kernels import DTYPES, GatherParams, ScatterParams
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels, row_kernels
@@ -59,21 +59,17 @@ def row_kernel(backend: str, kernel: str, size: Size, source: Source, rows: int 
     pitch = -(-size.vocab // 64) * 64
     logits = torch.zeros(rows, pitch, dtype=size.logits)[:, : size.vocab]
     targets = torch.full((rows,), size.vocab // 2)
-    options = {"scale": 1.0, "ignore_index": -100}
+    chunk = RowChunk(logits, targets, None, scale=1.0, ignore_index=-100)
     ones = torch.ones(rows)
     emulated = row_kernels(backend, source, COUNTING, alignment=ALIGNMENT)
     if kernel == "row_stats":
-        emulated.row_stats(logits, targets, None, **options)
+        emulated.row_stats(chunk)
     elif kernel == "row_gradient":
         stats, grads = RowStats(-ones, ones, 0 * ones, ones), RowGrads(ones)
-        emulated.row_gradient_(
-            logits, targets, None, stats, grads, **options, out_dtype=size.operand
-        )
+        emulated.row_gradient_(chunk, stats, grads, out_dtype=size.operand)
     else:
         table = TokenTable(ones, ones, 0 * ones, ones)
-        emulated.hybrid_rows_(
-            logits, targets, None, table, **options, clip=None, out_dtype=size.operand
-        )
+        emulated.hybrid_rows_(chunk, table, clip=None, out_dtype=size.operand)
     (counts,) = emulated.counted
     return counts
 

@@ -11,7 +11,7 @@ import torch
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .checks import check_rows, check_stats
@@ -44,7 +44,8 @@ def score(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
     options = {"scale": 0.75, "ignore_index": -100}
     found = emulated.call(backend.score, hidden, weight, targets, None, **options)
     logits = hidden.double() @ weight.double().T
-    check_stats(found, definition.row_stats(logits, targets, None, **options), logits)
+    truth = definition.row_stats(RowChunk(logits, targets, None, **options))
+    check_stats(found, truth, logits)
 
 
 VOCABS = (300, 1300)
@@ -55,9 +56,9 @@ def statistics(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
     for vocab in VOCABS:
         logits, targets, bias = problems.chunk(vocab, torch.float32)
         found = TritonRowKernels(target, conditions, rewrite=rewrite).row_stats(
-            logits, targets, bias, **SETTINGS
+            RowChunk(logits, targets, bias, **SETTINGS)
         )
-        truth = definition.row_stats(logits.double(), targets, bias.double(), **SETTINGS)
+        truth = definition.row_stats(RowChunk(logits.double(), targets, bias.double(), **SETTINGS))
         check_stats(found, truth, logits)
 
 
@@ -65,15 +66,16 @@ def gradient(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
     """In the logits' own type, so that a column too many is one of the padding."""
     for vocab in VOCABS:
         logits, targets, bias = problems.chunk(vocab, torch.bfloat16)
-        stats = definition.row_stats(logits, targets, bias, **SETTINGS)
+        stats = definition.row_stats(RowChunk(logits, targets, bias, **SETTINGS))
         grads = problems.grads(entropy=False, lse=False)
         wanted = definition.row_gradient_(
-            *(logits.double(), targets, bias.double(), RowStats(*problems.doubled(stats))),
+            RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+            RowStats(*problems.doubled(stats)),
             RowGrads(*problems.doubled(grads)),
-            **{**SETTINGS, "out_dtype": torch.float64},
+            out_dtype=torch.float64,
         )
         found = TritonRowKernels(target, conditions, rewrite=rewrite).row_gradient_(
-            logits, targets, bias, stats, grads, **SETTINGS, out_dtype=torch.bfloat16
+            RowChunk(logits, targets, bias, **SETTINGS), stats, grads, out_dtype=torch.bfloat16
         )
         check_rows(found, wanted, logits, grads.logp)
 
@@ -84,14 +86,16 @@ def hybrid(
     """Statistics, the token's derivative, and the gradient in place, in bfloat16."""
     for vocab in VOCABS:
         logits, targets, bias = problems.chunk(vocab, dtype)
-        logp = definition.row_stats(logits.float(), targets, bias, **SETTINGS).logp
+        logp = definition.row_stats(RowChunk(logits.float(), targets, bias, **SETTINGS)).logp
         table = problems.table(logp)
         truth, g, wanted = definition.hybrid_rows_(
-            *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))),
-            **{**SETTINGS, "clip": None, "out_dtype": torch.float64},
+            RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+            TokenTable(*problems.doubled(table)),
+            clip=None,
+            out_dtype=torch.float64,
         )
         stats, found_g, found = TritonRowKernels(target, conditions, rewrite=rewrite).hybrid_rows_(
-            logits, targets, bias, table, **SETTINGS, clip=None, out_dtype=torch.bfloat16
+            RowChunk(logits, targets, bias, **SETTINGS), table, clip=None, out_dtype=torch.bfloat16
         )
         check_stats(stats, truth, logits)
         check_rows(found_g[:, None], g[:, None], logits, g)

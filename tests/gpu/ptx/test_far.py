@@ -20,7 +20,7 @@ from tests.gpu.cuda_on_cpu.kernels import (
 )
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
@@ -44,8 +44,10 @@ def truth() -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     logits, targets, table = problem()
     row = TokenTable(*(c[LAST:].double() for c in table if c is not None))
     return definition.hybrid_rows_(
-        *(logits.double(), targets[LAST:], None, row),
-        **{**SETTINGS, "clip": None, "out_dtype": torch.float64},
+        RowChunk(logits.double(), targets[LAST:], None, **SETTINGS),
+        row,
+        clip=None,
+        out_dtype=torch.float64,
     )
 
 
@@ -106,7 +108,7 @@ def test_the_last_row_of_a_chunk_on_triton(target: str) -> None:
     near = torch.zeros(ROWS, 1152)[:, :VOCAB]
     with recorded(target) as launches:
         backend.hybrid_rows_(
-            near, targets, None, table, **SETTINGS, clip=None, out_dtype=torch.bfloat16
+            RowChunk(near, targets, None, **SETTINGS), table, clip=None, out_dtype=torch.bfloat16
         )
     memory = GlobalMemory()
     chunk = memory.place("logits", logits.numpy(), before=BEFORE)

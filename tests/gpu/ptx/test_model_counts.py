@@ -6,7 +6,7 @@ import torch
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS
 from tests.gpu.cuda_on_cpu.problems import SETTINGS, padded
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels
@@ -24,13 +24,15 @@ def counted(source: Source, kernel: str, dtype: torch.dtype, vocab: int) -> Coun
     one = torch.ones(1)
     rows = (logits, target, None)
     if kernel == "row_stats":
-        kernels.row_stats(*rows, **SETTINGS)
+        kernels.row_stats(RowChunk(*rows, **SETTINGS))
     elif kernel == "row_gradient_":
         grads, stats = RowGrads(one), RowStats(-one, one, one, one)
-        kernels.row_gradient_(*rows, stats, grads, **SETTINGS, out_dtype=torch.bfloat16)
+        kernels.row_gradient_(RowChunk(*rows, **SETTINGS), stats, grads, out_dtype=torch.bfloat16)
     else:
         table = TokenTable(one, one, one, one)
-        kernels.hybrid_rows_(*rows, table, **SETTINGS, clip=None, out_dtype=torch.bfloat16)
+        kernels.hybrid_rows_(
+            RowChunk(*rows, **SETTINGS), table, clip=None, out_dtype=torch.bfloat16
+        )
     return kernels.counted[-1]
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
 from wavalign_fast.ops.chunked import row_ops as definition
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import BACKENDS, EVERY_CONDITION, Source, cuda_kernels, row_kernels
@@ -23,18 +23,20 @@ VOCABS = {1: (FP32, FP32), 257: (BF16, FP16), 1031: (FP32, BF16), 4100: (BF16, B
 def test_hybrid_rows(name: str, vocab: int, cuda_source: Source) -> None:
     dtype, out_dtype = VOCABS[vocab]
     logits, targets, bias = problems.chunk(vocab, dtype)
-    logp = definition.row_stats(logits.float(), targets, bias, **SETTINGS).logp
+    logp = definition.row_stats(RowChunk(logits.float(), targets, bias, **SETTINGS)).logp
     table = problems.table(logp)
-    settings = {**SETTINGS, "clip": (0.8, 1.3) if vocab % 2 else None}
+    clip = (0.8, 1.3) if vocab % 2 else None
     truth, g, dz = definition.hybrid_rows_(
-        *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))),
-        **{**settings, "out_dtype": torch.float64},
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        TokenTable(*problems.doubled(table)),
+        clip=clip,
+        out_dtype=torch.float64,
     )
     # Warps apart take their time: the longest rows stand two conditions only.
     for conditions in EVERY_CONDITION[: 2 if vocab > 4096 else 3]:
         backend = row_kernels(name, cuda_source, conditions)
         stats, found_g, found = backend.hybrid_rows_(
-            logits, targets, bias, table, **settings, out_dtype=out_dtype
+            RowChunk(logits, targets, bias, **SETTINGS), table, clip=clip, out_dtype=out_dtype
         )
         check_stats(stats, truth, logits)
         check_rows(found_g[:, None], g[:, None], logits, g)
@@ -48,19 +50,21 @@ def test_statistics_then_gradient(name: str, vocab: int, cuda_source: Source) ->
     logits, targets, bias = problems.chunk(vocab, dtype)
     shift = bias if vocab == 3 else None
     double = None if shift is None else shift.double()
-    truth = definition.row_stats(logits.double(), targets, double, **SETTINGS)
+    truth = definition.row_stats(RowChunk(logits.double(), targets, double, **SETTINGS))
     for conditions, all_grads in zip(EVERY_CONDITION, (True, False, True), strict=True):
         backend = row_kernels(name, cuda_source, conditions)
-        stats = backend.row_stats(logits, targets, shift, **SETTINGS)
+        stats = backend.row_stats(RowChunk(logits, targets, shift, **SETTINGS))
         check_stats(stats, truth, logits)
         grads = problems.grads(entropy=all_grads, lse=all_grads)
         size = sum(grad.double().abs() for grad in grads if grad is not None)
         wanted = definition.row_gradient_(
-            *(logits.double(), targets, double, truth, RowGrads(*problems.doubled(grads))),
-            **{**SETTINGS, "out_dtype": torch.float64},
+            RowChunk(logits.double(), targets, double, **SETTINGS),
+            truth,
+            RowGrads(*problems.doubled(grads)),
+            out_dtype=torch.float64,
         )
         found = backend.row_gradient_(
-            logits, targets, shift, stats, grads, **SETTINGS, out_dtype=out_dtype
+            RowChunk(logits, targets, shift, **SETTINGS), stats, grads, out_dtype=out_dtype
         )
         check_rows(found, wanted, logits, size)
 
@@ -73,16 +77,18 @@ def test_ways_of_the_cuda_kernel(
     """A row over eight blocks of a cluster, and a row that is read twice."""
     vocab = 1031
     logits, targets, bias = problems.chunk(vocab, FP32)
-    table = problems.table(definition.row_stats(logits, targets, bias, **SETTINGS).logp)
+    table = problems.table(definition.row_stats(RowChunk(logits, targets, bias, **SETTINGS)).logp)
     arch, shared = (90, (1031 // 8 + 8) // 8 * 8 * 4 + 512) if strategy == "cluster" else (80, 600)
     backend = cuda_kernels(cuda_source, arch, conditions, shared_bytes=shared)
-    settings = {**SETTINGS, "clip": (0.8, 1.3)}
+    clip = (0.8, 1.3)
     truth, g, dz = definition.hybrid_rows_(
-        *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))),
-        **{**settings, "out_dtype": torch.float64},
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        TokenTable(*problems.doubled(table)),
+        clip=clip,
+        out_dtype=torch.float64,
     )
     stats, found_g, found = backend.hybrid_rows_(
-        logits, targets, bias, table, **settings, out_dtype=BF16
+        RowChunk(logits, targets, bias, **SETTINGS), table, clip=clip, out_dtype=BF16
     )
     check_stats(stats, truth, logits)
     check_rows(found_g[:, None], g[:, None], logits, g)
@@ -97,7 +103,7 @@ def test_a_row_has_the_same_bits_in_every_order_and_batch(name: str, cuda_source
     for order, rows in ((None, slice(None)), (5, slice(None)), (6, slice(4, None))):
         backend = row_kernels(name, cuda_source, Conditions(order=order))
         part = problems.padded(logits[rows])
-        stats = backend.row_stats(part, targets[rows], bias, **SETTINGS)
+        stats = backend.row_stats(RowChunk(part, targets[rows], bias, **SETTINGS))
         bits = torch.stack([value.view(torch.int32) for value in stats])
         wanted = bits if wanted is None else wanted
         assert torch.equal(bits, wanted[:, rows])
@@ -112,13 +118,17 @@ def test_the_vocabulary_of_the_model(name: str, vocab: int, cuda_source: Source)
     logits, targets, bias = problems.chunk(vocab, FP32)
     logits, targets = problems.padded(logits[rows]), targets[rows]
     table = TokenTable(*(column[rows] for column in problems.table(torch.zeros(10))))
-    settings = {**SETTINGS, "clip": None}
+    clip = None
     truth, g, dz = definition.hybrid_rows_(
-        *(logits.double(), targets, bias.double(), TokenTable(*problems.doubled(table))),
-        **{**settings, "out_dtype": torch.float64},
+        RowChunk(logits.double(), targets, bias.double(), **SETTINGS),
+        TokenTable(*problems.doubled(table)),
+        clip=clip,
+        out_dtype=torch.float64,
     )
     # Races of so many accesses take a while, and are the same as in shorter rows.
     backend = row_kernels(name, cuda_source, Conditions(races=False))
-    stats, _, found = backend.hybrid_rows_(logits, targets, bias, table, **settings, out_dtype=BF16)
+    stats, _, found = backend.hybrid_rows_(
+        RowChunk(logits, targets, bias, **SETTINGS), table, clip=clip, out_dtype=BF16
+    )
     check_stats(stats, truth, logits)
     check_rows(found, dz, logits, g)

@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
+from wavalign_fast.ops.chunked.interface import RowChunk
 
 from .checks import check_stats
 from .emulator import Conditions
@@ -56,7 +57,7 @@ def check(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     double = None if shift is None else shift.double()
-    truth = definition.row_stats(logits, targets, double, scale=0.75, ignore_index=IGNORE)
+    truth = definition.row_stats(RowChunk(logits, targets, double, scale=0.75, ignore_index=IGNORE))
     check_stats(found, truth, logits)
     assert emulated.kernels == ["score_parts_kernel", "score_merge_kernel"]
     return emulated

@@ -12,7 +12,8 @@ import torch
 
 from tests.gpu.ahead_of_time.compile import Launch, driver_for
 from wavalign_fast.ops import triton as backend
-from wavalign_fast.ops.chunked.interface import RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
+from wavalign_fast.ops.token_math import TokenTable
 
 from .emulator import Argument, Buffer, Conditions, Counts, Geometry, GlobalMemory, launch, parse
 from .mutations import planted
@@ -77,24 +78,33 @@ class EmulatedTriton:
 class TritonRowKernels(EmulatedTriton):
     """With the signatures of the row kernels; logits are left as they are, results are copies."""
 
-    def row_stats(self, *arguments: Any, **options: Any) -> RowStats:
-        return self.call(backend.row_stats, *arguments, **options)
+    def row_stats(self, chunk: RowChunk) -> RowStats:
+        return self.call(backend.row_stats, chunk)
 
-    def row_gradient_(self, logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        return self._in_place(backend.row_gradient_, logits, *arguments, **options)
+    def row_gradient_(
+        self, chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        return self._in_place(backend.row_gradient_, chunk, stats, grads, out_dtype=out_dtype)
 
     def hybrid_rows_(
-        self, logits: torch.Tensor, *arguments: Any, **options: Any
+        self,
+        chunk: RowChunk,
+        table: TokenTable,
+        *,
+        clip: tuple[float, float] | None,
+        out_dtype: torch.dtype,
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
-        return self._in_place(backend.hybrid_rows_, logits, *arguments, **options)
+        return self._in_place(backend.hybrid_rows_, chunk, table, clip=clip, out_dtype=out_dtype)
 
     def _in_place(
-        self, launcher: Callable[..., Any], logits: torch.Tensor, *rest: Any, **options: Any
+        self, launcher: Callable[..., Any], chunk: RowChunk, *rest: Any, **options: Any
     ) -> Any:
+        logits = chunk.logits
         whole = logits.untyped_storage().nbytes() // logits.element_size()
         memory = logits.as_strided((whole,), (1,)).clone()
         copy = memory.as_strided(logits.shape, logits.stride())
-        return self.call(launcher, copy, *rest, in_place=(copy,), **options)
+        chunk = chunk._replace(logits=copy)
+        return self.call(launcher, chunk, *rest, in_place=(copy,), **options)
 
 
 _parsed = functools.cache(parse)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops.chunked import interface, loop
+from wavalign_fast.ops.chunked import kernels, loop
 from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs
 from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
 from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE, fake_gradients
@@ -116,7 +116,7 @@ def with_gradients(
 def scale_gradients_(gradients: list[Tensor], factor: Tensor, backend: str) -> None:
     """Multiplies each gradient by a 0-d factor where it lies."""
     for gradient in gradients:
-        interface.row_kernels_of(backend).scale_(gradient, factor)
+        kernels.row_kernels_of(backend).scale_(gradient, factor)
 
 
 def _present(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """What a call over chunks of rows is given, and how its rows are cut into chunks."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -21,10 +21,6 @@ class Head(NamedTuple):
     bias: torch.Tensor | None
     temperature: float
     ignore_index: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"scale": 1.0 / self.temperature, "ignore_index": self.ignore_index}
 
     @property
     def stats_dtype(self) -> torch.dtype:

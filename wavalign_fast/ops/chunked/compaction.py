@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops.chunked import interface
+from wavalign_fast.ops.chunked import kernels
 from wavalign_fast.ops.dtypes import statistics_dtype
 from wavalign_fast.ops.operands import Operands
 from wavalign_fast.ops.token_math import TokenTable, may_have_gradient
@@ -148,20 +148,20 @@ def scattered(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
 @torch.library.custom_op("wavalign_fast::compact_live_rows", mutates_args=())
 def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Tensor]:
     """See ``row_ops.compact_rows``."""
-    return interface.row_kernels_of(backend).compact_rows(live, capacity=capacity)
+    return kernels.row_kernels_of(backend).compact_rows(live, capacity=capacity)
 
 
 @torch.library.custom_op("wavalign_fast::gather_live_rows", mutates_args=())
 def gather_live_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
     """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
-    return interface.row_kernels_of(backend).gather_rows(source, index)
+    return kernels.row_kernels_of(backend).gather_rows(source, index)
 
 
 @torch.library.custom_op("wavalign_fast::scatter_live_rows", mutates_args=())
 def scatter_live_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
     """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
     target = rows.new_zeros((count, rows.shape[1]))
-    return interface.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
+    return kernels.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
 
 
 @compact_rows.register_fake

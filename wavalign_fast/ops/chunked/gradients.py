@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from wavalign_fast.ops.chunked.chunks import ChunkOptions, Chunks, Head, Needs
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.products import add_product, product
 
 DIRECT_FROM = 2**24
@@ -144,17 +144,15 @@ class ChunkGradients:
         return self.hidden, weight, bias
 
 
-def float16_power(
-    targets: torch.Tensor, stats: RowStats, grads: RowGrads, *, scale: float, ignore_index: int
-) -> torch.Tensor:
+def float16_power(chunk: RowChunk, stats: RowStats, grads: RowGrads) -> torch.Tensor:
     """The power of two [R] with which a row's derivatives fill float16, for ``row_gradient_``.
 
     No ``|dL/dlogits|`` of a row is above ``scale (|l| + |g| + |e| (entropy + 1))``; times its power
     that is in [2^14, 2^15). Where there is no gradient, or none that is finite, the power is 2^100.
     """
     g, e, by_lse = (torch.zeros_like(stats.logp) if t is None else t.abs() for t in grads)
-    bound = scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
-    bound = torch.where(targets == ignore_index, 0.0, bound)
+    bound = chunk.scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
+    bound = torch.where(chunk.targets == chunk.ignore_index, 0.0, bound)
     # Exponents as the type has them, 127 more than they are; 255 is that of infinity and NaN.
     exponent = bound.view(torch.int32) >> 23 & 255
     of_power = (127 + FLOAT16_TOP + 127 - exponent).clamp(max=227)

@@ -1,9 +1,24 @@
-"""What the chunk loop asks of a backend: its row kernels, and the tables that they take."""
+"""What the chunk loop asks of a backend: seven functions, and the tables that they take."""
 
-import importlib
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+
+from wavalign_fast.ops.token_math import TokenTable
+
+
+class RowChunk(NamedTuple):
+    """A chunk of rows as a row kernel takes it. The kernel computes with ``z = logits * scale +
+    bias``."""
+
+    logits: torch.Tensor
+    """[R, V] float; each row is contiguous. Rows may lie further apart than V elements."""
+    targets: torch.Tensor
+    """[R] int64; ``ignore_index`` marks a dead row."""
+    bias: torch.Tensor | None
+    """[V] in the type of the statistics; ``-inf`` bans an id."""
+    scale: float
+    ignore_index: int
 
 
 class RowStats(NamedTuple):
@@ -14,8 +29,8 @@ class RowStats(NamedTuple):
     top: torch.Tensor
     """The largest logit."""
     log_sum: torch.Tensor
-    """``log Σ exp(z - top)``: apart from ``top``, for in the fp32 sum of the two a far offset
-    rounds it away, and the gradient with it."""
+    """``log Σ exp(z - top)``. It is kept apart from ``top``: where all logits are far from 0, the
+    fp32 sum of the two would round it away, and the gradient with it."""
 
 
 class RowGrads(NamedTuple):
@@ -26,24 +41,23 @@ class RowGrads(NamedTuple):
     lse: torch.Tensor | None = None
 
 
-MODULES = {
-    "cuda": "wavalign_fast.ops.cuda",
-    "triton": "wavalign_fast.ops.triton",
-    "definition": "wavalign_fast.ops.chunked.row_ops",
-}
-"""Where each backend's row kernels are; imported on first use."""
-
-
 class RowKernels(Protocol):
-    """The functions of a backend, which all return without waiting for the device;
-    ``ops.chunked.row_ops`` says what they compute."""
+    """The functions that a backend provides. ``chunked.row_ops`` defines what each computes; all
+    of them return without a host sync."""
 
-    def row_stats(self, *operands: Any, **settings: Any) -> RowStats: ...
+    def row_stats(self, chunk: RowChunk) -> RowStats: ...
 
-    def row_gradient_(self, *operands: Any, **settings: Any) -> torch.Tensor: ...
+    def row_gradient_(
+        self, chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
+    ) -> torch.Tensor: ...
 
     def hybrid_rows_(
-        self, *operands: Any, **settings: Any
+        self,
+        chunk: RowChunk,
+        table: TokenTable,
+        *,
+        clip: tuple[float, float] | None,
+        out_dtype: torch.dtype,
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]: ...
 
     def compact_rows(
@@ -57,9 +71,3 @@ class RowKernels(Protocol):
     ) -> torch.Tensor: ...
 
     def scale_(self, gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor: ...
-
-
-def row_kernels_of(backend: str) -> RowKernels:
-    """The backend's row kernels."""
-    kernels: Any = importlib.import_module(MODULES[backend])
-    return kernels

@@ -11,39 +11,36 @@ from collections.abc import Iterator
 
 import torch
 
-from wavalign_fast.ops.chunked import interface
+from wavalign_fast.ops.chunked import kernels
 from wavalign_fast.ops.chunked.chunks import ChunkOptions, Chunks, Head, Needs, chunks_of
 from wavalign_fast.ops.chunked.gradients import ChunkGradients, float16_power
-from wavalign_fast.ops.chunked.interface import RowGrads, RowKernels, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowKernels, RowStats
 from wavalign_fast.ops.chunked.products import logits_product
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
 def chunked_row_stats(head: Head, options: ChunkOptions) -> RowStats:
     """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
-    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
-    return _joined(
-        head,
-        [
-            kernels.row_stats(logits, head.targets[rows], bias, **head.settings)
-            for rows, logits in _logits(head, options, _chunks(head, options))
-        ],
-    )
+    backend = kernels.row_kernels_of(options.backend)
+    chunks = _chunks(head, options)
+    return _joined(head, [backend.row_stats(c) for _, c in _row_chunks(head, options, chunks)])
 
 
 def chunked_row_gradients(
     head: Head, stats: RowStats, grads: RowGrads, needs: Needs, options: ChunkOptions
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients to hidden, weight and bias, from logits made again."""
-    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
+    backend = kernels.row_kernels_of(options.backend)
     with_gradient = head._replace(hidden=head.hidden[: options.grad_rows])
     chunks = _chunks(with_gradient, options)
-    sums = ChunkGradients(head, needs, options, chunks, kernels.scale_)
-    for rows, logits in _logits(with_gradient, options, chunks):
+    sums = ChunkGradients(head, needs, options, chunks, backend.scale_)
+    for rows, chunk in _row_chunks(with_gradient, options, chunks):
         dlogits, power = _row_gradient(
-            *(kernels, head, bias, logits, head.targets[rows]),
+            backend,
+            chunk,
             RowStats(*(value[rows] for value in stats)),
             RowGrads(*(None if grad is None else grad[rows] for grad in grads)),
+            head.weight.dtype,
         )
         sums.add(rows, dlogits, power)
     return sums.finish()
@@ -60,81 +57,69 @@ def chunked_hybrid_rows(
 
     The gradients of float16 operands are in fp32: they wait for the loss's own factor.
     """
-    kernels, bias = interface.row_kernels_of(options.backend), _kernel_bias(head)
+    backend = kernels.row_kernels_of(options.backend)
     chunks = _chunks(head, options)
-    sums = ChunkGradients(head, needs, options, chunks, kernels.scale_, rounded=False)
+    sums = ChunkGradients(head, needs, options, chunks, backend.scale_, rounded=False)
     found = []
-    for rows, logits in _logits(head, options, chunks):
+    for rows, chunk in _row_chunks(head, options, chunks):
         columns = TokenTable._make(None if column is None else column[rows] for column in table)
-        part, dlogits, power = _hybrid_rows(
-            kernels, head, bias, logits, head.targets[rows], columns, clip
-        )
+        part, dlogits, power = _hybrid_rows(backend, chunk, columns, clip, head.weight.dtype)
         found.append(part)
         sums.add(rows, dlogits, power)
     return _joined(head, found), sums.finish()
 
 
 def _hybrid_rows(
-    kernels: RowKernels,
-    head: Head,
-    bias: torch.Tensor | None,
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    backend: RowKernels,
+    chunk: RowChunk,
     table: TokenTable,
     clip: tuple[float, float] | None,
+    out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor | None]:
     """A chunk's statistics, dL/dlogits, and the power of two in each row of these, if any.
 
     float16 takes two kernels, for its powers come from g, which comes from the log-probs.
     """
-    if head.weight.dtype != torch.float16:
-        stats, _, dlogits = kernels.hybrid_rows_(
-            *(logits, targets, bias, table),
-            clip=clip,
-            out_dtype=head.weight.dtype,
-            **head.settings,
-        )
+    if out_dtype != torch.float16:
+        stats, _, dlogits = backend.hybrid_rows_(chunk, table, clip=clip, out_dtype=out_dtype)
         return stats, dlogits, None
-    stats = kernels.row_stats(logits, targets, bias, **head.settings)
-    g = torch.where(targets == head.ignore_index, 0.0, token_gradient(stats.logp, table, clip))
-    dlogits, power = _row_gradient(kernels, head, bias, logits, targets, stats, RowGrads(logp=g))
+    stats = backend.row_stats(chunk)
+    dead = chunk.targets == chunk.ignore_index
+    g = torch.where(dead, 0.0, token_gradient(stats.logp, table, clip))
+    dlogits, power = _row_gradient(backend, chunk, stats, RowGrads(logp=g), out_dtype)
     return stats, dlogits, power
 
 
 def _row_gradient(
-    kernels: RowKernels,
-    head: Head,
-    bias: torch.Tensor | None,
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    backend: RowKernels,
+    chunk: RowChunk,
     stats: RowStats,
     grads: RowGrads,
+    out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dL/dlogits of a chunk, and the power of two in each of its rows, for float16."""
     power = None
-    if head.weight.dtype == torch.float16:
-        power = float16_power(targets, stats, grads, **head.settings)
+    if out_dtype == torch.float16:
+        power = float16_power(chunk, stats, grads)
         grads = RowGrads(*(None if grad is None else grad * power for grad in grads))
-    dlogits = kernels.row_gradient_(
-        *(logits, targets, bias, stats, grads), out_dtype=head.weight.dtype, **head.settings
-    )
-    return dlogits, power
+    return backend.row_gradient_(chunk, stats, grads, out_dtype=out_dtype), power
 
 
 def _chunks(head: Head, options: ChunkOptions) -> Chunks:
     return chunks_of(len(head.hidden), head.weight.shape[0], head.stats_dtype.itemsize, options)
 
 
-def _logits(
+def _row_chunks(
     head: Head, options: ChunkOptions, chunks: Chunks
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows and their logits [R, V], which the next chunk overwrites."""
-    vocab = head.weight.shape[0]
+) -> Iterator[tuple[slice, RowChunk]]:
+    """Rows and their chunk of logits [R, V], which the next chunk overwrites."""
+    vocab, bias, scale = head.weight.shape[0], _kernel_bias(head), 1.0 / head.temperature
     buffer = head.hidden.new_empty((chunks.buffer_rows, chunks.pitch), dtype=head.stats_dtype)
     for rows in chunks.rows:
         states, out = head.hidden[rows], buffer[:, :vocab]
         logits_product(states, head.weight, out, same_bits=options.same_bits)
-        yield rows, out[: len(states)]
+        logits = out[: len(states)]
+        yield rows, RowChunk(logits, head.targets[rows], bias, scale, head.ignore_index)
 
 
 def _kernel_bias(head: Head) -> torch.Tensor | None:

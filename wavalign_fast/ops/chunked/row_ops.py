@@ -11,27 +11,14 @@ import math
 
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.dtypes import statistics_dtype
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
-def row_stats(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    scale: float,
-    ignore_index: int,
-) -> RowStats:
-    """Statistics of ``z = logits · scale + bias``.
-
-    Args:
-        logits: [R, V] float, rows contiguous.
-        targets: [R] int64; ``ignore_index`` marks a dead row.
-        bias: [V] or ``None``; ``-inf`` bans an id.
-    """
-    z, ids, live, bad = _rows(logits, targets, bias, scale, ignore_index)
+def row_stats(chunk: RowChunk) -> RowStats:
+    """Statistics of each row's ``z``."""
+    z, ids, live, bad = _rows(chunk)
     top = z.amax(dim=-1)
     below = torch.where(torch.isneginf(z), -math.inf, z - top.unsqueeze(-1))
     e = below.exp()
@@ -50,23 +37,15 @@ def row_stats(
 
 
 def row_gradient_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    stats: RowStats,
-    grads: RowGrads,
-    *,
-    scale: float,
-    ignore_index: int,
-    out_dtype: torch.dtype,
+    chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``logits``.
+    """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``chunk.logits``.
 
     With g, e, l the derivatives by log-prob, entropy and lse:
     ``dL/dz = (l - g) p + g onehot - e p (log p + entropy)``. Rows that are dead, that have a bad
     target or whose derivatives are all 0 hold zeros, whatever their logits are.
     """
-    z, ids, live, bad = _rows(logits, targets, bias, scale, ignore_index)
+    z, ids, live, bad = _rows(chunk)
     zero = torch.zeros_like(stats.logp)
     g, e, by_lse = (zero if grad is None else grad for grad in grads)
     logp = z - stats.top.unsqueeze(-1) - stats.log_sum.unsqueeze(-1)
@@ -79,31 +58,22 @@ def row_gradient_(
     onehot = by_lse * p_target - g * torch.expm1(stats.logp) - e * own
     dz = dz.scatter(-1, ids.unsqueeze(-1), onehot.unsqueeze(-1))
     active = live & ~bad & ((g != 0) | (e != 0) | (by_lse != 0))
-    dz = torch.where(active.unsqueeze(-1), dz * scale, 0.0)
-    return operand_view(logits, out_dtype).copy_(dz)
+    dz = torch.where(active.unsqueeze(-1), dz * chunk.scale, 0.0)
+    return operand_view(chunk.logits, out_dtype).copy_(dz)
 
 
 def hybrid_rows_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
+    chunk: RowChunk,
     table: TokenTable,
     *,
-    scale: float,
-    ignore_index: int,
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one go."""
-    stats = row_stats(logits, targets, bias, scale=scale, ignore_index=ignore_index)
-    g = torch.where(targets == ignore_index, 0.0, token_gradient(stats.logp, table, clip))
-    dlogits = row_gradient_(
-        *(logits, targets, bias, stats, RowGrads(logp=g)),
-        scale=scale,
-        ignore_index=ignore_index,
-        out_dtype=out_dtype,
-    )
-    return stats, g, dlogits
+    stats = row_stats(chunk)
+    dead = chunk.targets == chunk.ignore_index
+    g = torch.where(dead, 0.0, token_gradient(stats.logp, table, clip))
+    return stats, g, row_gradient_(chunk, stats, RowGrads(logp=g), out_dtype=out_dtype)
 
 
 def compact_rows(live: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,13 +126,10 @@ def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _rows(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
-    ignore_index: int,
+    chunk: RowChunk,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits z, ids that can be gathered, and which rows are live, which have a bad id."""
+    logits, targets, bias, scale, ignore_index = chunk
     compute = statistics_dtype(logits.dtype)
     z = logits.to(compute) * scale
     if bias is not None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton.configs import row_config
@@ -16,23 +16,14 @@ from wavalign_fast.ops.triton.launch import on_device
 PITCH_ALIGN = 64
 
 
-def row_stats(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    scale: float,
-    ignore_index: int,
-) -> RowStats:
-    """Statistics of ``z = logits * scale + bias`` for each row.
+def row_stats(chunk: RowChunk) -> RowStats:
+    """See ``chunked.row_ops.row_stats``.
 
     Args:
-        logits: [R, V] float32, bfloat16 or float16; rows a multiple of 64 elements apart, the
+        chunk: float32, bfloat16 or float16 logits; rows a multiple of 64 elements apart, the
             first on a 16-byte boundary. What lies between V and the next row is not touched.
-        targets: [R] int64; ``ignore_index`` marks a dead row.
-        bias: [V] float32 or ``None``.
     """
-    targets, bias = _checked_rows(logits, targets, bias)
+    logits, targets, bias, scale, ignore_index = _checked(chunk)
     stats = _empty_stats(logits)
     vocab = logits.shape[1]
     config = row_config(vocab)
@@ -40,7 +31,7 @@ def row_stats(
         with on_device(logits):
             row_stats_kernel[(len(targets),)](
                 *(logits, targets, bias, *stats),
-                *(vocab, _pitch(logits), float(scale), ignore_index),
+                *(vocab, _pitch(logits), scale, ignore_index),
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -48,18 +39,10 @@ def row_stats(
 
 
 def row_gradient_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    stats: RowStats,
-    grads: RowGrads,
-    *,
-    scale: float,
-    ignore_index: int,
-    out_dtype: torch.dtype,
+    chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
-    """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``logits``."""
-    targets, bias = _checked_rows(logits, targets, bias)
+    """See ``chunked.row_ops.row_gradient_``."""
+    logits, targets, bias, scale, ignore_index = _checked(chunk)
     values = (*_columns(stats, targets), *_columns(grads, targets))
     out = operand_view(logits, out_dtype)
     vocab = logits.shape[1]
@@ -68,7 +51,7 @@ def row_gradient_(
         with on_device(logits):
             row_gradient_kernel[(len(targets),)](
                 *(logits, out, targets, bias, *values),
-                *(vocab, _pitch(logits), float(scale), ignore_index),
+                *(vocab, _pitch(logits), scale, ignore_index),
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -76,18 +59,14 @@ def row_gradient_(
 
 
 def hybrid_rows_(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
+    chunk: RowChunk,
     table: TokenTable,
     *,
-    scale: float,
-    ignore_index: int,
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
-    """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one launch."""
-    targets, bias = _checked_rows(logits, targets, bias)
+    """See ``chunked.row_ops.hybrid_rows_``; all of it is one launch."""
+    logits, targets, bias, scale, ignore_index = _checked(chunk)
     columns = _columns(table, targets)
     out = operand_view(logits, out_dtype)
     stats = _empty_stats(logits)
@@ -98,7 +77,7 @@ def hybrid_rows_(
         with on_device(logits):
             hybrid_rows_kernel[(len(targets),)](
                 *(logits, out, targets, bias, *columns, *stats, g),
-                *(vocab, _pitch(logits), float(scale), ignore_index),
+                *(vocab, _pitch(logits), scale, ignore_index),
                 *(float(bound) for bound in clip or (0.0, 0.0)),
                 CLIP=clip is not None,
                 BLOCK=config.block,
@@ -135,9 +114,9 @@ def _columns(
     return columns
 
 
-def _checked_rows(
-    logits: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _checked(chunk: RowChunk) -> RowChunk:
+    """The chunk as the kernels read it, or a ``ValueError`` that says what they cannot read."""
+    logits, targets, bias, scale, ignore_index = chunk
     if logits.dim() != 2 or logits.shape[1] == 0 or logits.stride(1) != 1:
         raise ValueError(
             f"logits: got shape {tuple(logits.shape)} of strides {logits.stride()}, want [R, V] "
@@ -159,4 +138,5 @@ def _checked_rows(
             f"bias: got {bias.dtype} {tuple(bias.shape)}, want torch.float32 "
             f"{tuple(logits.shape[1:])}"
         )
-    return targets.contiguous(), None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    return RowChunk(logits, targets.contiguous(), bias, float(scale), ignore_index)
