@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE, fake_gradients
+from wavalign_fast.ops.custom_ops import fake_gradients, no_context, refuse_second_derivative
 from wavalign_fast.ops.extension import EXTENSION
-from wavalign_fast.ops.operands import wants_grad
-from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.operands import Operands, wants_grad
 from wavalign_fast.ops.token_math import TokenTable
 
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
@@ -18,15 +17,10 @@ LANE_ALIGN = 16
 
 
 def cpu_logprob(
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    temperature: float,
-    ignore_index: int,
-    options: LossOptions,
+    operands: Operands, temperature: float, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(logp, entropy, lse)`` of rows [T, H], each [T], from checked, contiguous operands."""
+    """``(logp, entropy, lse)`` of the rows of ``operands``, each [T]."""
+    _, options, rows, weight, targets, bias = operands
     budget = options.memory_budget
     learning = wants_grad(rows, weight, bias)
     nest = wants_grad(weight) and _saved_as_it_is()
@@ -40,26 +34,22 @@ def cpu_logprob(
 
 
 def cpu_hybrid_step(
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    operands: Operands,
     table: TokenTable,
     *,
-    bias: torch.Tensor | None,
     clip: tuple[float, float] | None,
     ignore_index: int,
-    options: LossOptions,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
 
     The probabilities that the forward pass keeps make this three products as well, so the
     gradients wait for the backward pass; only the token maths is done here.
     """
-    logp, entropy, lse = cpu_logprob(rows, weight, targets, bias, 1.0, ignore_index, options)
+    logp, entropy, lse = cpu_logprob(operands, 1.0, ignore_index)
     low, high = clip or (-math.inf, math.inf)
     columns = (None if column is None else column.double() for column in table)
     g = torch.ops.wavalign_fast.token_gradient(logp.detach().double(), *columns, low, high)
-    g = torch.where(targets == ignore_index, 0.0, g).to(logp.dtype)
+    g = torch.where(operands.targets == ignore_index, 0.0, g).to(logp.dtype)
 
     def attach(loss: torch.Tensor) -> torch.Tensor:
         attached: torch.Tensor = _WithDerivative.apply(loss.detach(), logp, g)
@@ -149,18 +139,14 @@ def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | Non
     )
 
 
-def _no_second_derivative(ctx: Any, *grads: torch.Tensor) -> None:
-    raise RuntimeError(NO_SECOND_DERIVATIVE)
-
-
 def _register() -> None:
     torch.library.register_autograd(
         "wavalign_fast::linear_logprob", _backward, setup_context=_setup_context
     )
     torch.library.register_autograd(
         "wavalign_fast::linear_logprob_backward",
-        _no_second_derivative,
-        setup_context=lambda ctx, inputs, output: None,
+        refuse_second_derivative,
+        setup_context=no_context,
     )
 
     @torch.library.register_fake("wavalign_fast::linear_logprob")

@@ -53,11 +53,7 @@ def hybrid_step(
     """
     if live is None:
         logp, entropy, lse, attach = cpu_hybrid_step(
-            *(operands.rows, operands.weight, operands.targets, table),
-            bias=operands.bias,
-            clip=clip,
-            ignore_index=IGNORE_INDEX,
-            options=operands.options,
+            operands, table, clip=clip, ignore_index=IGNORE_INDEX
         )
     else:
         logp, entropy, lse, attach = gpu_hybrid_step(

@@ -90,11 +90,17 @@ def compute_logprobs(
     ``live``: the call's rows, for a GPU backend and on its device, where something is known of
     them.
     """
-    if operands.backend in ("reference", "cpu"):
-        given = (operands.rows, operands.weight, operands.targets, operands.bias)
-        if operands.backend == "reference":
-            return reference_logprob(*given, temperature, ignore_index)
-        return cpu_logprob(*given, temperature, ignore_index, operands.options)
+    if operands.backend == "reference":
+        return reference_logprob(
+            operands.rows,
+            operands.weight,
+            operands.targets,
+            operands.bias,
+            temperature,
+            ignore_index,
+        )
+    if operands.backend == "cpu":
+        return cpu_logprob(operands, temperature, ignore_index)
     if live is None:
         (live,) = copied_together(operands.rows.device, select_live_rows(operands, ignore_index))
     return gpu_logprob(operands, live, temperature, ignore_index)

@@ -33,8 +33,10 @@ LAUNCH_NOTHING = {
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
 OPS = (
-    *(autograd.chunked_logprob, autograd.chunked_logprob_backward),
-    *(autograd.chunked_hybrid_step, autograd.scale_gradients_),
+    autograd.chunked_logprob_op,
+    autograd.chunked_logprob_backward_op,
+    autograd.chunked_hybrid_step_op,
+    autograd.scale_gradients_,
     *(compaction.compact_rows, compaction.gather_live_rows, compaction.scatter_live_rows),
 )
 KERNELS = (

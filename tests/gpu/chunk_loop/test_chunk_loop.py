@@ -157,13 +157,13 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
     )
     how = ("definition", 2**20, True, 20)
     torch.library.opcheck(
-        autograd.chunked_logprob, (hidden, weight, given.targets, bias, 0.9, -100, *how)
+        autograd.chunked_logprob_op, (hidden, weight, given.targets, bias, 0.9, -100, *how)
     )
     column = torch.rand(20, dtype=FP64 if dtype == FP64 else FP32)
-    operands = (hidden.detach(), weight.detach(), given.targets, None)
+    head = (hidden.detach(), weight.detach(), given.targets, None, 1.0, -100)
+    table = (column, column, column, column, None, None)
     torch.library.opcheck(
-        autograd.chunked_hybrid_step,
-        (*operands, *(column,) * 4, None, None, [0.8, 1.2], -100, *how, [True, True, False]),
+        autograd.chunked_hybrid_step_op, (*head, *table, [0.8, 1.2], *how, True, True, False)
     )
     index = torch.tensor([3, -1, 0])
     torch.library.opcheck(compaction.gather_live_rows, (hidden, index, "definition"))

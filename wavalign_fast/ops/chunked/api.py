@@ -1,19 +1,18 @@
 """The public functions on a GPU backend: the chunk loop over the live rows of a call."""
 
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from wavalign_fast.ops.backends import status_of
-from wavalign_fast.ops.chunked import autograd, compaction
-from wavalign_fast.ops.chunked.compaction import LiveRows
+from wavalign_fast.ops.chunked import autograd
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs
+from wavalign_fast.ops.chunked.compaction import LiveRows, gather_live_rows
 from wavalign_fast.ops.operands import Operands, wants_grad
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
-"""Bytes of logits at once: with fewer rows to a chunk the head's gradient, which is as large, is
-read and written more often, with more nothing is gained."""
+"""Bytes of logits at once. With fewer rows to a chunk the head's gradient, which is as large, is
+read and written more often; with more nothing is gained."""
 
 Attach = Callable[[Tensor], Tensor]
 
@@ -23,22 +22,15 @@ def gpu_logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(logp, entropy, lse)`` of the rows of ``operands``, each [T].
 
-    ``live`` is of the same call, on the device of its rows.
+    Args:
+        live: of the same operands, on the device of the rows.
     """
-    hidden = compaction.gather_live_rows(operands.rows, live.index, operands.backend)
-    given = (
-        hidden,
-        operands.weight,
-        live.targets,
-        operands.bias,
-        temperature,
-        ignore_index,
-    )
+    head = _live_head(operands, live, temperature, ignore_index)
     learning = wants_grad(operands.rows, operands.weight, operands.bias)
     if not operands.options.deterministic and not learning and _triton_works(operands.backend):
-        scores = _without_logits(*given)
+        scores = _without_logits(head)
     else:
-        *scores, _ = autograd.chunked_logprob(*given, *_chunk_options(operands), live.grad_rows)
+        scores = autograd.chunked_logprob(head, _chunk_options(operands, live))
     logp, entropy, lse = live.scatter(scores)
     return logp, entropy, lse
 
@@ -46,24 +38,26 @@ def gpu_logprob(
 def gpu_hybrid_step(
     operands: Operands, live: LiveRows, *, clip: tuple[float, float] | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
-    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
+    """``(logp, entropy, lse)``, each [T], and a function that attaches the gradients to the loss.
 
-    ``live`` is of the same call, with a table, on the device of its rows.
+    Args:
+        live: of the same operands, with a table, on the device of the rows.
     """
     assert live.table is not None
-    hidden = compaction.gather_live_rows(operands.rows, live.index, operands.backend)
-    leaves = (hidden, operands.weight, operands.bias)
-    needs = [wants_grad(leaf) for leaf in leaves]
-    fixed = [None if leaf is None else leaf.detach() for leaf in leaves]
-    *scores, grad_hidden, grad_weight, grad_bias = autograd.chunked_hybrid_step(
-        *(*fixed[:2], live.targets, fixed[2], *live.table),
-        *(None if clip is None else list(clip), ignore_index),
-        *(*_chunk_options(operands), live.grad_rows, needs),
+    head = _live_head(operands, live, 1.0, ignore_index)
+    leaves = (head.hidden, head.weight, head.bias)
+    needs = Needs(*(wants_grad(leaf) for leaf in leaves))
+    constant = head._replace(
+        hidden=head.hidden.detach(),
+        weight=head.weight.detach(),
+        bias=None if head.bias is None else head.bias.detach(),
     )
-    gradients = (grad_hidden, grad_weight, grad_bias)
+    scores, gradients = autograd.chunked_hybrid_step(
+        constant, live.table, clip, needs, _chunk_options(operands, live)
+    )
 
     def attach(loss: Tensor) -> Tensor:
-        wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
         found = [g for g, need in zip(gradients, needs, strict=True) if need]
         return autograd.with_gradients(loss.detach(), wanted, found, operands.backend)
 
@@ -71,28 +65,34 @@ def gpu_hybrid_step(
     return logp, entropy, lse, attach
 
 
-def _chunk_options(operands: Operands) -> tuple[str, int, bool]:
+def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_index: int) -> Head:
+    hidden = gather_live_rows(operands.rows, live.index, operands.backend)
+    return Head(hidden, operands.weight, live.targets, operands.bias, temperature, ignore_index)
+
+
+def _chunk_options(operands: Operands, live: LiveRows) -> ChunkOptions:
     budget = operands.options.memory_budget
-    budget = DEFAULT_MEMORY_BUDGET if budget is None else budget
-    return operands.backend, budget, operands.options.deterministic
+    return ChunkOptions(
+        backend=operands.backend,
+        memory_budget=DEFAULT_MEMORY_BUDGET if budget is None else budget,
+        same_bits=operands.options.deterministic,
+        grad_rows=live.grad_rows,
+    )
 
 
 def _triton_works(backend: str) -> bool:
     return backend == "triton" or status_of("triton") is None
 
 
-def _without_logits(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    ignore_index: int,
-) -> list[Tensor]:
-    triton: Any = importlib.import_module("wavalign_fast.ops.triton")
+def _without_logits(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    from wavalign_fast.ops import triton
+
     stats = triton.score(
-        *(hidden, weight, targets, None if bias is None else bias.float()),
-        scale=1.0 / temperature,
-        ignore_index=ignore_index,
+        head.hidden,
+        head.weight,
+        head.targets,
+        None if head.bias is None else head.bias.float(),
+        scale=1.0 / head.temperature,
+        ignore_index=head.ignore_index,
     )
-    return [stats.logp, stats.entropy, stats.top + stats.log_sum]
+    return stats.logp, stats.entropy, stats.top + stats.log_sum

@@ -108,7 +108,10 @@ def select_live_rows(
     device = operands.rows.device
     refuse_in_capture(device, targets=operands.targets)
     live = index_live_rows(
-        *(operands.targets, ignore_index, device, operands.backend),
+        operands.targets,
+        ignore_index,
+        device,
+        operands.backend,
         capacity=operands.options.live_rows,
         table=table,
     )
