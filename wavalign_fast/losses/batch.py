@@ -7,7 +7,13 @@ import torch
 from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.losses.rows import MOST_ROWS
-from wavalign_fast.ops.inputs import can_be_read, check_tensor
+from wavalign_fast.ops.inputs import (
+    can_be_read,
+    check_device,
+    check_floats,
+    check_int64,
+    check_tensor,
+)
 from wavalign_fast.ops.transfer import copied_together
 
 
@@ -52,18 +58,13 @@ class HybridBatch:
             raise ValueError(f"targets: got shape {tuple(shape)}, want [T]")
         for name in ("targets", "policy_row", "anchor_row"):
             table = getattr(self, name)
-            if table.dtype != torch.int64:
-                raise ValueError(f"{name}: got {table.dtype}, want torch.int64")
-            if table.device != device:
-                raise ValueError(
-                    f"{name}: got a tensor on {table.device}, want {device}, where targets are"
-                )
+            check_int64(name, table)
+            check_device(name, table, device, "targets are")
         for name in ("ref_logp", "old_logp"):
             table = getattr(self, name)
             if table is not None:
                 check_tensor(name, table)
-                if not table.is_floating_point():
-                    raise ValueError(f"{name}: got {table.dtype}, want a floating dtype")
+                check_floats(name, table)
                 object.__setattr__(self, name, table.detach())
         for name in ("policy_row", "anchor_row", "ref_logp", "old_logp"):
             table = getattr(self, name)

@@ -3,7 +3,7 @@
 import torch
 
 from wavalign_fast.losses.layout import ModalityLayout
-from wavalign_fast.ops.inputs import can_be_read, finite_number
+from wavalign_fast.ops.inputs import can_be_read, check_head_shape, finite_number
 
 
 def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
@@ -25,8 +25,7 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
 
 def check_head(weight: torch.Tensor, layout: ModalityLayout) -> None:
     """Refuses a head that does not have a row for each id of the layout."""
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, want [V, H] with V > 0")
+    check_head_shape(weight)
     if weight.shape[0] != layout.vocab_size:
         raise ValueError(
             f"weight has {weight.shape[0]} rows, want {layout.vocab_size}, the layout's vocab_size"

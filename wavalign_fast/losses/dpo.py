@@ -13,6 +13,8 @@ from wavalign_fast.losses.rows import MOST_ROWS, row_sums
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
     can_be_read,
+    check_device,
+    check_int64,
     check_tensor,
     check_type,
     finite_number,
@@ -245,12 +247,8 @@ def _check(
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs: got shape {tuple(pairs.shape)}, want [P, 2]")
     for name, table in (("targets", targets), ("sequence_id", sequence_id), ("pairs", pairs)):
-        if table.device != targets.device:
-            raise ValueError(
-                f"{name}: got a tensor on {table.device}, want {targets.device}, where targets are"
-            )
-        if table.dtype != torch.int64:
-            raise ValueError(f"{name}: got {table.dtype}, want torch.int64")
+        check_device(name, table, targets.device, "targets are")
+        check_int64(name, table)
     if ref_logp is not None and (ref_logp.dim() != 1 or not ref_logp.is_floating_point()):
         raise ValueError(
             f"ref_logp: got {ref_logp.dtype} of shape {tuple(ref_logp.shape)}, want floats [S]"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from wavalign_fast.errors import shown
-from wavalign_fast.ops.inputs import can_be_read, check_tensor, whole_number
+from wavalign_fast.ops.inputs import can_be_read, check_integers, check_tensor, whole_number
 
 TEXT = 0
 SPEECH = 1
@@ -135,8 +135,7 @@ class ModalityLayout:
     def classify_as(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """``classify``, for ids that the caller knows by another name."""
         check_tensor(name, ids)
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"{name}: got {ids.dtype}, want an integer dtype")
+        check_integers(name, ids)
         if can_be_read(ids):
             bad = ids[(ids < 0) | (ids >= self.vocab_size)]
             if bad.numel() > 0:

@@ -9,7 +9,13 @@ import torch
 from wavalign_fast.errors import shown
 from wavalign_fast.losses.padding_side import check_right_padded
 from wavalign_fast.ops import IGNORE_INDEX
-from wavalign_fast.ops.inputs import can_be_read, check_tensor, whole_number
+from wavalign_fast.ops.inputs import (
+    can_be_read,
+    check_device,
+    check_integers,
+    check_tensor,
+    whole_number,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,8 +46,7 @@ class PaddedRows:
         """The arguments of ``HybridBatch.from_padded``."""
         for name, ids in (("input_ids", input_ids), ("labels", labels)):
             _check_table(name, ids, "[R, L]")
-            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-                raise ValueError(f"{name}: got {ids.dtype}, want an integer dtype")
+            check_integers(name, ids)
         _check_table("completion_mask", completion_mask, "[B·G, C]")
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels: got {tuple(labels.shape)}, want {tuple(input_ids.shape)}")
@@ -52,8 +57,8 @@ class PaddedRows:
                 f"{tuple(rewards.shape)} and at most {rows}, the rows of input_ids"
             )
         device = input_ids.device
-        _check_device("labels", labels, device)
-        _check_device("completion_mask", completion_mask, device)
+        check_device("labels", labels, device, "input_ids are")
+        check_device("completion_mask", completion_mask, device, "input_ids are")
         lengths = _prompt_lengths(prompt_lengths, len(rewards), input_ids)
         first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)
         _check_ones("completion_mask", completion_mask)
@@ -130,13 +135,6 @@ def _check_table(name: str, table: Any, meaning: str) -> None:
         raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {meaning}")
 
 
-def _check_device(name: str, table: torch.Tensor, device: torch.device) -> None:
-    if table.device != device:
-        raise ValueError(
-            f"{name}: got a tensor on {table.device}, want {device}, where input_ids are"
-        )
-
-
 def _prompt_lengths(lengths: Any, prompts: int, input_ids: torch.Tensor) -> torch.Tensor:
     """[B] int64 beside ``input_ids`` [R, L], from a tensor or a list."""
     if not isinstance(lengths, torch.Tensor):
@@ -149,15 +147,14 @@ def _prompt_lengths(lengths: Any, prompts: int, input_ids: torch.Tensor) -> torc
                 f"prompt_lengths: got {shown(lengths)}, want whole numbers [{prompts}]"
             ) from error
     check_tensor("prompt_lengths", lengths)
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(f"prompt_lengths: got {lengths.dtype}, want an integer dtype")
+    check_integers("prompt_lengths", lengths)
     if lengths.shape != (prompts,):
         raise ValueError(
             f"prompt_lengths: got {tuple(lengths.shape)}, want [{prompts}], one for each row of "
             "rewards"
         )
     if lengths.device.type == "meta":
-        _check_device("prompt_lengths", lengths, input_ids.device)
+        check_device("prompt_lengths", lengths, input_ids.device, "input_ids are")
     if can_be_read(lengths):
         bad = torch.nonzero((lengths < 0) | (lengths > input_ids.shape[1]))
         if bad.numel() > 0:
@@ -184,7 +181,7 @@ def _padding_on_the_left(
 ) -> torch.Tensor:
     """Columns [B·G, 1] before each rollout's first token."""
     check_tensor("attention_mask", attention_mask)
-    _check_device("attention_mask", attention_mask, input_ids.device)
+    check_device("attention_mask", attention_mask, input_ids.device, "input_ids are")
     allowed = [tuple(input_ids.shape), (rollouts, input_ids.shape[1])]
     if tuple(attention_mask.shape) not in allowed:
         raise ValueError(

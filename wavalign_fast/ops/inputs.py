@@ -114,6 +114,36 @@ def check_tensor(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got a tensor of layout {kind}, want a dense one")
 
 
+def check_integers(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor whose dtype is not an integer type; bool is none."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name}: got {tensor.dtype}, want an integer dtype")
+
+
+def check_int64(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor that is not int64."""
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name}: got {tensor.dtype}, want torch.int64")
+
+
+def check_floats(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor whose dtype is not a floating type."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: got {tensor.dtype}, want a floating dtype")
+
+
+def check_device(name: str, tensor: torch.Tensor, device: torch.device, beside: str) -> None:
+    """Refuses a tensor that is not on ``device``; ``beside`` says what is there."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: got a tensor on {tensor.device}, want {device}, where {beside}")
+
+
+def check_head_shape(weight: torch.Tensor) -> None:
+    """Refuses a head that is not [V, H] with at least one id."""
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, want [V, H] with V > 0")
+
+
 def _article(noun: str) -> str:
     return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
 

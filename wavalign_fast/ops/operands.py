@@ -7,7 +7,14 @@ import torch
 from torch.autograd import forward_ad
 
 from wavalign_fast.ops.backends import choose_backend
-from wavalign_fast.ops.inputs import can_be_read, check_tensor
+from wavalign_fast.ops.inputs import (
+    can_be_read,
+    check_device,
+    check_floats,
+    check_head_shape,
+    check_integers,
+    check_tensor,
+)
 from wavalign_fast.ops.options import LossOptions, checked_options
 
 IGNORE_INDEX = -100
@@ -71,11 +78,8 @@ def _check_places(
         named["bias"] = bias
     for name, operand in named.items():
         check_tensor(name, operand)
-        allowed = [hidden.device, torch.device("cpu")] if name == "targets" else [hidden.device]
-        if operand.device not in allowed:
-            raise ValueError(
-                f"{name}: got a tensor on {operand.device}, want {hidden.device}, where hidden is"
-            )
+        if name != "targets" or operand.device.type != "cpu":
+            check_device(name, operand, hidden.device, "hidden is")
 
 
 def _under_autocast(operand: torch.Tensor) -> torch.Tensor:
@@ -107,8 +111,7 @@ def _check_derivatives(backend: str, operands: list[torch.Tensor]) -> None:
 def _check(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, want [V, H] with V > 0")
+    check_head_shape(weight)
     if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden: got shape {tuple(hidden.shape)}, want [..., {weight.shape[1]}] to match "
@@ -116,18 +119,16 @@ def _check(
         )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}, want one dtype")
-    if not hidden.is_floating_point():
-        raise ValueError(f"hidden: got {hidden.dtype}, want a floating dtype")
+    check_floats("hidden", hidden)
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(
             f"targets: got shape {tuple(targets.shape)}, want {tuple(hidden.shape[:-1])}"
         )
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise ValueError(f"targets: got {targets.dtype}, want an integer dtype")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, want [{weight.shape[0]}]")
-    if bias is not None and not bias.is_floating_point():
-        raise ValueError(f"bias: got {bias.dtype}, want a floating dtype")
+    check_integers("targets", targets)
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias: got shape {tuple(bias.shape)}, want [{weight.shape[0]}]")
+        check_floats("bias", bias)
 
 
 def _check_ids(ids: torch.Tensor, vocab_size: int, ignore_index: int) -> None:
