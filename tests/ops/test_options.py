@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import wavalign_fast as wf
 from tests.gpu.chunk_loop import checks
-from wavalign_fast.ops import LossOptions, backends
+from wavalign_fast.ops import LossOptions, backends, cuda
 from wavalign_fast.ops import extension as compiled
 from wavalign_fast.ops.chunked import row_ops
 from wavalign_fast.ops.options import BACKENDS
@@ -162,6 +162,45 @@ def test_the_chunk_loop_keeps_to_budget_and_capacity(monkeypatch, name) -> None:
     assert sum(whole) == LIVE
     assert max(heights_with(memory_budget=ASKED["memory_budget"])) < max(whole)
     assert sum(heights_with(live_rows=ASKED["live_rows"])) == ASKED["live_rows"]
+
+
+class NoOps:
+    """Stands in for the CUDA ops: whoever asks for one fails."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"the CUDA kernel {name} is called")
+
+
+def rewards_alone(hidden, weight, targets, options):
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 5.0]])
+    found = wf.group_advantages(rewards, options=options), wf.MixingGate()(rewards, options)
+    return sum(value.sum() for value in found)
+
+
+def with_a_gate(hidden, weight, targets, options):
+    row = torch.arange(ROWS) // (ROWS // 4)
+    batch = wf.HybridBatch(targets, row, row, torch.tensor([[1.0, 2.0, 3.0, 5.0]]))
+    return wf.HybridObjective(LAYOUT, options=options)(hidden, weight, batch).loss
+
+
+EVERY_LOSS = LOSSES | {"rewards": rewards_alone, "gate": with_a_gate}
+
+
+@pytest.mark.parametrize("from_environment", [False, True])
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_the_reference_runs_no_cuda_kernel(monkeypatch, name, from_environment) -> None:
+    """Not for groups of rewards either, on whatever device they are."""
+    monkeypatch.setattr(cuda, "OPS", NoOps())
+    monkeypatch.setattr(cuda, "serves", lambda tensor: True)
+    options = LossOptions(backend="reference")
+    if from_environment:
+        monkeypatch.setattr(backends, "_ENV_BACKEND", "reference")
+        options = None
+    assert EVERY_LOSS[name](*operands(), options).isfinite()
+    monkeypatch.setattr(backends, "_ENV_BACKEND", "auto")
+    if name in ("hybrid", "gate", "rewards"):  # which have groups
+        with pytest.raises(AssertionError, match="the CUDA kernel group_statistics is called"):
+            EVERY_LOSS[name](*operands(), None)
 
 
 def test_the_reference_sums_in_double_only_what_is_double() -> None:

@@ -61,9 +61,7 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
     Raises:
         ValueError: the backend or an option it was given cannot be honoured.
     """
-    asked = options.backend if options.backend != "auto" else _ENV_BACKEND
-    if asked not in BACKENDS:
-        raise ValueError(f"WAVALIGN_BACKEND: got {asked!r}, want one of {', '.join(BACKENDS)}")
+    asked = _asked_backend(options)
     if asked == "auto":
         chosen = _fastest(hidden)
     else:
@@ -75,9 +73,21 @@ def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
 
 
 def takes_cuda_groups(rewards: torch.Tensor, options: LossOptions | None) -> bool:
-    """Whether statistics of groups of rewards come from the CUDA kernels: asked for, or at will."""
-    asked = checked_options(options).backend
-    return (asked if asked != "auto" else _ENV_BACKEND) in ("auto", "cuda") and cuda.serves(rewards)
+    """Whether the CUDA kernels compute the statistics of these groups of rewards.
+
+    They do where the backend asked for is ``cuda`` or ``auto`` and the rewards are on a GPU that
+    the kernels were built for; in every other case plain torch does.
+    """
+    asked = _asked_backend(checked_options(options))
+    return asked in ("auto", "cuda") and cuda.serves(rewards)
+
+
+def _asked_backend(options: LossOptions) -> str:
+    """The option, or ``WAVALIGN_BACKEND`` where the option is ``auto``."""
+    asked = options.backend if options.backend != "auto" else _ENV_BACKEND
+    if asked not in BACKENDS:
+        raise ValueError(f"WAVALIGN_BACKEND: got {asked!r}, want one of {', '.join(BACKENDS)}")
+    return asked
 
 
 def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
