@@ -7,8 +7,6 @@ logits of a chunk may have a row stride, a multiple of 16 bytes.
 
 import ctypes
 import functools
-import importlib
-import importlib.util
 import math
 import re
 from typing import Any
@@ -17,25 +15,14 @@ import torch
 
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
+from wavalign_fast.ops.extension import load_module
 from wavalign_fast.ops.token_math import TokenTable
 
 NAMESPACE = "wavalign_fast"
 
 
-def _load_extension() -> dict[str, str] | str:
-    """What the compiled module was built for, or why it cannot be used."""
-    if importlib.util.find_spec("wavalign_fast._C_cuda") is None:
-        return "the CUDA kernels were not built (no nvcc at installation)"
-    try:
-        kernels = importlib.import_module("wavalign_fast._C_cuda")
-    except ImportError as error:
-        return f"the CUDA kernels do not load: {error}"
-    info: dict[str, str] = kernels.build_info()
-    return info
-
-
-# At import, once: a traced call must not load anything.
-EXTENSION = _load_extension()
+# Loaded once, at import: a traced call must not import a module.
+EXTENSION = load_module("_C_cuda", "CUDA", "nvcc")
 OPS: Any = getattr(torch.ops, NAMESPACE)
 
 
