@@ -17,16 +17,16 @@ _said: set[str] = set()
 
 
 def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
-    """Every backend with ``None`` where it can be used here and else the reason why not.
+    """For each backend ``None`` if it can be used here, else the reason why not.
 
     Args:
-        device: of the tensors, for the GPU backends; by default torch's current GPU.
+        device: the GPU to ask about; by default torch's current one.
     """
     return {name: status_of(name, device) for name in ("reference", "cpu", "triton", "cuda")}
 
 
 def status_of(backend: str, device: torch.device | None = None) -> str | None:
-    """``backend_status`` of one backend, without a look at the others."""
+    """``backend_status`` of one backend; the others are not looked up."""
     if backend == "cpu":
         found = extension.EXTENSION
         return found if isinstance(found, str) else None
@@ -49,17 +49,17 @@ def _interpreting() -> bool:
 
 
 def say_once(message: str) -> None:
-    """Warns of something that is not wrong, once in a process."""
+    """Warns, once in a process, of something that works but may surprise."""
     if message not in _said and not torch.compiler.is_compiling():
         _said.add(message)
         warnings.warn(message, stacklevel=6)
 
 
 def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
-    """The backend for this call: the one asked for, or an error that says what it lacks.
+    """The backend of this call: the one asked for, or with ``auto`` the fastest.
 
     Raises:
-        ValueError: the backend or an option it was given cannot be honoured.
+        ValueError: the backend asked for cannot be used, or it cannot honour an option.
     """
     asked = _asked_backend(options)
     if asked == "auto":
@@ -91,7 +91,7 @@ def _asked_backend(options: LossOptions) -> str:
 
 
 def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
-    """Why ``backend`` does not serve these tensors; ``None`` if it does."""
+    """Why ``backend`` cannot take these tensors; ``None`` if it can."""
     if backend == "reference":
         return None
     on_cpu = hidden.device.type == "cpu"
@@ -104,7 +104,7 @@ def _unusable(backend: str, hidden: torch.Tensor) -> str | None:
 
 
 def _fastest(hidden: torch.Tensor) -> str:
-    """The first of CUDA build, Triton and C++ that serves these tensors, else plain torch."""
+    """The first of CUDA, Triton and C++ that can take these tensors, else plain torch."""
     if hidden.device.type == "meta":  # shapes only: nothing is computed
         return "reference"
     wanted = ("cpu",) if hidden.device.type == "cpu" else ("cuda", "triton")
@@ -126,7 +126,7 @@ HONOURED: dict[str, set[str]] = {
     "cuda": {"memory_budget", "live_rows"},
     "triton": {"memory_budget", "live_rows"},
 }
-"""The options that are not every backend's, and whose they are."""
+"""For each backend the options that it honours, of those that not every backend does."""
 NOT_ASKED = {"memory_budget": None, "live_rows": None, "skip_tolerance": 0.0}
 
 

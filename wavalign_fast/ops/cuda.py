@@ -1,8 +1,8 @@
-"""The CUDA kernels: whether they can be used, and the functions that the chunk loop calls.
+"""The CUDA kernels: whether they can be used, and the functions that call them.
 
-Row kernels have the signatures of ``ops/chunked/row_ops.py``. Every function enqueues on the
-current stream of its tensors' device and returns without waiting. Tensors are contiguous; the
-logits of a chunk may have a row stride, a multiple of 16 bytes.
+The row kernels implement ``chunked.interface.RowKernels``. Every function enqueues on the current
+stream of its tensors' device and returns without a host sync. Tensors are contiguous, except that
+the rows of a chunk's logits may have a stride that is a multiple of 16 bytes.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ OPS: Any = getattr(torch.ops, NAMESPACE)
 
 
 def status(device: torch.device | None = None) -> str | None:
-    """``None`` where the kernels run on ``device``, by default the current one; else why not."""
+    """``None`` if the kernels run on ``device``, by default the current one; else why not."""
     if isinstance(EXTENSION, str):
         return EXTENSION
     if not torch.cuda.is_available():
@@ -37,7 +37,7 @@ def status(device: torch.device | None = None) -> str | None:
 
 
 def serves(tensor: torch.Tensor) -> bool:
-    """Whether a float32 tensor is on a GPU for which these kernels were built."""
+    """Whether the tensor is float32 and on a GPU that these kernels were built for."""
     if not tensor.is_cuda or tensor.dtype != torch.float32:
         return False
     return status(tensor.device) is None
@@ -52,7 +52,7 @@ def _device_status(index: int) -> str | None:
             f"the CUDA kernels were built for {built}, this GPU is of architecture "
             f"{capability[0]}{capability[1]}: install again with WAVALIGN_CUDA_ARCHS"
         )
-    # Within a major release the driver's own age does not matter.
+    # A driver runs code of any minor release of its own major release.
     driver = _driver_release()
     if driver < int(EXTENSION["cuda"].partition(".")[0]):
         return (
@@ -63,7 +63,7 @@ def _device_status(index: int) -> str | None:
 
 
 def _driver_release() -> int:
-    """The newest major release of CUDA that the driver serves; torch has no name for it."""
+    """The newest major release of CUDA that the driver supports; torch does not report it."""
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     return version.value // 1000
@@ -72,8 +72,8 @@ def _driver_release() -> int:
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     """Whether code for ``archs``, as in ``80;90a;100f;120+PTX``, runs on a GPU.
 
-    Code runs on later minor versions too, with an ``f`` likewise, with an ``a`` on its own version
-    only; PTX is compiled by the driver for any later GPU.
+    Code, with or without an ``f``, also runs on later minor versions of its major version; code
+    with an ``a`` runs on its own version only. The driver compiles PTX for any later GPU.
     """
     for major, minor, letter, ptx in re.findall(r"(\d+)(\d)([af]?)(\+PTX)?", archs):
         built = (int(major), int(minor))
@@ -124,10 +124,10 @@ def group_statistics(
     threshold: float,
     variance_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``group_advantages`` of rewards [B, G], float32, and the sums [6] that λ is made of.
+    """``group_advantages`` of float32 rewards [B, G], and the sums [6] that λ is computed from.
 
-    The sums over groups that have a reward are of λ_raw, its two gates, the largest reward and the
-    variance; the sixth is the number of such groups. Sums of ranks add up.
+    The first five are sums over the groups that have a reward: of λ_raw, its two gates, the largest
+    reward and the variance. The sixth is the number of such groups. The sums of ranks may be added.
     """
     return OPS.group_statistics(
         rewards, eps, sample_std, lambda_max, slope, threshold, variance_scale
@@ -135,7 +135,7 @@ def group_statistics(
 
 
 def group_advantages(rewards: torch.Tensor, *, eps: float, sample_std: bool) -> torch.Tensor:
-    """``group_statistics`` where no λ is wanted."""
+    """The advantages of ``group_statistics``, without the sums for λ."""
     advantages, _ = group_statistics(
         rewards,
         eps=eps,
@@ -156,44 +156,39 @@ def mix(
     lambda_max: float,
     ema: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``MixingGate``'s λ [1] after the step whose sums these are, and its parts [5].
+    """``MixingGate``'s λ [1] after the step with these sums, and the means [5] of the sums.
 
     Args:
-        previous: λ of the step before, [1]; counts where ``has_previous``, bool [1].
+        previous: λ of the step before, [1].
+        has_previous: bool [1], whether there was one; if not, ``previous`` is ignored.
     """
     return OPS.mix(sums, previous, has_previous, lambda_max, ema)
 
 
 def compact_rows(live: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices [capacity] of the true among ``live`` [T] in ascending order, then -1; their number.
-
-    Where the capacity is too small, the first ones are there; the number [1] is of all.
-    """
+    """See ``row_ops.compact_rows``."""
     return OPS.compact_rows(live, capacity)
 
 
 def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] of ``source`` [T, H]; zeros where the index [N] is -1."""
+    """See ``row_ops.gather_rows``."""
     return OPS.gather_rows(source, index)
 
 
 def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Writes rows [N, H] into ``target`` [T, H], in its dtype; those of index -1 nowhere."""
+    """See ``row_ops.scatter_rows_``."""
     OPS.scatter_rows_(rows, index, target)
     return target
 
 
 def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``gradient *= factor``, 0-d on the device, in fp32, rounded once.
-
-    Where the factor is exactly 1, which the device finds out, the gradient is not touched.
-    """
+    """See ``row_ops.scale_``. Where the factor is exactly 1 the kernel writes nothing."""
     OPS.scale_(gradient, factor.to(torch.float32))
     return gradient
 
 
 def register_fakes(namespace: str) -> None:
-    """Tells torch the shapes of what the ops of a namespace return."""
+    """Registers the fake kernels of a namespace, which give torch the shapes of the results."""
 
     def fake(name: str) -> Any:
         return torch.library.register_fake(f"{namespace}::{name}")

@@ -1,4 +1,4 @@
-"""The hybrid loss over a head in one pass: statistics and gradients from one table of tokens."""
+"""A step of the hybrid loss over a head: log-probs and gradients in one pass."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,19 +14,22 @@ from wavalign_fast.ops.token_math import TokenTable
 
 
 class HybridGradients(NamedTuple):
-    """Results of each position, each [T] and detached, and the loss's way to its gradients."""
+    """Log-probs of a step, and its gradients, which wait to be attached to the loss."""
 
     scores: LogProb
+    """Each [T], detached."""
     attach: Callable[[torch.Tensor], torch.Tensor]
-    """The same 0-d loss, with the step's gradients behind it; for one backward pass on a GPU."""
+    """Returns the same 0-d loss with the step's gradients attached. On a GPU it has one backward
+    pass only."""
 
 
 def gpu_live_rows(
     operands: Operands, table: TokenTable, *, columns: bool = True
 ) -> LiveRows | None:
-    """What a GPU backend is given of the rows; ``None`` for the others, which take all of them.
+    """The live rows for a GPU backend; ``None`` for the others, which take all rows.
 
-    With tables on the CPU it is there, to be copied along with what else the device needs.
+    They stay on the CPU if the tables are there, so that one copy can bring everything that the
+    device needs.
     """
     if operands.backend in ("reference", "cpu"):
         return None
@@ -40,16 +43,16 @@ def hybrid_step(
     *,
     clip: tuple[float, float] | None,
 ) -> HybridGradients:
-    """Log-probs of ``operands`` and the gradients of the hybrid loss to its operands.
+    """Log-probs of ``operands`` and the gradients of the hybrid loss to them.
 
-    The loss itself is the caller's, from the log-probs; ``table`` says what its derivative by each
-    of them is (``token_math.token_gradient``), so that nothing has to be differentiated.
+    The caller computes the loss itself, from the log-probs. ``table`` determines its derivative by
+    each log-prob (``token_math.token_gradient``), so autograd is not needed.
 
     Args:
-        operands: of any backend but ``reference``, where the loss differentiates itself.
+        operands: of any backend but ``reference``, which differentiates the loss by autograd.
         table: columns [T].
-        live: ``gpu_live_rows`` of both.
-        clip: bounds of the ratio, ``(1 - low, 1 + high)``.
+        live: ``gpu_live_rows(operands, table)``.
+        clip: bounds of the ratio, ``(1 - low, 1 + high)``; ``None`` does not clip.
     """
     if live is None:
         logp, entropy, lse, attach = cpu_hybrid_step(

@@ -13,7 +13,7 @@ SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 def can_be_read(tensor: torch.Tensor) -> bool:
-    """Whether a check may look at the values: where no device is waited for, and there are any."""
+    """Whether a check may read the values: they exist, and reading them needs no host sync."""
     if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
         return False
     return tensor.device.type == "cpu"
@@ -29,10 +29,11 @@ def finite_number(
 ) -> float:
     """``value`` as a float: finite, in [low, high], and larger than ``above``.
 
-    A tensor of one element is a number too, unless it wants a gradient, which it would not get.
+    A tensor of one element counts as a number, unless it requires a gradient, which it would not
+    get.
 
     Raises:
-        ValueError: anything else; the message names the argument and what is wanted.
+        ValueError: for anything else; the message has the name, the value and what is wanted.
     """
     if isinstance(value, torch.Tensor):
         if value.requires_grad and torch.is_grad_enabled():
@@ -48,12 +49,12 @@ def finite_number(
         value = value.item()
     wanted = f"> {above:g} and finite" if above is not None else _wanted(low, high)
     try:
-        # numpy's truth values are no bool.
+        # numpy's truth values are not of type bool.
         odd = isinstance(value, str | bytes | bool) or type(value).__name__ in ("bool", "bool_")
         number = math.nan if odd else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    # Comparisons that a NaN fails.
+    # Written as comparisons that a NaN fails.
     inside = low <= number <= high and -math.inf < number < math.inf
     if not inside or (above is not None and not number > above):
         raise ValueError(f"{name}: got {shown(value)}, want {wanted}")
@@ -67,10 +68,10 @@ def _wanted(low: float, high: float) -> str:
 
 
 def whole_number(name: str, value: Any, *, low: int | None, unit: str = "") -> int:
-    """``value`` as an int of at least ``low``, of any size; a float is refused, whole or not.
+    """``value`` as an int of at least ``low`` and any size. A float is refused, even a whole one.
 
     Raises:
-        ValueError: anything else.
+        ValueError: for anything else; the message has the name, the value and what is wanted.
     """
     try:
         number = None if isinstance(value, bool) else int(value.__index__())
@@ -83,20 +84,20 @@ def whole_number(name: str, value: Any, *, low: int | None, unit: str = "") -> i
 
 
 def true_or_false(name: str, value: Any) -> None:
-    """Refuses what is no ``bool``: the text "no" is true.
+    """Refuses a value that is not a ``bool``; in a condition the string "no" would be true.
 
     Raises:
-        ValueError: with the value.
+        ValueError: the message has the value.
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name}: got {shown(value)}, want True or False")
 
 
 def check_type(name: str, value: Any, wanted: type) -> None:
-    """Refuses a value that is no ``wanted``, by its type.
+    """Refuses a value of another type than ``wanted``.
 
     Raises:
-        ValueError: with both types.
+        ValueError: the message has both types.
     """
     if not isinstance(value, wanted):
         seen = _article(type(value).__name__)
@@ -104,7 +105,11 @@ def check_type(name: str, value: Any, wanted: type) -> None:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuses what is no tensor or no dense one, and a DTensor, by what to do about it."""
+    """Refuses a value that is not a dense local tensor; for a DTensor the message says what to do.
+
+    Raises:
+        ValueError: the message has what was given.
+    """
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: got {_article(type(value).__name__)}, want a torch.Tensor")
     if hasattr(value, "placements"):
@@ -115,7 +120,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_integers(name: str, tensor: torch.Tensor) -> None:
-    """Refuses a tensor whose dtype is not an integer type; bool is none."""
+    """Refuses a tensor that is not of an integer dtype; bool is not one."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name}: got {tensor.dtype}, want an integer dtype")
 
@@ -127,13 +132,13 @@ def check_int64(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_floats(name: str, tensor: torch.Tensor) -> None:
-    """Refuses a tensor whose dtype is not a floating type."""
+    """Refuses a tensor that is not of a floating dtype."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: got {tensor.dtype}, want a floating dtype")
 
 
 def check_device(name: str, tensor: torch.Tensor, device: torch.device, beside: str) -> None:
-    """Refuses a tensor that is not on ``device``; ``beside`` says what is there."""
+    """Refuses a tensor on another device than ``device``; ``beside`` says what is there."""
     if tensor.device != device:
         raise ValueError(f"{name}: got a tensor on {tensor.device}, want {device}, where {beside}")
 

@@ -20,7 +20,13 @@ from wavalign_fast.ops.transfer import copied_together
 
 
 class LogProb(NamedTuple):
-    """Per-position results, each of the shape of ``targets``; ignored positions hold 0."""
+    """Results for each position, in the shape of ``targets``; ignored positions hold 0.
+
+    Args:
+        logp: log-probability of the target, in nats.
+        entropy: entropy of the distribution, in nats; ``None`` where it was not asked for.
+        lse: log-sum-exp of the logits.
+    """
 
     logp: torch.Tensor
     entropy: torch.Tensor | None
@@ -40,30 +46,32 @@ def linear_logprob(
 ) -> LogProb:
     """``log softmax(hidden W^T / temperature + bias)[target]`` for every position.
 
-    Differentiable once in ``hidden``, ``weight`` and ``bias``, through all three results, by a
-    backward pass (``reference``: as often as asked, forward-mode and torch.func as well). Rows
-    whose target is ``ignore_index`` are not read: they hold 0 and give no gradient. A position's
-    results have the same bits whatever the batch around it, from every backend but ``reference``,
-    whose products are the library's.
+    Differentiable once, by a backward pass, in ``hidden``, ``weight`` and ``bias`` through all
+    three results; ``reference`` also has higher derivatives, forward mode and torch.func. Rows
+    whose target is ``ignore_index`` are not read: their results are 0 and they get no gradient. A
+    position's results have the same bits whatever the batch around it, except from ``reference``,
+    which leaves the order of its sums to torch's GEMM.
 
     Args:
         hidden: [..., H], float32, bfloat16 or float16 (``reference``: also float64).
         weight: [V, H], the dtype of ``hidden``.
         targets: [...] integers in [0, V) or ``ignore_index``. With ``hidden`` on a GPU they may
-            stay on the CPU: the rows to be multiplied are then known without waiting for the GPU.
-        bias: [V] floats, added after the temperature; ``-inf`` bans an id.
-        temperature: divides the product; at least 1.2e-38, the smallest normal float32. It gets
-            no gradient: to learn one, divide ``hidden`` by it.
-        with_entropy: also return the entropy in nats.
+            stay on the CPU; the host then knows without a sync which rows to compute.
+        bias: [V] floats, added after the division by the temperature; ``-inf`` bans an id.
+        temperature: divides ``hidden W^T``; at least 1.2e-38, the smallest normal float32. It gets
+            no gradient: to learn a temperature, divide ``hidden`` by it.
+        ignore_index: the target of rows that are left out; any int64.
+        with_entropy: also return the entropy.
+        options: backend, memory and accuracy; by default all at their defaults.
 
     Returns:
         float32 ``logp``, ``entropy`` (or ``None``) and ``lse`` in the shape of ``targets``; float64
         for float64 operands.
 
     Raises:
-        ValueError: shapes, dtypes, devices, ids or options that do not fit; the message has both
-            values.
-        RuntimeError: a derivative is asked for that the backend does not have.
+        ValueError: shapes, dtypes, devices, ids or options that do not fit; the message has the
+            value seen and the value wanted.
+        RuntimeError: the call needs a derivative that the backend does not have.
     """
     temperature = finite_number("temperature", temperature, above=0)
     if temperature < SMALLEST_TEMPERATURE:
@@ -85,10 +93,11 @@ def compute_logprobs(
     ignore_index: int = IGNORE_INDEX,
     live: LiveRows | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(logp, entropy, lse)``, each [T], of operands that are checked already.
+    """``(logp, entropy, lse)``, each [T], of checked operands.
 
-    ``live``: the call's rows, for a GPU backend and on its device, where something is known of
-    them.
+    Args:
+        live: the live rows, on the device of the operands, where the caller has selected them
+            already; for a GPU backend only.
     """
     if operands.backend == "reference":
         return reference_logprob(

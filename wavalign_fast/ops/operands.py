@@ -29,7 +29,7 @@ class Operands(NamedTuple):
     """[T, H]"""
     weight: torch.Tensor
     targets: torch.Tensor
-    """[T] int64; on the CPU they may be for a GPU backend, whatever device the rows are on."""
+    """[T] int64. For a GPU backend they may be on the CPU."""
     bias: torch.Tensor | None
 
 
@@ -44,8 +44,9 @@ def checked_operands(
     """The operands of ``linear_logprob`` as the backends take them.
 
     Raises:
-        ValueError: what does not fit; the message has the value seen and the value wanted.
-        RuntimeError: a derivative is asked for that the backend does not have.
+        ValueError: shapes, dtypes, devices or ids that do not fit; the message has the value seen
+            and the value wanted.
+        RuntimeError: the call needs a derivative that the backend does not have.
     """
     options = checked_options(options)
     _check_places(hidden, weight, targets, bias)
@@ -57,7 +58,7 @@ def checked_operands(
         _check_derivatives(backend, [t for t in (hidden, weight, bias) if t is not None])
     rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
     ids = targets.reshape(-1).to(torch.int64).contiguous()
-    if backend != "cpu":  # whose kernels check by themselves
+    if backend != "cpu":  # the C++ kernels check their ids themselves
         _check_ids(ids, weight.shape[0], ignore_index)
     if backend == "reference":
         ids = ids.to(rows.device)
@@ -65,14 +66,14 @@ def checked_operands(
 
 
 def wants_grad(*operands: torch.Tensor | None) -> bool:
-    """Whether a backward pass through one of them may come."""
+    """Whether autograd records these operands, so that a backward pass may follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
 def _check_places(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
-    """Local tensors all, on the device of ``hidden``; the targets may be on the CPU."""
+    """Refuses operands on another device than ``hidden``; targets may be on the CPU."""
     named = {"hidden": hidden, "weight": weight, "targets": targets}
     if bias is not None:
         named["bias"] = bias
@@ -83,7 +84,7 @@ def _check_places(
 
 
 def _under_autocast(operand: torch.Tensor) -> torch.Tensor:
-    """The operand as ``F.linear`` would take it: in autocast's type, float64 as it is."""
+    """The operand as ``F.linear`` would take it: in autocast's dtype, but float64 unchanged."""
     device = operand.device.type
     if device == "meta" or not operand.is_floating_point() or operand.dtype == torch.float64:
         return operand
@@ -93,7 +94,7 @@ def _under_autocast(operand: torch.Tensor) -> torch.Tensor:
 
 
 def _check_derivatives(backend: str, operands: list[torch.Tensor]) -> None:
-    """Refuses transforms that would drop the derivative, for a kernel has a backward pass only."""
+    """Refuses transforms that would drop a derivative: a kernel has a backward pass only."""
     if torch.compiler.is_compiling():
         return
     functions = torch._C._functorch
@@ -132,9 +133,12 @@ def _check(
 
 
 def _check_ids(ids: torch.Tensor, vocab_size: int, ignore_index: int) -> None:
-    """On a GPU the check would wait for the device: a bad id poisons its own row with NaN."""
-    wait = ids.is_cuda and os.environ.get("WAVALIGN_DEBUG", "0") not in ("", "0")
-    if not can_be_read(ids) and not wait:
+    """Refuses ids outside the vocabulary, where that needs no host sync.
+
+    On a GPU a bad id makes its own row NaN instead; ``WAVALIGN_DEBUG=1`` checks there too.
+    """
+    sync = ids.is_cuda and os.environ.get("WAVALIGN_DEBUG", "0") not in ("", "0")
+    if not can_be_read(ids) and not sync:
         return
     bad = torch.nonzero((ids != ignore_index) & ((ids < 0) | (ids >= vocab_size)))
     if bad.numel() > 0:

@@ -13,30 +13,41 @@ BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "triton", "cuda", "reference")
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """Options of every fused loss. A path that cannot honour one raises and names it."""
+    """Options of every fused loss. A backend that cannot honour an option raises and names it.
+
+    Args:
+        backend: ``auto`` takes ``WAVALIGN_BACKEND`` if it is set, else the fastest backend that
+            supports the tensors.
+        memory_budget: bytes of vocabulary-sized buffers that may exist at once. ``None`` means
+            512 MiB on the CPU and 2 GiB on a GPU; a GPU always may hold the logits of 256 rows. A
+            smaller budget costs time and does not change a bit of a value.
+        weight_grad_dtype: the least precise dtype in which the weight's gradient may be
+            accumulated. The gradient itself has the weight's dtype.
+        deterministic: a row gets the same bits whatever the batch around it. ``False`` permits a
+            backend to trade that for speed: a GPU then runs one GEMM for each chunk, whatever its
+            height, and computes log-probs that need no gradient without writing any logits.
+        skip_tolerance: CPU only. The backward pass skips the vocabulary segments of a row that
+            have the least probability mass, as long as their masses add up to at most this much.
+            A speech row then reads little but the speech ids. With ``g = dL/dlogp`` of a row,
+            ``h`` its hidden state and ``w`` the rows of the head, the error is bounded by
+            ``|Δ dL/dh| <= |g| · skip_tolerance · max |w|`` for each row, and by
+            ``|Δ dL/dW| <= skip_tolerance · Σ |g| |h|``, summed over the rows. Values stay exact,
+            and so do gradients of an entropy.
+        live_rows: GPU only. An upper bound on the number of positions that carry loss. With it
+            the host need not sync even if the targets are on the GPU, and a CUDA graph can capture
+            a step without computing the other positions. If more positions carry loss, the
+            results are NaN. Targets on the CPU need no such bound.
+
+    Raises:
+        ValueError: a value outside its range; the message has the value and the range.
+    """
 
     backend: Backend = "auto"
-    """``auto`` takes ``WAVALIGN_BACKEND`` if set, else the fastest backend for the tensors."""
     memory_budget: int | None = None
-    """Bytes that may hold vocabulary-sized buffers; ``None`` is 512 MiB on the CPU, 2 GiB on a GPU,
-    where logits of 256 rows always may. A smaller budget costs time, never a bit of a value."""
     weight_grad_dtype: torch.dtype = torch.float32
-    """The least precise type in which the weight's gradient may be accumulated. The gradient
-    itself has the weight's dtype."""
     deterministic: bool = True
-    """Same row, same bits, whatever the batch. ``False`` permits a backend to trade that for speed:
-    on a GPU, products of the height that suits the library, and scores without a gradient that
-    write no logits at all."""
     skip_tolerance: float = 0.0
-    """How much of a row's softmax its gradient may leave out: the parts of the vocabulary with the
-    least mass, together at most this much. A speech row then meets little but the speech ids.
-    With ``g = dL/dlogp`` of a row, ``h`` its hidden state and ``w`` the head's rows:
-    ``|Δ dL/dh| <= |g| · skip_tolerance · max |w|`` in each row, ``|Δ dL/dW| <= skip_tolerance ·
-    Σ |g| |h|`` over the rows. Values stay exact, and so do gradients of an entropy."""
     live_rows: int | None = None
-    """GPU only: at most so many positions carry loss. The host then waits for nothing even where
-    the targets are on the GPU, and a step can be captured in a CUDA graph without multiplying the
-    rest. Where more positions do, the results are NaN. Targets on the CPU need no such bound."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -57,7 +68,11 @@ class LossOptions:
 
 
 def checked_options(options: LossOptions | None) -> LossOptions:
-    """The options, by default all at their defaults; a ``ValueError`` for anything else."""
+    """The options, or the defaults for ``None``.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if options is None:
         return LossOptions()
     check_type("options", options, LossOptions)

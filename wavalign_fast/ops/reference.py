@@ -16,12 +16,11 @@ def reference_logprob(
     """``(logp, entropy, lse)`` of ``softmax(hidden W^T / temperature + bias)``, each [T].
 
     Computes in float64 for float64 operands and in float32 for all others; the logits are
-    materialised. Ignored rows are left out before the product, so what stands in them is never
-    read.
+    materialised. Ignored rows are left out before the GEMM, so their contents are never read.
     """
-    if hidden.device.type == "meta":  # which has no autocast
+    if hidden.device.type == "meta":  # there is no autocast for it
         return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
-    with torch.autocast(hidden.device.type, enabled=False):  # it would take these products to bf16
+    with torch.autocast(hidden.device.type, enabled=False):  # else this GEMM runs in bf16
         return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
 
 
@@ -39,14 +38,14 @@ def _in_full(
     logits = hidden.index_select(0, live).to(compute) @ weight.to(compute).T / temperature  # [N, V]
     if bias is not None:
         logits = logits + bias.to(compute)
-    # An id outside the vocabulary must not read another row's memory; it poisons its own.
+    # An id outside the vocabulary must not read out of bounds; it makes its own row NaN.
     inside = (ids >= 0) & (ids < weight.shape[0])
     logits = torch.where(inside.unsqueeze(-1), logits, torch.nan)
     ids = torch.where(inside, ids, 0)
 
     logp = torch.log_softmax(logits, dim=-1)  # [N, V]
     lse = torch.logsumexp(logits, dim=-1)
-    # 0 * -inf is 0 in an entropy, in its value and in its gradient.
+    # In an entropy 0 * -inf is 0, in its value and in its gradient.
     finite = torch.where(torch.isneginf(logp), 0.0, logp)
     entropy = -(logp.exp() * finite).sum(dim=-1)
     selected = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -58,7 +57,7 @@ def _in_full(
 
 
 def _live_rows(targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Indices [N] of the rows that are not ignored; of all, where there are shapes only."""
+    """Indices [N] of the rows that are not ignored; of all rows where there are only shapes."""
     if targets.device.type == "meta":
         return torch.arange(len(targets), device="meta")
     return torch.nonzero(targets != ignore_index).squeeze(-1)

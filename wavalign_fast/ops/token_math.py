@@ -1,4 +1,4 @@
-"""What each token of the hybrid loss contributes: its coefficients, and dL/dlogp of them."""
+"""The hybrid loss of a token: its coefficients, and the derivative by its log-prob."""
 
 import math
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 
 LINEAR_FROM = 20.0
-"""Nats from which ratios grow along their tangent."""
+"""Log-ratio, in nats, above which a ratio continues along its tangent."""
 
 
 class TokenTable(NamedTuple):
-    """What the hybrid loss knows of each row before its log-prob, each [R].
+    """What the hybrid loss needs of each row besides its log-prob; each column is [R].
 
-    Coefficients hold weights, denominators and λ. A term whose coefficient is 0 is 0 whatever
-    stands in its other columns.
+    A coefficient includes the term's weight, its denominator and λ. Where it is 0 the term is 0,
+    whatever its other columns hold, NaN included.
     """
 
     policy_coef: torch.Tensor
@@ -21,20 +21,20 @@ class TokenTable(NamedTuple):
     kl_coef: torch.Tensor
     anchor_coef: torch.Tensor
     old_logp: torch.Tensor | None = None
-    """``None``: the policy itself, ρ = 1."""
+    """``None``: the policy itself sampled, so ρ = 1."""
     ref_logp: torch.Tensor | None = None
-    """``None``: no KL."""
+    """``None``: there is no KL term."""
 
 
 def token_gradient(
     logp: torch.Tensor, table: TokenTable, clip: tuple[float, float] | None
 ) -> torch.Tensor:
-    """``dL/dlogp`` of each token of the hybrid loss, from the derivatives of ``policy_tokens``.
+    """``dL/dlogp`` [R] of the hybrid loss, the derivative of ``losses.policy.policy_tokens``.
 
     Args:
         logp: [R].
-        table: the step's coefficients.
-        clip: the bounds of ρ, ``(1 - low, 1 + high)``; ``None`` is off.
+        table: the coefficients of the rows.
+        clip: the bounds of ρ, ``(1 - low, 1 + high)``; ``None`` does not clip.
     """
     excess = torch.zeros_like(logp) if table.old_logp is None else logp - table.old_logp
     slope = excess.clamp(max=LINEAR_FROM).exp()
@@ -52,9 +52,9 @@ def token_gradient(
 
 
 def may_have_gradient(table: TokenTable) -> torch.Tensor:
-    """Which rows [R] have a ``token_gradient`` that is not 0 by their coefficients alone.
+    """Which rows [R] may have a ``token_gradient`` other than 0, judged by the coefficients alone.
 
-    What clipping takes away is known with the log-prob only.
+    A row that clipping sets to 0 still counts: that depends on its log-prob.
     """
     with_gradient = (table.policy_coef > 0) & (table.advantage != 0) | (table.anchor_coef != 0)
     return with_gradient if table.ref_logp is None else with_gradient | (table.kl_coef > 0)

@@ -1,4 +1,4 @@
-"""Tables on their way from the CPU to a device, for which the host never waits."""
+"""Copies of tables from the CPU to a device, without a host sync."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 ALIGN = 16
-"""Bytes on which a table starts in the buffer that is copied for several."""
+"""Alignment in bytes of each table in the buffer that holds several."""
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether the current stream records a CUDA graph."""
+    """Whether the current stream captures a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
-    """Refuses tables on the CPU while a graph for ``device`` is captured.
+    """Refuses tables on the CPU while ``device`` captures a graph.
 
-    A copy to the device would be made once, and every replay would see the values of the capture.
+    The copy to the device would be made once, so every replay would use the captured values.
 
     Raises:
-        ValueError: names the first such table.
+        ValueError: the message names the first such table.
     """
     if not capturing(device):
         return
@@ -30,16 +30,16 @@ def refuse_in_capture(device: torch.device, **tables: Tensor | None) -> None:
         if table is not None and table.device.type == "cpu":
             raise ValueError(
                 f"{name}: got a tensor on the CPU while a CUDA graph is captured, want it on "
-                f"{device}, for a replay would go on with the values of now; LossOptions.live_rows "
+                f"{device}: every replay would use the values captured now. LossOptions.live_rows "
                 "bounds the rows that carry loss"
             )
 
 
 def refuse_meta(device: torch.device, **tables: Any) -> None:
-    """Refuses tables without values, unless nothing is computed.
+    """Refuses tables on the meta device, unless ``device`` is the meta device too.
 
     Raises:
-        ValueError: names the first such table.
+        ValueError: the message names the first such table.
     """
     for name, table in tables.items():
         if isinstance(table, Tensor) and table.device.type == "meta" != device.type:
@@ -47,7 +47,7 @@ def refuse_meta(device: torch.device, **tables: Any) -> None:
 
 
 def copied_to(table: Tensor, device: torch.device, name: str = "table") -> Tensor:
-    """The table on the device."""
+    """The table on ``device``; ``name`` is what an error calls it."""
     if table.device == device:
         return table
     refuse_in_capture(device, **{name: table})
@@ -57,9 +57,9 @@ def copied_to(table: Tensor, device: torch.device, name: str = "table") -> Tenso
 
 
 def copied_together(device: torch.device, *values: Any) -> tuple[Any, ...]:
-    """The values with their tensors on the device, those of the CPU in one copy.
+    """The values with all their tensors on ``device``; those on the CPU get there in one copy.
 
-    Values are tensors, and dataclasses, named tuples and dictionaries of values.
+    A value is a tensor, or a dataclass, named tuple or dictionary of values.
     """
     tables: list[Tensor] = []
 
@@ -95,7 +95,7 @@ def _in_one_copy(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]
 
 
 def _places(memory: Tensor, tables: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
-    """Where the tables lie in memory that holds them all."""
+    """Views of ``memory``, which holds all the tables, as each of them."""
     return [
         memory[start : start + table.numel() * table.element_size()]
         .view(table.dtype)
@@ -105,7 +105,7 @@ def _places(memory: Tensor, tables: Sequence[Tensor], starts: Sequence[int]) -> 
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor in it replaced, in their order."""
+    """The value with every tensor in it replaced by ``function`` of it, in order."""
     if isinstance(value, Tensor):
         return function(value)
     if value is None or isinstance(value, bool | int | float | str):
