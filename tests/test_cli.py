@@ -11,10 +11,10 @@ from importlib import metadata
 
 import pytest
 
-from wavalign_fast import config_listing
 from wavalign_fast.cli import main
-from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import known_keys
+from wavalign_fast.config import listing
+from wavalign_fast.config.layers import known_keys
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.spoken_sums.options import Options
 from wavalign_fast.train.guards import StopSignal
@@ -218,7 +218,7 @@ def test_ctrl_c_is_said_and_has_its_exit_status(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(config_listing, "listing", interrupted)
+    monkeypatch.setattr(listing, "list_settings", interrupted)
     assert main(["config"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -248,7 +248,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     def bug(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(config_listing, "listing", bug)
+    monkeypatch.setattr(listing, "list_settings", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["config"])
 
@@ -257,7 +257,7 @@ def test_a_missing_package_of_the_trainer_says_what_to_install(capsys, monkeypat
     monkeypatch.setitem(sys.modules, "wavalign_fast.train_command", None)
     with pytest.raises(ModuleNotFoundError):  # our own module missing is a bug: traceback
         main(["train", "--recipe", "x"])
-    for module in ("train_command", "config_layers", "config_yaml"):
+    for module in ("train_command", "config.layers", "config.yaml"):
         monkeypatch.delitem(sys.modules, f"wavalign_fast.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "pip install 'wavalign-fast[train]'" in mistake(capsys, "train", "--recipe", "x")

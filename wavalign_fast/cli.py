@@ -77,8 +77,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _setting_hint(option: str) -> str:
     """For a setting written as an option, ``--train.steps`` or ``--steps``: how it is given."""
-    from wavalign_fast.config import RunConfig
-    from wavalign_fast.config_layers import known_keys
+    from wavalign_fast.config.layers import known_keys
+    from wavalign_fast.config.schema import RunConfig
 
     word = option.strip("-").replace("-", "_")
     keys = [key for key in known_keys(RunConfig) if key == word or key.endswith(f".{word}")]
@@ -232,9 +232,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from wavalign_fast.config_listing import listing
+    from wavalign_fast.config.listing import list_settings
 
-    print(listing(args.keys, recipe=args.recipe))
+    print(list_settings(args.keys, recipe=args.recipe))
     return 0
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavalign_fast import recipes
-from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import (
+from wavalign_fast.config.layers import (
     check_task_options,
     choose_arm,
     dump_config,
@@ -23,7 +22,8 @@ from wavalign_fast.config_layers import (
     resolve_config,
     settle,
 )
-from wavalign_fast.config_yaml import read_config_file
+from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import check_output
 from wavalign_fast.train.lock import locked

@@ -7,7 +7,7 @@ import yaml
 
 pytest.importorskip("pydantic")
 
-from wavalign_fast.config_layers import choose_arm, resolve_config
+from wavalign_fast.config.layers import choose_arm, resolve_config
 from wavalign_fast.recipes import spoken_sums
 from wavalign_fast.recipes.spoken_sums.task import SpokenSums
 

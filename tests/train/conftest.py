@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from wavalign_fast.cli import main
-from wavalign_fast.config_layers import parse_overrides, resolve_config
+from wavalign_fast.config.layers import parse_overrides, resolve_config
 from wavalign_fast.data.records import (
     Completion,
     Demonstration,

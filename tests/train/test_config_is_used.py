@@ -13,7 +13,7 @@ import yaml
 
 from wavalign_fast import recipes
 from wavalign_fast.cli import main
-from wavalign_fast.config import GateConfig, LossConfig, OptimizerConfig, RunConfig
+from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
 from wavalign_fast.train import loop, session, step
 from wavalign_fast.train.sampler import PromptSampler

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 
-from wavalign_fast.config_layers import dump_config
+from wavalign_fast.config.layers import dump_config
 from wavalign_fast.train import loop, session
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.owned import MARKER_FILE, drop_replaced, own_paths, put_back, set_aside

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from wavalign_fast.config import OptimizerConfig
+from wavalign_fast.config.schema import OptimizerConfig
 from wavalign_fast.train.files import to_json, write_json, write_wav
 from wavalign_fast.train.optim import learning_rate
 from wavalign_fast.train.progress import ProgressDisplay

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from wavalign_fast.config import OptimizerConfig
+from wavalign_fast.config.schema import OptimizerConfig
 from wavalign_fast.train.loop import Trainer
 from wavalign_fast.train.optim import build_optimizer
 from wavalign_fast.train.step import HybridStep

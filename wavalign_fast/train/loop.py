@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from wavalign_fast.config import RunConfig
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
 from wavalign_fast.telemetry import GpuMonitor

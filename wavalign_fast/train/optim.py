@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from wavalign_fast.config import OptimizerConfig
+from wavalign_fast.config.schema import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

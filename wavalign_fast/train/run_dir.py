@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import differing_keys, dump_config, resolve_config
-from wavalign_fast.config_yaml import read_config_file
+from wavalign_fast.config.layers import differing_keys, dump_config, resolve_config
+from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.train.files import write_json, write_text, write_wav

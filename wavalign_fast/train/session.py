@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from wavalign_fast.config import RunConfig
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Evaluation
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.ops import backend_status

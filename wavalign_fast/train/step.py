@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wavalign_fast.config import LossConfig, RunConfig
+from wavalign_fast.config.schema import LossConfig, RunConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import (

@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import group_of, key_hint, leaves, options_model, wanted
+from wavalign_fast.config.layers import group_of, key_hint, leaves, options_model, wanted
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, shown, user_input
 from wavalign_fast.recipes import PACKAGES, describe_recipe, load_recipe
 
 WIDTH = 80
 
 
-def listing(keys: Sequence[str] = (), *, recipe: str | None = None) -> str:
+def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str:
     """Plain text of at most 80 columns; with ``keys``, of those keys and groups alone."""
     names = list(PACKAGES) if recipe is None else [recipe]
     with user_input("recipe"):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from wavalign_fast.config import RunConfig
-from wavalign_fast.config_layers import (
+from wavalign_fast.config.layers import (
     check_task_options,
     choose_arm,
     differing_keys,
@@ -19,7 +18,8 @@ from wavalign_fast.config_layers import (
     resolve_config,
     wanted,
 )
-from wavalign_fast.config_yaml import parse_yaml, read_config_file
+from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.config.yaml import parse_yaml, read_config_file
 from wavalign_fast.errors import UserError
 from wavalign_fast.train.optim import build_optimizer
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavalign_fast.config_layers import dump_config, parse_overrides, resolve_config
-from wavalign_fast.config_yaml import dump_yaml, parse_yaml, read_config_file
+from wavalign_fast.config.layers import dump_config, parse_overrides, resolve_config
+from wavalign_fast.config.yaml import dump_yaml, parse_yaml, read_config_file
 from wavalign_fast.errors import UserError
 
 LIKE_OTHER_TYPES = (

@@ -1,6 +1,6 @@
 """The typed configuration of a training run: every key, its default and what it does.
 
-``wavalign_fast.config_layers`` reads it from files and the command line.
+``wavalign_fast.config.layers`` reads it from files and the command line.
 """
 
 from typing import Annotated, Any, Literal
