@@ -161,13 +161,13 @@ def test_benchmarks_import_each_other_relatively():
         ("ops/deep/x.py", "from ... import losses"),
         ("losses/x.py", "from wavalign_fast.data.records import Example"),
         ("config/x.py", "from wavalign_fast.recipes import load_recipe"),
-        ("data/x.py", "from wavalign_fast.train.task import Task"),
+        ("data/x.py", "from wavalign_fast.train.task_protocol import Task"),
         ("train/x.py", "from wavalign_fast.recipes import spoken_sums"),
         ("train/x.py", "from ..recipes.spoken_sums import task"),
-        ("recipes/spoken_sums/x.py", "from wavalign_fast.train.task import Task"),
-        ("report/x.py", "import wavalign_fast.train.files"),
+        ("recipes/spoken_sums/x.py", "from wavalign_fast.train.task_protocol import Task"),
+        ("report/x.py", "import wavalign_fast.train.atomic_files"),
         ("integrations/x.py", "from wavalign_fast.rollout import sample_completions"),
-        ("__init__.py", "from wavalign_fast.train import loop"),
+        ("__init__.py", "from wavalign_fast.train import trainer"),
     ],
 )
 def test_a_forbidden_import_is_found(path, source):
@@ -181,7 +181,7 @@ def test_a_forbidden_import_is_found(path, source):
         ("rollout/x.py", "from wavalign_fast.data.records import Completion"),
         ("config/listing.py", "from wavalign_fast.recipes import load_recipe"),
         ("ops/x.py", "from . import reference\nfrom .options import LossOptions\nimport torch"),
-        ("cli.py", "from wavalign_fast import doctor\nfrom wavalign_fast.train import loop"),
+        ("cli.py", "from wavalign_fast import doctor\nfrom wavalign_fast.train import trainer"),
     ],
 )
 def test_an_allowed_import_passes(path, source):

@@ -239,7 +239,7 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace) -> int:
-    from wavalign_fast.train.run_dir import arm_directories, read_run_config
+    from wavalign_fast.train.run_directory import arm_directories, read_run_config
     from wavalign_fast.train_command import quiet_libraries, task_maker
 
     directory, *others = arm_directories(args.run)
@@ -250,7 +250,7 @@ def _say(args: argparse.Namespace) -> int:
         check_output(args.out)
 
     from wavalign_fast.models import check_vocabulary, load_checkpoint
-    from wavalign_fast.train.files import write_wav
+    from wavalign_fast.train.atomic_files import write_wav
 
     quiet_libraries()
     if others:
@@ -272,7 +272,7 @@ def _say(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from wavalign_fast.train.run_dir import arm_directories
+    from wavalign_fast.train.run_directory import arm_directories
     from wavalign_fast.train_command import print_report
 
     arm_directories(args.run)  # refuses a directory without a run

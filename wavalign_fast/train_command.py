@@ -26,12 +26,12 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import check_output
-from wavalign_fast.train.lock import locked
-from wavalign_fast.train.owned import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
-from wavalign_fast.train.run_dir import check_folder_of_arms, check_run
+from wavalign_fast.train.directory_lock import locked
+from wavalign_fast.train.owned_files import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
+from wavalign_fast.train.run_directory import check_folder_of_arms, check_run
 
 if TYPE_CHECKING:
-    from wavalign_fast.train.task import Task
+    from wavalign_fast.train.task_protocol import Task
 
 KEY = re.compile(r"[^/=]*=")
 
@@ -74,8 +74,8 @@ def _run(
 ) -> int:
     from rich.console import Console
 
+    from wavalign_fast.train.arms import Plan, run_plans
     from wavalign_fast.train.guards import Stopped
-    from wavalign_fast.train.session import Plan, run_plans
 
     quiet_libraries()
     several = len(configs) > 1

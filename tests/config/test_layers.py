@@ -21,7 +21,7 @@ from wavalign_fast.config.layers import (
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import parse_yaml, read_config_file
 from wavalign_fast.errors import UserError
-from wavalign_fast.train.optim import build_optimizer
+from wavalign_fast.train.optimizer import build_optimizer
 
 BASE = {"recipe": "toy"}
 

@@ -20,8 +20,8 @@ from wavalign_fast.data.records import (
     SpokenSample,
 )
 from wavalign_fast.losses import ModalityLayout
-from wavalign_fast.train.loop import Trainer
-from wavalign_fast.train.run_dir import start_run
+from wavalign_fast.train.run_directory import start_run
+from wavalign_fast.train.trainer import Trainer
 
 VOCAB = 24
 PAD, EOS, WANTED = 0, 1, 7

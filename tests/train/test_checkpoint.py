@@ -10,7 +10,7 @@ import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
-from wavalign_fast.train.owned import CONTENTS_FILE
+from wavalign_fast.train.owned_files import CONTENTS_FILE
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from wavalign_fast import recipes
 from wavalign_fast.cli import main
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
-from wavalign_fast.train import loop, session, step
-from wavalign_fast.train.sampler import PromptSampler
+from wavalign_fast.train import arms, step
+from wavalign_fast.train import trainer as training
+from wavalign_fast.train.prompt_sampler import PromptSampler
 
 LOSS = {
     "policy_scope": ("speech", lambda it: scope_of(it.policy_weights)),
@@ -131,13 +132,15 @@ class Spy:
         self.answered, self.saved = [], []
         self.monkeypatch, self.toy_task = monkeypatch, toy_task
         monkeypatch.setattr(recipes, "load_recipe", self.load_recipe)
-        monkeypatch.setattr(session.torch, "set_num_threads", self.note("train.threads"))
+        monkeypatch.setattr(arms.torch, "set_num_threads", self.note("train.threads"))
         self.wrap(
-            loop, "NonFiniteGuard", lambda limit: self.set("train.max_nonfinite_steps", limit)
+            training,
+            "NonFiniteGuard",
+            lambda limit: self.set("train.max_nonfinite_steps", limit),
         )
         self.wrap(step, "sample_completions", self.sampled)
         self.wrap(step, "hidden_states", self.blocks)
-        self.wrap(loop.Trainer, "save", lambda it: self.saved.append(it.step))
+        self.wrap(training.Trainer, "save", lambda it: self.saved.append(it.step))
 
     def wrap(self, owner, name, look) -> None:
         original = getattr(owner, name)

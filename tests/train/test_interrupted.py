@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from wavalign_fast.cli import main
-from wavalign_fast.train import loop
+from wavalign_fast.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("toy_recipe")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -95,7 +95,7 @@ def test_a_signal_while_a_model_is_evaluated(
 def test_a_second_ctrl_c_ends_training_at_once_and_it_goes_on(
     train, tmp_path, monkeypatch, uninterrupted
 ):
-    one_step = loop.Trainer._one_step
+    one_step = Trainer._one_step
 
     def stop_at_three(self, *args):
         if self.step == 2:
@@ -104,11 +104,11 @@ def test_a_second_ctrl_c_ends_training_at_once_and_it_goes_on(
             pytest.fail("the second Ctrl-C was swallowed")
         one_step(self, *args)
 
-    monkeypatch.setattr(loop.Trainer, "_one_step", stop_at_three)
+    monkeypatch.setattr(Trainer, "_one_step", stop_at_three)
     status, err = train()
     assert status == 130
     assert err.startswith("wavalign-fast: interrupted by SIGINT") and err.count("\n") == 1
-    monkeypatch.setattr(loop.Trainer, "_one_step", one_step)
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
     assert same_as_uninterrupted(train, tmp_path, uninterrupted)
 
 
@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_ends_training_at_once_and_it_goes_on(
 def test_a_signal_while_training_says_how_to_go_on(
     train, tmp_path, monkeypatch, uninterrupted, number
 ):
-    one_step = loop.Trainer._one_step
+    one_step = Trainer._one_step
 
     def stop_at_two(self, *args):
         one_step(self, *args)
@@ -124,10 +124,10 @@ def test_a_signal_while_training_says_how_to_go_on(
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGTERM)  # as `timeout` does
 
-    monkeypatch.setattr(loop.Trainer, "_one_step", stop_at_two)
+    monkeypatch.setattr(Trainer, "_one_step", stop_at_two)
     status, err = train()
     assert status == 128 + number
     assert f"stopped by {number.name} after step 2; checkpoint saved in" in err
     assert "--resume" in err and err.count("\n") == 1
-    monkeypatch.setattr(loop.Trainer, "_one_step", one_step)
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
     assert same_as_uninterrupted(train, tmp_path, uninterrupted)

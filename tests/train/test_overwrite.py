@@ -8,9 +8,16 @@ import pytest
 import yaml
 
 from wavalign_fast.config.layers import dump_config
-from wavalign_fast.train import loop, session
+from wavalign_fast.train import arms
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.owned import MARKER_FILE, drop_replaced, own_paths, put_back, set_aside
+from wavalign_fast.train.owned_files import (
+    MARKER_FILE,
+    drop_replaced,
+    own_paths,
+    put_back,
+    set_aside,
+)
+from wavalign_fast.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
 SHORT = ("train.steps=1", "train.eval_items=1")
@@ -145,7 +152,7 @@ def test_a_start_that_fails_gives_the_old_run_back(run, refused, monkeypatch):
         raise ValueError("no such weights")
 
     before = tree(run)
-    monkeypatch.setattr(loop.Trainer, "_load", fail)
+    monkeypatch.setattr(Trainer, "_load", fail)
     with pytest.raises(ValueError, match="no such weights"):
         refused("--name", "one", "--overwrite", "train.seed=9", *SHORT)
     assert tree(run) == before
@@ -171,8 +178,8 @@ def test_a_process_killed_while_it_overwrites_loses_nothing(run, train_toy, monk
 
     before = tree(run)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "put_back", lambda run: None)
-        patch.setattr(session, "drop_replaced", kill)
+        patch.setattr(arms, "put_back", lambda run: None)
+        patch.setattr(arms, "drop_replaced", kill)
         with pytest.raises(Killed):
             train_toy("--name", "one", "--overwrite", "train.seed=9", *SHORT)
     assert seed_of(run) == 9

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from wavalign_fast.config.schema import OptimizerConfig
-from wavalign_fast.train.files import to_json, write_json, write_wav
-from wavalign_fast.train.optim import learning_rate
+from wavalign_fast.train.atomic_files import to_json, write_json, write_wav
+from wavalign_fast.train.optimizer import learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
-from wavalign_fast.train.sampler import PromptSampler
+from wavalign_fast.train.prompt_sampler import PromptSampler
 
 
 def test_an_epoch_holds_every_example_once_and_epochs_differ():

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from wavalign_fast.train import checkpoint, lock, metrics, session
+from wavalign_fast.train import arms, checkpoint, directory_lock, metric_writers
 from wavalign_fast.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
@@ -21,8 +21,8 @@ def fail(*args, **kwargs):
 def computed(monkeypatch):
     """What was computed: evaluations and trainers made."""
     calls = []
-    evaluate = session._evaluate
-    monkeypatch.setattr(session, "_evaluate", lambda *a: calls.append("eval") or evaluate(*a))
+    evaluate = arms._evaluate
+    monkeypatch.setattr(arms, "_evaluate", lambda *a: calls.append("eval") or evaluate(*a))
     return calls
 
 
@@ -56,7 +56,7 @@ def test_a_report_that_cannot_be_written_is_found_before(in_tmp_path, refused, t
 
 def test_a_disk_without_room_for_the_checkpoints(in_tmp_path, refused, computed, monkeypatch):
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(session.shutil, "disk_usage", lambda path: usage._replace(free=30_000))
+    monkeypatch.setattr(arms.shutil, "disk_usage", lambda path: usage._replace(free=30_000))
     keep = ("train.keep_checkpoints=3", "train.checkpoint_every=1")
     line = refused("--name", "one", "train.steps=2", *keep)
     assert "0 MiB free on its disk, wanted 4 MiB for 4 checkpoints of 1 MiB" in line
@@ -64,14 +64,14 @@ def test_a_disk_without_room_for_the_checkpoints(in_tmp_path, refused, computed,
 
 
 def test_a_quota_or_a_limit_on_files(in_tmp_path, refused, computed, monkeypatch):
-    monkeypatch.setattr(session, "reserve", fail)
+    monkeypatch.setattr(arms, "reserve", fail)
     line = refused("--name", "one")
     assert "runs/one does not take a checkpoint of 1 MiB: No space left on device" in line
     assert not computed and os.listdir() == []
 
 
 def test_a_disk_too_full_for_the_lock(in_tmp_path, refused, computed, monkeypatch):
-    monkeypatch.setattr(lock.os, "pwrite", fail)
+    monkeypatch.setattr(directory_lock.os, "pwrite", fail)
     assert "runs/one cannot be written: No space left on device" in refused("--name", "one")
     assert not computed and os.listdir() == []
 
@@ -100,19 +100,19 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
 
 
 def test_metrics_that_cannot_be_written_end_the_run_in_one_line(refused, monkeypatch):
-    monkeypatch.setattr(metrics.JsonlWriter, "write", fail)
+    monkeypatch.setattr(metric_writers.JsonlWriter, "write", fail)
     assert "No space left on device" in refused("--name", "one")
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_nothing(in_tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(session.Trainer, "_one_step", fail)
+    monkeypatch.setattr(arms.Trainer, "_one_step", fail)
     assert "No space left on device" in refused("--name", "one")
     assert os.listdir() == []
 
 
 def test_the_second_of_two_processes_is_refused(in_tmp_path, refused, train_toy, monkeypatch):
     seen = []
-    evaluate = session._evaluate
+    evaluate = arms._evaluate
 
     def meanwhile(*args):
         if not seen:
@@ -121,9 +121,9 @@ def test_the_second_of_two_processes_is_refused(in_tmp_path, refused, train_toy,
                 seen.append(refused("--name", "one", *argv))
         return evaluate(*args)
 
-    monkeypatch.setattr(session, "_evaluate", meanwhile)
+    monkeypatch.setattr(arms, "_evaluate", meanwhile)
     assert train_toy("--name", "one", "train.steps=1") == 0
     assert len(seen) == 4
     for line in seen[1:]:
         assert f"runs/one is in use by process {os.getpid()} on" in line, line
-    assert not (in_tmp_path / "runs" / "one" / lock.LOCK_FILE).exists()
+    assert not (in_tmp_path / "runs" / "one" / directory_lock.LOCK_FILE).exists()

@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from wavalign_fast.cli import main
-from wavalign_fast.train import loop
-from wavalign_fast.train.owned import MARKER_FILE
-from wavalign_fast.train.run_dir import start_run
+from wavalign_fast.train.owned_files import MARKER_FILE
+from wavalign_fast.train.run_directory import start_run
+from wavalign_fast.train.trainer import Trainer
 from wavalign_fast.train_command import resume_command
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
@@ -28,15 +28,15 @@ def stop_at(monkeypatch):
     """Ctrl-C in the given step, once."""
 
     def arm(step):
-        one_step = loop.Trainer._one_step
+        one_step = Trainer._one_step
 
         def stopping(self, *args):
             one_step(self, *args)
             if self.step == step:
-                monkeypatch.setattr(loop.Trainer, "_one_step", one_step)
+                monkeypatch.setattr(Trainer, "_one_step", one_step)
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(loop.Trainer, "_one_step", stopping)
+        monkeypatch.setattr(Trainer, "_one_step", stopping)
 
     return arm
 

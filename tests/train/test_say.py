@@ -16,7 +16,7 @@ from wavalign_fast import cli, models
 from wavalign_fast.cli import main
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import load_checkpoint
-from wavalign_fast.train.run_dir import start_run
+from wavalign_fast.train.run_directory import start_run
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "in_tmp_path")
 

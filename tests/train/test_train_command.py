@@ -9,8 +9,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from wavalign_fast.cli import main
-from wavalign_fast.train import loop
-from wavalign_fast.train.owned import MARKER_FILE
+from wavalign_fast.train.owned_files import MARKER_FILE
+from wavalign_fast.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
 
@@ -90,14 +90,14 @@ def test_overwrite_removes_nothing_but_runs(in_tmp_path, refused):
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, monkeypatch, train_toy):
-    one_step = loop.Trainer._one_step
+    one_step = Trainer._one_step
 
     def stop_at_two(self, *args):
         one_step(self, *args)
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop.Trainer, "_one_step", stop_at_two)
+    monkeypatch.setattr(Trainer, "_one_step", stop_at_two)
     assert train_toy("--arms", "both,sft") == 130
     err = capsys.readouterr().err
     assert "stopped by SIGINT after step 2; checkpoint saved in runs/toy/both/checkpoint" in err

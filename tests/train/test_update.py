@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from wavalign_fast.config.schema import OptimizerConfig
-from wavalign_fast.train.loop import Trainer
-from wavalign_fast.train.optim import build_optimizer
+from wavalign_fast.train.optimizer import build_optimizer
 from wavalign_fast.train.step import HybridStep
+from wavalign_fast.train.trainer import Trainer
 
 # Every value another than the default, and `eps` large: without it AdamW hides a gradient's scale.
 SETTINGS = (

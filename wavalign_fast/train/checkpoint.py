@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from wavalign_fast.errors import UserError, one_line
-from wavalign_fast.train.files import remove, replace_directory, sync_directory, write_json
-from wavalign_fast.train.owned import CONTENTS_FILE, checkpoint_contents
+from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
+from wavalign_fast.train.owned_files import CONTENTS_FILE, checkpoint_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wavalign_fast.data.records import Completion
 from wavalign_fast.errors import UserError, described, shown
-from wavalign_fast.train.task import Task
+from wavalign_fast.train.task_protocol import Task
 
 logger = logging.getLogger(__name__)
 

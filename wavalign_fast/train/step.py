@@ -23,10 +23,10 @@ from wavalign_fast.losses import (
 from wavalign_fast.models import hidden_states, output_head
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.rollout import end_ids, sample_completions
-from wavalign_fast.train.batch import ScoredIds, TokenTables, build_tables
 from wavalign_fast.train.rewards import Rewarder
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
-from wavalign_fast.train.task import Task
+from wavalign_fast.train.task_protocol import Task
+from wavalign_fast.train.token_tables import ScoredIds, TokenTables, build_tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

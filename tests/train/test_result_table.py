@@ -2,7 +2,7 @@
 
 import pytest
 
-from wavalign_fast.train.table import result_table
+from wavalign_fast.train.result_table import result_table
 
 METRICS = (
     "text_accuracy text_accuracy_greedy speech_matches_text speech_says_sum speech_ce text_ce "

@@ -14,7 +14,7 @@ from typing import Any
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.outputs import TEMPORARY
-from wavalign_fast.train.files import remove, write_json
+from wavalign_fast.train.atomic_files import remove, write_json
 
 MARKER_FILE = ".wavalign-run.json"
 CONFIG_FILE = "config.yaml"

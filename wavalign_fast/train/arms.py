@@ -17,9 +17,9 @@ from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.loop import Trainer
-from wavalign_fast.train.owned import CONFIG_FILE, drop_replaced, put_back, set_aside
-from wavalign_fast.train.run_dir import (
+from wavalign_fast.train.owned_files import CONFIG_FILE, drop_replaced, put_back, set_aside
+from wavalign_fast.train.result_table import result_table
+from wavalign_fast.train.run_directory import (
     add_arm,
     changes,
     check_same_data,
@@ -28,8 +28,8 @@ from wavalign_fast.train.run_dir import (
     start_run,
     write_evaluation,
 )
-from wavalign_fast.train.table import result_table
-from wavalign_fast.train.task import Task
+from wavalign_fast.train.task_protocol import Task
+from wavalign_fast.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

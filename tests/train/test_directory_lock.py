@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.train import lock
-from wavalign_fast.train.lock import LOCK_FILE, locked
+from wavalign_fast.train import directory_lock
+from wavalign_fast.train.directory_lock import LOCK_FILE, locked
 
 HOLD = (
     "import pathlib, sys, time\n"
-    "from wavalign_fast.train.lock import locked\n"
+    "from wavalign_fast.train.directory_lock import locked\n"
     "with locked([pathlib.Path(p) for p in sys.argv[1:]]):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
@@ -77,7 +77,7 @@ def test_a_lock_on_a_file_that_was_removed_in_between_does_not_count(tmp_path, m
         calls.append(descriptor)
         flock(descriptor, how)
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock_after_the_holder_ended)
+    monkeypatch.setattr(directory_lock.fcntl, "flock", flock_after_the_holder_ended)
     with locked([tmp_path]):
         assert len(calls) == 2
         assert (tmp_path / LOCK_FILE).read_text().split()[0] == str(os.getpid())
@@ -88,7 +88,7 @@ def test_without_locks_the_file_says_who_holds_the_run(tmp_path, monkeypatch, nu
     def no_locks(descriptor, how):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(directory_lock.fcntl, "flock", no_locks)
     host, path = socket.gethostname(), tmp_path / LOCK_FILE
     for text, held in [
         (f"{os.getppid()} {host}\n", True),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wavalign_fast.errors import UserError, described, one_line
-from wavalign_fast.train.files import to_json, write_text
-from wavalign_fast.train.owned import METRICS_FILE
+from wavalign_fast.train.atomic_files import to_json, write_text
+from wavalign_fast.train.owned_files import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 

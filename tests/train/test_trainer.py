@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.telemetry import GpuMonitor
-from wavalign_fast.train import loop, step
-from wavalign_fast.train.batch import ScoredIds
+from wavalign_fast.train import step
+from wavalign_fast.train import trainer as training
 from wavalign_fast.train.guards import Stopped
 from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.token_tables import ScoredIds
 
 CONTRACT = {
     "loss/policy",
@@ -105,8 +106,8 @@ def test_rl_asks_for_no_demonstrations(train, toy_task, metrics_of, tmp_path):
 )
 def test_a_reference_is_held_only_for_a_kl(train, monkeypatch, overrides, copies):
     made = []
-    frozen_copy = loop.frozen_copy
-    monkeypatch.setattr(loop, "frozen_copy", lambda m: made.append(m) or frozen_copy(m))
+    frozen_copy = training.frozen_copy
+    monkeypatch.setattr(training, "frozen_copy", lambda m: made.append(m) or frozen_copy(m))
     train("train.steps=1", *overrides)
     assert len(made) == copies
 
@@ -247,8 +248,10 @@ def test_steps_in_a_row_are_counted_across_a_restart(train, monkeypatch):
 
 def test_checkpoints_come_as_often_as_asked(train, monkeypatch):
     saved = []
-    save = loop.Trainer.save
-    monkeypatch.setattr(loop.Trainer, "save", lambda self: saved.append(self.step) or save(self))
+    save = training.Trainer.save
+    monkeypatch.setattr(
+        training.Trainer, "save", lambda self: saved.append(self.step) or save(self)
+    )
     train("train.steps=5", "train.checkpoint_every=2")
     train("train.steps=4", "train.checkpoint_every=2", name="even")
     train("train.steps=3", "train.checkpoint_every=0", name="none")

@@ -15,9 +15,9 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example
 from wavalign_fast.errors import UserError, one_line, shown
-from wavalign_fast.train.files import write_json, write_text, write_wav
-from wavalign_fast.train.lock import LOCK_FILE
-from wavalign_fast.train.owned import (
+from wavalign_fast.train.atomic_files import write_json, write_text, write_wav
+from wavalign_fast.train.directory_lock import LOCK_FILE
+from wavalign_fast.train.owned_files import (
     CONFIG_FILE,
     EVALUATION_FILE,
     MARKER_FILE,

@@ -6,7 +6,7 @@ import torch
 from wavalign_fast.data.records import Completion, Demonstration, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridBatch
-from wavalign_fast.train.batch import ScoredIds, build_tables
+from wavalign_fast.train.token_tables import ScoredIds, build_tables
 
 PROMPTS = [(2, 3), (2, 3, 4, 5)]
 SAMPLED = [(7, 8, 1), (9,), (10, 11, 12, 13), (14, 1)]

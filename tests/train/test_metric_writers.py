@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.train import metrics
-from wavalign_fast.train.metrics import JsonlWriter, TensorBoardWriter, open_writers
+from wavalign_fast.train import metric_writers
+from wavalign_fast.train.metric_writers import JsonlWriter, TensorBoardWriter, open_writers
 from wavalign_fast.train.step_metrics import completion_metrics
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    metrics._warn_once.cache_clear()
+    metric_writers._warn_once.cache_clear()
 
 
 class Events:
