@@ -17,7 +17,7 @@ from wavalign_fast.config.layers import known_keys
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.spoken_sums.options import Options
-from wavalign_fast.train.guards import StopSignal
+from wavalign_fast.train.stop_signal import StopSignal
 
 FORBIDDEN = ("torch", "transformers", "pydantic", "numpy", "rich")
 

@@ -75,7 +75,7 @@ def _run(
     from rich.console import Console
 
     from wavalign_fast.train.arms import Plan, run_plans
-    from wavalign_fast.train.guards import Stopped
+    from wavalign_fast.train.stop_signal import Stopped
 
     quiet_libraries()
     several = len(configs) > 1

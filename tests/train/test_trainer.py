@@ -13,8 +13,8 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
-from wavalign_fast.train.guards import Stopped
 from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.stop_signal import Stopped
 from wavalign_fast.train.token_tables import ScoredIds
 
 CONTRACT = {

@@ -17,12 +17,13 @@ from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
 from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
-from wavalign_fast.train.guards import NonFiniteGuard, Stopped, StopSignal
 from wavalign_fast.train.metric_writers import MetricWriter, open_writers
+from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What keeps a run honest when it is stopped or goes wrong: signals and non-finite gradients."""
+"""Stops a run between two steps when a signal asks for it, so that it can be saved."""
 
 import signal
 import threading
@@ -7,7 +7,6 @@ from typing import Any
 
 from typing_extensions import Self
 
-from wavalign_fast.errors import UserError
 from wavalign_fast.terminal import raise_if_interrupted
 
 
@@ -60,34 +59,3 @@ class StopSignal:
 
     def _restore(self, number: int) -> None:
         signal.signal(number, self._before.pop(number))
-
-
-class NonFiniteGuard:
-    """Counts steps skipped for a non-finite gradient and stops after ``limit`` in a row."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.skipped = 0
-        self.in_a_row = 0
-
-    def record(self, *, finite: bool, step: int, loss: float, grad_norm: float) -> None:
-        """Notes one step; raises when there is no hope left."""
-        if finite:
-            self.in_a_row = 0
-            return
-        self.skipped += 1
-        self.in_a_row += 1
-        if self.in_a_row >= self.limit:
-            raise UserError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.in_a_row} "
-                "steps in a row (train.max_nonfinite_steps); the weights are those before them; "
-                "try a smaller optimizer.lr"
-            )
-
-    def state_dict(self) -> dict[str, int]:
-        """The counters."""
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Puts the counters back."""
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

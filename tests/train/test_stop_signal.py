@@ -1,11 +1,10 @@
-"""Signals while a run trains, and the count of steps that were not finite."""
+"""Signals while a run trains."""
 
 import signal
 
 import pytest
 
-from wavalign_fast.errors import UserError
-from wavalign_fast.train.guards import NonFiniteGuard, StopSignal
+from wavalign_fast.train.stop_signal import StopSignal
 
 
 @pytest.fixture(params=StopSignal.SIGNALS, ids=lambda number: number.name)
@@ -64,26 +63,3 @@ def test_an_ignored_signal_stays_ignored(number):
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, before)
-
-
-def record(guard, *finite):
-    for step, good in enumerate(finite, start=1):
-        guard.record(finite=good, step=step, loss=1.0, grad_norm=2.0)
-
-
-def test_a_finite_step_starts_the_count_anew():
-    guard = NonFiniteGuard(3)
-    record(guard, False, False, True, False, False, True)
-    assert (guard.skipped, guard.in_a_row) == (4, 0)
-    with pytest.raises(UserError, match=r"step 3: .* not finite 3 steps in a row"):
-        record(guard, False, False, False)
-
-
-def test_the_counts_outlive_a_restart():
-    guard = NonFiniteGuard(3)
-    record(guard, False, False)
-    restored = NonFiniteGuard(3)
-    restored.load_state_dict(guard.state_dict())
-    with pytest.raises(UserError, match="not finite 3 steps in a row"):
-        record(restored, False)
-    assert restored.skipped == 3

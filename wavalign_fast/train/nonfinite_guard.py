@@ -1,0 +1,34 @@
+"""Stops a run whose gradients stay non-finite."""
+
+from wavalign_fast.errors import UserError
+
+
+class NonFiniteGuard:
+    """Counts steps skipped for a non-finite gradient and stops after ``limit`` in a row."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def record(self, *, finite: bool, step: int, loss: float, grad_norm: float) -> None:
+        """Notes one step; raises when there is no hope left."""
+        if finite:
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.in_a_row} "
+                "steps in a row (train.max_nonfinite_steps); the weights are those before them; "
+                "try a smaller optimizer.lr"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """The counters."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Puts the counters back."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
