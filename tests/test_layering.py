@@ -31,16 +31,17 @@ MAY_IMPORT = {
     "outputs": set(),
     "failures": {"errors"},
     "recipes": PARTS,
-    "train": PARTS | {"config", "telemetry", "outputs", "terminal"},
+    "train": PARTS | {"config", "telemetry", "outputs", "signals"},
     "train_command": PARTS | {"config", "recipes", "train", "report", "outputs"},
     "report": {"errors", "outputs"},
     "doctor": KERNELS,
     "telemetry": set(),
-    "terminal": set(),
+    "signals": set(),
+    "standard_streams": set(),
     "integrations": LOSSES,
     "cli": PARTS
     | {"config", "recipes", "train", "report", "doctor"}
-    | {"failures", "outputs", "terminal", "train_command"},
+    | {"failures", "outputs", "signals", "standard_streams", "train_command"},
 }
 
 

@@ -15,12 +15,8 @@ from typing import Any
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.failures import explain
 from wavalign_fast.outputs import check_output, is_stdout
-from wavalign_fast.terminal import (
-    Interrupted,
-    interruption,
-    signals_as_exceptions,
-    standard_streams,
-)
+from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
+from wavalign_fast.standard_streams import standard_streams
 
 BAD_INPUT = 2
 LARGEST_SEED = 2**63 - 1

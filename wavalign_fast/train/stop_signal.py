@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from wavalign_fast.terminal import raise_if_interrupted
+from wavalign_fast.signals import raise_if_interrupted
 
 
 class Stopped(Exception):

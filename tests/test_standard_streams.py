@@ -1,26 +1,24 @@
-"""Streams whose reader is gone or that know only ASCII, and signals that end a command.
+"""Streams whose reader is gone or that know only ASCII.
 
-``terminal.py`` needs the standard library alone, so the processes here start in no time.
+``standard_streams.py`` needs the standard library alone, so the processes here start in no time.
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from wavalign_fast import terminal
-from wavalign_fast.cli import main
-from wavalign_fast.terminal import Interrupted, signals_as_exceptions, standard_streams
+from wavalign_fast import standard_streams as module
+from wavalign_fast.standard_streams import standard_streams
 
 LOAD = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("terminal", {terminal.__file__!r})
-terminal = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(terminal)
-with terminal.standard_streams() as streams:
+spec = importlib.util.spec_from_file_location("streams", {module.__file__!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+with module.standard_streams() as streams:
     WORK
     failure = streams.failure()
 sys.exit(failure)
@@ -103,14 +101,14 @@ def test_what_a_stream_cannot_encode_is_spelled(encoding, shown):
 
 def test_every_sign_that_is_printed_has_a_spelling():
     """Of the files whose texts reach a terminal; the page of the report is UTF-8 anyway."""
-    package = Path(terminal.__file__).parent
+    package = Path(module.__file__).parent
     printed = [package / "doctor.py", package / "cli.py", *(package / "train").glob("*.py")]
     printed += [*package.glob("recipes/**/*.py"), *(package / "rollout").glob("*.py")]
     signs = {
         sign for path in printed for sign in path.read_text(encoding="utf-8") if ord(sign) > 127
     }
     assert {"λ", "→"} <= signs
-    assert signs - set(terminal.SPELLED) == set()
+    assert signs - set(module.SPELLED) == set()
 
 
 def test_captured_streams_are_left_alone(capsys):
@@ -120,55 +118,3 @@ def test_captured_streams_are_left_alone(capsys):
         print("λ")
     assert streams.failure() is None
     assert capsys.readouterr().out == "λ\n"
-
-
-TERMINATING = [signal.SIGTERM, signal.SIGHUP]
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-def test_a_signal_unwinds_what_is_half_done(number):
-    cleaned = []
-    with pytest.raises(Interrupted) as stop, signals_as_exceptions():
-        try:
-            signal.raise_signal(number)
-        finally:
-            cleaned.append(True)
-    assert stop.value.number == number and cleaned
-    assert not isinstance(stop.value, Exception)  # no `except Exception` may swallow it
-    assert signal.getsignal(number) == signal.SIG_DFL
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-def test_what_comes_twice_does_not_cut_the_clean_up_off(number):
-    cleaned = []
-    with pytest.raises(Interrupted), signals_as_exceptions():
-        try:
-            signal.raise_signal(number)
-        finally:
-            for again in TERMINATING:
-                signal.raise_signal(again)
-            cleaned.append(True)
-    assert cleaned
-    assert {signal.getsignal(again) for again in TERMINATING} == {signal.SIG_DFL}
-
-
-@pytest.mark.parametrize("number", TERMINATING)
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "own"])
-def test_signals_that_somebody_has_seen_to_are_left_alone(number, handler):
-    before = signal.signal(number, handler)
-    try:
-        with signals_as_exceptions():
-            signal.raise_signal(number)
-            assert signal.getsignal(number) == handler
-    finally:
-        signal.signal(number, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, *TERMINATING])
-def test_a_command_that_is_interrupted_says_so_in_one_line(number, capsys, monkeypatch):
-    from wavalign_fast import doctor
-
-    monkeypatch.setattr(doctor, "main", lambda: signal.raise_signal(number))
-    assert main(["doctor"]) == 128 + number
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"wavalign-fast: interrupted by {signal.Signals(number).name}\n")

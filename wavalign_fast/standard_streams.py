@@ -1,20 +1,15 @@
-"""Around a command: signals, and standard streams that nobody reads or that know few letters."""
+"""stdout and stderr of a command: streams that nobody reads, or that know few letters."""
 
 import codecs
 import errno
 import io
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TextIO
 
 READER_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENXIO}
 """How a write fails once a pipe's reader has ended or a terminal was closed."""
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 SPELLED = {
     "λ": "lambda",
@@ -38,34 +33,6 @@ SPELLED = {
 }
 """ASCII for the signs that this program writes."""
 SPELL_OUT = "wavalign.spell_out"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command; like Ctrl-C, it passes every ``except Exception``."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-_received: list[int] = []
-"""The signal that raised ``Interrupted`` in the command that runs."""
-
-
-def raise_if_interrupted() -> None:
-    """Raises ``Interrupted`` again: a library's import may have caught the first and gone on."""
-    if _received:
-        raise Interrupted(_received[0])
-
-
-def interruption(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that ``error`` was raised for, as where an import fails because it was cut off."""
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, KeyboardInterrupt):
-            return at
-        at = at.__cause__ or at.__context__
-    return Interrupted(_received[0]) if _received else None
 
 
 class Streams:
@@ -128,33 +95,6 @@ def standard_streams() -> Iterator[Streams]:
     finally:
         streams.failure()
         sys.stdout, sys.stderr = before
-
-
-@contextmanager
-def signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise ``Interrupted``, so that what is half done is cleaned up."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
-            # One that is ignored, as under nohup, stays so; another's handler stays in place.
-            if signal.getsignal(number) == signal.SIG_DFL:
-                before[number] = signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _received.clear()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # `timeout` and terminals that close send theirs twice: a second one must not cut the clean-up
-    # off.
-    for ending in ENDING:
-        if signal.getsignal(ending) is _interrupt:
-            signal.signal(ending, signal.SIG_IGN)
-    _received.append(number)
-    raise Interrupted(number)
 
 
 def _is_real(stream: str) -> bool:
