@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wavalign_fast.telemetry import GpuMonitor
+from wavalign_fast.gpu_monitor import GpuMonitor
 
 Run = Callable[[], Any]
 

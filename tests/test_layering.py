@@ -29,19 +29,19 @@ MAY_IMPORT = {
     "config": {"errors"},
     "config/listing": {"errors", "recipes"},
     "outputs": set(),
-    "failures": {"errors"},
+    "environment_errors": {"errors"},
     "recipes": PARTS,
-    "train": PARTS | {"config", "telemetry", "outputs", "signals"},
+    "train": PARTS | {"config", "gpu_monitor", "outputs", "signals"},
     "train_command": PARTS | {"config", "recipes", "train", "report", "outputs"},
     "report": {"errors", "outputs"},
     "doctor": KERNELS,
-    "telemetry": set(),
+    "gpu_monitor": set(),
     "signals": set(),
     "standard_streams": set(),
     "integrations": LOSSES,
     "cli": PARTS
     | {"config", "recipes", "train", "report", "doctor"}
-    | {"failures", "outputs", "signals", "standard_streams", "train_command"},
+    | {"environment_errors", "outputs", "signals", "standard_streams", "train_command"},
 }
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.environment_errors import explain_environment_error
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
-from wavalign_fast.failures import explain
 from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
 from wavalign_fast.standard_streams import standard_streams
@@ -38,7 +38,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if stop := interruption(error):
             return _interrupted(stop)
-        reason = one_line(error) if isinstance(error, UserError) else explain(error)
+        reason = one_line(error) if isinstance(error, UserError) else explain_environment_error(error)
         if reason is None:
             raise
         return _fail(reason)

@@ -8,7 +8,7 @@ import pytest
 
 from wavalign_fast.report.charts import MAX_POINTS, line_chart
 from wavalign_fast.report.figures import CURVES, Curve, duration, percent, short, tick_labels
-from wavalign_fast.report.outcome import LABEL_HEIGHT, LETTER_WIDTH, Plane, Point, place_names
+from wavalign_fast.report.outcome_chart import LABEL_HEIGHT, LETTER_WIDTH, Plane, Point, place_names
 from wavalign_fast.report.runs import load_runs
 from wavalign_fast.report.statistics import (
     clear_change,

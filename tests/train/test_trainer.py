@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.telemetry import GpuMonitor
+from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.step import HybridStep, Stopwatch

@@ -11,7 +11,7 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.outputs import write_whole
 from wavalign_fast.report.charts import curve_charts, smoothing_width
 from wavalign_fast.report.figures import escape
-from wavalign_fast.report.outcome import outcome_chart
+from wavalign_fast.report.outcome_chart import outcome_chart
 from wavalign_fast.report.runs import Run, load_runs
 from wavalign_fast.report.samples import sample_cards
 from wavalign_fast.report.summary import findings, headline, lead

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.report.files import RunFiles, is_file
+from wavalign_fast.report.run_files import RunFiles, is_file
 
 PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
 RESULTS = ("metrics.jsonl", "evaluation.json")

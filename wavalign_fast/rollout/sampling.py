@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.transformers_names import cache_argument
-from wavalign_fast.rollout.request import check_ids, check_numbers, end_ids
+from wavalign_fast.rollout.checks import check_ids, check_numbers, end_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, described, one_line
+from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
-from wavalign_fast.telemetry import GpuMonitor
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
 from wavalign_fast.train.metric_writers import MetricWriter, open_writers
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard

@@ -19,7 +19,7 @@ OURS = os.path.dirname(os.path.abspath(__file__))
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
-def explain(error: BaseException) -> str | None:
+def explain_environment_error(error: BaseException) -> str | None:
     """One line about an error of the machine; None for one that deserves its traceback."""
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
         return f"{error.name} is not installed; pip install 'wavalign-fast[train]'"

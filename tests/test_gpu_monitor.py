@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu as benchmark_gpu
-from wavalign_fast.telemetry import GpuMonitor
+from wavalign_fast.gpu_monitor import GpuMonitor
 
 CUDA = torch.device("cuda", 0)
 
