@@ -38,7 +38,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if stop := interruption(error):
             return _interrupted(stop)
-        reason = one_line(error) if isinstance(error, UserError) else explain_environment_error(error)
+        ours = isinstance(error, UserError)
+        reason = one_line(error) if ours else explain_environment_error(error)
         if reason is None:
             raise
         return _fail(reason)

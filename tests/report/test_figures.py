@@ -7,7 +7,8 @@ import re
 import pytest
 
 from wavalign_fast.report.charts import MAX_POINTS, line_chart
-from wavalign_fast.report.figures import CURVES, Curve, duration, percent, short, tick_labels
+from wavalign_fast.report.figures import CURVES, Curve
+from wavalign_fast.report.formatting import duration, percent, short, tick_labels
 from wavalign_fast.report.outcome_chart import LABEL_HEIGHT, LETTER_WIDTH, Plane, Point, place_names
 from wavalign_fast.report.runs import load_runs
 from wavalign_fast.report.statistics import (
@@ -17,7 +18,7 @@ from wavalign_fast.report.statistics import (
     ticks,
     wilson_interval,
 )
-from wavalign_fast.report.tables import result_table, time_bars
+from wavalign_fast.report.tables import evaluation_table, time_bars
 
 
 def test_wilson_interval_against_published_values():
@@ -121,7 +122,7 @@ def test_names_of_close_points_do_not_overlap():
 
 
 def test_the_best_arm_is_bold_and_ties_are_not(run_dir):
-    table = result_table(load_runs(run_dir))
+    table = evaluation_table(load_runs(run_dir))
     assert "<b>60%</b><small>55–65</small>" in table
     assert "<b>79%</b>" in table and "<b>80%</b>" not in table
     assert "<b>41%</b>" not in table

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Collection, Sequence
 
-from wavalign_fast.report.figures import CURVES, Curve, escape, short, tick_labels
+from wavalign_fast.report.figures import CURVES, Curve
+from wavalign_fast.report.formatting import escape, short, tick_labels
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import quantile, smooth, ticks
 

@@ -1,7 +1,5 @@
-"""What the numbers of a run are called on the page, and how they are written."""
+"""What the numbers of a run are called on the page."""
 
-import html
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -117,57 +115,3 @@ PHASE_NAMES = {
     "optimizer": "optimizer",
     "other": "other",
 }
-
-
-def escape(text: object) -> str:
-    """Text that may stand in an element or in a quoted attribute."""
-    return html.escape(str(text), quote=True)
-
-
-def percent(share: float) -> str:
-    """``.602 -> "60%"``."""
-    return f"{100 * share:.0f}%"
-
-
-def short(value: float) -> str:
-    """A number in about three digits, without an exponent where it can be avoided."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10000 or abs(value) < 0.0005:
-        return _exponent(value)
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def _exponent(value: float) -> str:
-    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Axis numbers, all with as many decimals as the finest of them needs."""
-    largest = max((abs(value) for value in values), default=0.0)
-    if largest and not 0.001 <= largest < 100_000:
-        texts = [_exponent(value).replace(".0e", "e") for value in values]
-        return [
-            "0" if value == 0 else t.replace("-", "−")
-            for value, t in zip(values, texts, strict=True)
-        ]
-    decimals = next(
-        (count for count in range(6) if all(_is_round(value, count) for value in values)), 6
-    )
-    return [f"{value:.{decimals}f}".replace("-", "−") for value in values]
-
-
-def _is_round(value: float, decimals: int) -> bool:
-    return abs(round(value, decimals) - value) < 1e-9
-
-
-def duration(seconds: float) -> str:
-    """``754 -> "12 min 34 s"``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

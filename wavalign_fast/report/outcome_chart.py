@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wavalign_fast.report.charts import STYLES
-from wavalign_fast.report.figures import escape, percent
+from wavalign_fast.report.formatting import escape, percent
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import ticks, wilson_interval
 

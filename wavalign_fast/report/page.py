@@ -10,12 +10,12 @@ from string import Template
 from wavalign_fast.errors import UserError
 from wavalign_fast.outputs import write_whole
 from wavalign_fast.report.charts import curve_charts, smoothing_width
-from wavalign_fast.report.figures import escape
+from wavalign_fast.report.formatting import escape
 from wavalign_fast.report.outcome_chart import outcome_chart
 from wavalign_fast.report.runs import Run, load_runs
 from wavalign_fast.report.samples import sample_cards
 from wavalign_fast.report.summary import findings, headline, lead
-from wavalign_fast.report.tables import legend, result_table, time_bars
+from wavalign_fast.report.tables import evaluation_table, legend, time_bars
 
 
 def write_report(run_dir: Path) -> Path:
@@ -47,7 +47,7 @@ def render(runs: Sequence[Run], *, title: str) -> str:
         findings=findings(runs),
         outcome=outcome_chart(runs),
         notes=_section("Missing or damaged", "notes", _notes(runs)),
-        results=_section("Results", "results", result_table(runs)),
+        results=_section("Results", "results", evaluation_table(runs)),
         curves=_section("Training curves", "curves", _curves(runs)),
         times=_section("Where a step’s time goes", "times", time_bars(runs)),
         samples=_section("Listen", "samples", _listen(runs)),

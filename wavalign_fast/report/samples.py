@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wavalign_fast.report.audio import locate
-from wavalign_fast.report.figures import escape
+from wavalign_fast.report.formatting import escape
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.tables import swatch
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from wavalign_fast.report.figures import duration, escape, percent, short
+from wavalign_fast.report.formatting import duration, escape, percent, short
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import clear_change
 

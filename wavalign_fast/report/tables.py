@@ -3,16 +3,8 @@
 from collections.abc import Sequence
 
 from wavalign_fast.report.charts import STYLES
-from wavalign_fast.report.figures import (
-    FIGURES,
-    NOT_COLUMNS,
-    PHASE_NAMES,
-    Figure,
-    duration,
-    escape,
-    percent,
-    short,
-)
+from wavalign_fast.report.figures import FIGURES, NOT_COLUMNS, PHASE_NAMES, Figure
+from wavalign_fast.report.formatting import duration, escape, percent, short
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import wilson_interval
 
@@ -41,7 +33,7 @@ def columns(runs: Sequence[Run]) -> list[Figure]:
     ]
 
 
-def result_table(runs: Sequence[Run]) -> str:
+def evaluation_table(runs: Sequence[Run]) -> str:
     """All arms and their base, with intervals; empty where nothing was evaluated."""
     shown = columns(runs)
     if not shown:
