@@ -15,7 +15,7 @@ from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.step import HybridStep, Stopwatch
 from wavalign_fast.train.stop_signal import Stopped
-from wavalign_fast.train.token_tables import ScoredIds
+from wavalign_fast.train.token_blocks import ScoredIds
 
 CONTRACT = {
     "loss/policy",

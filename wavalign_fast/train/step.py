@@ -26,7 +26,7 @@ from wavalign_fast.rollout import end_ids, sample_completions
 from wavalign_fast.train.rewards import Rewarder
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
 from wavalign_fast.train.task_protocol import Task
-from wavalign_fast.train.token_tables import ScoredIds, TokenTables, build_tables
+from wavalign_fast.train.token_blocks import ScoredIds, TokenBlocks, build_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -131,7 +131,7 @@ class HybridStep:
                 rewards = self.rewarder(completions).view(-1, self.config.rollout.group_size)
         rows = self.config.anchor.rows if self.config.needs_anchor else 0
         shown = self.task.demonstrations(examples[:rows], self.rng) if rows else []
-        tables = build_tables(
+        tables = build_blocks(
             completions,
             shown,
             pad_id=self.task.pad_id,
@@ -185,7 +185,7 @@ class HybridStep:
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
 
     @torch.no_grad()
-    def _reference_logp(self, reference: "PreTrainedModel", tables: TokenTables) -> Tensor:
+    def _reference_logp(self, reference: "PreTrainedModel", tables: TokenBlocks) -> Tensor:
         """Log-probs [T] of the sampled tokens under the frozen base; 0 elsewhere."""
         logp = torch.zeros(tables.targets.shape)
         positions = tables.rollout_positions
@@ -204,7 +204,7 @@ class HybridStep:
         return logp
 
     def _backward(
-        self, tables: TokenTables, rewards: Tensor, reference_logp: Tensor | None
+        self, tables: TokenBlocks, rewards: Tensor, reference_logp: Tensor | None
     ) -> dict[str, Tensor]:
         self.model.train()
         hidden = hidden_states(self.model, tables.blocks)

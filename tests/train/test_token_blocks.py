@@ -6,7 +6,7 @@ import torch
 from wavalign_fast.data.records import Completion, Demonstration, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridBatch
-from wavalign_fast.train.token_tables import ScoredIds, build_tables
+from wavalign_fast.train.token_blocks import ScoredIds, build_blocks
 
 PROMPTS = [(2, 3), (2, 3, 4, 5)]
 SAMPLED = [(7, 8, 1), (9,), (10, 11, 12, 13), (14, 1)]
@@ -46,7 +46,7 @@ def entries(targets, policy_row, anchor_row, previous):
 @pytest.mark.parametrize("block_tokens", [1, 12, 10_000])
 def test_tables_agree_with_the_padded_layout(block_tokens):
     completions, shown = records()
-    tables = build_tables(completions, shown, pad_id=0, scored=scored(), block_tokens=block_tokens)
+    tables = build_blocks(completions, shown, pad_id=0, scored=scored(), block_tokens=block_tokens)
     previous = torch.cat([block.flatten() for block in tables.blocks]).tolist()
 
     rows = [[*PROMPTS[row // 2], *ids] for row, ids in enumerate(SAMPLED)]
@@ -71,7 +71,7 @@ def test_tables_agree_with_the_padded_layout(block_tokens):
 
 def test_skipped_completions_keep_the_indices_of_the_others():
     completions, shown = records()
-    tables = build_tables(
+    tables = build_blocks(
         completions, shown, pad_id=0, scored=scored(), block_tokens=12, skipped={0, 2}
     )
     assert set(tables.policy_row.tolist()) == {-1, 1, 3}
@@ -79,13 +79,13 @@ def test_skipped_completions_keep_the_indices_of_the_others():
 
 def test_similar_lengths_share_a_block():
     completions, _ = records()
-    tables = build_tables(completions, [], pad_id=0, scored=scored(), block_tokens=10)
+    tables = build_blocks(completions, [], pad_id=0, scored=scored(), block_tokens=10)
     assert [tuple(block.shape) for block in tables.blocks] == [(2, 7), (2, 4)]
 
 
 def test_a_row_ends_with_the_last_id_that_carries_loss():
     completions, _ = records()
-    tables = build_tables(
+    tables = build_blocks(
         completions, [], pad_id=0, scored=scored(policy={7, 12, 14}), block_tokens=10_000
     )
     (block,) = tables.blocks
@@ -95,7 +95,7 @@ def test_a_row_ends_with_the_last_id_that_carries_loss():
 
 
 def test_nothing_gives_empty_tables():
-    tables = build_tables([], [], pad_id=0, scored=scored(), block_tokens=8)
+    tables = build_blocks([], [], pad_id=0, scored=scored(), block_tokens=8)
     assert tables.blocks == [] and tables.targets.shape == (0,)
 
 
@@ -104,12 +104,12 @@ def test_an_id_outside_the_layout_is_named():
     with pytest.raises(
         UserError, match="demonstration 0: id 21 at position 4, wanted 0 <= id < 21"
     ):
-        build_tables(completions, shown, pad_id=0, scored=scored(21), block_tokens=8)
+        build_blocks(completions, shown, pad_id=0, scored=scored(21), block_tokens=8)
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(UserError, match="demonstration 0: empty prompt"):
-        build_tables(
+        build_blocks(
             [],
             [Demonstration(prompt_ids=(), answer_ids=(1,))],
             pad_id=0,

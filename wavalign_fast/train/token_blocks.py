@@ -13,7 +13,7 @@ NOT_IN_A_ROW = -1
 
 
 @dataclass(frozen=True)
-class TokenTables:
+class TokenBlocks:
     """Rows in blocks of similar length, and one flat table entry per position of the blocks.
 
     Position t of a row predicts id t+1. A position is in row r of the policy (anchor) term when
@@ -54,7 +54,7 @@ class _Row:
         return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
 
 
-def build_tables(
+def build_blocks(
     completions: Sequence[Completion],
     demonstrations: Sequence[Demonstration],
     *,
@@ -62,8 +62,8 @@ def build_tables(
     scored: ScoredIds,
     block_tokens: int,
     skipped: Collection[int] = (),
-) -> TokenTables:
-    """Lays ``prompt + completion`` and ``prompt + answer`` rows out as ``TokenTables``.
+) -> TokenBlocks:
+    """Lays ``prompt + completion`` and ``prompt + answer`` rows out as ``TokenBlocks``.
 
     A row ends with the last id that carries loss: in a causal model nothing after it can matter.
 
@@ -85,7 +85,7 @@ def build_tables(
     rows = torch.cat([empty, *(rows for _, _, rows in laid_out)])
     positions = sum(ids.numel() for ids, _, _ in laid_out[:rollout_blocks])
     is_rollout = torch.arange(len(rows)) < positions
-    return TokenTables(
+    return TokenBlocks(
         blocks=[ids for ids, _, _ in laid_out],
         rollout_blocks=rollout_blocks,
         rollout_positions=positions,
