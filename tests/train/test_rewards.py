@@ -125,7 +125,7 @@ def test_a_run_counts_them_and_keeps_its_gate(train, toy_task, metrics_of, tmp_p
         assert record["reward/mean"] == pytest.approx(10 / 6)
         for name in ("gate/lambda", "loss/total", "grad_norm"):
             assert math.isfinite(record[name])
-    assert 0 < float(trainer.hybrid_step.objective.gate.value) <= 0.8
+    assert 0 < float(trainer.train_step.objective.gate.value) <= 0.8
     state = torch.load(tmp_path / "run/checkpoint/training_state.pt", weights_only=True)
     assert all(bool(value.isfinite()) for value in state["objective"].values())
 

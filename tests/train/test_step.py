@@ -8,7 +8,7 @@ import torch
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy
 from wavalign_fast.train import step
-from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.step import TrainStep, Stopwatch
 
 GROUP, LAMBDA = 4, 0.4
 
@@ -52,7 +52,7 @@ class Recorded:
         monkeypatch.setattr(step, "sample_completions", record_samples)
         task.demonstrations = record_demonstrations
         task.rewards = lambda done: [rewards(one.example.prompt_ids, one.ids) for one in done]
-        self.step = HybridStep(
+        self.step = TrainStep(
             *(config, task, self.model, reference),
             *(torch.Generator().manual_seed(1), random.Random(1)),
         )

@@ -13,7 +13,7 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
-from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.step import TrainStep, Stopwatch
 from wavalign_fast.train.stop_signal import Stopped
 from wavalign_fast.train.token_blocks import ScoredIds
 
@@ -132,13 +132,13 @@ def test_what_cannot_matter_is_left_out_exactly(
 
     def gradients(skip: bool):
         if not skip:
-            monkeypatch.setattr(HybridStep, "_without_gradient", lambda self, rewards: frozenset())
+            monkeypatch.setattr(TrainStep, "_without_gradient", lambda self, rewards: frozenset())
             everything = torch.ones(toy_task().layout.vocab_size, dtype=torch.bool)
             monkeypatch.setattr(step, "scored_ids", lambda _: ScoredIds(everything, everything))
         task = toy_task(broken_judge=True)
         task.rewards = lambda done: [None, 1.0, 2.0, 0.0] + [3.0] * 4 + [1.0, 1.0, 1.0, 0.0]
         model = task.load_model()
-        hybrid = HybridStep(
+        hybrid = TrainStep(
             make_config(
                 f"loss.policy_scope={scope}",
                 f"loss.anchor_scope={scope}",
@@ -209,7 +209,7 @@ def test_a_signal_leaves_a_loadable_checkpoint_and_resumes_exactly(
 
 def poison(monkeypatch, poisoned_steps):
     """Makes the gradient NaN in some steps, as an overflow would."""
-    call = HybridStep.__call__
+    call = TrainStep.__call__
     seen = []
 
     def poisoned(self, examples, clock):
@@ -219,7 +219,7 @@ def poison(monkeypatch, poisoned_steps):
             next(self.model.parameters()).grad[0, 0] = math.nan
         return metrics
 
-    monkeypatch.setattr(HybridStep, "__call__", poisoned)
+    monkeypatch.setattr(TrainStep, "__call__", poisoned)
 
 
 def test_a_non_finite_gradient_skips_the_step(train, monkeypatch, metrics_of, tmp_path):

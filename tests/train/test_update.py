@@ -8,7 +8,7 @@ import torch
 
 from wavalign_fast.config.schema import OptimizerConfig
 from wavalign_fast.train.optimizer import build_optimizer
-from wavalign_fast.train.step import HybridStep
+from wavalign_fast.train.step import TrainStep
 from wavalign_fast.train.trainer import Trainer
 
 # Every value another than the default, and `eps` large: without it AdamW hides a gradient's scale.
@@ -44,7 +44,7 @@ def adamw_by_hand(weights: dict, steps: list[dict], rates: list[float], config) 
 @pytest.mark.parametrize("clip_norm", [0.5, 0.0])
 def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypatch, clip_norm):
     recorded = []
-    call = HybridStep.__call__
+    call = TrainStep.__call__
 
     def record(self, examples, clock):
         assert all(p.grad is None for p in self.model.parameters())
@@ -52,7 +52,7 @@ def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypa
         recorded.append({n: p.grad.double() for n, p in self.model.named_parameters()})
         return metrics
 
-    monkeypatch.setattr(HybridStep, "__call__", record)
+    monkeypatch.setattr(TrainStep, "__call__", record)
     trainer = train(*SETTINGS, f"optimizer.clip_norm={clip_norm}")
     given = {setting.partition("=")[0] for setting in SETTINGS}
     assert given >= {f"optimizer.{name}" for name in OptimizerConfig.model_fields}
@@ -78,8 +78,8 @@ def draws(trainer: Trainer) -> dict[str, float]:
     """The next number of each source of chance that a run has."""
     return {
         "prompts": trainer.sampler.take(10),
-        "rollouts": torch.rand(4, generator=trainer.hybrid_step.generator).tolist(),
-        "demonstrations": trainer.hybrid_step.rng.random(),
+        "rollouts": torch.rand(4, generator=trainer.train_step.generator).tolist(),
+        "demonstrations": trainer.train_step.rng.random(),
         "torch": torch.rand(4).tolist(),
         "python": random.random(),
     }

@@ -88,7 +88,7 @@ class Stopwatch:
         return {f"perf/{phase}_s": spent for phase, spent in self.seconds.items()}
 
 
-class HybridStep:
+class TrainStep:
     """Rollouts → rewards → reference log-probs → hybrid loss → gradients.
 
     What the configuration has no use for is not done: no rollouts, no demonstrations, no reference.

@@ -22,7 +22,7 @@ from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
-from wavalign_fast.train.step import HybridStep, Stopwatch
+from wavalign_fast.train.step import TrainStep, Stopwatch
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 
@@ -102,7 +102,7 @@ class Trainer:
             base if state is None else load_checkpoint(self.store.newest, like=base)
         )
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
-        self.hybrid_step = HybridStep(
+        self.train_step = TrainStep(
             self.config, self.task, self.model, reference, self.generator, self.rng
         )
         if state is None:
@@ -154,8 +154,8 @@ class Trainer:
         """The step's gradients and metrics. Where they fail, what was trained before is saved."""
         before = self._position()
         try:
-            taken = self.sampler.take(self.hybrid_step.examples_needed)
-            return self.hybrid_step([self.task.train_examples[index] for index in taken], clock)
+            taken = self.sampler.take(self.train_step.examples_needed)
+            return self.train_step([self.task.train_examples[index] for index in taken], clock)
         except Exception as error:
             self._load_position(before)
             where = f"step {self.step + 1}{self._saved_after_failure()}"
@@ -177,13 +177,13 @@ class Trainer:
     def _position(self) -> dict[str, Any]:
         """What a step changes before it comes to the weights."""
         return {
-            "objective": copy.deepcopy(self.hybrid_step.objective.state_dict()),
+            "objective": copy.deepcopy(self.train_step.objective.state_dict()),
             "sampler": self.sampler.state_dict(),
             "random": random_state(self.generator, self.rng),
         }
 
     def _load_position(self, state: dict[str, Any]) -> None:
-        self.hybrid_step.objective.load_state_dict(state["objective"])
+        self.train_step.objective.load_state_dict(state["objective"])
         self.sampler.load_state_dict(state["sampler"])
         restore_random_state(state["random"], self.generator, self.rng)
 
