@@ -74,13 +74,13 @@ def _run(
 ) -> int:
     from rich.console import Console
 
-    from wavalign_fast.train.arms import Plan, run_plans
+    from wavalign_fast.train.arms import RunSpec, run_all
     from wavalign_fast.train.stop_signal import Stopped
 
     quiet_libraries()
     several = len(configs) > 1
-    plans: list[Plan] = [
-        Plan(
+    specs: list[RunSpec] = [
+        RunSpec(
             config=config,
             directory=place,
             make_task=task_maker(config),
@@ -89,7 +89,7 @@ def _run(
         for place, config in zip(places, configs, strict=True)
     ]
     try:
-        run_plans(plans, resume=args.resume, overwrite=args.overwrite, console=Console())
+        run_all(specs, resume=args.resume, overwrite=args.overwrite, console=Console())
     except Stopped as stopped:
         again = resume_command(words, args.inputs, None if several else root)
         print(f"wavalign-fast: {stopped}; go on with: {again}", file=sys.stderr)

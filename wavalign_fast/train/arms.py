@@ -39,7 +39,7 @@ PROBE_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSpec:
     """A run to do: its config, where it goes, and how its task is made."""
 
     config: RunConfig
@@ -54,33 +54,33 @@ class Plan:
         return self.config.arm or self.config.recipe
 
 
-def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: Console) -> None:
-    """Trains and evaluates every plan in turn; ``resume`` leaves finished ones as they are.
+def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console: Console) -> None:
+    """Trains and evaluates every spec in turn; ``resume`` leaves finished ones as they are.
 
     The caller holds the lock of every directory and has checked that it may be written.
     """
-    for plan in plans:
-        _check_backend(plan.config.loss.backend)
+    for spec in specs:
+        _check_backend(spec.config.loss.backend)
     base_metrics: dict[tuple[int, int], dict[str, float]] = {}
     finals: dict[str, dict[str, float]] = {}
     todo = []
-    for plan in plans:
-        finished = finished_metrics(plan.directory, plan.config) if resume else None
+    for spec in specs:
+        finished = finished_metrics(spec.directory, spec.config) if resume else None
         if finished is None:
-            todo.append(plan)
+            todo.append(spec)
             continue
         console.print(
-            f"{plan.label}: finished before, in {plan.directory}", highlight=False, soft_wrap=True
+            f"{spec.label}: finished before, in {spec.directory}", highlight=False, soft_wrap=True
         )
-        finals[plan.label] = finished
-    for number, plan in enumerate(todo):
-        config = plan.config
+        finals[spec.label] = finished
+    for number, spec in enumerate(todo):
+        config = spec.config
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        task = plan.make_task()
+        task = spec.make_task()
         data = fingerprint(task.train_examples)
         if resume:
-            check_same_data(plan.directory, data)
+            check_same_data(spec.directory, data)
         key = (config.train.eval_items, config.train.eval_seed)
         if key not in base_metrics:
             with user_input("task"):
@@ -92,11 +92,11 @@ def run_plans(plans: Sequence[Plan], *, resume: bool, overwrite: bool, console: 
             base_metrics[key] = base.metrics if base else {}
             finals["base"] = base_metrics[key]
         final = _train(
-            plan, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
+            spec, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
         )
-        finals[plan.label] = final.metrics if final else {}
+        finals[spec.label] = final.metrics if final else {}
     # The base first, then the arms in the order asked for, finished before or now.
-    order = [name for name in ("base", *(plan.label for plan in plans)) if name in finals]
+    order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
     if table := result_table({name: finals[name] for name in order}, width=console.width):
         console.print(table, highlight=False, markup=False, soft_wrap=True)
 
@@ -116,18 +116,18 @@ def _check_backend(backend: str) -> None:
         raise UserError(f"{source}: {backend} cannot be used here: {reason}")
 
 
-def _check_space(plans: Sequence[Plan], model: "PreTrainedModel") -> None:
+def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
     """Refuses a disk without room for the checkpoints, before anything is computed."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     # A checkpoint is the weights and AdamW's two moments; the next one is written beside the last.
     largest, size = 2 * weights, 3 * weights
     count = 1
-    for plan in plans:
-        train = plan.config.train
+    for spec in specs:
+        train = spec.config.train
         saves = train.steps // train.checkpoint_every + 1 if train.checkpoint_every else 1
-        has_one = CheckpointStore(plan.directory).newest.exists()
+        has_one = CheckpointStore(spec.directory).newest.exists()
         count += 0 if has_one else min(train.keep_checkpoints, saves)
-    directory = plans[0].directory
+    directory = specs[0].directory
     disk = shutil.disk_usage(directory)
     mib = (size >> 20) + 1
     if disk.total and disk.free < count * size:  # some file systems do not tell
@@ -144,7 +144,7 @@ def _check_space(plans: Sequence[Plan], model: "PreTrainedModel") -> None:
 
 
 def _train(
-    plan: Plan,
+    spec: RunSpec,
     task: Task,
     data: dict[str, Any],
     base: dict[str, float],
@@ -153,28 +153,28 @@ def _train(
     resume: bool,
     overwrite: bool,
 ) -> Evaluation | None:
-    resume = resume and (plan.directory / CONFIG_FILE).is_file()
-    trainer = _start(plan, task, data, console, resume=resume, overwrite=overwrite)
+    resume = resume and (spec.directory / CONFIG_FILE).is_file()
+    trainer = _start(spec, task, data, console, resume=resume, overwrite=overwrite)
     try:
         trainer.fit(console)
     except BaseException:
         if not resume and trainer.step == 0:
-            put_back(plan.directory)  # nothing was computed: nothing stays
+            put_back(spec.directory)  # nothing was computed: nothing stays
         raise
-    final = _evaluate(plan.config, task, trainer.model)
-    write_evaluation(plan.directory, plan.config, seconds=trainer.seconds, base=base, final=final)
+    final = _evaluate(spec.config, task, trainer.model)
+    write_evaluation(spec.directory, spec.config, seconds=trainer.seconds, base=base, final=final)
     return final
 
 
 def _start(
-    plan: Plan, task: Task, data: dict[str, Any], console: Console, *, resume: bool, overwrite: bool
+    spec: RunSpec, task: Task, data: dict[str, Any], console: Console, *, resume: bool, overwrite: bool
 ) -> Trainer:
     """A trainer ready to go; where that fails, the directory is as it was before."""
-    directory, steps = plan.directory, plan.config.train.steps
+    directory, steps = spec.directory, spec.config.train.steps
     if overwrite:
         set_aside(directory)
     try:
-        trainer = Trainer(plan.config, task, directory)
+        trainer = Trainer(spec.config, task, directory)
         lines = []
         if resume:
             if trainer.step > steps:
@@ -182,9 +182,9 @@ def _start(
                     f"train.steps: {steps} given, {directory} is at step {trainer.step} already"
                 )
             done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
-            lines = [f"going on with {directory} from {done}", *changes(directory, plan.config)]
-        start_run(directory, plan.config, data=data)
-        if plan.in_folder_of_arms:
+            lines = [f"going on with {directory} from {done}", *changes(directory, spec.config)]
+        start_run(directory, spec.config, data=data)
+        if spec.in_folder_of_arms:
             add_arm(directory.parent, directory.name)
     except BaseException:
         if not resume:
@@ -192,7 +192,7 @@ def _start(
         raise
     drop_replaced(directory)
     for line in lines:
-        console.print(f"{plan.label}: {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{spec.label}: {line}", highlight=False, markup=False, soft_wrap=True)
     return trainer
 
 
