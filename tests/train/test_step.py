@@ -8,7 +8,7 @@ import torch
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy
 from wavalign_fast.train import step
-from wavalign_fast.train.step import TrainStep, Stopwatch
+from wavalign_fast.train.step import Stopwatch, TrainStep
 
 GROUP, LAMBDA = 4, 0.4
 

@@ -6,18 +6,18 @@ import torch
 from wavalign_fast.data.records import Completion, Demonstration, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridBatch
-from wavalign_fast.train.token_blocks import ScoredIds, build_blocks
+from wavalign_fast.train.token_blocks import LossIds, build_blocks
 
 PROMPTS = [(2, 3), (2, 3, 4, 5)]
 SAMPLED = [(7, 8, 1), (9,), (10, 11, 12, 13), (14, 1)]
 SHOWN = [((2, 3, 4), (20, 21, 1)), ((5,), (22, 1))]
 
 
-def scored(vocab_size=24, policy=None):
+def loss_ids(vocab_size=24, policy=None):
     """All ids carry loss, or in completions only those in ``policy``."""
     everything = torch.ones(vocab_size, dtype=torch.bool)
     some = torch.tensor([policy is None or token in policy for token in range(vocab_size)])
-    return ScoredIds(policy=some, anchor=everything)
+    return LossIds(policy=some, anchor=everything)
 
 
 def records():
@@ -46,8 +46,10 @@ def entries(targets, policy_row, anchor_row, previous):
 @pytest.mark.parametrize("block_tokens", [1, 12, 10_000])
 def test_tables_agree_with_the_padded_layout(block_tokens):
     completions, shown = records()
-    tables = build_blocks(completions, shown, pad_id=0, scored=scored(), block_tokens=block_tokens)
-    previous = torch.cat([block.flatten() for block in tables.blocks]).tolist()
+    tokens = build_blocks(
+        completions, shown, pad_id=0, loss_ids=loss_ids(), block_tokens=block_tokens
+    )
+    previous = torch.cat([block.flatten() for block in tokens.blocks]).tolist()
 
     rows = [[*PROMPTS[row // 2], *ids] for row, ids in enumerate(SAMPLED)]
     rows += [[*prompt, *answer] for prompt, answer in SHOWN]
@@ -60,43 +62,43 @@ def test_tables_agree_with_the_padded_layout(block_tokens):
     padded = HybridBatch.from_padded(
         ids, mask, labels, torch.zeros(2, 2), torch.tensor([len(p) for p in PROMPTS])
     )
-    assert entries(tables.targets, tables.policy_row, tables.anchor_row, previous) == entries(
+    assert entries(tokens.targets, tokens.policy_row, tokens.anchor_row, previous) == entries(
         padded.targets, padded.policy_row, padded.anchor_row, ids.flatten().tolist()
     )
-    assert tables.rollout_positions == sum(
-        b.numel() for b in tables.blocks[: tables.rollout_blocks]
+    assert tokens.rollout_positions == sum(
+        b.numel() for b in tokens.blocks[: tokens.rollout_blocks]
     )
-    assert (tables.policy_row[tables.rollout_positions :] == -1).all()
+    assert (tokens.policy_row[tokens.rollout_positions :] == -1).all()
 
 
 def test_skipped_completions_keep_the_indices_of_the_others():
     completions, shown = records()
-    tables = build_blocks(
-        completions, shown, pad_id=0, scored=scored(), block_tokens=12, skipped={0, 2}
+    tokens = build_blocks(
+        completions, shown, pad_id=0, loss_ids=loss_ids(), block_tokens=12, skipped={0, 2}
     )
-    assert set(tables.policy_row.tolist()) == {-1, 1, 3}
+    assert set(tokens.policy_row.tolist()) == {-1, 1, 3}
 
 
 def test_similar_lengths_share_a_block():
     completions, _ = records()
-    tables = build_blocks(completions, [], pad_id=0, scored=scored(), block_tokens=10)
-    assert [tuple(block.shape) for block in tables.blocks] == [(2, 7), (2, 4)]
+    tokens = build_blocks(completions, [], pad_id=0, loss_ids=loss_ids(), block_tokens=10)
+    assert [tuple(block.shape) for block in tokens.blocks] == [(2, 7), (2, 4)]
 
 
 def test_a_row_ends_with_the_last_id_that_carries_loss():
     completions, _ = records()
-    tables = build_blocks(
-        completions, [], pad_id=0, scored=scored(policy={7, 12, 14}), block_tokens=10_000
+    tokens = build_blocks(
+        completions, [], pad_id=0, loss_ids=loss_ids(policy={7, 12, 14}), block_tokens=10_000
     )
-    (block,) = tables.blocks
-    # Completions 0, 2 and 3 hold a scored id; what comes after it, and all of 1, is left out.
+    (block,) = tokens.blocks
+    # Completions 0, 2 and 3 hold an id with loss; what comes after it, and all of 1, is left out.
     assert block.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 14, 0], [2, 3, 7, 0, 0, 0]]
-    assert tables.targets[tables.policy_row >= 0].tolist() == [10, 11, 12, 14, 7]
+    assert tokens.targets[tokens.policy_row >= 0].tolist() == [10, 11, 12, 14, 7]
 
 
 def test_nothing_gives_empty_tables():
-    tables = build_blocks([], [], pad_id=0, scored=scored(), block_tokens=8)
-    assert tables.blocks == [] and tables.targets.shape == (0,)
+    tokens = build_blocks([], [], pad_id=0, loss_ids=loss_ids(), block_tokens=8)
+    assert tokens.blocks == [] and tokens.targets.shape == (0,)
 
 
 def test_an_id_outside_the_layout_is_named():
@@ -104,7 +106,7 @@ def test_an_id_outside_the_layout_is_named():
     with pytest.raises(
         UserError, match="demonstration 0: id 21 at position 4, wanted 0 <= id < 21"
     ):
-        build_blocks(completions, shown, pad_id=0, scored=scored(21), block_tokens=8)
+        build_blocks(completions, shown, pad_id=0, loss_ids=loss_ids(21), block_tokens=8)
 
 
 def test_an_empty_prompt_is_refused():
@@ -113,6 +115,6 @@ def test_an_empty_prompt_is_refused():
             [],
             [Demonstration(prompt_ids=(), answer_ids=(1,))],
             pad_id=0,
-            scored=scored(9),
+            loss_ids=loss_ids(9),
             block_tokens=8,
         )

@@ -13,9 +13,9 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
-from wavalign_fast.train.step import TrainStep, Stopwatch
+from wavalign_fast.train.step import Stopwatch, TrainStep
 from wavalign_fast.train.stop_signal import Stopped
-from wavalign_fast.train.token_blocks import ScoredIds
+from wavalign_fast.train.token_blocks import LossIds
 
 CONTRACT = {
     "loss/policy",
@@ -134,7 +134,7 @@ def test_what_cannot_matter_is_left_out_exactly(
         if not skip:
             monkeypatch.setattr(TrainStep, "_without_gradient", lambda self, rewards: frozenset())
             everything = torch.ones(toy_task().layout.vocab_size, dtype=torch.bool)
-            monkeypatch.setattr(step, "scored_ids", lambda _: ScoredIds(everything, everything))
+            monkeypatch.setattr(step, "find_loss_ids", lambda _: LossIds(everything, everything))
         task = toy_task(broken_judge=True)
         task.rewards = lambda done: [None, 1.0, 2.0, 0.0] + [3.0] * 4 + [1.0, 1.0, 1.0, 0.0]
         model = task.load_model()

@@ -167,7 +167,13 @@ def _train(
 
 
 def _start(
-    spec: RunSpec, task: Task, data: dict[str, Any], console: Console, *, resume: bool, overwrite: bool
+    spec: RunSpec,
+    task: Task,
+    data: dict[str, Any],
+    console: Console,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Trainer:
     """A trainer ready to go; where that fails, the directory is as it was before."""
     directory, steps = spec.directory, spec.config.train.steps

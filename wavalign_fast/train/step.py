@@ -26,7 +26,7 @@ from wavalign_fast.rollout import end_ids, sample_completions
 from wavalign_fast.train.rewards import Rewarder
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
 from wavalign_fast.train.task_protocol import Task
-from wavalign_fast.train.token_blocks import ScoredIds, TokenBlocks, build_blocks
+from wavalign_fast.train.token_blocks import LossIds, TokenBlocks, build_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,7 @@ def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> 
     )
 
 
-def scored_ids(objective: HybridObjective) -> ScoredIds:
+def find_loss_ids(objective: HybridObjective) -> LossIds:
     """The ids whose class has a weight in some term of the loss."""
     speech = objective.layout.classify(torch.arange(objective.layout.vocab_size)) == SPEECH
     policy, anchor, kl = (
@@ -65,7 +65,7 @@ def scored_ids(objective: HybridObjective) -> ScoredIds:
     if objective.kl_scope == "completion" and bool(kl.any()):
         # The mean of this KL is over all completion tokens, the unscored ones too.
         policy = torch.ones_like(policy)
-    return ScoredIds(policy, anchor)
+    return LossIds(policy, anchor)
 
 
 class Stopwatch:
@@ -108,7 +108,7 @@ class TrainStep:
         self.model = model
         self.reference = reference
         self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
-        self.scored = scored_ids(self.objective)
+        self.loss_ids = find_loss_ids(self.objective)
         self.generator = generator
         self.rng = rng
         self.rewarder = Rewarder(task)
@@ -131,20 +131,20 @@ class TrainStep:
                 rewards = self.rewarder(completions).view(-1, self.config.rollout.group_size)
         rows = self.config.anchor.rows if self.config.needs_anchor else 0
         shown = self.task.demonstrations(examples[:rows], self.rng) if rows else []
-        tables = build_blocks(
+        tokens = build_blocks(
             completions,
             shown,
             pad_id=self.task.pad_id,
-            scored=self.scored,
+            loss_ids=self.loss_ids,
             block_tokens=self.config.train.block_tokens,
             skipped=self._without_gradient(rewards),
         )
         reference_logp = None
         if self.reference is not None:
             with clock("reference"):
-                reference_logp = self._reference_logp(self.reference, tables)
+                reference_logp = self._reference_logp(self.reference, tokens)
         with clock("forward_backward"):
-            metrics = self._backward(tables, rewards, reference_logp)
+            metrics = self._backward(tokens, rewards, reference_logp)
         trained = [(done.example.prompt_ids, done.ids) for done in completions]
         trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]
         metrics["tokens"] = torch.tensor(float(sum(len(p) + len(a) for p, a in trained)))
@@ -185,41 +185,41 @@ class TrainStep:
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
 
     @torch.no_grad()
-    def _reference_logp(self, reference: "PreTrainedModel", tables: TokenBlocks) -> Tensor:
+    def _reference_logp(self, reference: "PreTrainedModel", tokens: TokenBlocks) -> Tensor:
         """Log-probs [T] of the sampled tokens under the frozen base; 0 elsewhere."""
-        logp = torch.zeros(tables.targets.shape)
-        positions = tables.rollout_positions
-        sampled = tables.policy_row[:positions] >= 0
+        logp = torch.zeros(tokens.targets.shape)
+        positions = tokens.rollout_positions
+        sampled = tokens.policy_row[:positions] >= 0
         weight, bias = output_head(reference)
-        scored = linear_logprob(
-            hidden_states(reference, tables.blocks[: tables.rollout_blocks]),
+        sampled_logp = linear_logprob(
+            hidden_states(reference, tokens.blocks[: tokens.rollout_blocks]),
             weight,
-            tables.targets[:positions].where(sampled, IGNORE_INDEX),
+            tokens.targets[:positions].where(sampled, IGNORE_INDEX),
             bias=bias,
             temperature=self.config.rollout.temperature,
             ignore_index=IGNORE_INDEX,
             options=self.objective.options,
         )
-        logp[:positions] = scored.logp
+        logp[:positions] = sampled_logp.logp
         return logp
 
     def _backward(
-        self, tables: TokenBlocks, rewards: Tensor, reference_logp: Tensor | None
+        self, tokens: TokenBlocks, rewards: Tensor, reference_logp: Tensor | None
     ) -> dict[str, Tensor]:
         self.model.train()
-        hidden = hidden_states(self.model, tables.blocks)
+        hidden = hidden_states(self.model, tokens.blocks)
         weight, bias = output_head(self.model)
         batch = HybridBatch(
-            tables.targets, tables.policy_row, tables.anchor_row, rewards, ref_logp=reference_logp
+            tokens.targets, tokens.policy_row, tokens.anchor_row, rewards, ref_logp=reference_logp
         )
-        hidden = self._at_sampling_temperature(hidden, tables.rollout_positions, bias)
+        hidden = self._at_sampling_temperature(hidden, tokens.rollout_positions, bias)
         out = self.objective(hidden, weight, batch, bias=bias)
         out.loss.backward()
         return named_metrics(
             out.metrics,
             rollouts=rewards.numel() > 0,
             rewarded=not bool(rewards.isnan().all()),
-            anchored=len(tables.blocks) > tables.rollout_blocks,
+            anchored=len(tokens.blocks) > tokens.rollout_blocks,
         )
 
     def _at_sampling_temperature(

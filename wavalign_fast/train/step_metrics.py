@@ -50,7 +50,7 @@ def named_metrics(
 
     Without a single reward, figures of rewards are NaN: a missing reward is never a number.
 
-    ``kl`` and ``entropy`` are over all completion tokens where those were scored, else over the
+    ``kl`` and ``entropy`` are over all completion tokens where those carry loss, else over the
     one class that was.
     """
     names = ALWAYS | (WITH_ANCHOR if anchored else {}) | (WITH_ROLLOUTS if rollouts else {})

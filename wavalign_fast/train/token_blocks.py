@@ -35,7 +35,7 @@ class TokenBlocks:
 
 
 @dataclass(frozen=True)
-class ScoredIds:
+class LossIds:
     """Which ids carry loss in a completion and in a demonstration, bool [V] each."""
 
     policy: Tensor
@@ -59,7 +59,7 @@ def build_blocks(
     demonstrations: Sequence[Demonstration],
     *,
     pad_id: int,
-    scored: ScoredIds,
+    loss_ids: LossIds,
     block_tokens: int,
     skipped: Collection[int] = (),
 ) -> TokenBlocks:
@@ -73,12 +73,12 @@ def build_blocks(
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
-    policy_rows = _rows("rollout", sampled, scored.policy)
+    policy_rows = _rows("rollout", sampled, loss_ids.policy)
     groups = _group_by_length(
         [row for row in policy_rows if row.index not in skipped], block_tokens
     )
     rollout_blocks = len(groups)
-    groups += _group_by_length(_rows("demonstration", shown, scored.anchor), block_tokens)
+    groups += _group_by_length(_rows("demonstration", shown, loss_ids.anchor), block_tokens)
     laid_out = [_lay_out(rows, pad_id) for rows in groups]
     empty = torch.empty(0, dtype=torch.int64)
     targets = torch.cat([empty, *(targets for _, targets, _ in laid_out)])
@@ -96,10 +96,10 @@ def build_blocks(
 
 
 def _rows(
-    kind: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], scored: Tensor
+    kind: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], has_loss: Tensor
 ) -> list[_Row]:
-    """Rows up to their last scored id; those without any are left out."""
-    carries_loss = scored.tolist()
+    """Rows up to their last id with loss; those without any are left out."""
+    carries_loss = has_loss.tolist()
     rows = []
     for index, (prompt, answer) in enumerate(pairs):
         _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))

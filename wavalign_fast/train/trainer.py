@@ -22,7 +22,7 @@ from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
-from wavalign_fast.train.step import TrainStep, Stopwatch
+from wavalign_fast.train.step import Stopwatch, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 
