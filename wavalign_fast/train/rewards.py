@@ -27,7 +27,7 @@ class Rewarder:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.name = type(task).__name__
-        self._told = False
+        self._warned = False
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Rewards [N] float32 of N completions, NaN where a reward is missing.
@@ -81,7 +81,7 @@ class Rewarder:
             number = math.inf
         if abs(number) <= LARGEST:
             return number
-        if not self._told:
+        if not self._warned:
             logger.warning(
                 "rewards of %s: %s given for completion %d; a reward that is not finite is a "
                 "missing one, counted as reward/failed",
@@ -89,7 +89,7 @@ class Rewarder:
                 _shown(value),
                 index,
             )
-            self._told = True
+            self._warned = True
         return MISSING
 
 
