@@ -95,7 +95,7 @@ class LossConfig(Group):
 
     policy_scope: Scope = "text"
     """Rollout tokens that the reward acts on."""
-    anchor_scope: Scope = "speech"
+    anchor_scope: Scope = "all"
     """Demonstration tokens that the cross entropy acts on."""
     text_weight: Weight = 1.0
     """Weight of text tokens in the policy term."""

@@ -31,27 +31,23 @@ from wavalign_fast.train.token_blocks import LossIds, TokenBlocks, build_blocks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+OWN_KEYS = {"mixing", "gate", "backend"}
+"""Keys of ``loss`` that are no parameter of ``HybridObjective``; all others are, by the same name."""
+
 
 def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> HybridObjective:
     """The hybrid loss as configured; without ``kl`` it asks for no reference log-probs."""
+    settings = {
+        name: getattr(config, name) for name in LossConfig.model_fields if name not in OWN_KEYS
+    }
+    if not kl:
+        settings |= {"text_kl": 0.0, "speech_kl": 0.0}
     adaptive = config.mixing == "adaptive"
     return HybridObjective(
         layout,
-        policy_scope=config.policy_scope,
-        anchor_scope=config.anchor_scope,
-        text_weight=config.text_weight,
-        speech_weight=config.speech_weight,
-        anchor_text_weight=config.anchor_text_weight,
-        anchor_speech_weight=config.anchor_speech_weight,
-        text_kl=config.text_kl if kl else 0.0,
-        speech_kl=config.speech_kl if kl else 0.0,
-        kl_scope=config.kl_scope,
-        clip=config.clip,
-        importance_sampling_level=config.importance_sampling_level,
-        normalisation=config.normalisation,
-        advantage_std=config.advantage_std,
         gate=MixingGate(**config.gate.model_dump()) if adaptive else float(config.mixing),
         options=LossOptions(backend=config.backend),
+        **settings,
     )
 
 
