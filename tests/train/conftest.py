@@ -20,7 +20,7 @@ from wavalign_fast.data.records import (
     SpokenSample,
 )
 from wavalign_fast.losses import ModalityLayout
-from wavalign_fast.train.run_directory import start_run
+from wavalign_fast.train.run_directory import fingerprint, start_run
 from wavalign_fast.train.trainer import Trainer
 
 VOCAB = 24
@@ -148,9 +148,9 @@ def train(tmp_path, make_config) -> Callable:
     """Trains the toy and gives the trainer; ``name`` continues a run of that name."""
 
     def run(*overrides: str, name: str = "run", task: ToyTask | None = None) -> Trainer:
-        config = make_config(*overrides)
-        start_run(tmp_path / name, config)
-        trainer = Trainer(config, task or ToyTask(), tmp_path / name)
+        config, task = make_config(*overrides), task or ToyTask()
+        start_run(tmp_path / name, config, data=fingerprint(task.train_examples))
+        trainer = Trainer(config, task, tmp_path / name)
         trainer.fit(Console(file=open("/dev/null", "w")))  # noqa: SIM115
         return trainer
 

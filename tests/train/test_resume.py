@@ -16,7 +16,7 @@ import yaml
 
 from wavalign_fast.cli import main
 from wavalign_fast.train.owned_files import MARKER_FILE
-from wavalign_fast.train.run_directory import start_run
+from wavalign_fast.train.run_directory import fingerprint, start_run
 from wavalign_fast.train.trainer import Trainer
 from wavalign_fast.train_command import resume_command
 
@@ -122,8 +122,11 @@ def test_fewer_steps_than_were_done_are_refused(in_tmp_path, train_toy, refused)
         ("task.hidden=8", "task.hidden (None then, 8 now)"),
     ],
 )
-def test_another_setting_is_refused_by_name(in_tmp_path, refused, make_config, change, said):
-    start_run(in_tmp_path / "runs" / "one", make_config("arm=both"))
+def test_another_setting_is_refused_by_name(
+    in_tmp_path, refused, make_config, toy_task, change, said
+):
+    data = fingerprint(toy_task().train_examples)
+    start_run(in_tmp_path / "runs" / "one", make_config("arm=both"), data=data)
     line = refused("--name", "one", "--resume", change)
     assert "was started with another" in line and said in line
 

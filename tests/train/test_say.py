@@ -16,7 +16,7 @@ from wavalign_fast import cli, models
 from wavalign_fast.cli import main
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import load_checkpoint
-from wavalign_fast.train.run_directory import start_run
+from wavalign_fast.train.run_directory import fingerprint, start_run
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "in_tmp_path")
 
@@ -25,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("toy_recipe", "in_tmp_path")
 def run(in_tmp_path, toy_task, make_config):
     """What ``say`` needs of a run: its config and a model."""
     folder = in_tmp_path / "runs" / "one"
-    start_run(folder, make_config())
-    toy_task().load_model().save_pretrained(folder / "checkpoint")
+    task = toy_task()
+    start_run(folder, make_config(), data=fingerprint(task.train_examples))
+    task.load_model().save_pretrained(folder / "checkpoint")
     return folder
 
 

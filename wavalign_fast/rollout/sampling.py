@@ -176,7 +176,7 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     group_size: int,
     max_new_tokens: int,
-    end_ids: frozenset[int],
+    ends: frozenset[int],
     pad_id: int,
     temperature: float,
     generator: torch.Generator | None,
@@ -186,7 +186,7 @@ def _decode(
     written = torch.full((total, max_new_tokens), pad_id, device=logits.device)
     lengths = torch.full((total,), max_new_tokens, device=logits.device)
     live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over decode.rows
-    ends = torch.tensor(sorted(end_ids), dtype=torch.int64, device=logits.device)
+    end_table = torch.tensor(sorted(ends), dtype=torch.int64, device=logits.device)
     for step in range(max_new_tokens):
         uniform = None
         if temperature > 0:
@@ -196,7 +196,7 @@ def _decode(
         tokens = choose_tokens(logits, temperature, uniform)
         written[decode.rows, step] = tokens
         broken = live & (tokens == NO_TOKEN)
-        ended = live & (tokens[:, None] == ends).any(1)
+        ended = live & (tokens[:, None] == end_table).any(1)
         lengths[decode.rows[ended]] = step + 1
         live &= ~ended
         remaining, failed = torch.stack([live.sum(), broken.sum()]).tolist()

@@ -57,12 +57,6 @@ class CheckpointStore:
         for old in self._retired()[: -(self.keep - 1) or None]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest_step(self) -> int | None:
-        """Step of the newest checkpoint; None without one, or where it does not say."""
-        self._recover()
-        step = _step_of(self.newest)
-        return None if step < 0 else step
-
     def load_state(self) -> dict[str, Any] | None:
         """State of the newest checkpoint; None where there is no checkpoint yet."""
         self._recover()

@@ -76,9 +76,9 @@ def check_folder_of_arms(path: Path, *, resume: bool) -> None:
         raise UserError(f"{path} exists and is no folder of arms; give another --name")
 
 
-def start_run(path: Path, config: RunConfig, *, data: dict[str, Any] | None = None) -> None:
+def start_run(path: Path, config: RunConfig, *, data: dict[str, Any]) -> None:
     """Marks the directory as a run over ``data`` (a fingerprint) and records the config."""
-    write_marker(path, **({} if data is None else {"data": data}))
+    write_marker(path, data=data)
     write_text(path / CONFIG_FILE, dump_config(config))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OWN_KEYS = {"mixing", "gate", "backend"}
-"""Keys of ``loss`` that are no parameter of ``HybridObjective``; all others are, by the same name."""
+"""Keys of ``loss`` that are not parameters of ``HybridObjective`` under the same name."""
 
 
 def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> HybridObjective:
