@@ -160,6 +160,22 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"wavalign-fast {metadata.version('wavalign-fast')}\n"
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_an_answer_that_cannot_be_written_is_no_success(option):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "wavalign_fast.cli", option],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "wavalign-fast: error: stdout cannot be written: No space left on device\n"
+    )
+
+
 def test_every_key_every_arm_and_every_recipe_is_listed(capsys):
     assert main(["config"]) == 0
     text = capsys.readouterr().out

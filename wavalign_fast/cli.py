@@ -25,7 +25,12 @@ LARGEST_SEED = 2**63 - 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 2 for the user's mistakes, 128 + n after signal n."""
     with standard_streams() as streams, signals_as_exceptions():
-        status = _run(argv)
+        try:
+            status = _run(argv)
+        except SystemExit as stop:  # argparse's end of --help, --version and a mistake
+            if not stop.code and (failure := streams.failure()):
+                raise SystemExit(_fail(failure)) from None
+            raise
         failure = streams.failure()
         unwritten = _fail(failure) if failure else 0
     return status or unwritten
