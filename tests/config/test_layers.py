@@ -185,6 +185,19 @@ def test_the_largest_values_are_taken_by_the_libraries():
     deque(maxlen=resolve("train.log_every=1000000000").train.log_every)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n", "train: nothing (null) given, wanted a group of keys"),
+        ("train: {steps: }\n", "train.steps: nothing (null) given, wanted a whole number"),
+    ],
+)
+def test_an_empty_value_is_said_in_the_words_of_yaml(text, message):
+    with pytest.raises(UserError) as error:
+        resolve_config([BASE, parse_yaml(text, "c.yaml")])
+    assert str(error.value).startswith(message)
+
+
 def test_further_mistakes_are_counted():
     with pytest.raises(UserError, match=r"unknown key .* \(and 1 more\)$"):
         resolve("train.steps=abc", "train.seeds=3")

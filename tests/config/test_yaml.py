@@ -183,6 +183,22 @@ def test_no_number_is_made_of_what_only_looks_like_one(text):
         assert len(str(error.value)) < 200
 
 
+@pytest.mark.parametrize("text", ["1e-400", "-1e-400", "0.1e-9999", "5.0e-400"])
+def test_a_number_below_every_float_is_not_taken_for_zero(text):
+    for layer in (
+        parse_overrides([f"optimizer.lr={text}"]),
+        parse_yaml(f"optimizer: {{lr: {text}}}", ""),
+    ):
+        with pytest.raises(UserError, match=rf"^optimizer\.lr: '{text}' given, wanted a number"):
+            resolve_config([{"recipe": "toy"}, layer])
+
+
+@pytest.mark.parametrize("text", ["0.0", "-0.0", "0e-400", "0.00e+5", "0"])
+def test_zero_in_any_form_is_zero(text):
+    layers = [{"recipe": "toy"}, parse_overrides([f"optimizer.lr={text}"])]
+    assert resolve_config(layers).optimizer.lr == 0.0
+
+
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfrecipe: toy\n")
     assert read_config_file(tmp_path / "c.yaml") == {"recipe": "toy"}

@@ -237,7 +237,7 @@ def _describe(mistake: Any, model: type[BaseModel], tree: Tree) -> str:
         if not isinstance(seen, Mapping) or part not in seen:
             return f"{key}: missing, wanted {wants}"
         seen = seen[part]
-    return f"{key}: {shown(seen)} given, wanted {wants}"
+    return f"{key}: {'nothing (null)' if seen is None else shown(seen)} given, wanted {wants}"
 
 
 def _config_path(

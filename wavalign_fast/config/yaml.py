@@ -19,6 +19,7 @@ MAX_VALUES = 100_000
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 # YAML 1.1 reads 010 as 8 and 1:30 as 90; whoever writes that means something else.
 SURPRISING_INT = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")
+NONZERO_MANTISSA = re.compile(r"[^eE]*[1-9]")
 
 
 class Source(str):
@@ -54,6 +55,8 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError):
             # More digits than Python converts, a 13th month, or a tag on what is nothing like it.
             return text
+        if kind == "float" and value == 0.0 and NONZERO_MANTISSA.match(text):
+            return text  # 1e-400: below every floating-point number, but not 0
         return Source(text, value)
 
 
