@@ -109,7 +109,8 @@ def test_a_checkpoint_that_needs_its_own_code_is_refused(run, in_tmp_path, error
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked whether to run the code"))
     with_code(run, model_type="harm")
     line = error_line(*say("a.wav"))
-    assert "checkpoint runs/one/checkpoint cannot be read" in line
+    assert "checkpoint runs/one/checkpoint cannot be read: only code of its own can" in line
+    assert "trust_remote_code" not in line and "never run" in line
     assert not (in_tmp_path / "harm").exists() and not (in_tmp_path / "a.wav").exists()
 
 

@@ -69,7 +69,10 @@ def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "
             use_safetensors=True,
         )
     except Exception as error:  # transformers and safetensors raise many types for a bad file
-        raise UserError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
+        reason = one_line(error)
+        if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code
+            reason = "only code of its own can load it, and code of a checkpoint is never run"
+        raise UserError(f"checkpoint {directory} cannot be read: {reason}") from error
     if like is not None:
         _check_same_shapes(directory, model, like)
     return model
