@@ -253,13 +253,16 @@ def _say(args: argparse.Namespace) -> int:
 
     from wavalign_fast.models import check_vocabulary, load_checkpoint
     from wavalign_fast.train.atomic_files import write_wav
+    from wavalign_fast.train.checkpoint import CheckpointStore
 
     quiet_libraries()
     if others:
         names = ", ".join(arm.name for arm in (directory, *others))
         print(f"arms: {names}; answering with {directory.name}", file=sys.stderr)
     task = make_task()
-    model = load_checkpoint(directory / "checkpoint")
+    store = CheckpointStore(directory)
+    with store.naming_an_older_one():
+        model = load_checkpoint(store.newest)
     check_vocabulary(model, task.layout)
     # Text among the bytes of a sound would spoil it.
     text_to = sys.stderr if is_stdout(args.out) else sys.stdout

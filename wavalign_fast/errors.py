@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message is one line: value seen, value wanted."""
 
 
+class DamagedFileError(UserError):
+    """A file of a run that cannot be read: truncated, overwritten, or of another program."""
+
+
 @contextmanager
 def user_input(what: str) -> Iterator[None]:
     """Code in this block fails only on the user's input: its errors become one-line ``UserError``.

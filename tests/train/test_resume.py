@@ -238,6 +238,25 @@ def test_a_state_with_a_part_missing_or_damaged_is_one_line(train_toy, refused, 
     assert "runs/one/checkpoint cannot be resumed: its state is" in refused("--resume", *given)
 
 
+@pytest.mark.parametrize("file", ["training_state.pt", "model.safetensors", "config.json"])
+def test_a_truncated_checkpoint_names_the_older_one_beside_it(train_toy, refused, error_line, file):
+    given = ("--name", "one", "train.eval_items=0", "train.checkpoint_every=1")
+    keep = ("train.keep_checkpoints=3",)
+    assert train_toy(*given, *keep, "train.steps=3") == 0
+    path = Path("runs/one/checkpoint", file)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    hint = (
+        "an older checkpoint, of step 2, is in runs/one/checkpoints/step-000002: --resume takes it "
+        "once runs/one/checkpoint is removed"
+    )
+    line = refused(*given, *keep, "--resume", "train.steps=4")
+    assert "cannot be read" in line and hint in line
+    if file != "training_state.pt":
+        assert hint in error_line("say", "hello", "--run", "runs/one")
+    shutil.rmtree("runs/one/checkpoint")
+    assert train_toy(*given, *keep, "--resume", "train.steps=4") == 0
+
+
 def test_a_data_record_that_is_damaged_is_not_compared(train_toy):
     assert train_toy("--name", "one", "train.eval_items=0", "train.steps=1") == 0
     Path("runs/one/.wavalign-run.json").write_text('{"format": 1, "data": 7}')

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.head import output_head
 
@@ -72,7 +72,7 @@ def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "
         reason = one_line(error)
         if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code
             reason = "only code of its own can load it, and code of a checkpoint is never run"
-        raise UserError(f"checkpoint {directory} cannot be read: {reason}") from error
+        raise DamagedFileError(f"checkpoint {directory} cannot be read: {reason}") from error
     if like is not None:
         _check_same_shapes(directory, model, like)
     return model
@@ -82,7 +82,9 @@ def _say_that_code_is_not_run(directory: Path) -> None:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
+        raise DamagedFileError(
+            f"checkpoint {directory} cannot be read: {one_line(error)}"
+        ) from error
     if isinstance(config, dict) and "auto_map" in config:
         logger.warning(
             "checkpoint %s names code of its own (auto_map): it is not run, transformers' own "

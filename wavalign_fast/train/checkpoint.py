@@ -4,6 +4,8 @@ import os
 import pickle
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import CONTENTS_FILE, checkpoint_contents
 
@@ -64,29 +66,43 @@ class CheckpointStore:
         if not self.newest.exists():
             return None
         if not path.is_file():
-            raise UserError(f"{self.newest} cannot be resumed: {STATE_FILE} is missing")
+            raise DamagedFileError(f"{self.newest} cannot be resumed: {STATE_FILE} is missing")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch's own words advise to run its code
-            raise UserError(
+            raise DamagedFileError(
                 f"{path} cannot be read: it is damaged, or holds more than tensors and plain values"
             ) from error
         except Exception as error:  # pickle, zip and torch raise many types for a bad file
-            raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+            raise DamagedFileError(f"{path} cannot be read: {one_line(error)}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             seen = state.get("format") if isinstance(state, dict) else type(state).__name__
             raise UserError(f"{path}: format {seen}, wanted {FORMAT}")
         return state
 
+    @contextmanager
+    def naming_an_older_one(self) -> Iterator[None]:
+        """Adds to an error about a damaged checkpoint where an older one is, if there is one."""
+        try:
+            yield
+        except DamagedFileError as error:
+            if (older := self._latest_older()) is None:
+                raise
+            raise UserError(
+                f"{error}; an older checkpoint, of step {_step_of(older)}, is in {older}: --resume "
+                f"takes it once {self.newest} is removed"
+            ) from error
+
     def _recover(self) -> None:
         """Puts the old checkpoint back after a crash between the two renames of ``save``."""
-        if self.newest.exists():
-            return
+        if not self.newest.exists() and (older := self._latest_older()):
+            os.replace(older, self.newest)
+
+    def _latest_older(self) -> Path | None:
         parked = self.run_directory / "checkpoint.old"
         candidates = [*self._retired(), *([parked] if parked.exists() else [])]
         whole = [path for path in candidates if (path / STATE_FILE).is_file()]
-        if whole:
-            os.replace(max(whole, key=_step_of), self.newest)
+        return max(whole, key=_step_of, default=None)
 
     def _retired_name(self) -> Path | None:
         step = _step_of(self.newest)

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.errors import UserError, described, one_line
+from wavalign_fast.errors import DamagedFileError, UserError, described, one_line
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
@@ -97,16 +97,20 @@ class Trainer:
         base = self.task.load_model()
         check_vocabulary(base, self.task.layout)
         reference = frozen_copy(base) if self.config.needs_reference else None
-        state = self.store.load_state()
-        self.model: PreTrainedModel = (
-            base if state is None else load_checkpoint(self.store.newest, like=base)
-        )
+        with self.store.naming_an_older_one():
+            state = self.store.load_state()
+            self.model: PreTrainedModel = (
+                base if state is None else load_checkpoint(self.store.newest, like=base)
+            )
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.train_step = TrainStep(
             self.config, self.task, self.model, reference, self.generator, self.rng
         )
-        if state is None:
-            return
+        if state is not None:
+            with self.store.naming_an_older_one():
+                self._load_state(state)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         try:
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.saved_step = self.step
@@ -116,7 +120,7 @@ class Trainer:
         except UserError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(
+            raise DamagedFileError(
                 f"{self.store.newest} cannot be resumed: its state is damaged or of another model "
                 f"({described(error)})"
             ) from error
