@@ -46,6 +46,24 @@ def test_a_place_that_is_no_directory(in_tmp_path, refused, computed, output, na
     assert not computed and sorted(os.listdir()) == ["dangling", "file"]
 
 
+def test_a_resume_that_cannot_go_on_is_refused_before(in_tmp_path, refused, train_toy, computed):
+    assert train_toy("--name", "one", "train.steps=3") == 0
+    (in_tmp_path / "runs/one/evaluation.json").unlink()
+    computed.clear()
+    line = refused("--name", "one", "--resume", "train.steps=2")
+    assert "train.steps: 2 given, runs/one is at step 3 already" in line
+    metrics = in_tmp_path / "runs" / "one" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('{"step": 2', '{"stp": 2'))
+    line = refused("--name", "one", "--resume", "train.steps=4")
+    assert "runs/one/metrics.jsonl:2: not a metrics record" in line and not computed
+
+
+def test_a_finished_arm_is_left_alone_whatever_its_metrics(in_tmp_path, train_toy):
+    assert train_toy("--arms", "both,sft", "--name", "two", "train.steps=1") == 0
+    (in_tmp_path / "runs/two/sft/metrics.jsonl").write_text("damaged\n" * 3)
+    assert train_toy("--arms", "both,sft", "--name", "two", "train.steps=1", "--resume") == 0
+
+
 def test_a_report_that_cannot_be_written_is_found_before(in_tmp_path, refused, train_toy, computed):
     assert train_toy("--name", "one", "train.steps=1") == 0
     computed.clear()

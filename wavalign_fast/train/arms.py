@@ -23,6 +23,7 @@ from wavalign_fast.train.run_directory import (
     add_arm,
     changes,
     check_same_data,
+    check_steps,
     fingerprint,
     finished_metrics,
     start_run,
@@ -183,10 +184,7 @@ def _start(
         trainer = Trainer(spec.config, task, directory)
         lines = []
         if resume:
-            if trainer.step > steps:
-                raise UserError(
-                    f"train.steps: {steps} given, {directory} is at step {trainer.step} already"
-                )
+            check_steps(directory, spec.config, trainer.step)
             done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
             lines = [f"going on with {directory} from {done}", *changes(directory, spec.config)]
         start_run(directory, spec.config, data=data)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
-from wavalign_fast.train.owned_files import CONTENTS_FILE, checkpoint_contents
+from wavalign_fast.train.owned_files import CHECKPOINT, CONTENTS_FILE, checkpoint_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ class CheckpointStore:
     @property
     def newest(self) -> Path:
         """Where the newest checkpoint is."""
-        return self.run_directory / "checkpoint"
+        return self.run_directory / CHECKPOINT
 
     def save(self, model: "PreTrainedModel", state: dict[str, Any]) -> None:
         """Writes model and state beside the old checkpoint, then renames."""

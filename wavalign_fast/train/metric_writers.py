@@ -32,7 +32,9 @@ class JsonlWriter:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        _keep_until(path, step)
+        if path.exists():
+            kept = [line + "\n" for at, line in read_metric_lines(path) if at <= step]
+            write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
@@ -109,17 +111,30 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _keep_until(path: Path, step: int) -> None:
+def read_metric_lines(path: Path) -> list[tuple[float, str]]:
+    """(step, line) of every record in a ``metrics.jsonl``; none where there is no such file.
+
+    A last line that is cut off is left out: a machine that lost power leaves one. Damage elsewhere
+    raises ``UserError`` with the line.
+    """
     if not path.exists():
-        return
+        return []
     lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    kept = []
+    records = []
     for number, line in enumerate(lines, start=1):
-        try:
-            if line and json.loads(line)["step"] <= step:
-                kept.append(line.decode("utf-8"))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            # A machine that lost power can leave half a last line; elsewhere it is damage.
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: not a metrics record: {line[:60]!r}") from error
-    write_text(path, "".join(line + "\n" for line in kept))
+        if not line:
+            continue
+        step = _step_of(line)
+        if step is not None:
+            records.append((step, line.decode("utf-8")))
+        elif number < len(lines):
+            raise UserError(f"{path}:{number}: not a metrics record: {line[:60]!r}")
+    return records
+
+
+def _step_of(line: bytes) -> float | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int | float) else None

@@ -22,6 +22,7 @@ EVALUATION_FILE = "evaluation.json"
 SAMPLES_FILE = "samples.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
+CHECKPOINT = "checkpoint"
 CONTENTS_FILE = "contents.json"
 """Step and files of a checkpoint, in its directory."""
 REPLACED = ".replaced"
@@ -158,7 +159,7 @@ def _foreign_in_checkpoints(folder: Path) -> Iterator[Path]:
 
 
 FOLDERS = {
-    "checkpoint": _foreign_in_checkpoint,
+    CHECKPOINT: _foreign_in_checkpoint,
     "checkpoint.old": _foreign_in_checkpoint,
     "checkpoints": _foreign_in_checkpoints,
     "tensorboard": lambda folder: _foreign_files(folder, EVENTS),

@@ -17,11 +17,15 @@ from wavalign_fast.data.records import Evaluation, Example
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.train.atomic_files import write_json, write_text, write_wav
 from wavalign_fast.train.directory_lock import LOCK_FILE
+from wavalign_fast.train.metric_writers import read_metric_lines
 from wavalign_fast.train.owned_files import (
+    CHECKPOINT,
     CONFIG_FILE,
     EVALUATION_FILE,
     MARKER_FILE,
+    METRICS_FILE,
     SAMPLES_FILE,
+    checkpoint_contents,
     own_paths,
     read_json_object,
     read_marker,
@@ -64,6 +68,17 @@ def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
         raise UserError(f"{path} cannot be resumed: {CONFIG_FILE} is missing")
     else:
         _check_same_run(path, config)
+        if finished_metrics(path, config) is None:
+            check_steps(path, config, checkpoint_contents(path / CHECKPOINT).get("step"))
+            read_metric_lines(path / METRICS_FILE)
+
+
+def check_steps(path: Path, config: RunConfig, done: Any) -> None:
+    """Refuses to go on with a run that has ``done`` more steps than the config wants."""
+    if isinstance(done, int) and done > config.train.steps:
+        raise UserError(
+            f"train.steps: {config.train.steps} given, {path} is at step {done} already"
+        )
 
 
 def check_folder_of_arms(path: Path, *, resume: bool) -> None:
