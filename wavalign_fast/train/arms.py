@@ -1,8 +1,10 @@
 """One ``train`` command: one or several runs, the base model evaluated once for all of them."""
 
+import logging
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ from wavalign_fast.train.trainer import Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 PROBE_LIMIT = 1 << 30
 """Bytes of the file that is made to see whether the disk takes one; above it, free space counts."""
 
@@ -62,6 +66,8 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
     """
     for spec in specs:
         _check_backend(spec.config.loss.backend)
+    if any(spec.config.loss.clip is not None for spec in specs):
+        _say_that_nothing_is_clipped()
     base_metrics: dict[tuple[int, int], dict[str, float]] = {}
     finals: dict[str, dict[str, float]] = {}
     todo = []
@@ -115,6 +121,15 @@ def _check_backend(backend: str) -> None:
         )
     if backend != "auto" and (reason := status[backend]) is not None:
         raise UserError(f"{source}: {backend} cannot be used here: {reason}")
+
+
+def _say_that_nothing_is_clipped() -> None:
+    """In the words of the configuration, once, in place of the warning of the losses."""
+    warnings.filterwarnings("ignore", message="clip = ")
+    logger.warning(
+        "loss.clip changes nothing: each batch of rollouts is used for one update, so every "
+        "probability ratio is 1"
+    )
 
 
 def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:

@@ -124,17 +124,18 @@ def read_metric_lines(path: Path) -> list[tuple[float, str]]:
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
-        step = _step_of(line)
-        if step is not None:
-            records.append((step, line.decode("utf-8")))
+        if (record := _record(line)) is not None:
+            records.append(record)
         elif number < len(lines):
             raise UserError(f"{path}:{number}: not a metrics record: {line[:60]!r}")
     return records
 
 
-def _step_of(line: bytes) -> float | None:
+def _record(line: bytes) -> tuple[float, str] | None:
+    """Step and text of a line; ``None`` where it is no metrics record."""
     try:
-        step = json.loads(line)["step"]
+        text = line.decode("utf-8")
+        step = json.loads(text)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return step if isinstance(step, int | float) else None
+    return (step, text) if isinstance(step, int | float) else None
