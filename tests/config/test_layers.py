@@ -1,5 +1,6 @@
 """Layers of the config, and one line for every mistake."""
 
+import inspect
 from collections import deque
 
 import pytest
@@ -300,3 +301,10 @@ def test_every_key_has_a_docstring():
         if not field.description
     ]
     assert not missing
+
+
+def test_help_lists_the_keys_of_a_group():
+    for group in groups():
+        text = inspect.getdoc(group)
+        for name, field in group.model_fields.items():
+            assert f"{name}: {field.description}" in text

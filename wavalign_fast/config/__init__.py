@@ -1,4 +1,4 @@
-"""The configuration of a training run: its keys, the layers it is made from, its YAML, its listing.
+"""The configuration of a training run: its schema, its layers, its YAML and its listing.
 
-Nothing is imported here: the schema needs pydantic, and ``import wavalign_fast`` must not.
+Nothing is imported here, because the schema needs pydantic and ``import wavalign_fast`` must not.
 """

@@ -1,4 +1,4 @@
-"""Puts a ``RunConfig`` together from layers, and says on one line what is wrong with one.
+"""Merges the layers of a configuration, validates the result, and reports mistakes on one line.
 
 Later layers win: recipe defaults, the arm's overlay, the user's YAML file, ``key=value`` overrides.
 """
@@ -39,9 +39,9 @@ BOUNDS = {
 
 
 def parse_overrides(pairs: Iterable[str]) -> Tree:
-    """``["train.steps=20"]`` → ``{"train": {"steps": 20}}``; the later one of two equal keys wins.
+    """``["train.steps=20"]`` → ``{"train": {"steps": 20}}``. The last of several equal keys wins.
 
-    Values are YAML, kept with their text for the keys that want text.
+    Values are YAML. They keep their source text, in case their key wants text.
     """
     tree: Tree = {}
     for pair in pairs:
@@ -57,10 +57,10 @@ def parse_overrides(pairs: Iterable[str]) -> Tree:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Tree:
-    """``overlay`` over ``base``, group by group; neither is changed.
+    """Returns ``overlay`` merged over ``base``, group by group; neither is changed.
 
     Raises:
-        UserError: ``base`` has a value where ``overlay`` has keys: it would be dropped in silence.
+        UserError: ``overlay`` has a group of keys where ``base`` has a value, which would be lost.
     """
     merged = dict(base)
     for key, value in overlay.items():
@@ -79,7 +79,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> Tree:
 
 
 def choose_arm(arms: Mapping[str, Tree], arm: str | None) -> Tree:
-    """The overlay of ``arm``; nothing for no arm."""
+    """Returns the overlay of ``arm``, empty for ``None``."""
     if arm is None:
         return {}
     if arm not in arms:
@@ -92,7 +92,7 @@ def choose_arm(arms: Mapping[str, Tree], arm: str | None) -> Tree:
 def resolve_config(
     layers: Iterable[Mapping[str, Any]], task: Callable[..., Any] | None = None
 ) -> RunConfig:
-    """Merges the layers and validates the result; with ``task``, its options as well."""
+    """Merges the layers and validates the result, including the options of ``task`` if given."""
     tree: Tree = {}
     for layer in layers:
         tree = merge(tree, layer)
@@ -108,7 +108,7 @@ def resolve_config(
 
 
 def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuses ``task`` keys and values that the recipe's constructor does not take."""
+    """Raises ``UserError`` for ``task`` keys and values that the recipe does not accept."""
     _check_options(options_model(factory), options)
 
 
@@ -118,7 +118,7 @@ def _check_options(model: type[BaseModel], options: Mapping[str, Any]) -> None:
 
 
 def options_model(factory: Callable[..., Any]) -> type[BaseModel]:
-    """The keyword arguments of a recipe's constructor as a group of keys."""
+    """Returns the keyword arguments of a recipe's constructor as a group of keys."""
     parameters = inspect.signature(factory, eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         parameter.name: (
@@ -131,14 +131,14 @@ def options_model(factory: Callable[..., Any]) -> type[BaseModel]:
 
 
 def group_of(kind: Any) -> type[BaseModel] | None:
-    """The group of keys that a field's annotation stands for, if it does."""
+    """Returns the annotation if it is a group of keys, else ``None``."""
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def settle(tree: Mapping[str, Any], model: type[BaseModel]) -> Tree:
-    """``tree`` with every ``Source`` as its text or its value, whichever its key wants.
+    """Replaces every ``Source`` in ``tree`` by its text or its value, as its key's type requires.
 
-    Options of a task are left: which keys they are is the recipe's business.
+    Options of a task are left as they are: only the recipe knows their types.
     """
     settled: Tree = {}
     for key, value in tree.items():
@@ -171,7 +171,7 @@ def _settled(value: Any, kind: Any) -> Any:
 
 
 def _wants_text(kind: Any) -> bool:
-    """Whether a key of this type takes text and nothing but text."""
+    """Whether a key of this type accepts only text."""
     branches = [branch for branch in _branches(kind) if branch is not NoneType]
     return bool(branches) and all(
         branch in (str, Path)
@@ -181,7 +181,7 @@ def _wants_text(kind: Any) -> bool:
 
 
 def _branches(kind: Any) -> list[Any]:
-    """The types that a union is made of, without their constraints."""
+    """Returns the members of a union, without their constraints."""
     if get_origin(kind) is Annotated:
         return _branches(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -194,25 +194,25 @@ def _validate(model: type[ModelT], tree: Tree) -> ModelT:
         return model.model_validate(tree)
     except ValidationError as error:
         lines = list(dict.fromkeys(_describe(mistake, model, tree) for mistake in error.errors()))
-        # An unknown key is usually the cause of the rest, so it comes first.
+        # An unknown key usually causes the other errors, so it comes first.
         lines.sort(key=lambda line: not line.startswith(UNKNOWN_KEY))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise UserError(lines[0] + more) from error
 
 
 def dump_config(config: RunConfig) -> str:
-    """The YAML of a resolved config; reading it back gives the same config."""
+    """Returns a resolved config as YAML that reads back as the same config."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def differing_keys(first: RunConfig, second: RunConfig) -> list[str]:
-    """Dotted keys in which two configs differ."""
+    """Returns the dotted keys in which two configs differ."""
     left, right = dict(leaves(first.model_dump())), dict(leaves(second.model_dump()))
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a tree."""
+    """Yields the dotted keys and the values of a tree."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -221,7 +221,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _describe(mistake: Any, model: type[BaseModel], tree: Tree) -> str:
-    """One line for one of pydantic's errors."""
+    """Describes one of pydantic's errors on one line."""
     path, field = _config_path(mistake["loc"], model)
     key = ".".join(path)
     if mistake["type"] == "extra_forbidden" and "." in path[-1] and key in known_keys(model):
@@ -243,7 +243,7 @@ def _describe(mistake: Any, model: type[BaseModel], tree: Tree) -> str:
 def _config_path(
     location: tuple[Any, ...], model: type[BaseModel]
 ) -> tuple[list[str], FieldInfo | None]:
-    """The part of pydantic's location that is config keys (it adds union branches and indices)."""
+    """Returns the config keys in pydantic's location, which also has union branches and indices."""
     path: list[str] = []
     group: type[BaseModel] | None = model
     field = None
@@ -257,7 +257,7 @@ def _config_path(
 
 
 def known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a group and of the groups in it."""
+    """Yields the dotted keys of a group and of the groups inside it."""
     for name, field in group.model_fields.items():
         yield prefix + name
         if inner := group_of(field.annotation):
@@ -265,20 +265,23 @@ def known_keys(group: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def key_hint(given: str, known: Iterable[str]) -> str:
-    """``; did you mean X?``, by whole keys, then by last parts (``steps`` → ``train.steps``)."""
+    """Suggests a key, ``; did you mean X?``, by whole keys and by their last parts.
+
+    ``steps`` suggests ``train.steps``.
+    """
     names, given = list(known), given.lower()
     group, _, last = given.rpartition(".")
     same_last = [name for name in names if name.rpartition(".")[2] == last]
     if same_last:
         return f"; did you mean {same_last[0]}?"
     by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    # Where the group is right, what is like the whole is often only the group, or any key in it.
+    # If the group is right, the most similar whole key is often the group itself or any key in it.
     nearest = "" if group in names else did_you_mean(given, names)
     return nearest or did_you_mean(last, by_last, by_last)
 
 
 def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What a field's type accepts, in words."""
+    """Describes in words what a field's type accepts."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *extra = get_args(annotation)

@@ -1,4 +1,4 @@
-"""``wavalign-fast config``: recipes, arms, and every key of a config with its text and default."""
+"""``wavalign-fast config``: lists recipes, arms and every key with its meaning and default."""
 
 import json
 import textwrap
@@ -18,7 +18,7 @@ WIDTH = 80
 
 
 def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str:
-    """Plain text of at most 80 columns; with ``keys``, of those keys and groups alone."""
+    """Returns the listing as plain text of at most 80 columns; ``keys`` limits it to those keys."""
     names = list(PACKAGES) if recipe is None else [recipe]
     with user_input("recipe"):
         recipes = {name: load_recipe(name) for name in names}
@@ -50,7 +50,7 @@ def _chosen(key: str, entries: Mapping[str, str]) -> list[str]:
 
 def _recipe(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrapped(f"{name}: {describe_recipe(name)}", 2)
-    yield "    arms, and what each changes over the recipe:"
+    yield "    arms, and what each changes in the recipe:"
     width = max(map(len, arms)) + 2
     for arm, overlay in arms.items():
         changes = [f"{key}={_value(value)}" for key, value in leaves(overlay)]
@@ -62,13 +62,13 @@ def _recipe(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
 def _entries(
     group: type[BaseModel], prefix: str, defaults: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every key; of a group, what the group is, then its keys."""
+    """Yields the dotted key and the text of every key; a group comes before its keys."""
     for name, field in group.model_fields.items():
         key = f"{prefix}{name}"
         if kind := group_of(field.annotation):
             yield (
                 key,
-                "\n".join([*_wrapped(f"{key}: {' '.join((kind.__doc__ or '').split())}", 0), ""]),
+                "\n".join([*_wrapped(f"{key}: {_summary(kind)}", 0), ""]),
             )
             yield from _entries(kind, f"{key}.", defaults)
             continue
@@ -78,6 +78,11 @@ def _entries(
             if key in values and key != "recipe" and values[key] != field.default
         ]
         yield key, _entry(key, field, others)
+
+
+def _summary(group: type[BaseModel]) -> str:
+    """Returns the docstring of a group without its list of keys."""
+    return " ".join((group.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _task_entries(

@@ -1,6 +1,6 @@
-"""The typed configuration of a training run: every key, its default and what it does.
+"""Every key of a training run's configuration, with its type, default and meaning.
 
-``wavalign_fast.config.layers`` reads it from files and the command line.
+``wavalign_fast.config.layers`` fills it from files and the command line.
 """
 
 from typing import Annotated, Any, Literal
@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-# Upper bounds are far beyond any use: a slip of the keyboard is refused by the name of its key,
-# before anything is loaded, and not by a library in the middle of a run.
+# The upper bounds are far beyond any use. With them a typing error is reported by the name of its
+# key before anything is loaded, instead of by some library in the middle of a run.
 MANY = 1_000_000_000
 MOST_ROWS = 1_000_000
 MOST_TOKENS = 1_000_000
@@ -33,29 +33,38 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def _pair(value: Any) -> Any:
-    """YAML has lists only; strict validation wants the tuple."""
+    """Turns a list into a tuple: YAML has only lists, and strict validation wants a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class Group(BaseModel):
-    """A strict, immutable group of keys: no unknown key, no silent conversion."""
+    """A group of keys: immutable, without unknown keys, and without silent conversions.
+
+    ``help()`` of a group lists its keys.
+    """
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Lists the keys in the docstring, where ``help()`` finds them."""
+        keys = "\n".join(f"    {name}: {key.description}" for name, key in cls.model_fields.items())
+        cls.__doc__ = f"{cls.__doc__ or 'A group of keys.'}\n\nKeys:\n{keys}"
+
 
 class RolloutConfig(Group):
-    """How completions are sampled. Nothing is sampled where the loss has no use for them."""
+    """How completions are sampled. Skipped when no term of the loss needs completions."""
 
     prompts: AtLeastOneRow = 8
     """Prompts per step."""
     group_size: AtLeastOneRow = 8
-    """Completions per prompt; the advantage compares them with each other, so 1 teaches nothing."""
+    """Completions per prompt. The advantage compares them, so a group of 1 teaches nothing."""
     temperature: Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)] = 1.0
-    """Sampling temperature. Log-probs are taken at the same temperature."""
+    """Sampling temperature, also applied to the log-probs of the policy loss."""
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 72
-    """Longest completion, the end-of-sequence token included."""
+    """Maximum length of a completion, including the end-of-sequence token."""
 
     @model_validator(mode="after")
     def _ids_fit_into_memory(self) -> Self:
@@ -69,62 +78,62 @@ class RolloutConfig(Group):
 
 
 class AnchorConfig(Group):
-    """The demonstrations behind the cross-entropy anchor."""
+    """The demonstrations of the cross-entropy anchor."""
 
     rows: Rows = 32
-    """Demonstrations per step: first of the step's own prompts, then of further ones; 0 = none."""
+    """Demonstrations per step; the first ones answer the step's rollout prompts. 0 = no anchor."""
 
 
 class GateConfig(Group):
-    """Adaptive mixture: λ = EMA of λ_max · σ(slope·(max R − threshold)) · Var(R)/variance_scale."""
+    """Adaptive λ: the EMA of λ_max · σ(slope·(max R − threshold)) · Var(R)/variance_scale."""
 
     lambda_max: Fraction = 0.8
-    """Largest weight the policy term can get."""
+    """Upper limit of λ, the weight of the policy term."""
     ema: Fraction = 0.9
-    """Share of the last step's λ in the next one."""
+    """Decay of the moving average: the share of the previous λ in the next one."""
     slope: Weight = 5.0
-    """Steepness of the gate on the best reward of a group."""
+    """Steepness of the sigmoid over a group's best reward."""
     threshold: Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)] = 3.0
-    """Best reward at which the gate is half open, on the reward's own scale."""
+    """Best reward of a group at which the sigmoid is 1/2, on the scale of the rewards."""
     variance_scale: Positive = 4.0
-    """Variance of a group's rewards that opens the gate fully; 4 is the largest on a 1-5 scale."""
+    """Reward variance at which the gate is fully open; 4 is the maximum on a 1-5 scale."""
 
 
 class LossConfig(Group):
-    """The hybrid loss λ·policy + (1 − λ)·anchor."""
+    """The hybrid loss, λ·policy + (1 − λ)·anchor."""
 
     policy_scope: Scope = "text"
-    """Rollout tokens that the reward acts on."""
+    """Tokens of a completion that carry the policy loss."""
     anchor_scope: Scope = "all"
-    """Demonstration tokens that the cross entropy acts on."""
+    """Tokens of a demonstration that carry the cross entropy. The paper anchors all of them."""
     text_weight: Weight = 1.0
-    """Weight of text tokens in the policy term."""
+    """Weight of a text token in the policy term."""
     speech_weight: Weight = 1.0
-    """Weight of speech tokens in the policy term."""
+    """Weight of a speech token in the policy term."""
     anchor_text_weight: Weight = 1.0
-    """Weight of text tokens in the anchor."""
+    """Weight of a text token in the anchor."""
     anchor_speech_weight: Weight = 1.0
-    """Weight of speech tokens in the anchor."""
+    """Weight of a speech token in the anchor."""
     text_kl: Weight = 0.0
-    """KL coefficient of text tokens. With both coefficients 0 no reference model is loaded."""
+    """KL coefficient of text tokens. If both coefficients are 0, no reference model is kept."""
     speech_kl: Weight = 0.0
     """KL coefficient of speech tokens."""
     kl_scope: Literal["policy", "completion"] = "policy"
-    """``policy``: KL on the policy term's tokens; ``completion``: a mean of its own over all."""
+    """``policy``: the KL is in the policy term; ``completion``: its own mean over all tokens."""
     clip: ClipLow | Annotated[tuple[ClipLow, Positive], BeforeValidator(_pair)] | None = None
-    """Clip range of the probability ratio, one ε or [low, high]; none on purely on-policy steps."""
+    """PPO clip range, ε or [low, high]. No effect here: each rollout is used for one update."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
-    """One ratio a token or a completion; the same on purely on-policy steps."""
+    """One probability ratio per token or per completion (GSPO). Equal while on-policy."""
     normalisation: Literal["sequence", "token"] = "sequence"
-    """Means over rows of token means, or over all tokens alike, in policy, anchor and KL."""
+    """``sequence``: mean over rows of token means; ``token``: mean over all tokens (DAPO)."""
     advantage_std: Literal["population", "sample"] = "population"
-    """Which standard deviation scales the advantages."""
+    """The standard deviation that divides the advantages."""
     mixing: Literal["adaptive"] | Fraction = "adaptive"
-    """λ: ``adaptive`` (the gate) or a constant; 0 = anchor only, 1 = policy only."""
+    """λ: ``adaptive`` (set by the gate) or a constant. 0 = anchor only, 1 = policy only."""
     gate: GateConfig = GateConfig()
-    """The gate of adaptive mixing."""
+    """Settings of the gate for adaptive λ."""
     backend: Literal["auto", "cpu", "triton", "cuda", "reference"] = "auto"
-    """Kernels of the fused loss. One named here that is absent is an error, never a fallback."""
+    """Kernels of the fused loss. Naming a backend that is not available is an error."""
 
 
 class OptimizerConfig(Group):
@@ -133,68 +142,68 @@ class OptimizerConfig(Group):
     lr: Weight = 1e-4
     """Peak learning rate."""
     betas: Annotated[tuple[Decay, Decay], BeforeValidator(_pair)] = (0.9, 0.999)
-    """Decay of the first and the second moment."""
+    """Decay rates of the first and second moments."""
     eps: Annotated[float, Field(ge=1e-30, le=1.0, allow_inf_nan=False)] = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: Weight = 0.0
-    """Decoupled weight decay, on matrices only (not on norms and biases)."""
+    """Decoupled weight decay of matrices; norms and biases have none."""
     clip_norm: Weight = 1.0
-    """Largest norm of the whole gradient; 0 = no clipping."""
+    """Maximum norm of the whole gradient; 0 = no clipping."""
     warmup_steps: Count = 0
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: hold the rate, or let it fall to 0 along a cosine."""
+    """Learning rate after the warm-up: constant, or a cosine that falls to 0."""
 
 
 class TrainConfig(Group):
-    """The length of a run and what is kept of it."""
+    """Length of the run, logging, evaluation and checkpoints."""
 
     steps: Count = 150
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     seed: Seed = 0
-    """Seed of prompt order, sampling and demonstrations."""
+    """Seed of the prompt order, the sampling and the demonstrations."""
     threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = 1
-    """CPU threads of torch, 0 = its choice. One is fastest for tiny models on a busy machine."""
+    """CPU threads of torch; 0 = torch's default. One is fastest for tiny models."""
     log_every: AtLeastOne = 10
-    """Steps between two printed lines (every step is in metrics.jsonl)."""
+    """Steps between two printed lines. metrics.jsonl has every step."""
     eval_items: Rows = 400
-    """Held-out spoken answers of an evaluation; 0 = no evaluation."""
+    """Held-out answers per evaluation; 0 = no evaluation."""
     eval_seed: Seed = 0
-    """Seed of the evaluation's sampling, the same for the base model and every arm."""
+    """Seed of the sampling in evaluations, the same for the base model and every arm."""
     checkpoint_every: Count = 50
-    """Steps between checkpoints; 0 = only at the end and when stopped."""
+    """Steps between checkpoints; 0 = only at the end and when the run is stopped."""
     keep_checkpoints: AtLeastOne = 1
-    """Checkpoints to keep: the newest is ``checkpoint/``, older ones are ``checkpoints/step-*``."""
+    """How many checkpoints to keep: ``checkpoint/`` and older ones in ``checkpoints/step-*``."""
     block_tokens: AtLeastOne = 1024
-    """Positions per call of the model: rows of like length share a call, to save padding."""
+    """Token positions per forward pass; rows of similar length share one, to save padding."""
     max_nonfinite_steps: AtLeastOne = 5
-    """Steps in a row that may be skipped for a non-finite gradient before the run stops."""
+    """Consecutive steps with a non-finite gradient after which the run stops."""
 
 
 class RunConfig(Group):
-    """One training run, as ``config.yaml`` of its directory records it."""
+    """One training run, as recorded in ``config.yaml`` of its directory."""
 
     name: (
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)]
         | None
     ) = None
-    """Directory under the output folder; by default made from recipe and arm."""
+    """Name of the run directory; by default made from recipe and arm."""
     recipe: str
-    """The recipe that gives model, prompts, demonstrations and rewards."""
+    """Recipe that provides the model, prompts, demonstrations and rewards."""
     arm: str | None = None
-    """The recipe's variant whose overlay was applied."""
+    """Variant of the recipe."""
     task: dict[str, Any] = {}
-    """Options of the recipe itself; the recipe refuses what it does not know."""
+    """Options of the recipe. Unknown ones are refused."""
     rollout: RolloutConfig = RolloutConfig()
-    """Sampling."""
+    """Sampling of completions."""
     anchor: AnchorConfig = AnchorConfig()
-    """Demonstrations."""
+    """Demonstrations of the anchor."""
     loss: LossConfig = LossConfig()
     """The hybrid loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW."""
+    """AdamW and its schedule."""
     train: TrainConfig = TrainConfig()
-    """Length, seeds, logging, checkpoints."""
+    """Length, seeds, logging and checkpoints."""
 
     @model_validator(mode="after")
     def _has_something_to_learn(self) -> Self:
@@ -207,20 +216,20 @@ class RunConfig(Group):
 
     @property
     def needs_rollouts(self) -> bool:
-        """Whether completions, and so rewards, can change the loss at all."""
-        return self.loss.mixing != 0.0 or self._kl_of_its_own
+        """Whether any term of the loss uses completions."""
+        return self.loss.mixing != 0.0 or self._has_separate_kl
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether demonstrations can change the loss at all."""
+        """Whether any term of the loss uses demonstrations."""
         return self.anchor.rows > 0 and self.loss.mixing != 1.0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a frozen copy of the base model is needed for the KL."""
+        """Whether the KL needs a frozen copy of the base model."""
         return self.needs_rollouts and (self.loss.text_kl > 0 or self.loss.speech_kl > 0)
 
     @property
-    def _kl_of_its_own(self) -> bool:
+    def _has_separate_kl(self) -> bool:
         loss = self.loss
         return loss.kl_scope == "completion" and (loss.text_kl > 0 or loss.speech_kl > 0)

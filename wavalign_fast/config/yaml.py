@@ -1,7 +1,7 @@
-"""YAML as the config reads and writes it: nothing is dropped or turned into another value.
+"""Reads and writes YAML without dropping a value or changing its type.
 
-YAML guesses: it takes a run named 3e8 for a number, and one named ``no`` for false. Here such a
-scalar keeps its text (``Source``) until the type of its key says which of the two was meant.
+YAML guesses types: it reads a run named 3e8 as a number and one named ``no`` as false. Here such a
+scalar keeps its source text (``Source``) until the type of its key decides which one was meant.
 """
 
 import re
@@ -17,35 +17,38 @@ Tree = dict[str, Any]
 MAX_DEPTH = 40
 MAX_VALUES = 100_000
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-# YAML 1.1 reads 010 as 8 and 1:30 as 90; whoever writes that means something else.
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, which is hardly ever meant.
 SURPRISING_INT = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")
 NONZERO_MANTISSA = re.compile(r"[^eE]*[1-9]")
 
 
 class Source(str):
-    """Text as a user wrote it, with the value that YAML gives to it."""
+    """Text as the user wrote it, together with the value that YAML reads from it."""
 
     value: Any
     error: UserError | None
 
     def __new__(cls, text: str, value: Any, error: UserError | None = None) -> "Source":
-        """``error`` instead of a value: the text is not YAML."""
+        """Set ``error`` instead of ``value`` if the text is not valid YAML."""
         source = super().__new__(cls, text)
         source.value, source.error = value, error
         return source
 
     def as_value(self) -> Any:
-        """The value that YAML gives; raises where the text is not YAML."""
+        """Returns the value that YAML reads; raises ``UserError`` if the text is not valid YAML."""
         if self.error is not None:
             raise self.error
         return self.value
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but 1e-4 is a number (YAML 1.1 wants 1.0e-4) and text is kept."""
+    """PyYAML's safe loader, except that 1e-4 is a number and that source text is kept.
+
+    In YAML 1.1 only 1.0e-4 is a number.
+    """
 
     def construct_guess(self, node: yaml.ScalarNode) -> Any:
-        """The value of a scalar that YAML takes for something else than text."""
+        """Returns the value of a scalar that YAML does not read as text."""
         kind = node.tag.rpartition(":")[2]
         text = str(self.construct_scalar(node))  # refuses a list or a mapping tagged as a number
         if kind == "int" and SURPRISING_INT.fullmatch(text):
@@ -53,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         try:
             value = getattr(self, f"construct_yaml_{kind}")(node)
         except (ValueError, LookupError, AttributeError):
-            # More digits than Python converts, a 13th month, or a tag on what is nothing like it.
+            # More digits than Python converts, a 13th month, or a tag that does not fit the text.
             return text
         if kind == "float" and value == 0.0 and NONZERO_MANTISSA.match(text):
             return text  # 1e-400: below every floating-point number, but not 0
@@ -61,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that ``_Loader`` would take for something else."""
+    """Quotes every text that ``_Loader`` would not read back as text."""
 
 
 for _class in (_Loader, _Dumper):
@@ -71,7 +74,7 @@ for _kind in ("int", "float", "bool", "timestamp"):
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text, guessed scalars as ``Source``; ``source`` names it in errors."""
+    """Parses a YAML text, with guessed scalars as ``Source``; errors name ``source``."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -83,7 +86,7 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)
-        if problem.startswith("but "):  # the first half of this sentence is elsewhere
+        if problem.startswith("but "):  # PyYAML keeps the first half of this sentence in context
             problem = f"{getattr(error, 'context', None)}, {problem}"
         raise UserError(f"{source}{line}: not valid YAML: {problem}") from error
     except RecursionError as error:
@@ -93,12 +96,12 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def dump_yaml(tree: Tree) -> str:
-    """YAML that ``parse_yaml`` reads back as the same values."""
+    """Returns YAML that ``parse_yaml`` reads back as the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def read_config_file(path: Path) -> Tree:
-    """The mapping in a user's YAML file."""
+    """Reads the mapping in a user's YAML file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -116,7 +119,7 @@ def read_config_file(path: Path) -> Tree:
 
 
 def read_override(text: str, key: str) -> Any:
-    """The right side of key=value: YAML, and the text itself for a key that wants text."""
+    """Parses the right side of key=value as YAML and keeps its text, in case the key wants text."""
     try:
         value = parse_yaml(text, key)
     except UserError as error:
@@ -127,7 +130,7 @@ def read_override(text: str, key: str) -> Any:
 
 
 def _refuse_duplicate_keys(root: yaml.Node, source: str) -> None:
-    """YAML's readers keep the last of two equal keys and drop the first without a word."""
+    """Raises ``UserError`` for equal keys: PyYAML would silently keep only the last."""
     nodes, visited = [root], set()
     while nodes:
         node = nodes.pop()
@@ -152,7 +155,7 @@ def _refuse_duplicate_keys(root: yaml.Node, source: str) -> None:
 
 
 def _check_size(tree: Any, source: str) -> None:
-    """Refuses what grows without end through aliases, or into themselves."""
+    """Raises ``UserError`` for values that aliases make huge or infinitely deep."""
     level, count = [tree], 0
     for _ in range(MAX_DEPTH):
         level = [item for value in level for item in _items(value)]
