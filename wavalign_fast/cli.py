@@ -1,7 +1,7 @@
-"""``wavalign-fast``: train a spoken dialogue model, listen to it, report on it.
+"""The command line: train a spoken dialogue model, listen to it, report on it.
 
-Commands import what they need when they run, so that ``--help`` and mistakes on the command line
-answer at once.
+Each command imports what it needs when it runs, so that ``--help`` and mistakes are answered at
+once.
 """
 
 import argparse
@@ -23,11 +23,14 @@ LARGEST_SEED = 2**63 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 2 for the user's mistakes, 128 + n after signal n."""
+    """Runs one command and returns its exit status.
+
+    The status is 2 after a user's mistake and 128 + n after signal n.
+    """
     with standard_streams() as streams, signals_as_exceptions():
         try:
             status = _run(argv)
-        except SystemExit as stop:  # argparse's end of --help, --version and a mistake
+        except SystemExit as stop:  # argparse leaves this way after --help, --version or a mistake
             if not stop.code and (failure := streams.failure()):
                 raise SystemExit(_fail(failure)) from None
             raise
@@ -59,7 +62,7 @@ def _interrupted(stop: KeyboardInterrupt) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Like ``parse_args``, but key=value may stand anywhere among the options of ``train``."""
+    """Parses like ``parse_args``, but accepts key=value anywhere among the options of ``train``."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     args, rest = parser.parse_known_args(words)
@@ -78,7 +81,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _setting_hint(option: str) -> str:
-    """For a setting written as an option, ``--train.steps`` or ``--steps``: how it is given."""
+    """Suggests key=value for a setting written as an option, such as ``--train.steps``."""
     from wavalign_fast.config.layers import known_keys
     from wavalign_fast.config.schema import RunConfig
 
@@ -93,7 +96,7 @@ def _fail(message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with every error on one line, without the usage before it, and with a suggestion."""
+    """Reports each error on one line, with a suggestion and without argparse's usage text."""
 
     def error(self, message: str) -> Any:
         self.exit(_fail(f"{one_line(UserError(message))} (see {self.prog} --help)"))
@@ -113,41 +116,49 @@ def _parser() -> argparse.ArgumentParser:
         prog="wavalign-fast",
         description="Post-train a spoken dialogue model, listen to it, report on it.",
     )
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, help="show program's version number and exit"
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_train(commands)
 
-    say = commands.add_parser("say", help="let a trained model answer, in text and speech")
+    say = commands.add_parser("say", help="answer a prompt with a trained model, as text and WAV")
     say.add_argument("prompt", help='what to ask, e.g. "eighty seven plus six"')
     say.add_argument("--run", type=Path, required=True, help="run directory, e.g. runs/NAME")
     say.add_argument(
-        "--out", type=Path, default=Path("answer.wav"), help="WAV file; by default %(default)s"
+        "--out",
+        type=Path,
+        default=Path("answer.wav"),
+        help="WAV file to write; default: %(default)s",
     )
-    say.add_argument("--seed", type=_seed, default=0, help="seed of the sampled answer")
+    say.add_argument(
+        "--seed", type=_seed, default=0, help="seed for sampling the answer; default: %(default)s"
+    )
     say.set_defaults(command=_say)
 
-    report = commands.add_parser("report", help="write report.html of a run again")
-    report.add_argument("run", metavar="RUN_DIR", type=Path)
+    report = commands.add_parser("report", help="write a run's report.html again")
+    report.add_argument("run", metavar="RUN_DIR", type=Path, help="run directory, e.g. runs/NAME")
     report.set_defaults(command=_report)
 
-    build = commands.add_parser("build-recipe", help="make a recipe's shipped files again")
-    build.add_argument("recipe", help="e.g. spoken-sums")
-    build.add_argument("--output", type=Path, help="directory; by default ./RECIPE-assets")
+    build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
+    build.add_argument("recipe", help="name of the recipe, e.g. spoken-sums")
+    build.add_argument("--output", type=Path, help="directory; default: ./RECIPE-assets")
     build.set_defaults(command=_build_recipe)
 
-    bench = commands.add_parser("bench", help="time the losses beside the rivals on this machine")
-    bench.add_argument("--quick", action="store_true", help="small shapes, a few minutes")
+    bench = commands.add_parser("bench", help="time the losses against other libraries")
+    bench.add_argument("--quick", action="store_true", help="small shapes only, a few minutes")
     bench.add_argument(
-        "--device", choices=("cpu", "cuda"), help="by default the CPU, and the GPU if there is one"
+        "--device", choices=("cpu", "cuda"), help="default: the CPU, and the GPU if there is one"
     )
     bench.add_argument(
-        "--output", type=Path, default=Path("wavalign-bench"), help="where JSON and page go"
+        "--output",
+        type=Path,
+        default=Path("wavalign-bench"),
+        help="directory for the results; default: %(default)s",
     )
     bench.set_defaults(command=_bench)
 
-    doctor = commands.add_parser("doctor", help="report backends, compiler, CPU and versions")
+    doctor = commands.add_parser(
+        "doctor", help="show which backends work here, and versions, CPU and compiler"
+    )
     doctor.set_defaults(command=_doctor)
     _add_config(commands)
     parser.set_defaults(commands=list(commands.choices))
@@ -157,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """argparse's own wants the text beforehand, and to look it up takes as long as to start."""
+    """Looks the version up only when asked for: that takes as long as everything else at start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
         print(f"{parser.prog} {_version()}")
@@ -176,7 +187,7 @@ def _version() -> str:
 def _seed(text: str) -> int:
     try:
         value = int(text)
-    except ValueError:  # no number, or more digits than Python converts
+    except ValueError:  # not a number, or more digits than Python converts
         value = -1
     if not 0 <= value <= LARGEST_SEED:
         raise argparse.ArgumentTypeError(
@@ -187,12 +198,12 @@ def _seed(text: str) -> int:
 
 def _add_config(commands: Any) -> None:
     config = commands.add_parser(
-        "config", help="list recipes, arms and every key of a config, with its text and default"
+        "config", help="list recipes, arms and every configuration key with its default"
     )
     config.add_argument(
-        "keys", nargs="*", metavar="KEY", help="only this key or group, e.g. loss.gate"
+        "keys", nargs="*", metavar="KEY", help="list only this key or group, e.g. loss.gate"
     )
-    config.add_argument("--recipe", help="recipe by name; by default all of them")
+    config.add_argument("--recipe", help="list only this recipe, e.g. spoken-sums")
     config.set_defaults(command=_config)
 
 
@@ -200,29 +211,33 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="post-train a model with a recipe",
-        description="Layers, later ones win: recipe, arm, CONFIG.yaml, key=value.",
+        description="The configuration has layers; later ones win: recipe, arm, CONFIG.yaml, "
+        "key=value.",
     )
     train.add_argument(
         "inputs",
         nargs="*",
         metavar="CONFIG.yaml | key=value",
-        help="one config file and any overrides, e.g. train.steps=20",
+        help="at most one config file, and any settings, e.g. train.steps=20",
     )
-    train.add_argument("--recipe", help="recipe by name, e.g. spoken-sums")
+    train.add_argument("--recipe", help="name of the recipe, e.g. spoken-sums")
     arms = train.add_mutually_exclusive_group()
-    arms.add_argument("--arm", help="variant of the recipe to train")
-    arms.add_argument("--arms", help="several variants, separated by commas")
-    arms.add_argument("--all-arms", action="store_true", help="every variant of the recipe")
+    arms.add_argument("--arm", help="train this variant of the recipe")
+    arms.add_argument("--arms", help="train several variants, separated by commas")
+    arms.add_argument("--all-arms", action="store_true", help="train every variant of the recipe")
     train.add_argument("--seed", type=_seed, help="same as train.seed=N")
     train.add_argument("--name", help="name of the run directory")
     train.add_argument(
-        "--output", type=Path, default=Path("runs"), help="where runs go; by default ./runs"
+        "--output",
+        type=Path,
+        default=Path("runs"),
+        help="parent of the run directory; default: %(default)s",
     )
     again = train.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    again.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     again.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     train.add_argument(
-        "--print-config", action="store_true", help="print the resolved config and stop"
+        "--print-config", action="store_true", help="print the merged configuration and exit"
     )
     train.set_defaults(command=_train)
 
@@ -264,7 +279,7 @@ def _say(args: argparse.Namespace) -> int:
     with store.naming_an_older_one():
         model = load_checkpoint(store.newest)
     check_vocabulary(model, task.layout)
-    # Text among the bytes of a sound would spoil it.
+    # Text among the bytes of a WAV file would corrupt it.
     text_to = sys.stderr if is_stdout(args.out) else sys.stdout
     with user_input("say"):
         sample = task.answer(model.eval(), args.prompt, seed=args.seed).samples[0]
@@ -280,7 +295,7 @@ def _report(args: argparse.Namespace) -> int:
     from wavalign_fast.train.run_directory import arm_directories
     from wavalign_fast.train_command import print_report
 
-    arm_directories(args.run)  # refuses a directory without a run
+    arm_directories(args.run)  # raises if there is no run
     print_report(args.run)
     return 0
 
@@ -309,7 +324,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _benchmarks(name: str) -> Any:
-    """A module of the benchmarks: of the installed package, or of the checkout around this one."""
+    """Imports a benchmark module from the installed package or from the surrounding checkout."""
     package = "wavalign_fast.benchmarks"
     folder = Path(__file__).parents[1] / "benchmarks"
     if importlib.util.find_spec(package) is None and (folder / "suite.py").exists():

@@ -1,4 +1,4 @@
-"""``wavalign-fast doctor``: what is on this machine, which backends work here, and why not."""
+"""``wavalign-fast doctor``: shows the machine, which backends work on it, and why others do not."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ PACKAGES = {
     "triton": "",
     "nvidia-ml-py": "",
 }
-"""Distributions to report, each with the extra of ours that brings it."""
+"""Distributions to report, each with the extra of this package that installs it."""
 
 INSTRUCTION_SETS = {
     "AVX2": {"avx2", "fma"},
@@ -42,7 +42,7 @@ INSTRUCTION_SETS = {
     "AMX-BF16": {"amx_tile", "amx_bf16"},
 }
 TOOL_LIMIT_S = 20.0
-"""A compiler that says nothing for so long is waiting for something."""
+"""A program that takes longer to print its version hangs."""
 FLAGS = (
     "WAVALIGN_BACKEND",
     "WAVALIGN_FORCE_CUDA",
@@ -54,7 +54,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of the page. ``good`` is ``None`` where a fact is neither good nor bad."""
+    """One line of the page. ``good`` is ``None`` for a fact that is neither good nor bad."""
 
     name: str
     value: str
@@ -62,7 +62,7 @@ class Fact:
 
 
 def report() -> dict[str, list[Fact]]:
-    """Everything the page shows, by section."""
+    """Collects everything the page shows, by section."""
     return {
         "Versions": _versions(),
         "Machine": _machine(),
@@ -73,13 +73,13 @@ def report() -> dict[str, list[Fact]]:
 
 
 def main() -> int:
-    """Prints the page. Always 0: a machine without the kernels is slower, not broken."""
+    """Prints the page and returns 0: a machine without the kernels is slow, not broken."""
     sections = report()
     try:
         import rich.console
         import rich.table
         import rich.text  # noqa: F401
-    except (Exception, SystemExit):  # absent, or broken in whatever way
+    except (Exception, SystemExit):  # not installed, or broken in any way
         _print_plain(sections)
     else:
         _print_rich(sections)
@@ -89,7 +89,7 @@ def main() -> int:
 def _versions() -> list[Fact]:
     facts = [Fact("python", f"{platform.python_version()} ({sys.executable})")]
     for name, extra in PACKAGES.items():
-        # The distribution's version need not say for which CUDA its torch was built.
+        # Unlike the distribution's version, torch's own always names the CUDA it was built for.
         version = torch.__version__ if name == "torch" else _version(name)
         if version is not None:
             facts.append(Fact(name, version))
@@ -109,7 +109,7 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-    except Exception as error:  # what pip left behind when it was interrupted
+    except Exception as error:  # an interrupted pip leaves damaged metadata
         return f"its metadata cannot be read: {type(error).__name__}"
 
 
@@ -129,7 +129,7 @@ def _machine() -> list[Fact]:
 
 
 def _cpu() -> tuple[str, set[str]]:
-    """Model name and feature flags of the first core."""
+    """Returns model name and feature flags of the first core."""
     model = platform.processor() or "unknown"
     flags: set[str] = set()
     try:
@@ -170,16 +170,16 @@ def _tools() -> list[Fact]:
 
 
 def _compiler() -> str:
-    """The program that the build would call."""
+    """Returns the compiler that the build would call."""
     command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or ""
     try:
         return (shlex.split(command) or ["c++"])[0]
-    except ValueError:  # a quote that is not closed
+    except ValueError:  # an unclosed quote
         return command
 
 
 def _tool_version(command: str) -> str | None:
-    """Path and version of a program, ``None`` where it is missing."""
+    """Returns path and version of a program, or ``None`` if it is missing."""
     path = shutil.which(command)
     if path is None:
         return None
@@ -202,7 +202,7 @@ def _backends() -> list[Fact]:
     facts = []
     for name, reason in backend_status().items():
         if reason is not None:
-            # Missing C++ kernels are worth a look; a GPU backend may well not be wanted here.
+            # Missing C++ kernels need attention; a missing GPU backend may be intended.
             facts.append(
                 Fact(name, f"not available: {reason}", good=False if name == "cpu" else None)
             )
@@ -215,7 +215,7 @@ def _backends() -> list[Fact]:
 
 
 def _gpu_builds() -> list[Fact]:
-    """What there is for GPUs, whether or not there is a GPU."""
+    """Describes what is built for GPUs, even if this machine has none."""
     info = cuda.EXTENSION
     if not isinstance(info, str):
         info = f"built with CUDA {info['cuda']} for {info['archs'].replace(';', ', ')}"
@@ -232,10 +232,10 @@ def _build_info() -> str:
 
 
 def _automatic(device: str) -> Fact:
-    """What ``auto`` takes for float32 tensors there, ``WAVALIGN_BACKEND`` considered."""
+    """Shows what ``auto`` chooses for float32 tensors there, given ``WAVALIGN_BACKEND``."""
     name = f"auto takes, on the {'CPU' if device == 'cpu' else 'GPU'}"
     with warnings.catch_warnings():
-        # The reason is on this page already.
+        # The page already has the reason.
         warnings.simplefilter("ignore")
         try:
             return Fact(name, choose_backend(LossOptions(), torch.zeros(1, device=device)))
@@ -245,11 +245,11 @@ def _automatic(device: str) -> Fact:
 
 def _recipe() -> list[Fact]:
     judge = _version("pocketsphinx")
-    heard = f"{judge}, hears what was said" if judge else _missing("train")
+    heard = f"{judge}, judges the speech" if judge else _missing("train")
     flite = shutil.which("flite") or "not found; Debian: apt install flite"
     return [
         Fact("pocketsphinx", heard, good=None if judge else False),
-        Fact("flite", f"{flite} (needed only to build the recipe's assets again)"),
+        Fact("flite", f"{flite} (needed only by build-recipe)"),
     ]
 
 

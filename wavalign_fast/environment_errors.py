@@ -1,4 +1,4 @@
-"""Failures that are neither the user's mistake nor a bug here: broken packages and full disks."""
+"""Explains errors of the environment: broken packages, full disks."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.E
 
 
 def explain_environment_error(error: BaseException) -> str | None:
-    """One line about an error of the machine; None for one that deserves its traceback."""
+    """Describes an error of the environment on one line; ``None`` for any other error."""
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
         return f"{error.name} is not installed; pip install 'wavalign-fast[train]'"
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in TRAIN_PACKAGES:
@@ -35,10 +35,10 @@ def explain_environment_error(error: BaseException) -> str | None:
 
 
 def _package_that_failed(error: BaseException) -> str | None:
-    """The other package whose own module code raised ``error`` while it was imported, if any.
+    """Returns the package whose module code raised ``error`` during its import, if any.
 
-    A package can fail to import with any exception: a shared library that is missing, a version
-    that is too old for another one. The frames say what the type of the exception does not.
+    A failing import can raise any exception, for example because a shared library is missing or a
+    dependency is too old. So the frames of the traceback decide, not the type of the exception.
     """
     package = None
     for name, code in _frames(error):
@@ -48,7 +48,7 @@ def _package_that_failed(error: BaseException) -> str | None:
 
 
 def _frames(error: BaseException) -> Iterator[tuple[str, str]]:
-    """Module and function of each frame, of the error and then of what it was raised from."""
+    """Yields module and function of each frame, of the error and then of its causes."""
     at: BaseException | None = error
     while at is not None:
         trace = at.__traceback__

@@ -1,4 +1,4 @@
-"""The one exception type that means: the user can fix this; and messages that stay short."""
+"""Errors that the user can fix, and helpers that keep their messages short."""
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,18 +11,18 @@ MAX_VALUE = 60
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message is one line: value seen, value wanted."""
+    """A mistake in the user's input. The message is one line with the value seen and wanted."""
 
 
 class DamagedFileError(UserError):
-    """A file of a run that cannot be read: truncated, overwritten, or of another program."""
+    """A file of a run is truncated or damaged, or was written by another program."""
 
 
 @contextmanager
 def user_input(what: str) -> Iterator[None]:
-    """Code in this block fails only on the user's input: its errors become one-line ``UserError``.
+    """Turns ``ValueError`` and ``OSError`` of this block into a one-line ``UserError``.
 
-    Wrap the smallest block that reads what a user wrote, so that a bug keeps its traceback.
+    Wrap the smallest block that reads user input, so that a bug keeps its traceback.
     """
     try:
         yield
@@ -33,9 +33,9 @@ def user_input(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` on one short line, or its type when it has no message.
+    """Returns the message of ``error`` on one short line, or its type if it has no message.
 
-    What a terminal would act on (escape codes, NUL) is written as its escape.
+    Characters that a terminal would act on (escape codes, NUL) are escaped.
     """
     message = str(error)
     if isinstance(error, FileNotFoundError) and error.filename:
@@ -49,30 +49,30 @@ def one_line(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Type and message of an error on one short line."""
+    """Returns type and message of an error on one short line."""
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def shorten(text: str, limit: int = MAX_VALUE) -> str:
-    """``text``, its middle left out where it is longer than ``limit`` characters."""
+    """Returns ``text`` with its middle left out if it is longer than ``limit`` characters."""
     if len(text) <= limit:
         return text
-    # A message begins with what is wrong and ends with what is wanted: both stay.
+    # A message begins with what is wrong and ends with what is wanted; keep both.
     end = (limit - 3) // 3
     return f"{text[: limit - 3 - end]}...{text[-end:]}"
 
 
 def shown(value: Any) -> str:
-    """``repr`` of a value a user gave, short however large the value is."""
+    """Returns the ``repr`` of a value, shortened if the value is large."""
     return _SHORT.repr(value)
 
 
 def did_you_mean(given: str, known: Iterable[str], meaning: Mapping[str, str] | None = None) -> str:
-    """``; did you mean X?`` for the known name nearest to ``given``, or nothing.
+    """Returns ``; did you mean X?`` for the known name nearest to ``given``, or an empty text.
 
-    ``meaning`` says what to write for a known name, if it is not the name itself.
+    ``meaning`` maps a known name to the text to suggest instead of it.
     """
-    # The comparison takes quadratic time, and no known name is this long.
+    # Comparing takes quadratic time, and no known name is this long.
     close = get_close_matches(given, list(known), n=1) if len(given) < 200 else []
     if not close:
         return ""
@@ -80,7 +80,7 @@ def did_you_mean(given: str, known: Iterable[str], meaning: Mapping[str, str] | 
 
 
 class _Short(reprlib.Repr):
-    """Containers down to a few items, text and numbers down to their ends."""
+    """Shows a few items of a container, and the two ends of a long text or number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,11 +88,11 @@ class _Short(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """An array is written over several lines."""
+        """Joins the lines of a value whose ``repr`` has several, such as an array."""
         return super().repr_instance(x, level).replace("\n", " ")
 
     def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write out a number of more than 4300 digits."""
+        """Handles numbers of more than 4300 digits, which Python refuses to write out."""
         if x.bit_length() > 14_000:
             return f"a number of {x.bit_length()} bits"
         return super().repr_int(x, level)

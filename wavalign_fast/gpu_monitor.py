@@ -1,12 +1,12 @@
-"""What an NVIDIA GPU does while work runs on it: power, clocks, memory, temperature, through NVML.
+"""Reads power, clocks, memory and temperature of an NVIDIA GPU through NVML.
 
     with GpuMonitor(device) as gpu:
         work()
-        use = gpu.take()  # or None, and gpu.status says why
+        use = gpu.take()  # or None; then gpu.status has the reason
 
-A thread reads the GPU. Nothing here raises: where the driver or the package nvidia-ml-py is absent,
-or the driver stops answering, there are no readings and ``status`` has the reason. So everything
-that NVML raises is caught, not only its own errors: the package and the driver come in any version.
+A thread takes the readings. Nothing here raises: if the driver or the package nvidia-ml-py is
+missing, or the driver stops answering, there are no readings and ``status`` has the reason. For
+that, every exception of NVML is caught, since package and driver may be of any version.
 """
 
 import threading
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import Self
 
-# Bits of NVML's reasons for clocks below the highest, but for idleness and clocks set by the user.
+# NVML's reasons for reduced clocks, except idleness and clocks set by the user.
 SLOWED_BY = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -51,41 +51,41 @@ LIMITS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class GpuUse(NamedTuple):
-    """What was read of a GPU over a time; ``None`` is what this GPU does not tell."""
+    """Readings of a GPU over a period; ``None`` for a value that this GPU does not report."""
 
     samples: int
     seconds: float
     power_w: float | None
-    """Mean draw of the board, watts; the driver's own averages, over up to a second."""
+    """Mean power of the board in watts, from the driver's averages over up to a second."""
     energy_j: float | None
-    """Joules, by the board's counter: exact where the mean power of few samples is not."""
+    """Energy in joules from the board's counter, exact even with few samples."""
     sm_mhz: float | None
-    """Mean clock of the multiprocessors, MHz."""
+    """Mean clock of the multiprocessors in MHz."""
     sm_min_mhz: float | None
     memory_mhz: float | None
-    """Mean clock of the memory, MHz."""
+    """Mean clock of the memory in MHz."""
     temperature_c: float | None
-    """Highest of the chip, degrees Celsius."""
+    """Highest temperature of the chip in degrees Celsius."""
     memory_bytes: float | None
-    """Most memory in use on the device, by all processes."""
+    """Peak memory in use on the device by all processes, in bytes."""
     utilization: float | None
-    """Mean share of time in which some kernel ran, 0 to 1."""
+    """Mean share of time in which a kernel was running, 0 to 1."""
     slowed: dict[str, float]
-    """Share of samples in which clocks were held down, by reason; reasons not seen are absent."""
+    """Share of samples with reduced clocks, by reason; reasons that did not occur are absent."""
 
 
 class GpuMonitor:
-    """Reads one GPU every ``interval_s`` seconds between entering and leaving it.
+    """Reads one GPU every ``interval_s`` seconds inside a ``with`` block.
 
     Args:
-        device: a CUDA device of torch; one of another type has no readings.
+        device: a CUDA device of torch; a device of another type has no readings.
     """
 
     def __init__(self, device: torch.device, *, interval_s: float = 0.1) -> None:
         self.device = device
         self.interval_s = interval_s
         self.status: str | None = "not started"
-        """``None`` while there are readings, else why there are none."""
+        """``None`` while there are readings, else the reason why there are none."""
         self._nvml: Any = None
         self._gpu: Any = None
         self._lock = threading.Lock()
@@ -119,19 +119,19 @@ class GpuMonitor:
             self.status = "not started"
 
     def take(self) -> GpuUse | None:
-        """What was read since the last call or the start; ``None`` where ``status`` says why."""
+        """Returns the readings since the last call; ``None`` if there are none (see ``status``)."""
         if self._thread is None:
             return None
         self._sample()
         with self._lock:
             now = time.perf_counter()
             samples, seconds = self._samples, now - self._since
-            # The energy counter goes on from the last reading.
+            # The next energy difference starts at the last reading.
             self._samples, self._since = samples[-1:], now
         return _summary(samples, seconds) if self.status is None else None
 
     def metrics(self) -> dict[str, float]:
-        """``take`` under the names of a training step's metrics; empty without readings."""
+        """Returns the readings as metrics of a training step; empty without readings."""
         use = self.take()
         if use is None:
             return {}
@@ -141,7 +141,7 @@ class GpuMonitor:
         return {name: value for name, value in values.items() if value is not None}
 
     def limits(self) -> dict[str, Any]:
-        """Driver, identity, highest clocks (MHz) and power limit (W), as far as they are told."""
+        """Returns driver, UUID, maximum clocks (MHz) and power limit (W), as far as reported."""
         if self._thread is None:
             return {}
         try:
@@ -165,7 +165,7 @@ class GpuMonitor:
         except Exception as error:
             return f"no NVIDIA driver answers: {error}"
         try:
-            # NVML counts all GPUs of the machine, torch those that the process may see.
+            # NVML numbers all GPUs of the machine, torch only the visible ones.
             uuid = torch.cuda.get_device_properties(self.device).uuid
             self._gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except Exception as error:
@@ -193,7 +193,7 @@ class GpuMonitor:
             try:
                 values[name] = read(self._nvml, self._gpu)
             except (self._nvml.NVMLError_NotSupported, AttributeError):
-                continue  # what the GPU, or this version of the package, does not have
+                continue  # not supported by this GPU or by this version of the package
         return values
 
 

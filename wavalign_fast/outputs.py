@@ -1,8 +1,8 @@
-"""Files a command writes: whole or absent. A link stays a link; a pipe or a device is written into.
+"""Writes the files of a command whole or not at all.
 
-A regular file is written beside its place and renamed over it, at the end of its links. What
-cannot be replaced so (pipes, devices, files with several names, files in a directory that takes no
-new ones) is opened and written.
+A regular file is written to a temporary file beside it, which is then renamed over it. Links are
+followed and stay links. What cannot be replaced by a rename is opened and written: pipes, devices,
+files with several hard links, and files in a directory where no file can be created.
 """
 
 import errno
@@ -17,13 +17,13 @@ from pathlib import Path
 
 PROBE_BYTES = 1 << 16
 TEMPORARY = re.compile(r"\.wavalign-\d+\.tmp")
-"""Names of files on their way to their place; a process that is killed may leave one."""
+"""Names of temporary files; a killed process may leave one behind."""
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-"""A file system that cannot set space aside; the write itself will say whether there is some."""
+"""The file system cannot preallocate space; then only the write itself finds a full disk."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes ``data`` to ``path``; missing directories are made. Raises ``OSError``."""
+    """Writes ``data`` to ``path`` and makes missing directories. Raises ``OSError``."""
     with _named(path):
         target = _replaceable(path)
         if target is None:
@@ -42,7 +42,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raises ``OSError`` where ``write_whole`` could not write ``path``; leaves nothing behind."""
+    """Raises ``OSError`` if ``write_whole`` could not write ``path``; leaves nothing behind."""
     with _named(path):
         target = _replaceable(path)
         if target is not None:
@@ -50,7 +50,7 @@ def check_output(path: Path) -> None:
 
 
 def reserve(directory: Path, size: int) -> None:
-    """Raises ``OSError`` unless a file of ``size`` bytes can be written in ``directory`` now."""
+    """Raises ``OSError`` unless a file of ``size`` bytes fits into ``directory`` now."""
     probe = _temporary_in(directory)
     try:
         with probe.open("xb") as file:
@@ -63,7 +63,7 @@ def reserve(directory: Path, size: int) -> None:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether what is written to ``path`` arrives among what this process prints."""
+    """Whether ``path`` is the standard output of this process."""
     try:
         there = os.stat(path)
         return os.path.samestat(there, os.fstat(1)) and not path.samefile(os.devnull)
@@ -73,7 +73,7 @@ def is_stdout(path: Path) -> bool:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors name the file that the user knows, not a temporary one or none at all."""
+    """Makes an ``OSError`` name the user's file instead of a temporary one or none."""
     try:
         yield
     except OSError as error:
@@ -81,7 +81,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _open_for_writing(path: Path) -> int:
-    """A descriptor of a file, device or pipe; says so where it waits for the reader of a pipe."""
+    """Opens a file, device or pipe; prints a line if it has to wait for the reader of a pipe."""
     flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
     if not path.is_fifo():
         return os.open(path, flags)
@@ -100,20 +100,20 @@ def _write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # a full disk may say so only now
+        os.fsync(file.fileno())  # a full disk may be reported only here
 
 
 def _replaceable(path: Path) -> Path | None:
-    """The file to replace, links followed; ``None`` where ``path`` must be opened and written."""
+    """Returns the file to replace, links followed, or ``None`` if ``path`` must be opened."""
     try:
         info = os.stat(path)
     except FileNotFoundError:
         return Path(os.path.realpath(path))
     if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not os.access(path, os.W_OK):  # a rename would replace it all the same
+    if not os.access(path, os.W_OK):  # a rename would replace it nevertheless
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    # /dev/stdout and /proc/self/fd/1 may be a regular file that this process has open.
+    # /dev/stdout and /proc/self/fd/1 may be a regular file that this process has opened.
     opened = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     if opened or not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
         return None
@@ -122,7 +122,7 @@ def _replaceable(path: Path) -> Path | None:
 
 
 def _temporary_in(directory: Path) -> Path:
-    """A name of this process in a directory, free to be made."""
+    """Returns the name of this process's temporary file, which does not exist yet."""
     temporary = directory / f".wavalign-{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     return temporary

@@ -1,4 +1,4 @@
-"""Signals that end a command, as exceptions that clean up what is half done."""
+"""Turns the signals that end a command into exceptions, so that unfinished work is cleaned up."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command; like Ctrl-C, it passes every ``except Exception``."""
+    """A signal ended the command. Like Ctrl-C, it is not caught by ``except Exception``."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -18,17 +18,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 _received: list[int] = []
-"""The signal that raised ``Interrupted`` in the command that runs."""
+"""The signal that raised ``Interrupted`` during the current command."""
 
 
 def raise_if_interrupted() -> None:
-    """Raises ``Interrupted`` again: a library's import may have caught the first and gone on."""
+    """Raises ``Interrupted`` again, in case the import of a library swallowed it."""
     if _received:
         raise Interrupted(_received[0])
 
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:
-    """The signal that ``error`` was raised for, as where an import fails because it was cut off."""
+    """Returns the signal behind ``error``, for example behind an import that it interrupted."""
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, KeyboardInterrupt):
@@ -39,11 +39,11 @@ def interruption(error: BaseException) -> KeyboardInterrupt | None:
 
 @contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise ``Interrupted``, so that what is half done is cleaned up."""
+    """Makes SIGTERM and SIGHUP raise ``Interrupted``, so that unfinished work is cleaned up."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in ENDING:
-            # One that is ignored, as under nohup, stays so; another's handler stays in place.
+            # An ignored signal (nohup) stays ignored, and a handler of somebody else stays.
             if signal.getsignal(number) == signal.SIG_DFL:
                 before[number] = signal.signal(number, _interrupt)
     try:
@@ -55,8 +55,8 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    # `timeout` and terminals that close send theirs twice: a second one must not cut the clean-up
-    # off.
+    # `timeout` and closing terminals send their signal twice; the second must not stop the
+    # clean-up.
     for ending in ENDING:
         if signal.getsignal(ending) is _interrupt:
             signal.signal(ending, signal.SIG_IGN)

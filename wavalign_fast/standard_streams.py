@@ -1,4 +1,4 @@
-"""stdout and stderr of a command: streams that nobody reads, or that know few letters."""
+"""Keeps a command running when stdout or stderr lose their reader or cannot encode a character."""
 
 import codecs
 import errno
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 READER_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENXIO}
-"""How a write fails once a pipe's reader has ended or a terminal was closed."""
+"""Errors of a write after a pipe's reader has ended or a terminal was closed."""
 
 SPELLED = {
     "λ": "lambda",
@@ -31,14 +31,15 @@ SPELLED = {
     "✓": "yes",
     "✗": "no",
 }
-"""ASCII for the signs that this program writes."""
+"""ASCII spellings of the characters that this program prints."""
 SPELL_OUT = "wavalign.spell_out"
 
 
 class Streams:
-    """stdout and stderr while a command runs: writing to them never ends it.
+    """stdout and stderr of a command, whose failure never ends it.
 
-    What cannot be encoded is spelled in ASCII. Once a write has failed, the rest is dropped.
+    Characters that a stream cannot encode are spelled in ASCII. After a failed write the rest of
+    the output is dropped.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Streams:
         self._raw = [_Raw(name) for name in ("stdout", "stderr") if _is_real(name)]
 
     def failure(self) -> str | None:
-        """Why output was lost; ``None`` where all was written, or nobody was there to read it."""
+        """Returns why output was lost; ``None`` if none was, or if nobody was there to read it."""
         for raw in self._raw:
             raw.text.flush()
         for raw in self._raw:
@@ -56,7 +57,7 @@ class Streams:
 
 
 class _Raw(io.FileIO):
-    """The file behind a standard stream, with its text layer, which takes the stream's place."""
+    """The file behind a standard stream, with the text layer that replaces the stream."""
 
     def __init__(self, stream: str) -> None:
         before: io.TextIOWrapper = getattr(sys, stream)
@@ -65,7 +66,7 @@ class _Raw(io.FileIO):
         self.stream = stream
         self.error: OSError | None = None
         self.text = io.TextIOWrapper(
-            # A raw buffer: unbuffered, as with python -u.
+            # A raw buffer means unbuffered, as with python -u.
             self if isinstance(before.buffer, io.RawIOBase) else io.BufferedWriter(self),
             encoding=before.encoding,
             errors=SPELL_OUT,
@@ -74,7 +75,7 @@ class _Raw(io.FileIO):
         )
 
     def write(self, data: Any) -> int:
-        """Writes, or drops what cannot be written."""
+        """Writes ``data``, or drops it after a failed write."""
         if self.error is None:
             try:
                 return super().write(data)
@@ -85,7 +86,7 @@ class _Raw(io.FileIO):
 
 @contextmanager
 def standard_streams() -> Iterator[Streams]:
-    """Puts ``Streams`` in the place of stdout and stderr; captured ones are left alone."""
+    """Replaces stdout and stderr by ``Streams``, unless they are captured."""
     before = sys.stdout, sys.stderr
     streams = Streams()
     for raw in streams._raw:
@@ -98,7 +99,7 @@ def standard_streams() -> Iterator[Streams]:
 
 
 def _is_real(stream: str) -> bool:
-    """Whether this stream is the process's own, not one that a test or a notebook captures."""
+    """Whether this stream is the process's own, not one captured by a test or a notebook."""
     current: TextIO | None = getattr(sys, stream)
     return type(current) is io.TextIOWrapper and current is getattr(sys, f"__{stream}__")
 

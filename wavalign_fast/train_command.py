@@ -1,6 +1,6 @@
-"""``wavalign-fast train``: from the words on the command line to runs.
+"""``wavalign-fast train``: turns the arguments of the command into runs.
 
-Everything that can be refused without torch is refused before torch is imported.
+Every mistake that can be found without torch is reported before torch is imported.
 """
 
 import argparse
@@ -37,7 +37,7 @@ KEY = re.compile(r"[^/=]*=")
 
 
 def train(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """Runs the command; ``words`` are the arguments as the user wrote them."""
+    """Runs the command; ``words`` are the arguments as the user typed them."""
     configs = resolve(args)
     if args.print_config:
         print("---\n".join(dump_config(config) for config in configs), end="")
@@ -92,7 +92,7 @@ def _run(
         run_all(specs, resume=args.resume, overwrite=args.overwrite, console=Console())
     except Stopped as stopped:
         again = resume_command(words, args.inputs, None if several else root)
-        print(f"wavalign-fast: {stopped}; go on with: {again}", file=sys.stderr)
+        print(f"wavalign-fast: {stopped}; continue with: {again}", file=sys.stderr)
         return 128 + stopped.signal_number
     print(f"run:    {root}")
     print_report(root)
@@ -100,21 +100,21 @@ def _run(
 
 
 def print_report(root: Path) -> None:
-    """Writes the report of a run and says where it is."""
+    """Writes the report of a run and prints its path."""
     from wavalign_fast.report import write_report
 
     print(f"report: {write_report(root)}")
 
 
 def quiet_libraries() -> None:
-    """transformers draws a progress bar for every file it saves; ours is the one to see."""
+    """Turns off transformers' progress bars, one per saved file, which would break up ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def resolve(args: argparse.Namespace) -> list[RunConfig]:
-    """One config an arm, from all layers."""
+    """Returns one config per arm, merged from all layers."""
     for text in args.inputs:
         if not text.strip():
             raise UserError(f"{shown(text)} given, wanted a config file or key=value")
@@ -154,10 +154,10 @@ def resolve(args: argparse.Namespace) -> list[RunConfig]:
 
 
 def resume_command(words: Sequence[str], inputs: Sequence[str], run: Path | None) -> str:
-    """The command that goes on with what ``words`` started, ready to be pasted into a shell.
+    """Returns the shell command that continues the run that ``words`` started.
 
-    A config among the ``inputs`` that came through a pipe cannot be read again: that of ``run``
-    stands for it.
+    A config among the ``inputs`` that came through a pipe cannot be read again and is replaced by
+    the ``config.yaml`` of ``run``.
     """
     kept = []
     for word in words[1:]:
@@ -171,7 +171,7 @@ def resume_command(words: Sequence[str], inputs: Sequence[str], run: Path | None
 
 
 def task_maker(config: RunConfig) -> "Callable[[], Task]":
-    """Makes the recipe's task; what it refuses is the user's mistake."""
+    """Returns a function that makes the recipe's task; its errors are the user's mistakes."""
     _, _, factory = recipes.load_recipe(config.recipe)
     check_task_options(factory, config.task)
 
@@ -183,7 +183,7 @@ def task_maker(config: RunConfig) -> "Callable[[], Task]":
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether an argument is a config file's path, which may hold ``=``, and no key=value."""
+    """Whether an argument is the path of a config file, which may contain ``=``."""
     if not KEY.match(text):
         return not text.startswith("-")
     is_yaml = text.endswith((".yaml", ".yml"))
@@ -196,7 +196,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _refuse_both(given: dict[str, Any], flags: dict[str, Any], prefix: str = "") -> None:
-    """``--seed 3`` beside ``train.seed=4``: nothing says which of them is meant."""
+    """Raises ``UserError`` for contradictions such as ``--seed 3`` and ``train.seed=4``."""
     for key, value in flags.items():
         if isinstance(value, dict):
             inner = given[key] if isinstance(given.get(key), dict) else {}
@@ -212,7 +212,7 @@ def _default_name(configs: Sequence[RunConfig]) -> str:
 
 
 def _like(root: Path) -> str:
-    """``; did you mean X?`` for a run of a like name beside ``root``."""
+    """Suggests a run with a similar name beside ``root``: ``; did you mean X?``."""
     try:
         return did_you_mean(root.name, os.listdir(root.parent))
     except OSError:

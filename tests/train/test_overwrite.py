@@ -216,7 +216,7 @@ def test_a_damaged_marker_never_leads_out_of_its_run(run, train_toy, in_tmp_path
 def test_a_checkpoint_with_a_damaged_list_of_files_is_not_overwritten(run, refused, files):
     (run / "checkpoint" / "contents.json").write_text(json.dumps({"step": 1, "files": files}))
     before = tree(run)
-    assert "is not of this program" in refused("--name", "one", "--overwrite", *SHORT)
+    assert "is not a file of this program" in refused("--name", "one", "--overwrite", *SHORT)
     assert tree(run) == before
 
 

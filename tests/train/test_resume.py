@@ -42,9 +42,9 @@ def stop_at(monkeypatch):
 
 
 def command_of(err):
-    """The words of the command after ``go on with:`` on stderr."""
-    line = next(line for line in err.splitlines() if "go on with: " in line)
-    words = shlex.split(line.partition("go on with: ")[2])
+    """The words of the command after ``continue with:`` on stderr."""
+    line = next(line for line in err.splitlines() if "continue with: " in line)
+    words = shlex.split(line.partition("continue with: ")[2])
     assert words[:2] == ["wavalign-fast", "train"]
     return words[1:]
 
@@ -81,7 +81,7 @@ def test_a_config_from_a_pipe_is_named_by_its_copy_in_the_run(in_tmp_path, capsy
     words = command_of(capsys.readouterr().err)
     assert "runs/3e8/config.yaml" in words and "pipe" not in words
     assert main(words) == 0
-    assert "going on with runs/3e8 from step 2 of 4" in capsys.readouterr().out
+    assert "continuing runs/3e8 from step 2 of 4" in capsys.readouterr().out
     config = yaml.safe_load((in_tmp_path / "runs" / "3e8" / "config.yaml").read_text())
     assert config["train"]["seed"] == 7
 
@@ -98,7 +98,7 @@ def test_another_length_is_said_with_what_it_does_to_the_schedule(train_toy, cap
     capsys.readouterr()
     assert train_toy(*argv, "train.steps=3", "train.log_every=1", "--resume") == 0
     out = capsys.readouterr().out
-    assert "both: going on with runs/one from step 2 of 3" in out
+    assert "both: continuing runs/one from step 2 of 3" in out
     assert "both: train.steps: 2 before, 3 now" in out
     assert "both: train.log_every: 10 before, 1 now" in out
     assert "optimizer.schedule: the cosine from here on is that of a run of 3 steps" in out
@@ -166,7 +166,7 @@ def test_a_run_without_a_checkpoint_starts_again(in_tmp_path, train_toy, capsys)
     assert train_toy("--name", "one", "train.steps=2") == 0
     shutil.rmtree(in_tmp_path / "runs" / "one" / "checkpoint")
     assert train_toy("--name", "one", "train.steps=3", "--resume") == 0
-    assert "going on with runs/one from the start, no checkpoint" in capsys.readouterr().out
+    assert "continuing runs/one from the start, no checkpoint" in capsys.readouterr().out
 
 
 def test_nothing_to_resume_suggests_a_run(train_toy, refused):

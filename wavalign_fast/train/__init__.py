@@ -1,1 +1,1 @@
-"""The training loop and what it needs: configuration, optimizer, checkpoints, metrics."""
+"""The trainer: the step and its loop, checkpoints, metrics, and the run directory."""

@@ -1,4 +1,4 @@
-"""One ``train`` command: one or several runs, the base model evaluated once for all of them."""
+"""Trains and evaluates the arms of one ``train`` command; evaluates the base model once."""
 
 import logging
 import os
@@ -40,29 +40,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROBE_LIMIT = 1 << 30
-"""Bytes of the file that is made to see whether the disk takes one; above it, free space counts."""
+"""Largest file, in bytes, that is created to test whether the disk takes a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A run to do: its config, where it goes, and how its task is made."""
+    """One run of the command: its config, its directory, and how to make its task."""
 
     config: RunConfig
     directory: Path
     make_task: Callable[[], Task]
     in_folder_of_arms: bool = False
-    """Whether the directory is one of several in a folder that belongs to one command."""
+    """Whether the directory is one of several in a folder of arms."""
 
     @property
     def label(self) -> str:
-        """What the run is called among others."""
+        """The name of the run in messages and tables."""
         return self.config.arm or self.config.recipe
 
 
 def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console: Console) -> None:
-    """Trains and evaluates every spec in turn; ``resume`` leaves finished ones as they are.
+    """Trains and evaluates each run in turn; with ``resume``, skips the finished ones.
 
-    The caller holds the lock of every directory and has checked that it may be written.
+    The caller holds the lock of every directory and has checked that it can take its run.
     """
     for spec in specs:
         _check_backend(spec.config.loss.backend)
@@ -102,14 +102,14 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
             spec, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
         )
         finals[spec.label] = final.metrics if final else {}
-    # The base first, then the arms in the order asked for, finished before or now.
+    # The base first, then the arms in the order of the command, whenever they were finished.
     order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
     if table := result_table({name: finals[name] for name in order}, width=console.width):
         console.print(table, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_backend(backend: str) -> None:
-    """Finds out before anything is trained; the loss would say so in its first step."""
+    """Raises ``UserError`` for an unusable backend now, instead of in the first step."""
     source = "loss.backend"
     if backend == "auto":
         source, backend = "WAVALIGN_BACKEND", os.environ.get("WAVALIGN_BACKEND", "auto")
@@ -124,7 +124,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _say_that_nothing_is_clipped() -> None:
-    """In the words of the configuration, once, in place of the warning of the losses."""
+    """Logs once, in terms of the configuration, what the losses would warn about."""
     warnings.filterwarnings("ignore", message="clip = ")
     logger.warning(
         "loss.clip changes nothing: each batch of rollouts is used for one update, so every "
@@ -133,9 +133,9 @@ def _say_that_nothing_is_clipped() -> None:
 
 
 def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
-    """Refuses a disk without room for the checkpoints, before anything is computed."""
+    """Raises ``UserError`` if the disk has no room for the checkpoints."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    # A checkpoint is the weights and AdamW's two moments; the next one is written beside the last.
+    # A checkpoint has the weights and AdamW's two moments. The last one is removed only afterwards.
     largest, size = 2 * weights, 3 * weights
     count = 1
     for spec in specs:
@@ -146,7 +146,7 @@ def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
     directory = specs[0].directory
     disk = shutil.disk_usage(directory)
     mib = (size >> 20) + 1
-    if disk.total and disk.free < count * size:  # some file systems do not tell
+    if disk.total and disk.free < count * size:  # some file systems report 0
         raise UserError(
             f"{directory}: {disk.free >> 20} MiB free on its disk, wanted {count * mib} MiB "
             f"for {count} checkpoints of {mib} MiB"
@@ -175,7 +175,7 @@ def _train(
         trainer.fit(console)
     except BaseException:
         if not resume and trainer.step == 0:
-            put_back(spec.directory)  # nothing was computed: nothing stays
+            put_back(spec.directory)  # nothing was trained, so nothing is left behind
         raise
     final = _evaluate(spec.config, task, trainer.model)
     write_evaluation(spec.directory, spec.config, seconds=trainer.seconds, base=base, final=final)
@@ -191,7 +191,7 @@ def _start(
     resume: bool,
     overwrite: bool,
 ) -> Trainer:
-    """A trainer ready to go; where that fails, the directory is as it was before."""
+    """Prepares a trainer; if that fails, restores the directory."""
     directory, steps = spec.directory, spec.config.train.steps
     if overwrite:
         set_aside(directory)
@@ -201,7 +201,7 @@ def _start(
         if resume:
             check_steps(directory, spec.config, trainer.step)
             done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
-            lines = [f"going on with {directory} from {done}", *changes(directory, spec.config)]
+            lines = [f"continuing {directory} from {done}", *changes(directory, spec.config)]
         start_run(directory, spec.config, data=data)
         if spec.in_folder_of_arms:
             add_arm(directory.parent, directory.name)
@@ -216,7 +216,7 @@ def _start(
 
 
 def _evaluate(config: RunConfig, task: Task, model: "PreTrainedModel") -> Evaluation | None:
-    """The task's evaluation, apart from the random state of training."""
+    """Runs the task's evaluation without changing the random state of training."""
     if config.train.eval_items == 0:
         return None
     python_state = random.getstate()

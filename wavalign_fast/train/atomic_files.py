@@ -1,4 +1,4 @@
-"""What a run directory is made of: text, JSON, sound, and directories replaced as one."""
+"""Writes text, JSON and WAV files whole or not at all, and replaces directories by a rename."""
 
 import io
 import json
@@ -19,22 +19,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON that browsers read: a number that is not finite becomes null."""
+    """Writes strict JSON, whole or not at all; NaN and infinities become null."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON; NaN and infinities become null."""
+    """Returns strict JSON; NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def write_wav(path: Path, waveform: Any, sample_rate: int) -> None:
     """Writes float samples [N] in [-1, 1] as 16-bit PCM, mono."""
-    import numpy as np  # not at the top: mistakes on the command line are answered without it
+    import numpy as np  # here, because mistakes on the command line are reported without numpy
 
     samples = np.clip(np.nan_to_num(np.asarray(waveform, dtype=np.float64)), -1.0, 1.0)
     pcm = np.round(samples * 32767).astype("<i2").tobytes()
-    # In memory first: the header holds the length, and a pipe cannot be written backwards.
+    # In memory first: the header holds the length, and a pipe cannot seek back to it.
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(1)
@@ -45,9 +45,9 @@ def write_wav(path: Path, waveform: Any, sample_rate: int) -> None:
 
 
 def replace_directory(new: Path, target: Path, retired: Path | None = None) -> None:
-    """Puts directory ``new`` in the place of ``target``; the old one moves to ``retired`` or goes.
+    """Replaces ``target`` by the directory ``new``; moves the old one to ``retired`` or removes it.
 
-    A crash between the two renames leaves the old one complete under its retired name.
+    A crash between the two renames leaves the old directory complete under its retired name.
     """
     parking = retired or target.with_name(f"{target.name}.old")
     remove(parking)
@@ -56,12 +56,12 @@ def replace_directory(new: Path, target: Path, retired: Path | None = None) -> N
         os.replace(target, parking)
     os.replace(new, target)
     if retired is None:
-        with suppress(OSError):  # the new one is in its place; the next call removes the old one
+        with suppress(OSError):  # the new directory is in place; the next call tries again
             remove(parking)
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a directory with all in it, or a link (not what it points to)."""
+    """Removes a file, a directory with its content, or a link (but not its target)."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Waits until every file in ``path`` is on the disk; a full disk may say so only here."""
+    """Flushes every file in ``path`` to the disk; a full disk may be reported only here."""
     for file in path.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Checkpoints: a Hugging Face model directory plus everything an exact resume needs."""
+"""Checkpoints: a Hugging Face model directory, and the state that an exact resume needs."""
 
 import os
 import pickle
@@ -26,24 +26,28 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """``checkpoint/`` of a run directory (the newest) and ``checkpoints/step-*`` (older ones)."""
+    """The checkpoints of a run: the newest in ``checkpoint/``, older ones in ``checkpoints/``."""
 
     run_directory: Path
     keep: int = 1
 
     @property
     def newest(self) -> Path:
-        """Where the newest checkpoint is."""
+        """The directory of the newest checkpoint."""
         return self.run_directory / CHECKPOINT
 
     def save(self, model: "PreTrainedModel", state: dict[str, Any]) -> None:
-        """Writes model and state beside the old checkpoint, then renames."""
+        """Writes model and state to a temporary directory, then puts it in place by renames.
+
+        Raises:
+            UserError: the files cannot be written; the previous checkpoint is unchanged.
+        """
         temporary = self.run_directory / ".checkpoint.tmp"
         remove(temporary)
         try:
             model.save_pretrained(temporary)
             with (temporary / STATE_FILE).open("wb") as file:
-                # Through a file of Python's: a full disk is then an OSError that says so.
+                # Into a Python file, so that a full disk is an OSError with that message.
                 torch.save({"format": FORMAT, **state}, file)
             files = sorted(path.name for path in temporary.iterdir())
             write_json(temporary / CONTENTS_FILE, {"step": state["step"], "files": files})
@@ -52,7 +56,7 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"checkpoint of step {state['step']} cannot be written in {self.run_directory}: "
-                f"{one_line(error)}; an older one is left as it is"
+                f"{one_line(error)}; an older one is unchanged"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -60,7 +64,12 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
 
     def load_state(self) -> dict[str, Any] | None:
-        """State of the newest checkpoint; None where there is no checkpoint yet."""
+        """Loads the state of the newest checkpoint; ``None`` if there is no checkpoint yet.
+
+        Raises:
+            DamagedFileError: the state is missing or cannot be read.
+            UserError: the state is in another format.
+        """
         self._recover()
         path = self.newest / STATE_FILE
         if not self.newest.exists():
@@ -69,11 +78,11 @@ class CheckpointStore:
             raise DamagedFileError(f"{self.newest} cannot be resumed: {STATE_FILE} is missing")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's own words advise to run its code
+        except pickle.UnpicklingError as error:  # torch's message advises to run the file's code
             raise DamagedFileError(
                 f"{path} cannot be read: it is damaged, or holds more than tensors and plain values"
             ) from error
-        except Exception as error:  # pickle, zip and torch raise many types for a bad file
+        except Exception as error:  # pickle, zipfile and torch raise many types for a bad file
             raise DamagedFileError(f"{path} cannot be read: {one_line(error)}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             seen = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -82,7 +91,7 @@ class CheckpointStore:
 
     @contextmanager
     def naming_an_older_one(self) -> Iterator[None]:
-        """Adds to an error about a damaged checkpoint where an older one is, if there is one."""
+        """Adds the place of an older checkpoint, if there is one, to a ``DamagedFileError``."""
         try:
             yield
         except DamagedFileError as error:
@@ -94,7 +103,7 @@ class CheckpointStore:
             ) from error
 
     def _recover(self) -> None:
-        """Puts the old checkpoint back after a crash between the two renames of ``save``."""
+        """Restores the previous checkpoint after a crash between the two renames of ``save``."""
         if not self.newest.exists() and (older := self._latest_older()):
             os.replace(older, self.newest)
 
@@ -120,7 +129,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def random_state(generator: torch.Generator, rng: random.Random) -> dict[str, Any]:
-    """Every random state a step may read: the run's own two and the global ones."""
+    """Returns every random state that a step may use: the run's own two and the global ones."""
     return {
         "generator": generator.get_state(),
         "rng": rng.getstate(),
@@ -132,7 +141,7 @@ def random_state(generator: torch.Generator, rng: random.Random) -> dict[str, An
 def restore_random_state(
     state: dict[str, Any], generator: torch.Generator, rng: random.Random
 ) -> None:
-    """Puts the states of ``random_state`` back."""
+    """Restores the states that ``random_state`` returned."""
     generator.set_state(state["generator"])
     rng.setstate(state["rng"])
     torch.set_rng_state(state["torch"])

@@ -1,8 +1,9 @@
-"""Two processes never write one run directory: an advisory lock on a file in it.
+"""Locks run directories, so that no two processes write to the same one.
 
-The kernel drops the lock when its holder ends, however it ends: a file that a killed process left
-behind keeps nobody out. On a file system without such locks the file's text decides: it names the
-process that holds it, and a process of this machine that is gone holds nothing.
+The lock is an advisory lock on a file in the directory. The kernel releases it when its holder ends
+in any way, so a file left behind by a killed process blocks nobody. On a file system without such
+locks the text of the file decides: it names the process that holds the lock, and a process of this
+machine that no longer exists does not hold it.
 """
 
 import errno
@@ -21,10 +22,12 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 @contextmanager
 def locked(directories: Sequence[Path]) -> Iterator[None]:
-    """Holds run directories, making those that are missing.
+    """Holds the locks of run directories; makes directories that are missing.
 
-    Afterwards the lock files are gone, and so are directories made here that stayed empty. Raises
-    ``UserError`` where another process holds one, or where none can be made or written.
+    On exit the lock files are removed, and so are directories made here that are still empty.
+
+    Raises:
+        UserError: another process holds a lock, or a directory cannot be made or written.
     """
     with ExitStack() as stack:
         for directory in dict.fromkeys(directories):
@@ -43,14 +46,14 @@ def _locked(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Removed while still held: whoever opened it in the meantime sees that it is gone.
+            # Removed while still locked: a process that has opened it sees that it is gone.
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """``directory`` exists within; directories made for it go again if they are empty."""
+    """Makes ``directory`` and its parents; on exit removes those it made that are empty."""
     made: list[Path] = []
     try:
         try:
@@ -71,12 +74,12 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the lock file, locked, with this process written into the file."""
+    """Locks the lock file, writes this process into it, and returns its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor, path)
-            # A holder that ends removes the file: a lock on the removed one keeps nobody out.
+            # The previous holder may have removed the file; a lock on it would block nobody.
             if _is_there(descriptor, path):
                 _sign(descriptor, path)
                 return descriptor

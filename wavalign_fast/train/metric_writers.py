@@ -1,4 +1,4 @@
-"""Where a step's metrics go: ``metrics.jsonl`` always, TensorBoard where it is installed."""
+"""Writes the metrics of each step to ``metrics.jsonl`` and, if installed, to TensorBoard."""
 
 import functools
 import json
@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class MetricWriter(Protocol):
-    """Takes the metrics of one step."""
+    """Writes the metrics of a step somewhere."""
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
-        """Records ``metrics`` of ``step``, ``time_s`` seconds of training after the start."""
+        """Writes ``metrics`` of ``step``; ``time_s`` is the training time so far in seconds."""
         ...
 
     def close(self) -> None:
-        """Everything written is on disk after this."""
+        """Flushes and closes the output."""
         ...
 
 
 class JsonlWriter:
-    """One JSON object a step, one line each; on resume, lines after ``step`` are dropped."""
+    """Writes one JSON object per step and line; a resumed run drops the lines after ``step``."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class JsonlWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
-        """Appends one line and flushes it, so that a run can be followed while it trains."""
+        """Appends one line and flushes it, so that the run can be watched while it trains."""
         record = {"step": step, "time_s": round(time_s, 3), **metrics}
         try:
             self._file.write(to_json(record) + "\n")
@@ -47,15 +47,15 @@ class JsonlWriter:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Closes the file; what could not be written has been said by then."""
+        """Closes the file; ``write`` has reported any error already."""
         with suppress(OSError):
             self._file.close()
 
 
 class TensorBoardWriter:
-    """TensorBoard event files; a resumed run hides what was logged after ``step``.
+    """Writes TensorBoard event files; a resumed run hides the events after ``step``.
 
-    They repeat ``metrics.jsonl``, so their failure is said once and ends nothing.
+    The files repeat ``metrics.jsonl``, so an error is only logged, once.
     """
 
     def __init__(self, writer_class: Any, directory: Path, step: int) -> None:
@@ -65,7 +65,7 @@ class TensorBoardWriter:
             self._writer = writer_class(str(directory), purge_step=step + 1 if step else None)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float]) -> None:
-        """Adds one scalar a metric."""
+        """Adds one scalar per metric."""
         with self._attempt():
             for name, value in metrics.items() if self._writer else ():
                 self._writer.add_scalar(name, value, step)
@@ -80,7 +80,7 @@ class TensorBoardWriter:
     def _attempt(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of a package that may be of any version
+        except Exception as error:  # the package may be of any version
             self._writer = None
             logger.warning(
                 "%s cannot be written (%s): metrics go to metrics.jsonl only",
@@ -90,7 +90,7 @@ class TensorBoardWriter:
 
 
 def open_writers(directory: Path, step: int) -> list[MetricWriter]:
-    """The writers of a run directory, continuing after ``step``."""
+    """Opens the writers of a run directory, which continue after ``step``."""
     writers: list[MetricWriter] = [JsonlWriter(directory / METRICS_FILE, step)]
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -107,15 +107,17 @@ def open_writers(directory: Path, step: int) -> list[MetricWriter]:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    """One line for all the arms of a command."""
+    """Logs a warning once per command, not once per arm."""
     logger.warning(message)
 
 
 def read_metric_lines(path: Path) -> list[tuple[float, str]]:
-    """(step, line) of every record in a ``metrics.jsonl``; none where there is no such file.
+    """Reads the (step, line) pairs of a ``metrics.jsonl``; none if the file does not exist.
 
-    A last line that is cut off is left out: a machine that lost power leaves one. Damage elsewhere
-    raises ``UserError`` with the line.
+    An incomplete last line is left out: a power failure leaves one.
+
+    Raises:
+        UserError: another line is damaged.
     """
     if not path.exists():
         return []
@@ -132,7 +134,7 @@ def read_metric_lines(path: Path) -> list[tuple[float, str]]:
 
 
 def _record(line: bytes) -> tuple[float, str] | None:
-    """Step and text of a line; ``None`` where it is no metrics record."""
+    """Returns step and text of a line, or ``None`` if it is not a metrics record."""
     try:
         text = line.decode("utf-8")
         step = json.loads(text)["step"]

@@ -4,7 +4,7 @@ from wavalign_fast.errors import UserError
 
 
 class NonFiniteGuard:
-    """Counts steps skipped for a non-finite gradient and stops after ``limit`` in a row."""
+    """Counts the steps skipped for a non-finite gradient and stops after ``limit`` in a row."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -12,7 +12,7 @@ class NonFiniteGuard:
         self.in_a_row = 0
 
     def record(self, *, finite: bool, step: int, loss: float, grad_norm: float) -> None:
-        """Notes one step; raises when there is no hope left."""
+        """Records one step; raises ``UserError`` after ``limit`` non-finite steps in a row."""
         if finite:
             self.in_a_row = 0
             return
@@ -26,9 +26,9 @@ class NonFiniteGuard:
             )
 
     def state_dict(self) -> dict[str, int]:
-        """The counters."""
+        """Returns the counters."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Puts the counters back."""
+        """Restores the counters."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate as a function of the step."""
+"""AdamW, and the learning rate as a function of the step."""
 
 import math
 
@@ -9,7 +9,7 @@ from wavalign_fast.config.schema import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay acts on matrices only."""
+    """Builds a fused AdamW; weight decay applies to matrices only."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in trainable if w.ndim >= 2], "weight_decay": config.weight_decay},
@@ -25,9 +25,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of step 1 … ``steps``: linear warm-up, then constant or a cosine to 0.
+    """Returns the rate of step 1 … ``steps``: linear warm-up, then constant or a cosine to 0.
 
-    A function of the step alone, so a resumed run needs no scheduler state.
+    It depends only on the step, so a resumed run needs no scheduler state.
     """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
@@ -38,6 +38,6 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every parameter group."""
+    """Sets the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,7 +1,7 @@
-"""Which files of a run directory this program wrote: ``--overwrite`` touches no others.
+"""Knows which files of a run directory this program wrote; ``--overwrite`` removes only those.
 
-A marker says that a directory is a run, or the folder of several arms. What lies beside our files
-is left alone; a file of somebody else inside one of our folders is named, and nothing is touched.
+A marker file identifies a directory as a run or as the folder of several arms. Files beside ours
+are left alone. A foreign file inside one of our folders is an error, and then nothing is removed.
 """
 
 import json
@@ -24,39 +24,39 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 CHECKPOINT = "checkpoint"
 CONTENTS_FILE = "contents.json"
-"""Step and files of a checkpoint, in its directory."""
+"""Lists the step and the files of a checkpoint, in its directory."""
 REPLACED = ".replaced"
-"""Where an overwritten run waits until the new one has been set up."""
+"""Holds an overwritten run until the new one is set up."""
 DROPPED = ".dropped"
-"""The same, once it has been: what a process that was killed left of it."""
+"""Holds the rest of an overwritten run whose removal was interrupted."""
 
 FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 SOUND = re.compile(r"\d{3,}\.wav")
 UNFINISHED = {".checkpoint.tmp", REPLACED, DROPPED}
-"""Folders whose name alone says that they are ours."""
+"""Folders that are ours by their name alone."""
 
 
 def read_marker(path: Path) -> dict[str, Any] | None:
-    """What the marker of ``path`` records; None where there is no run of ours."""
+    """Reads the marker of ``path``; returns ``None`` if ``path`` is not a run of ours."""
     marker = read_json_object(path / MARKER_FILE)
     return marker if marker.get("format") == 1 else None
 
 
 def recorded_arms(path: Path) -> list[str]:
-    """Arms that the marker of ``path`` records; a damaged one never leads out of ``path``."""
+    """Returns the arms in the marker of ``path``, without names that lead out of ``path``."""
     arms = (read_marker(path) or {}).get("arms")
     names = [arm for arm in arms if isinstance(arm, str)] if isinstance(arms, list) else []
     return [arm for arm in names if arm == os.path.basename(arm) and arm not in ("", ".", "..")]
 
 
 def write_marker(path: Path, **facts: Any) -> None:
-    """Marks ``path`` as ours, with further facts; those recorded before stay."""
+    """Marks ``path`` as ours and adds ``facts`` to those already in the marker."""
     write_json(path / MARKER_FILE, {**(read_marker(path) or {}), "format": 1, **facts})
 
 
 def checkpoint_contents(directory: Path) -> dict[str, Any]:
-    """``step`` and ``files`` of a checkpoint; without what it does not say or is damaged."""
+    """Returns ``step`` and ``files`` of a checkpoint; missing and damaged values are left out."""
     contents = read_json_object(directory / CONTENTS_FILE)
     files = contents.get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
@@ -65,7 +65,7 @@ def checkpoint_contents(directory: Path) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of ours; empty where the file is missing or damaged."""
+    """Reads a JSON object; returns an empty one if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -74,9 +74,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def own_paths(run: Path) -> list[Path]:
-    """What ``--overwrite`` removes: our files and folders in a run, and in its arms.
+    """Returns what ``--overwrite`` removes: our files and folders in a run and in its arms.
 
-    Raises ``UserError`` for a file in one of our folders that we did not write.
+    Raises:
+        UserError: one of our folders holds a file that this program did not write.
     """
     own = []
     for path in sorted(run.iterdir()):
@@ -89,8 +90,8 @@ def own_paths(run: Path) -> list[Path]:
             foreign = next(FOLDERS[path.name](path), None) if folder else None
             if foreign is not None:
                 raise UserError(
-                    f"{foreign} is not of this program; it is not overwritten: move it away or "
-                    "give another --name"
+                    f"{foreign} is not a file of this program; it is not overwritten: move it away "
+                    "or give another --name"
                 )
             own.append(path)
     for arm in recorded_arms(run):
@@ -100,7 +101,7 @@ def own_paths(run: Path) -> list[Path]:
 
 
 def set_aside(run: Path) -> None:
-    """Moves our files of a run into a folder within it, from where ``put_back`` takes them."""
+    """Moves our files of a run into a folder inside it, from which ``put_back`` restores them."""
     paths, arms = own_paths(run), recorded_arms(run)
     remove(run / REPLACED)
     for path in paths:
@@ -110,12 +111,12 @@ def set_aside(run: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
     for arm in arms:
-        with suppress(OSError):  # holds a file of somebody else, or is a link
+        with suppress(OSError):  # not empty because of a foreign file, or a link
             (run / arm).rmdir()
 
 
 def put_back(run: Path) -> None:
-    """Removes our files of a run that did not start; one that was set aside comes back."""
+    """Removes our files of a run that did not start, and restores the run that was set aside."""
     for path in own_paths(run):
         if path.name != REPLACED:
             remove(path)
@@ -129,7 +130,7 @@ def put_back(run: Path) -> None:
 
 
 def drop_replaced(run: Path) -> None:
-    """Removes what ``set_aside`` moved."""
+    """Removes the files that ``set_aside`` moved."""
     if (run / REPLACED).exists():
         remove(run / DROPPED)
         os.replace(run / REPLACED, run / DROPPED)
@@ -137,7 +138,7 @@ def drop_replaced(run: Path) -> None:
 
 
 def has_replaced(run: Path) -> bool:
-    """Whether a process ended between ``set_aside`` and ``drop_replaced``: ``put_back`` is due."""
+    """Whether a process ended between ``set_aside`` and ``drop_replaced`` (needs ``put_back``)."""
     return os.path.lexists(run / REPLACED)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live panel on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live panel on a terminal, plain lines elsewhere."""
 
 import math
 from collections import deque
@@ -26,7 +26,7 @@ SHOWN = {
 
 
 class ProgressDisplay:
-    """Shows means over the last ``log_every`` steps of one arm."""
+    """Shows means over the last ``log_every`` steps of an arm."""
 
     def __init__(
         self, console: Console, *, title: str, steps: int, done: int, log_every: int
@@ -48,7 +48,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            # Drawn by ``update`` only: a refresh thread would compete with training for a core.
+            # Only ``update`` draws: a refresh thread would compete with training for a core.
             self._live = Live(self._bar, console=self.console, auto_refresh=False)
             self._live.__enter__()
         return self
@@ -80,7 +80,7 @@ class ProgressDisplay:
     def _figures(self) -> dict[str, str]:
         means = {label: (self._mean(name), form) for label, (name, form) in SHOWN.items()}
         if means["failed"][0] == 0:
-            del means["failed"]  # missing rewards are the exception, so said only then
+            del means["failed"]  # shown only if there are missing rewards
         return {
             label: form.format(mean) for label, (mean, form) in means.items() if mean is not None
         }

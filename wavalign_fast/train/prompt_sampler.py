@@ -1,11 +1,11 @@
-"""Which training examples come next, as a state that can be saved."""
+"""Chooses the next training examples, with a state that can be saved."""
 
 import random
 from typing import Any
 
 
 class PromptSampler:
-    """Goes through shuffled epochs of ``size`` examples; the state is what was consumed.
+    """Iterates over shuffled epochs of ``size`` examples; the state is the number consumed.
 
     Nothing is prefetched, so a resumed run neither repeats nor skips an example.
     """
@@ -18,7 +18,7 @@ class PromptSampler:
         self.consumed = 0
 
     def take(self, count: int) -> list[int]:
-        """The next ``count`` indices; an epoch's end runs on into the next epoch."""
+        """Returns the next ``count`` indices, across the end of an epoch if necessary."""
         indices: list[int] = []
         while len(indices) < count:
             epoch, start = divmod(self.consumed, self.size)
@@ -33,11 +33,11 @@ class PromptSampler:
         return order
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to go on."""
+        """Returns the state for ``load_state_dict``."""
         return {"size": self.size, "seed": self.seed, "consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken; refuses a state over other data."""
+        """Restores ``state``; raises ``ValueError`` if it belongs to other data."""
         if state["size"] != self.size or state["seed"] != self.seed:
             raise ValueError(
                 f"sampler state: {state['size']} examples with seed {state['seed']}, "

@@ -1,4 +1,4 @@
-"""The figures at the end of a training command, as plain text that fits the width there is."""
+"""Formats the results at the end of a training command as plain text of a given width."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +7,9 @@ GAP = " "
 
 
 def result_table(figures: Mapping[str, Mapping[str, float]], *, width: int) -> str:
-    """One row an arm, one column a metric; blocks below each other where one would be too wide.
+    """Formats one row per arm and one column per metric; wraps columns into several blocks.
 
-    Column heads are broken at ``_`` and ``/``, so that a long name takes lines and not columns.
+    Column heads are broken at ``_`` and ``/``, so that long names need lines instead of width.
     """
     names = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
     if not names:

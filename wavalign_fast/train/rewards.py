@@ -1,4 +1,4 @@
-"""A task's rewards as the loss takes them: numbers, and NaN where there is none."""
+"""Turns a task's rewards into the tensor that the loss takes, with NaN for a missing reward."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class Rewarder:
-    """Asks the task for rewards. One that is not finite counts as missing, like ``None``."""
+    """Asks the task for rewards. A reward that is not finite counts as missing, like ``None``."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -30,10 +30,10 @@ class Rewarder:
         self._warned = False
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Rewards [N] float32 of N completions, NaN where a reward is missing.
+        """Returns the rewards of N completions, float32 [N], with NaN for a missing reward.
 
         Raises:
-            UserError: where the task fails, or gives anything but one number or None each.
+            UserError: the task fails, or does not return one number or ``None`` per completion.
         """
         given = self._listed(self._ask(completions))
         if len(given) != len(completions):
@@ -62,7 +62,7 @@ class Rewarder:
         if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
             raise UserError(
                 f"rewards of {self.name}: {_shown(given)} given, wanted a list of numbers, "
-                "None where a reward is missing"
+                "None for a missing reward"
             )
         return list(given)
 
@@ -94,6 +94,6 @@ class Rewarder:
 
 
 def _shown(value: Any) -> str:
-    # Python refuses to write out an integer of thousands of digits, on its own or in a list.
+    # ``shown`` copes with integers of thousands of digits, which Python refuses to write out.
     text = " ".join((repr(value) if isinstance(value, str) else shown(value)).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,7 +1,7 @@
-"""The run directory: what a run leaves behind, and the refusal to write over another one.
+"""Reads and writes the run directory, and refuses to write over another run.
 
-``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoint/``, ``evaluation.json``,
-``samples.json``, ``wav/`` and, over one or several arms, ``report.html``.
+A run leaves ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoint/``,
+``evaluation.json``, ``samples.json``, ``wav/`` and, for one or several arms, ``report.html``.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ CHANGEABLE_ON_RESUME = {
 
 
 def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Refuses to write over another run; changes nothing."""
+    """Raises ``UserError`` if ``path`` cannot take this run; changes nothing."""
     if not _holds_something(path):
         return
     if overwrite:
@@ -57,7 +57,7 @@ def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
         own_paths(path)
     elif (arms := recorded_arms(path)) and not (path / CONFIG_FILE).is_file():
         raise UserError(
-            f"{path} holds several arms ({', '.join(arms)}); give --arms to go on with some of "
+            f"{path} holds several arms ({', '.join(arms)}); give --arms to continue some of "
             "them, or another --name"
         )
     elif not resume:
@@ -74,7 +74,7 @@ def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
 
 
 def check_steps(path: Path, config: RunConfig, done: Any) -> None:
-    """Refuses to go on with a run that has ``done`` more steps than the config wants."""
+    """Raises ``UserError`` if the run has ``done`` more steps than the config wants."""
     if isinstance(done, int) and done > config.train.steps:
         raise UserError(
             f"train.steps: {config.train.steps} given, {path} is at step {done} already"
@@ -82,28 +82,28 @@ def check_steps(path: Path, config: RunConfig, done: Any) -> None:
 
 
 def check_folder_of_arms(path: Path, *, resume: bool) -> None:
-    """Refuses to put several arms into a run of one arm, or into a folder of somebody else."""
+    """Raises ``UserError`` if several arms would go into a run of one arm or a foreign folder."""
     if not _holds_something(path) or "arms" in (read_marker(path) or {}):
         return
     if (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is a run of one arm; give several arms another --name")
     if not resume:
-        raise UserError(f"{path} exists and is no folder of arms; give another --name")
+        raise UserError(f"{path} exists and is not a folder of arms; give another --name")
 
 
 def start_run(path: Path, config: RunConfig, *, data: dict[str, Any]) -> None:
-    """Marks the directory as a run over ``data`` (a fingerprint) and records the config."""
+    """Marks the directory as a run over ``data`` (a fingerprint) and writes its config."""
     write_marker(path, data=data)
     write_text(path / CONFIG_FILE, dump_config(config))
 
 
 def add_arm(path: Path, arm: str) -> None:
-    """Records in the folder of several arms that ``arm`` is one of them."""
+    """Records ``arm`` in the marker of the folder of several arms."""
     write_marker(path, arms=list(dict.fromkeys([*recorded_arms(path), arm])))
 
 
 def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
-    """What tells one set of training examples from another: how many, and a hash of them all."""
+    """Identifies a set of training examples by their number and a hash of their content."""
     count, digest = 0, hashlib.sha256()
     for example in examples:
         count += 1
@@ -113,7 +113,7 @@ def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
 
 
 def check_same_data(path: Path, data: dict[str, Any]) -> None:
-    """Refuses to go on with a run over other training examples than those it was started with."""
+    """Raises ``UserError`` if the run was started with other training examples."""
     before = (read_marker(path) or {}).get("data")
     if not isinstance(before, dict) or before == data:
         return
@@ -124,7 +124,7 @@ def check_same_data(path: Path, data: dict[str, Any]) -> None:
 
 
 def changes(path: Path, config: RunConfig) -> list[str]:
-    """What a resumed run does otherwise than before, one line each."""
+    """Lists the settings in which a resumed run differs from before, one line each."""
     before = read_run_config(path)
     lines = [
         f"{key}: {shown(_value(before, key))} before, {shown(_value(config, key))} now"
@@ -139,7 +139,7 @@ def changes(path: Path, config: RunConfig) -> list[str]:
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The resolved config of a run directory."""
+    """Reads the resolved config of a run directory."""
     file = path / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"no run in {path}: {CONFIG_FILE} is missing")
@@ -151,7 +151,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 
 def arm_directories(path: Path) -> list[Path]:
-    """The run directories under ``path``, in the order they were trained; itself if it is one."""
+    """Returns the run directories in ``path`` by training order, or ``path`` if it is one."""
     if (path / CONFIG_FILE).is_file():
         return [path]
     found = [config.parent for config in path.glob(f"*/{CONFIG_FILE}")]
@@ -161,7 +161,7 @@ def arm_directories(path: Path) -> list[Path]:
 
 
 def finished_metrics(path: Path, config: RunConfig) -> dict[str, float] | None:
-    """Final metrics of the run at ``path``; None unless it was trained to the end and evaluated."""
+    """Returns the final metrics of a run, or ``None`` unless it is trained and evaluated."""
     record = read_json_object(path / EVALUATION_FILE)
     final = record.get("final")
     if record.get("steps") != config.train.steps or not isinstance(final, dict):
@@ -177,7 +177,7 @@ def write_evaluation(
     base: dict[str, float] | None,
     final: Evaluation | None,
 ) -> None:
-    """Writes ``samples.json`` with its WAV files, then ``evaluation.json``."""
+    """Writes the WAV files and ``samples.json``, then ``evaluation.json``."""
     samples = []
     for index, sample in enumerate(final.samples if final else []):
         wav = f"wav/{index:03d}.wav"
@@ -218,7 +218,7 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is more at ``path`` than the lock that this process holds."""
+    """Whether ``path`` holds anything besides this process's lock file."""
     if not os.path.lexists(path):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What one optimizer step computes, up to and including the backward pass."""
+"""Computes one optimizer step, up to and including the backward pass."""
 
 import random
 import time
@@ -36,7 +36,7 @@ OWN_KEYS = {"mixing", "gate", "backend"}
 
 
 def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> HybridObjective:
-    """The hybrid loss as configured; without ``kl`` it asks for no reference log-probs."""
+    """Builds the hybrid loss of a config; without ``kl`` it needs no reference log-probs."""
     settings = {
         name: getattr(config, name) for name in LossConfig.model_fields if name not in OWN_KEYS
     }
@@ -52,20 +52,20 @@ def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> 
 
 
 def find_loss_ids(objective: HybridObjective) -> LossIds:
-    """The ids whose class has a weight in some term of the loss."""
+    """Finds the ids whose class has a weight in some term of the loss."""
     speech = objective.layout.classify(torch.arange(objective.layout.vocab_size)) == SPEECH
     policy, anchor, kl = (
         torch.tensor(weights.speech > 0).where(speech, torch.tensor(weights.text > 0))
         for weights in (objective.policy_weights, objective.anchor_weights, objective.kl_weights)
     )
     if objective.kl_scope == "completion" and bool(kl.any()):
-        # The mean of this KL is over all completion tokens, the unscored ones too.
+        # This KL is a mean over all completion tokens, also those outside the policy's scope.
         policy = torch.ones_like(policy)
     return LossIds(policy, anchor)
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a step."""
+    """Measures the seconds spent in each phase of a step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -80,14 +80,14 @@ class Stopwatch:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
 
     def metrics(self) -> dict[str, float]:
-        """``perf/<phase>_s`` of every phase that took place."""
+        """Returns ``perf/<phase>_s`` for every phase that ran."""
         return {f"perf/{phase}_s": spent for phase, spent in self.seconds.items()}
 
 
 class TrainStep:
     """Rollouts → rewards → reference log-probs → hybrid loss → gradients.
 
-    What the configuration has no use for is not done: no rollouts, no demonstrations, no reference.
+    Skips rollouts, demonstrations or the reference if no term of the loss needs them.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class TrainStep:
 
     @property
     def examples_needed(self) -> int:
-        """Training examples a step consumes; rollouts and anchor share the first ones."""
+        """Number of training examples per step; rollouts and anchor share the first ones."""
         prompts = self.config.rollout.prompts if self.config.needs_rollouts else 0
         return max(prompts, self.config.anchor.rows if self.config.needs_anchor else 0)
 
     def __call__(self, examples: Sequence[Example], clock: Stopwatch) -> dict[str, Tensor]:
-        """Adds the step's gradients to the model; metrics as 0-d tensors."""
+        """Adds the step's gradients to the model and returns its metrics as 0-d tensors."""
         completions: list[Completion] = []
         rewards = torch.empty(0, self.config.rollout.group_size)
         if self.config.needs_rollouts:
@@ -168,11 +168,11 @@ class TrainStep:
         ]
 
     def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
-        """Completions that cannot change the loss: no advantage and no KL on them.
+        """Returns the completions without an advantage or a KL, which cannot change the loss.
 
-        Their groups were answered all alike. They still count in every mean of the loss and of the
-        reward; only the model's forward and backward pass over their tokens is saved. Where a mean
-        is over tokens, theirs have to be there.
+        All completions of their group have the same reward. They still count in every mean of the
+        loss and of the rewards; only the model's forward and backward pass over them is skipped. A
+        mean over tokens needs their tokens, so nothing is skipped then.
         """
         by_token = self.config.loss.normalisation == "token"
         if self.reference is not None or rewards.numel() == 0 or by_token:
@@ -182,7 +182,7 @@ class TrainStep:
 
     @torch.no_grad()
     def _reference_logp(self, reference: "PreTrainedModel", tokens: TokenBlocks) -> Tensor:
-        """Log-probs [T] of the sampled tokens under the frozen base; 0 elsewhere."""
+        """Returns the log-probs [T] of sampled tokens under the frozen base; 0 elsewhere."""
         logp = torch.zeros(tokens.targets.shape)
         positions = tokens.rollout_positions
         sampled = tokens.policy_row[:positions] >= 0
@@ -221,7 +221,7 @@ class TrainStep:
     def _at_sampling_temperature(
         self, hidden: Tensor, rollout_positions: int, bias: Tensor | None
     ) -> Tensor:
-        """Divides the rollouts' hidden states: log-probs as they were when sampled."""
+        """Divides the rollouts' hidden states by the temperature that they were sampled at."""
         temperature = self.config.rollout.temperature
         if temperature == 1.0 or rollout_positions == 0:
             return hidden

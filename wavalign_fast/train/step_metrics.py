@@ -1,4 +1,4 @@
-"""The names under which a training step's figures are logged."""
+"""Maps the metrics of the objective to the names that the trainer logs."""
 
 import math
 from collections.abc import Sequence
@@ -46,12 +46,11 @@ BROADEST = {
 def named_metrics(
     metrics: dict[str, Tensor], *, rollouts: bool, rewarded: bool, anchored: bool
 ) -> dict[str, Tensor]:
-    """The objective's metrics [0-d] under the trainer's names; none about what was absent.
+    """Returns the objective's metrics [0-d] under the names that the trainer logs.
 
-    Without a single reward, figures of rewards are NaN: a missing reward is never a number.
-
-    ``kl`` and ``entropy`` are over all completion tokens where those carry loss, else over the
-    one class that was.
+    Metrics of an absent term are left out. If every reward is missing, the metrics of rewards are
+    NaN: a missing reward is never a number. ``kl`` and ``entropy`` are means over all completion
+    tokens if both classes carry loss, else over the one class that does.
     """
     names = ALWAYS | (WITH_ANCHOR if anchored else {}) | (WITH_ROLLOUTS if rollouts else {})
     named = {name: metrics[source] for source, name in names.items() if source in metrics}
@@ -67,7 +66,7 @@ def named_metrics(
 
 
 def completion_metrics(completions: Sequence[Completion]) -> dict[str, Tensor]:
-    """Mean length in tokens, and the share that ran into the length limit."""
+    """Returns the mean length in tokens, and the share that reached the length limit."""
     if not completions:
         return {}
     lengths = torch.tensor([float(len(done.ids)) for done in completions])

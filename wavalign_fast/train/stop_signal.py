@@ -1,4 +1,4 @@
-"""Stops a run between two steps when a signal asks for it, so that it can be saved."""
+"""Stops a run between two steps after a signal, so that a checkpoint can be saved."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from wavalign_fast.signals import raise_if_interrupted
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal after its checkpoint was saved."""
+    """A signal stopped the run; its checkpoint is saved."""
 
     def __init__(self, signal_number: int, step: int, checkpoint: str) -> None:
         self.signal_number = signal_number
@@ -22,8 +22,8 @@ class Stopped(Exception):
 class StopSignal:
     """Turns the first SIGINT, SIGTERM or SIGHUP into a flag, so that the run can be saved.
 
-    A second Ctrl-C acts as it always did. Further SIGTERM and SIGHUP change nothing: `timeout` and
-    terminals that close send theirs twice. A signal that was ignored, as under `nohup`, stays so.
+    A second Ctrl-C acts as usual. Further SIGTERM and SIGHUP have no effect, because `timeout` and
+    closing terminals send theirs twice. A signal that was ignored (`nohup`) stays ignored.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,10 +34,10 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         raise_if_interrupted()
-        # Python lets only the main thread install handlers; elsewhere the flag is never set.
+        # Only the main thread can install handlers; in other threads the flag is never set.
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
-                # None: a handler that Python did not install and could not put back.
+                # None means a handler that was not installed by Python and cannot be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._receive)
         return self

@@ -1,4 +1,4 @@
-"""What a recipe gives the training loop: model, prompts, demonstrations, rewards, evaluation."""
+"""The interface between a recipe and the trainer."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """A post-training task. The loop knows nothing else about a recipe."""
+    """A post-training task: everything that the trainer knows about a recipe."""
 
     layout: ModalityLayout
     pad_id: int
@@ -20,30 +20,30 @@ class Task(Protocol):
 
     @property
     def eos_id(self) -> int | Collection[int]:
-        """The id that ends an answer, or each of several; a class attribute will do."""
+        """The id or ids that end an answer. A class attribute is enough."""
         ...
 
     def load_model(self) -> "PreTrainedModel":
-        """The base model, fp32, in eval mode."""
+        """Loads the base model, in fp32 and in eval mode."""
         ...
 
     def demonstrations(
         self, examples: Sequence[Example], rng: random.Random
     ) -> list[Demonstration]:
-        """One spoken demonstration per example, for the anchor."""
+        """Returns one spoken demonstration per example, for the anchor."""
         ...
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion on the task's scale; ``None`` where the judge failed.
+        """Returns one reward per completion on the task's scale, or ``None`` if the judge failed.
 
-        One that is not finite counts as missing too.
+        A reward that is not finite counts as missing too.
         """
         ...
 
     def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
-        """Held-out evaluation over ``items`` spoken answers."""
+        """Evaluates the model on ``items`` spoken answers to held-out prompts."""
         ...
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
-        """Answer one prompt in text and speech; ``samples`` holds it."""
+        """Answers one prompt in text and speech; the answer is the only one of ``samples``."""
         ...

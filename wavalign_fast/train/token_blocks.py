@@ -1,4 +1,4 @@
-"""Completions and demonstrations → blocks of padded ids and the flat tables of ``HybridBatch``."""
+"""Lays completions and demonstrations out in blocks of padded ids and in flat tables."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ NOT_IN_A_ROW = -1
 
 @dataclass(frozen=True)
 class TokenBlocks:
-    """Rows in blocks of similar length, and one flat table entry per position of the blocks.
+    """Rows in blocks of similar length, and one entry of the flat tables per block position.
 
-    Position t of a row predicts id t+1. A position is in row r of the policy (anchor) term when
-    the id it predicts is part of completion (answer) r; prompts and padding are in neither.
+    Position t of a row predicts id t+1. A position belongs to row r of the policy (anchor) term if
+    the id it predicts is part of completion (answer) r. Prompts and padding belong to no row.
     """
 
     blocks: list[Tensor]
-    """int64 [R_b, L_b], right-padded; those of completions come first."""
+    """int64 [R_b, L_b], right-padded; the blocks of completions come first."""
     rollout_blocks: int
-    """How many of ``blocks`` hold completions."""
+    """Number of ``blocks`` with completions."""
     rollout_positions: int
-    """How many of the T table entries belong to them."""
+    """Number of the T table entries that belong to those blocks."""
     targets: Tensor
-    """int64 [T]; 0 where the position is in no row."""
+    """int64 [T]; 0 at positions that belong to no row."""
     policy_row: Tensor
     """int64 [T], index of the completion or -1."""
     anchor_row: Tensor
@@ -36,7 +36,7 @@ class TokenBlocks:
 
 @dataclass(frozen=True)
 class LossIds:
-    """Which ids carry loss in a completion and in a demonstration, bool [V] each."""
+    """Which ids of the vocabulary carry loss, bool [V], in completions and in demonstrations."""
 
     policy: Tensor
     anchor: Tensor
@@ -44,7 +44,7 @@ class LossIds:
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with what answers it; ``index`` counts completions or demonstrations."""
+    """A prompt and its answer; ``index`` counts completions or demonstrations."""
 
     index: int
     prompt: tuple[int, ...]
@@ -63,13 +63,16 @@ def build_blocks(
     block_tokens: int,
     skipped: Collection[int] = (),
 ) -> TokenBlocks:
-    """Lays ``prompt + completion`` and ``prompt + answer`` rows out as ``TokenBlocks``.
+    """Lays rows ``prompt + completion`` and ``prompt + answer`` out as ``TokenBlocks``.
 
-    A row ends with the last id that carries loss: in a causal model nothing after it can matter.
+    A row is cut after its last id that carries loss: in a causal model later ids have no effect.
 
     Args:
         block_tokens: a block is closed once it has this many positions, padding included.
-        skipped: indices of completions that take no part; the others keep their indices.
+        skipped: indices of completions to leave out; the others keep their indices.
+
+    Raises:
+        UserError: an empty prompt, or an id outside the layout.
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
@@ -98,7 +101,7 @@ def build_blocks(
 def _rows(
     kind: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], has_loss: Tensor
 ) -> list[_Row]:
-    """Rows up to their last id with loss; those without any are left out."""
+    """Returns the rows, cut after their last id with loss; rows without such an id are left out."""
     carries_loss = has_loss.tolist()
     rows = []
     for index, (prompt, answer) in enumerate(pairs):
@@ -112,7 +115,7 @@ def _rows(
 
 
 def _group_by_length(rows: Sequence[_Row], block_tokens: int) -> list[list[_Row]]:
-    """Longest first, so that a row shares its block with rows that need little padding."""
+    """Groups rows by descending length, so that the rows of a block need little padding."""
     groups: list[list[_Row]] = []
     for row in sorted(rows, key=len, reverse=True):
         if not groups or len(groups[-1]) * len(groups[-1][0]) >= block_tokens:
@@ -122,7 +125,7 @@ def _group_by_length(rows: Sequence[_Row], block_tokens: int) -> list[list[_Row]
 
 
 def _lay_out(rows: Sequence[_Row], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Padded ids [R, L] of rows, longest first; flat targets and row indices [R·L]."""
+    """Returns padded ids [R, L], and flat targets and row indices [R·L], of rows by length."""
     length = len(rows[0])
     padded = torch.tensor(
         [[*row.prompt, *row.answer, *[pad_id] * (length - len(row))] for row in rows]

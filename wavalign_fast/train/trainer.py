@@ -1,4 +1,4 @@
-"""The training loop of one run: steps, guards, checkpoints, metrics. It knows no recipe."""
+"""The training loop of one run: steps, checkpoints, metrics. It is the same for every recipe."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ GPU_INTERVAL_S = 0.5
 
 
 class Trainer:
-    """One run in one directory. ``fit`` goes on from the newest checkpoint if there is one."""
+    """One run in one directory, continued from its newest checkpoint if there is one."""
 
     def __init__(self, config: RunConfig, task: Task, directory: Path) -> None:
         self.config = config
@@ -55,7 +55,7 @@ class Trainer:
         self._load()
 
     def fit(self, console: Console) -> None:
-        """Trains to ``train.steps``; raises ``Stopped`` after a signal, its checkpoint saved."""
+        """Trains up to ``train.steps``; after a signal, saves and raises ``Stopped``."""
         train = self.config.train
         title = self.config.arm or self.config.recipe
         writers = open_writers(self.directory, self.step)
@@ -81,7 +81,7 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Saves everything that the next step depends on."""
+        """Saves a checkpoint with everything that the next step depends on."""
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
@@ -93,7 +93,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _load(self) -> None:
-        """The base model, or the newest checkpoint of this run."""
+        """Loads the base model, or the newest checkpoint of this run."""
         base = self.task.load_model()
         check_vocabulary(base, self.task.layout)
         reference = frozen_copy(base) if self.config.needs_reference else None
@@ -155,7 +155,7 @@ class Trainer:
         display.update(self.step, metrics)
 
     def _gradients(self, clock: Stopwatch) -> dict[str, Tensor]:
-        """The step's gradients and metrics. Where they fail, what was trained before is saved."""
+        """Computes gradients and metrics of a step; if that fails, saves the steps before it."""
         before = self._position()
         try:
             taken = self.sampler.take(self.train_step.examples_needed)
@@ -169,17 +169,17 @@ class Trainer:
             raise
 
     def _saved_after_failure(self) -> str:
-        """Saves the last whole step, unless it is; what became of it, in words."""
+        """Saves the last complete step unless it is saved; returns a note for the error message."""
         if self.step in (0, self.saved_step):
             return ""
         try:
             self.save()
-        except Exception as error:  # the failure that led here is the one to raise
+        except Exception as error:  # the caller raises the failure that led here
             return f" (checkpoint of step {self.step} could not be saved: {one_line(error)})"
         return f" (checkpoint of step {self.step} saved in {self.store.newest})"
 
     def _position(self) -> dict[str, Any]:
-        """What a step changes before it comes to the weights."""
+        """Returns the state that a step changes before it updates the weights."""
         return {
             "objective": copy.deepcopy(self.train_step.objective.state_dict()),
             "sampler": self.sampler.state_dict(),
@@ -192,7 +192,7 @@ class Trainer:
         restore_random_state(state["random"], self.generator, self.rng)
 
     def _update(self) -> tuple[float, float, bool]:
-        """Clips and applies the gradients unless they are not finite; (rate, norm, finite)."""
+        """Clips and applies the gradients if they are finite; returns (rate, norm, finite)."""
         optimizer = self.config.optimizer
         rate = learning_rate(optimizer, self.step + 1, self.config.train.steps)
         set_learning_rate(self.optimizer, rate)
