@@ -105,8 +105,8 @@ def test_damaged_lines_are_numbered_and_the_others_drawn(run_dir):
         lines[number - 1] = b'{"step": 3, "re\xff'
     path.write_bytes(b"\n".join(lines) + b'\n{"step": 301, "rew')
     said = notes(run_dir / "wavalign")
-    assert "metrics.jsonl: left out lines 3, 40, 41 and 2 more: no record" in said
-    assert "metrics.jsonl ends in half a line" in said
+    assert "metrics.jsonl: left out lines 3, 40, 41 and 2 more: not a record" in said
+    assert "metrics.jsonl ends in an incomplete line" in said
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_samples_that_are_none_and_audio_that_cannot_be_played(run_dir):
     noise(arm / "wav/003.wav")
     (arm / "wav/004.wav").unlink()
     said = notes(run_dir)
-    assert "samples.json: left out 3 that are none" in said
+    assert "samples.json: left out 3 that are not samples" in said
     assert "wav/000.wav, wav/002.wav is cut off" in said
-    assert "wav/003.wav is no WAV file" in said and "wav/004.wav is missing" in said
+    assert "wav/003.wav is not a WAV file" in said and "wav/004.wav is missing" in said
     assert (run_dir / "report.html").read_text(encoding="utf-8").count("<audio") == 11
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_goes_on_and_one_that_lost_its_checkpoint(run_dir):
     shutil.rmtree(run_dir / "wavalign" / "checkpoint")
     shutil.rmtree(run_dir / "rl-all" / "checkpoint")
     said = notes(run_dir)
-    assert "wavalign: evaluation.json is missing: the run goes on, or it was stopped" in said
+    assert "wavalign: evaluation.json is missing: the run is still going or was stopped" in said
     assert "rl-all: checkpoint/ is missing" in said and "wavalign: checkpoint/" not in said
 
 

@@ -133,6 +133,6 @@ def test_the_time_split_adds_up(run_dir):
     assert sum(split.values()) == pytest.approx(0.34)
     assert split["other"] == pytest.approx(0.34 - 0.33)
     assert (
-        "340 ms a step: rollout 170, reward 12, reference log-probs 20, forward + backward 110"
+        "340 ms per step: rollout 170, reward 12, reference log-probs 20, forward + backward 110"
         in time_bars(load_runs(run_dir))
     )

@@ -1,1 +1,1 @@
-"""Dialogue records and how they are read and sampled."""
+"""Dialogue records, and how they are read from files."""

@@ -1,4 +1,4 @@
-"""Reading JSONL files with errors that name the file and the line."""
+"""Reads JSONL files; errors name the file and the line."""
 
 import json
 import math
@@ -10,14 +10,16 @@ from typing import Any, NoReturn
 from wavalign_fast.errors import shorten, shown
 
 MAX_LINE = 16 << 20
-"""Bytes of a line: far above any record, far below what would fill the memory."""
+"""Maximum length of a line in bytes: far above any record, far below the size of the memory."""
 
 
 def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ``("file:line", record)`` of each line, the values of ``keys`` being non-empty text.
+    """Yields ``("file:line", record)`` for each line; the values of ``keys`` are non-empty text.
 
-    Blank lines are skipped and further keys are left to the caller. What cannot be used raises
-    ``ValueError`` with the file, the line, the value seen and the value wanted.
+    Skips blank lines and leaves further keys to the caller.
+
+    Raises:
+        ValueError: a line cannot be used; the message has file, line, value seen and value wanted.
     """
     path = Path(path)
     found, number = False, 0
@@ -26,7 +28,9 @@ def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, 
             number += 1
             where = f"{path}:{number}"
             if len(line) > MAX_LINE:
-                raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record a line")
+                raise ValueError(
+                    f"{where}: longer than {MAX_LINE} bytes, one record per line wanted"
+                )
             try:
                 text = line.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
@@ -35,7 +39,7 @@ def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, 
                 found = True
                 yield where, _record(text, keys, where)
     if not found:
-        raise ValueError(f"{path}: no records, wanted one JSON object with {_names(keys)} a line")
+        raise ValueError(f"{path}: no records, wanted one JSON object with {_names(keys)} per line")
 
 
 def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
@@ -47,10 +51,10 @@ def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
         ) from error
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deep: {shorten(text)}") from error
-    except ValueError as error:  # of the hooks below
+    except ValueError as error:  # raised by the hooks below
         raise ValueError(f"{where}: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: {shorten(text)} is no JSON object")
+        raise ValueError(f"{where}: {shorten(text)} is not a JSON object")
     for key in keys:
         if key not in record:
             raise ValueError(f"{where}: key {key!r} is missing; keys seen: {_names(record)}")
@@ -73,19 +77,19 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _int(digits: str) -> int:
     try:
         return int(digits)
-    except ValueError as error:  # Python converts 4300 digits at most
+    except ValueError as error:  # Python converts at most 4300 digits
         raise ValueError(f"a number of {len(digits)} digits: {shorten(digits)}") from error
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{shorten(digits)} is beyond every floating-point number")
+        raise ValueError(f"{shorten(digits)} is too large for a floating-point number")
     return value
 
 
 def _constant(name: str) -> NoReturn:
-    raise ValueError(f"malformed JSON: {name} is no JSON number")
+    raise ValueError(f"malformed JSON: {name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(

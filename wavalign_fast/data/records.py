@@ -1,15 +1,15 @@
-"""The records that data, rollout, rewards and the training loop hand to each other."""
+"""Records that data, rollout, rewards and trainer exchange."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prompt to answer, with the reference a reward compares against."""
+    """A prompt, with the reference answer that a reward compares against."""
 
     id: str
     prompt: str
-    """What a person reads, e.g. ``"eighty seven plus six"``."""
+    """The prompt as text, e.g. ``"eighty seven plus six"``."""
     prompt_ids: tuple[int, ...]
     reference: str
     """The right answer as text."""
@@ -17,7 +17,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """A prompt with a spoken answer for the anchor; every token of ``answer_ids`` is a label."""
+    """A prompt with a spoken answer for the anchor; every id of ``answer_ids`` is a label."""
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
@@ -25,7 +25,7 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One rollout: the sampled ids, the end-of-sequence id included where it was sampled."""
+    """One rollout: the sampled ids, including the end-of-sequence id if it was sampled."""
 
     example: Example
     ids: tuple[int, ...]
@@ -34,13 +34,13 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenSample:
-    """One evaluated answer, for people: what the model wrote, what the judge heard, its sound."""
+    """One evaluated answer for people: the written text, what the judge heard, and the sound."""
 
     prompt: str
     reference: str
     text: str
     heard: str | None
-    """``None`` where nobody judged it."""
+    """``None`` if nobody judged it."""
     waveform: "object"
     """float32 numpy array [samples] in [-1, 1]."""
     sample_rate: int
@@ -48,7 +48,7 @@ class SpokenSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one held-out evaluation and a few answers to listen to."""
+    """Results of one held-out evaluation, and a few answers to listen to."""
 
     metrics: dict[str, float]
     samples: list[SpokenSample] = field(default_factory=list)

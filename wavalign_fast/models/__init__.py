@@ -1,4 +1,4 @@
-"""The seam between causal language models and the fused loss."""
+"""Connects causal language models to the fused losses."""
 
 from wavalign_fast.models.causal_lm import (
     check_vocabulary,

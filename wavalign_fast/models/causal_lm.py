@@ -1,7 +1,7 @@
-"""Hugging Face causal LMs as the loss sees them: a backbone that gives hidden states, and a head.
+"""Splits Hugging Face causal LMs into a backbone with hidden states and an output head.
 
-The head is never called: the fused loss gets the hidden states and the head's weight, and logits
-are never built.
+The head is never called: the fused losses take the hidden states and the head's weight, and the
+logits are never built.
 """
 
 import copy
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
-    """Last hidden states [T, H] of right-padded blocks of ids [R_b, L_b], one call a block.
+    """Computes last hidden states [T, H] of right-padded blocks of ids [R_b, L_b].
 
-    No attention mask: in a causal model a real token never sees the padding to its right, and
-    without a mask attention takes its fast causal path.
+    Calls the model once per block, without an attention mask: in a causal model a token never
+    attends to the padding on its right, and without a mask attention takes its fast causal path.
     """
     if not blocks:
         return model.get_input_embeddings().weight[:0]
@@ -39,21 +39,29 @@ def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
 
 
 def check_vocabulary(model: "PreTrainedModel", layout: ModalityLayout) -> None:
-    """Refuses a model whose head does not have exactly the layout's rows."""
+    """Raises ``UserError`` unless the head has as many rows as the layout has ids."""
     rows = output_head(model).weight.shape[0]
     if rows != layout.vocab_size:
         raise UserError(
-            f"model vocabulary: {rows} rows in the head, wanted {layout.vocab_size} as in layout"
+            f"model vocabulary: {rows} rows in the head, wanted {layout.vocab_size}, the layout's"
         )
 
 
 def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
-    """A copy in eval mode that takes no gradient: the reference of the KL."""
+    """Returns a copy in eval mode without gradients, the reference of the KL."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "PreTrainedModel":
-    """The model saved in ``directory``; with ``like``, refused unless every shape is the same."""
+    """Loads the model saved in ``directory``, without running code from the checkpoint.
+
+    Args:
+        like: a model whose weights must have the same names and shapes.
+
+    Raises:
+        DamagedFileError: the checkpoint cannot be read.
+        UserError: there is no checkpoint, or it is of another model than ``like``.
+    """
     from transformers import AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():
@@ -64,7 +72,7 @@ def load_checkpoint(directory: Path, like: "PreTrainedModel | None" = None) -> "
             directory,
             local_files_only=True,
             dtype="auto" if like is None else like.dtype,
-            # A checkpoint is data: no code of its own is run, and no pickle is read.
+            # A checkpoint is data: run no code from it and read no pickle.
             trust_remote_code=False,
             use_safetensors=True,
         )
@@ -87,8 +95,8 @@ def _say_that_code_is_not_run(directory: Path) -> None:
         ) from error
     if isinstance(config, dict) and "auto_map" in config:
         logger.warning(
-            "checkpoint %s names code of its own (auto_map): it is not run, transformers' own "
-            "model of type %s is used",
+            "checkpoint %s names code of its own (auto_map): it is not run; the model of type %s "
+            "from transformers is used",
             directory,
             config.get("model_type"),
         )

@@ -1,4 +1,4 @@
-"""The output head as one matrix, LoRA adapters included."""
+"""The output head of a model as one matrix, including its LoRA adapters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
 
-# peft is no dependency, and a module of its classes can only exist where it is installed.
+# Names instead of classes, because peft is not a dependency.
 LORA = "peft.tuners.lora.layer.Linear"
 TRAINED_COPY = "peft.utils.other.ModulesToSaveWrapper"
 
@@ -23,24 +23,24 @@ class OutputHead(NamedTuple):
 
 
 def output_head(module: nn.Module) -> OutputHead:
-    """The matrix that a model's logits are made with, for the losses to multiply with.
+    """Returns weight and bias of a model's output head, for the fused losses.
 
-    An ``nn.Linear``, tied or not, gives its own parameters. Under a LoRA (peft) the weight is
-    ``W + Σ scaling · B A`` over the active adapters, differentiable in each A and B, and in W if
-    that is trained; merged or disabled adapters and a copy in ``modules_to_save`` count as in the
-    model's own forward pass. What the model does to its logits after the head (a scale, a soft cap)
-    is not in it.
+    For an ``nn.Linear``, tied or not, these are its parameters. With LoRA (peft) the weight is
+    ``W + Σ scaling · B A`` over the active adapters. It is differentiable in each A and B, and in W
+    if W is trained. Merged adapters, disabled adapters and a copy in ``modules_to_save`` count as
+    in the model's forward pass. Operations after the head (a scale, a soft cap) are not included.
 
-    The sum is one new [V, H] tensor, its gradient another. It is of the widest dtype among W, A
-    and B, lest bfloat16 round small updates away: hidden states must be cast to it, or it to them.
-    Call it anew in every step.
+    The sum is a new [V, H] tensor, and its gradient is another. Its dtype is the widest of W, A and
+    B, because bfloat16 would round small updates away; cast it or the hidden states so that they
+    agree. Call this function in every step.
 
     Args:
         module: a model with ``get_output_embeddings()``, or the head itself.
 
     Raises:
-        ValueError: a head whose logits are not exactly such a product (DoRA and other kinds of
-            adapters, dropout on an adapter in training, a quantised base, hooks); it is named.
+        ValueError: the logits are not exactly such a product (DoRA and other kinds of adapters,
+            dropout on an adapter in training, a quantised base, hooks). The message names the
+            cause.
     """
     find = getattr(module, "get_output_embeddings", None)
     return _head(module if find is None else find())
@@ -59,13 +59,13 @@ def _kind(module: Any) -> str:
 
 
 def _linear(module: Any, what: str) -> OutputHead:
-    """Weight and bias of a plain linear layer; ``module.weight`` runs its parametrizations."""
-    # Quantised layers are subclasses that multiply in their own way.
+    """Returns weight and bias of a plain linear layer, after its parametrizations."""
+    # Quantised layers are subclasses with a forward of their own.
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         raise UserError(f"{what}: got {_kind(module)}, want torch.nn.Linear or a LoRA over one")
     _check_unhooked(module, what)
     weight = module.weight
-    # A DTensor (it has placements) is left to the loss, which asks for full_tensor().
+    # The losses refuse a DTensor (it has placements) and ask for full_tensor().
     dense = type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "placements")
     if not dense or not weight.is_floating_point():
         raise UserError(
@@ -75,7 +75,7 @@ def _linear(module: Any, what: str) -> OutputHead:
 
 
 def _check_unhooked(module: nn.Module, what: str) -> None:
-    """What a hook or a replaced forward does to the logits cannot be known."""
+    """Raises ``UserError`` for hooks and a replaced forward, whose effect is unknown."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     if "forward" in vars(module):
         hooks.append(vars(module)["forward"])
@@ -84,7 +84,7 @@ def _check_unhooked(module: nn.Module, what: str) -> None:
 
 
 def _copy_in_use(wrapper: Any) -> nn.Module:
-    """The trained copy, or the original where no adapter is active."""
+    """Returns the trained copy, or the original if no adapter is active."""
     copies, active = wrapper.modules_to_save, wrapper.active_adapters
     if wrapper.disable_adapters or not active or any(name not in copies for name in active):
         return wrapper.original_module
@@ -120,7 +120,7 @@ def _adapted(lora: Any) -> OutputHead:
 
 
 def _unmerged(lora: Any, base: OutputHead) -> OutputHead:
-    """The base without what was merged into it, as peft's forward pass would first restore it."""
+    """Returns the base without the adapters merged into it, as peft's forward restores it."""
     weight, bias = base
     for name in lora.merged_adapters:
         _check_vanilla(lora, name)

@@ -1,7 +1,7 @@
-"""What transformers calls differently from one release to another; nothing else knows of it.
+"""Names that differ between releases of transformers; no other file depends on them.
 
-5.24 renamed the cache of a model's forward and gradient checkpointing. The old names still work
-there, with a FutureWarning, and go in 5.40 and 6.
+Release 5.24 renamed the cache argument of a model's forward, and gradient checkpointing. The old
+names still work there, with a FutureWarning, and are removed in 5.40 and 6.
 """
 
 import inspect
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def cache_argument(model: "PreTrainedModel", cache: "Cache") -> Mapping[str, Any]:
-    """The keyword argument that hands ``cache`` to this model's forward.
+    """Returns the keyword argument that passes ``cache`` to this model's forward.
 
-    The model's own signature decides, for a model written for an older release keeps the old name.
-    A wrapper that takes any argument gets the name of the installed release.
+    The model's signature decides, because a model written for an older release keeps the old name.
+    A wrapper that accepts any argument gets the name of the installed release.
     """
     names = inspect.signature(model.forward).parameters
     for name in ("cache", "past_key_values"):
@@ -26,9 +26,9 @@ def cache_argument(model: "PreTrainedModel", cache: "Cache") -> Mapping[str, Any
 
 
 def recompute_activations(model: "PreTrainedModel") -> None:
-    """Keeps the activations of no layer for the backward pass, which computes them again.
+    """Turns on activation checkpointing: the backward pass recomputes activations.
 
-    For training with less memory. Forward passes of a model in eval mode are as ever.
+    Saves memory in training. Forward passes in eval mode do not change.
     """
     if _since_5_24():
         model.activation_checkpointing_enable()

@@ -1,4 +1,4 @@
-"""Complete post-training tasks that ship with the package, by name."""
+"""Post-training tasks that ship with the package, by name."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ PACKAGES = {"spoken-sums": "spoken_sums"}
 
 
 class TaskFactory:
-    """Makes a recipe's task; its signature is known without importing what the task needs."""
+    """Makes a recipe's task. Its signature is known before the task's imports are."""
 
     def __init__(self, package: str) -> None:
         self._package = package
@@ -20,14 +20,17 @@ class TaskFactory:
         self.__signature__ = inspect.signature(options, eval_str=True)
 
     def __call__(self, **options: Any) -> Any:
-        """The task with these options."""
+        """Makes the task with these options."""
         return import_module(f"{self._package}.task").TASK(**options)
 
 
 def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Callable[..., Any]]:
-    """The recipe's default config, the overlay of each of its arms, and what makes its task.
+    """Returns the recipe's default config, the overlay of each arm, and the factory of its task.
 
-    Neither torch nor the recipe's own code is imported before the task is made.
+    Imports neither torch nor the recipe's code; calling the factory does.
+
+    Raises:
+        ValueError: there is no recipe of this name.
     """
     import yaml
 
@@ -40,12 +43,12 @@ def load_recipe(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]], C
 
 
 def describe_recipe(name: str) -> str:
-    """What the recipe is, on one line."""
+    """Returns a description of the recipe on one line."""
     return str(import_module(f"{__name__}.{_package(name)}").__doc__).strip()
 
 
 def build_recipe(name: str, output_dir: str | Path) -> None:
-    """Makes the recipe's shipped files again in ``output_dir``, printing its progress."""
+    """Builds the files that ship with the recipe in ``output_dir`` and prints the progress."""
     import_module(f"{__name__}.{_package(name)}.build").build_recipe(output_dir)
 
 

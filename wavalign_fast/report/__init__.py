@@ -1,4 +1,4 @@
-"""One self-contained page about a run: what was trained, what came out, how it sounds."""
+"""Writes one self-contained page about a run: its training, its results and its sound."""
 
 from wavalign_fast.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Line charts of the training steps as inline SVG, coloured by the page's style sheet."""
+"""Draws line charts of the training metrics as inline SVG; the style sheet sets the colours."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,10 +11,10 @@ from wavalign_fast.report.statistics import quantile, smooth, ticks
 WIDTH, HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
 STYLES = 7
-"""Line styles (colour and dash) that the style sheet has."""
+"""Number of line styles (colour and dash) in the style sheet."""
 
 MAX_POINTS = 240
-"""Points drawn a line: more than one to 1.5 pixels only makes the page heavier."""
+"""Maximum points per line; more than one per 1.5 pixels only makes the page larger."""
 
 MAX_MORE = 24
 
@@ -22,7 +22,7 @@ Points = list[tuple[float, float]]
 
 
 def curve_charts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """(charts of the metrics the page knows, charts of the other metrics)."""
+    """Returns the charts of the metrics in ``CURVES``, and the charts of the others."""
     recorded = {name for run in runs for name in run.curves}
     known = [curve for curve in CURVES if curve.key in recorded]
     rest = sorted(recorded - {curve.key for curve in CURVES})
@@ -34,13 +34,13 @@ def curve_charts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 
 def smoothing_width(runs: Sequence[Run]) -> int:
-    """Steps in the moving average: a twentieth of the longest run, odd."""
+    """Returns the odd width of the moving average, a twentieth of the longest run, in steps."""
     longest = max((len(points) for run in runs for points in run.curves.values()), default=1)
     return max(1, longest // 20) // 2 * 2 + 1
 
 
 def line_chart(curve: Curve, runs: Sequence[Run]) -> str:
-    """One metric of all arms, raw and smoothed; empty where no arm has two points of it."""
+    """Draws one metric of all arms, raw and smoothed; empty unless an arm has two points."""
     raw = {
         index: run.curves[curve.key]
         for index, run in enumerate(runs)
@@ -73,7 +73,7 @@ def line_chart(curve: Curve, runs: Sequence[Run]) -> str:
 
 
 class Frame:
-    """Axes of a chart: data bounds, and where they lie in the picture."""
+    """The axes of a chart, which map data to positions in the picture."""
 
     def __init__(self, *, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x_low, self.x_high = x
@@ -82,25 +82,25 @@ class Frame:
         self.height = HEIGHT - TOP - BOTTOM
 
     def to_x(self, step: float) -> float:
-        """Picture x of a step."""
+        """Returns the x position of a step."""
         return LEFT + self.width * (step - self.x_low) / (self.x_high - self.x_low)
 
     def to_y(self, value: float) -> float:
-        """Picture y of a value."""
+        """Returns the y position of a value."""
         return TOP + self.height * (self.y_high - value) / (self.y_high - self.y_low)
 
     def path(self, points: Points) -> str:
-        """SVG path through the points."""
+        """Returns the SVG path through the points."""
         places = [f"{self.to_x(step):.1f} {self.to_y(value):.1f}" for step, value in points]
         return "M" + "L".join(places)
 
     def clip(self) -> str:
-        """Attributes of an inner picture that cuts off what leaves the frame."""
+        """Returns the attributes of an inner picture that clips its content to the frame."""
         place = f'x="{LEFT}" y="{TOP}" width="{self.width}" height="{self.height}"'
         return f'{place} viewBox="{LEFT} {TOP} {self.width} {self.height}"'
 
     def axes(self) -> str:
-        """Grid lines with numbers, and the name of the x axis."""
+        """Draws grid lines with numbers, and the name of the x axis."""
         parts = [f'<path class="grid" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>']
         values = ticks(self.y_low, self.y_high, 4)
         for value, label in zip(values, tick_labels(values), strict=True):
@@ -113,7 +113,7 @@ class Frame:
         return "".join(parts)
 
     def as_data(self) -> str:
-        """What the script needs to find the step under the pointer."""
+        """Returns the bounds with which the script finds the step under the pointer."""
         x = [LEFT, WIDTH - RIGHT, self.x_low, self.x_high]
         y = [TOP, HEIGHT - BOTTOM, self.y_low, self.y_high]
         return escape(json.dumps({"x": x, "y": y}))
@@ -143,7 +143,7 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _value_bounds(raw: Collection[Points], lines: Collection[Points]) -> tuple[float, float]:
-    """Room for every smoothed line and for 98 % of the raw values: single spikes are cut off."""
+    """Returns bounds for all smoothed lines and 98 % of the raw values; clips single spikes."""
     values = [value for points in raw for _, value in points]
     seen = [value for points in lines for _, value in points]
     seen += [quantile(values, 0.01), quantile(values, 0.99)]

@@ -1,21 +1,21 @@
-"""What the numbers of a run are called on the page."""
+"""Names and descriptions of a run's results and curves on the page."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """An evaluation figure: one column of the result table."""
+    """A result of the evaluation: one column of the table."""
 
     key: str
     title: str
     meaning: str
     share: bool = False
-    """A share of the evaluated answers, written in per cent."""
+    """Whether it is a share of the evaluated answers, written in per cent."""
     sampled: bool = False
-    """Counted over ``items`` answers, so that it has an interval."""
+    """Whether it is counted over ``items`` answers and so has an interval."""
     better: int = 0
-    """1 where more is better, -1 where less is, 0 where neither."""
+    """1 if more is better, -1 if less is, 0 if neither."""
 
 
 FIGURES = (
@@ -30,7 +30,7 @@ FIGURES = (
     Figure(
         key="text_accuracy_greedy",
         title="Text right, greedy",
-        meaning="the same with the likeliest token each time, each held-out prompt once",
+        meaning="the same with greedy decoding, each held-out prompt once",
         share=True,
         better=1,
     ),
@@ -53,20 +53,20 @@ FIGURES = (
     Figure(
         key="text_ce",
         title="Text CE",
-        meaning="cross-entropy of held-out right text, nats a token",
+        meaning="cross-entropy of held-out right text, nats per token",
         better=-1,
     ),
     Figure(
         key="speech_ce",
         title="Speech CE",
-        meaning="cross-entropy of held-out recorded speech, nats a token: how natural speech "
-        "still looks to the model",
+        meaning="cross-entropy of held-out recorded speech, nats per token: how likely natural "
+        "speech still is for the model",
         better=-1,
     ),
     Figure(
         key="ended",
         title="Ended",
-        meaning="share of answers that end by themselves",
+        meaning="share of answers that end with the end-of-answer token",
         share=True,
         sampled=True,
         better=1,
@@ -97,14 +97,14 @@ class Curve:
 CURVES = (
     Curve(key="reward/mean", title="Reward", unit="mean of the step’s rollouts"),
     Curve(key="gate/lambda", title="Mixing weight λ", unit="1 = policy loss only"),
-    Curve(key="kl", title="KL to the base", unit="nats a token"),
+    Curve(key="kl", title="KL to the base", unit="nats per token"),
     Curve(key="loss/policy", title="Policy loss"),
-    Curve(key="loss/anchor", title="Anchor loss", unit="nats a token"),
-    Curve(key="entropy", title="Entropy", unit="nats a token"),
-    Curve(key="text_entropy", title="Entropy, text", unit="nats a token"),
-    Curve(key="speech_entropy", title="Entropy, speech", unit="nats a token"),
-    Curve(key="text_kl", title="KL to the base, text", unit="nats a token"),
-    Curve(key="speech_kl", title="KL to the base, speech", unit="nats a token"),
+    Curve(key="loss/anchor", title="Anchor loss", unit="nats per token"),
+    Curve(key="entropy", title="Entropy", unit="nats per token"),
+    Curve(key="text_entropy", title="Entropy, text", unit="nats per token"),
+    Curve(key="speech_entropy", title="Entropy, speech", unit="nats per token"),
+    Curve(key="text_kl", title="KL to the base, text", unit="nats per token"),
+    Curve(key="speech_kl", title="KL to the base, speech", unit="nats per token"),
 )
 
 PHASE_NAMES = {

@@ -1,11 +1,11 @@
-"""How texts and numbers are written on the page."""
+"""Formats texts and numbers for the page."""
 
 import html
 from collections.abc import Sequence
 
 
 def escape(text: object) -> str:
-    """Text that may stand in an element or in a quoted attribute."""
+    """Escapes text for an element or a quoted attribute."""
     return html.escape(str(text), quote=True)
 
 
@@ -15,7 +15,7 @@ def percent(share: float) -> str:
 
 
 def short(value: float) -> str:
-    """A number in about three digits, without an exponent where it can be avoided."""
+    """Formats a number with about three digits, without an exponent if possible."""
     if value == 0:
         return "0"
     if abs(value) >= 10000 or abs(value) < 0.0005:
@@ -29,7 +29,7 @@ def _exponent(value: float) -> str:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Axis numbers, all with as many decimals as the finest of them needs."""
+    """Formats axis numbers, all with as many decimals as any of them needs."""
     largest = max((abs(value) for value in values), default=0.0)
     if largest and not 0.001 <= largest < 100_000:
         texts = [_exponent(value).replace(".0e", "e") for value in values]

@@ -1,4 +1,4 @@
-"""The picture of what came out: text accuracy against speech that agrees with the text."""
+"""Draws the outcome: text accuracy against the share of speech that agrees with the text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ X_KEY, Y_KEY = "text_accuracy", "speech_matches_text"
 
 @dataclass
 class Point:
-    """One model in the plane of the two figures."""
+    """One model in the plane of the two shares."""
 
     name: str
     style: str
@@ -38,7 +38,7 @@ class Box:
     bottom: float
 
     def overlaps(self, other: "Box") -> bool:
-        """Whether the two have an area in common."""
+        """Whether the two rectangles overlap."""
         return (
             self.left < other.right
             and other.left < self.right
@@ -48,7 +48,7 @@ class Box:
 
 
 def outcome_chart(runs: Sequence[Run]) -> str:
-    """Base and arms as points with 95 % intervals; empty where the figures are missing."""
+    """Draws base and arms as points with 95 % intervals; empty if the shares are missing."""
     arms = [
         Point(run.name, f"s{index % STYLES}", run.final[X_KEY], run.final[Y_KEY], _items(run.final))
         for index, run in enumerate(runs)
@@ -76,22 +76,22 @@ def outcome_chart(runs: Sequence[Run]) -> str:
 
 
 class Plane:
-    """Axes from 0 to 1, cut down to where the points are."""
+    """Axes from 0 to 1, cropped to the points."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.x_low, self.x_high = _range([point.x for point in points])
         self.y_low, self.y_high = _range([point.y for point in points])
 
     def to_x(self, share: float) -> float:
-        """Picture x of a share."""
+        """Returns the x position of a share."""
         return LEFT + (WIDTH - LEFT - RIGHT) * (share - self.x_low) / (self.x_high - self.x_low)
 
     def to_y(self, share: float) -> float:
-        """Picture y of a share."""
+        """Returns the y position of a share."""
         return TOP + (HEIGHT - TOP - BOTTOM) * (self.y_high - share) / (self.y_high - self.y_low)
 
     def axes(self) -> str:
-        """Grid, numbers and the names of both axes."""
+        """Draws the grid, its numbers and the names of both axes."""
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         parts = []
         for share in ticks(self.x_low, self.x_high, 5):
@@ -116,14 +116,14 @@ class Plane:
         return "".join(parts)
 
     def arrow(self, base: Point, arm: Point) -> str:
-        """A faint line from the base to where an arm went."""
+        """Draws a faint line from the base to an arm."""
         return (
             f'<path class="way {arm.style}" d="M{self.to_x(base.x):.1f} {self.to_y(base.y):.1f}'
             f'L{self.to_x(arm.x):.1f} {self.to_y(arm.y):.1f}"/>'
         )
 
     def mark(self, point: Point) -> str:
-        """The point with its intervals."""
+        """Draws a point with its intervals."""
         x, y = self.to_x(point.x), self.to_y(point.y)
         bars = ""
         if point.items:
@@ -137,7 +137,7 @@ class Plane:
 
 
 def place_names(points: Sequence[Point], plane: Plane) -> list[str]:
-    """Names near their points, each in the first place that is free of dots and other names."""
+    """Places each name near its point, in the first place without dots and other names."""
     taken = []
     for point in points:
         x, y = plane.to_x(point.x), plane.to_y(point.y)
@@ -147,7 +147,7 @@ def place_names(points: Sequence[Point], plane: Plane) -> list[str]:
         boxes = _name_boxes(plane.to_x(point.x), plane.to_y(point.y), point.name)
         box = next((b for b in boxes if not any(b.overlaps(t) for t in taken)), boxes[0])
         taken.append(box)
-        # A font of another width then only moves the name's far end.
+        # With this anchor a font of another width only moves the far end of the name.
         edge, anchor = (box.left, "start") if box.left > plane.to_x(point.x) else (box.right, "end")
         names.append(
             f'<text class="name" x="{edge:.1f}" y="{box.bottom - 3:.1f}" text-anchor="{anchor}">'
@@ -157,7 +157,7 @@ def place_names(points: Sequence[Point], plane: Plane) -> list[str]:
 
 
 def _name_boxes(x: float, y: float, name: str) -> list[Box]:
-    """Where the name of the point at x, y may stand inside the picture, the best place first."""
+    """Returns the possible places for the name of the point at x, y, the best first."""
     width = LETTER_WIDTH * len(name)
     boxes = []
     for distance in (0, 12, 24, 36, 48):
@@ -173,7 +173,7 @@ def _items(figures: dict[str, float]) -> float | None:
 
 
 def _range(shares: Sequence[float]) -> tuple[float, float]:
-    """A range of tenths around the values, with room for their intervals and names."""
+    """Returns a range in tenths around the values, with room for their intervals and names."""
     low = max(0.0, int(10 * (min(shares) - 0.06)) / 10)
     high = min(1.0, -int(-10 * (max(shares) + 0.14)) / 10)
     return low, max(high, low + 0.2)

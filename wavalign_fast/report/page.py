@@ -1,4 +1,4 @@
-"""Puts the parts into the template and writes the page."""
+"""Fills the template and writes the page."""
 
 import sys
 from collections.abc import Sequence
@@ -19,17 +19,19 @@ from wavalign_fast.report.tables import evaluation_table, legend, time_bars
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes ``report.html`` into ``run_dir``, over the run there or the runs one folder below.
+    """Writes ``report.html`` about the run in ``run_dir``, or about the runs one folder below.
 
-    The page is self-contained: styles, script, charts and audio are inside, nothing is fetched.
-    What is missing or damaged is named on it. Raises ``UserError`` where there is no run, or where
-    the page cannot be written.
+    The page is self-contained: it includes styles, script, charts and audio. It names what is
+    missing or damaged.
+
+    Raises:
+        UserError: there is no run, or the page cannot be written.
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
     text = render(load_runs(run_dir), title=run_dir.resolve().name)
     try:
-        # Half a surrogate pair, which JSON may hold, is no text.
+        # JSON may hold half of a surrogate pair, which UTF-8 cannot encode.
         write_whole(path, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
@@ -37,7 +39,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(runs: Sequence[Run], *, title: str) -> str:
-    """The whole page as text."""
+    """Returns the page as text."""
     return Template(_asset("template.html")).substitute(
         style=_asset("style.css"),
         script=_asset("script.js"),
@@ -116,6 +118,6 @@ def _versions() -> str:
     for name in names:
         try:
             found.append(f"{name} {metadata.version(name)}")
-        except Exception:  # absent, or with metadata that cannot be read
+        except Exception:  # not installed, or its metadata cannot be read
             continue
     return ", ".join([*found, f"Python {sys.version.split()[0]}"])

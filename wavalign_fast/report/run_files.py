@@ -1,4 +1,4 @@
-"""The files of one run as they lie: what can be read of each, and notes about what cannot."""
+"""Reads the files of a run as far as possible, and notes what is missing or damaged."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from wavalign_fast.report.audio import locate
 from wavalign_fast.report.figures import FIGURES
 
 LARGEST, SMALLEST = 3.5e38, 1e-38
-"""Float32's: nothing that was trained lies outside, and arithmetic on it could overflow."""
+"""The range of float32: no trained value is outside, and arithmetic on one could overflow."""
 SHARES = {figure.key for figure in FIGURES if figure.share}
 NOT_METRICS = {"step", "time_s"}
 MAX_NAMED = 3
@@ -19,14 +19,14 @@ Curves = dict[str, list[tuple[float, float]]]
 
 
 class RunFiles:
-    """Reads the files of a run directory; ``notes`` says what is missing or damaged."""
+    """Reads the files of a run directory; ``notes`` lists what is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
 
     def config(self) -> str:
-        """The text of the configuration."""
+        """Returns the text of the configuration."""
         data = self._read("config.yaml") or b""
         try:
             return data.decode("utf-8")
@@ -35,9 +35,9 @@ class RunFiles:
             return data.decode("utf-8", "replace")
 
     def evaluation(self) -> dict[str, Any]:
-        """What ``evaluation.json`` says, every number checked."""
+        """Returns the content of ``evaluation.json``, with every number checked."""
         if not is_file(self.path / "evaluation.json"):
-            self.notes.append("evaluation.json is missing: the run goes on, or it was stopped")
+            self.notes.append("evaluation.json is missing: the run is still going or was stopped")
             return {}
         given = self._json("evaluation.json", dict)
         if given is None:
@@ -52,7 +52,7 @@ class RunFiles:
         }
 
     def curves(self) -> Curves:
-        """(step, value) by metric name; a value that is not finite is left out."""
+        """Returns (step, value) pairs by metric name, without values that are not finite."""
         curves: Curves = {}
         lines = (self._read("metrics.jsonl") or b"").split(b"\n")
         damaged, strange = [], 0
@@ -73,15 +73,15 @@ class RunFiles:
                     strange += 1
         if damaged and damaged[-1] == len(lines):
             damaged.pop()
-            self.notes.append("metrics.jsonl ends in half a line")
+            self.notes.append("metrics.jsonl ends in an incomplete line")
         if damaged:
-            self.notes.append(f"metrics.jsonl: left out {_listed('line', damaged)}: no record")
+            self.notes.append(f"metrics.jsonl: left out {_listed('line', damaged)}: not a record")
         if strange:
-            self.notes.append(f"metrics.jsonl: left out {strange} values that are no numbers")
+            self.notes.append(f"metrics.jsonl: left out {strange} values that are not numbers")
         return curves
 
     def samples(self) -> list[dict[str, str]]:
-        """The answers, as text; ``wav`` only where the file can be played."""
+        """Returns the answers as text, with ``wav`` only if the file can be played."""
         given = self._json("samples.json", list) or []
         samples = [
             {str(key): str(value) for key, value in sample.items() if value is not None}
@@ -89,7 +89,9 @@ class RunFiles:
             if isinstance(sample, dict)
         ]
         if len(samples) < len(given):
-            self.notes.append(f"samples.json: left out {len(given) - len(samples)} that are none")
+            self.notes.append(
+                f"samples.json: left out {len(given) - len(samples)} that are not samples"
+            )
         failures: dict[str, list[str]] = {}
         for sample in samples:
             if isinstance(reason := locate(self.path, sample.get("wav", "")), str):
@@ -100,9 +102,9 @@ class RunFiles:
         return samples
 
     def checkpoint(self) -> None:
-        """Notes where a run that was trained to its end has lost its model."""
+        """Notes if a finished run has lost its model."""
         if not is_file(self.path / "checkpoint" / "config.json"):
-            self.notes.append("checkpoint/ is missing: the model cannot be asked any more")
+            self.notes.append("checkpoint/ is missing: the model cannot be used any more")
 
     def _read(self, name: str) -> bytes | None:
         if not is_file(self.path / name):
@@ -151,7 +153,7 @@ class RunFiles:
 
 
 def is_file(path: Path) -> bool:
-    """``Path.is_file``, where no permission to look means no."""
+    """``Path.is_file``, but ``False`` without permission to look."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The runs of a directory, as far as their files can be read."""
+"""Loads the runs of a directory, as far as their files can be read."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +23,12 @@ class Run:
     final: dict[str, float]
     samples: list[dict[str, str]]
     notes: list[str]
-    """What is missing or damaged among its files."""
+    """Notes about missing or damaged files."""
     curves: dict[str, list[tuple[float, float]]] = field(repr=False)
-    """(step, value) by metric name; values that are not finite are left out."""
+    """(step, value) pairs by metric name, without values that are not finite."""
 
     def phase_seconds(self) -> dict[str, float]:
-        """Mean seconds a step by phase, with what no phase accounts for as ``other``."""
+        """Returns the mean seconds per step and phase; ``other`` is the time outside all phases."""
         means = {
             phase: _mean(self.curves[f"perf/{phase}_s"])
             for phase in PHASES
@@ -40,10 +40,10 @@ class Run:
 
 
 def load_runs(run_dir: Path) -> list[Run]:
-    """The arms under ``run_dir`` in the order they were started, or ``run_dir`` itself as one.
+    """Loads the arms under ``run_dir`` in the order of their start, or ``run_dir`` as one run.
 
     Raises:
-        UserError: where there is no run, or none that has left anything to show.
+        UserError: there is no run, or no run with anything to show.
     """
     paths = [run_dir] if _first_file(run_dir) else []
     if not paths:
@@ -54,18 +54,18 @@ def load_runs(run_dir: Path) -> list[Run]:
     if not any(is_file(path / name) for path in paths for name in RESULTS):
         raise UserError(
             f"nothing to report in {run_dir}: {' and '.join(RESULTS)} are missing; either no step "
-            "was trained yet, or this is no run"
+            "was trained yet, or this is not a run"
         )
     runs = [_load_run(path) for path in paths]
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return runs
-    # The same arm with several seeds: the folder tells them apart.
+    # The same arm with several seeds; the folder distinguishes them.
     return [replace(run, name=run.path.name) for run in runs]
 
 
 def _first_file(path: Path) -> Path | None:
-    """The file that a run writes first, of those that are there; ``None`` where it is no run."""
+    """Returns the first file that a run writes and that exists; ``None`` if it is not a run."""
     return next((path / name for name in ("config.yaml", *RESULTS) if is_file(path / name)), None)
 
 

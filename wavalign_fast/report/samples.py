@@ -1,4 +1,4 @@
-"""Answers to listen to: what each model wrote beside what the judge heard."""
+"""Shows answers to listen to: the text of each model, and what the judge heard."""
 
 import base64
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from wavalign_fast.report.runs import Run
 from wavalign_fast.report.tables import swatch
 
 AUDIO_BUDGET = 3_200_000
-"""Bytes of WAV files put into the page; base64 makes them a third larger."""
+"""Maximum bytes of WAV files in the page; base64 makes them a third larger."""
 
 
 def sample_cards(runs: Sequence[Run]) -> str:
-    """One card a prompt with the answer of every arm; empty where there are no samples."""
+    """Returns one card per prompt with the answer of every arm; empty without samples."""
     cards, left_out, spent = [], 0, 0
     for (prompt, reference), answers in _by_prompt(runs).items():
         audio = [_read_audio(runs[index].path, answer.get("wav")) for index, answer in answers]
@@ -81,5 +81,5 @@ def _same(one: str, other: str) -> bool:
 
 
 def _mark(good: bool, yes: str, no: str) -> str:
-    """A verdict by sign, word and colour."""
+    """Marks a verdict by sign, word and colour."""
     return f'<b class="yes">✓ {yes}</b>' if good else f'<b class="no">✗ {no}</b>'

@@ -1,4 +1,4 @@
-"""The little statistics that the page shows."""
+"""Statistics for the page."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ Z95 = 1.959964
 
 
 def wilson_interval(share: float, items: float) -> tuple[float, float]:
-    """95 % interval of a binomial share seen over ``items`` independent trials (Wilson's)."""
+    """Returns Wilson's 95 % interval of a binomial share over ``items`` independent trials."""
     square = Z95 * Z95
     centre = (share + square / (2 * items)) / (1 + square / items)
     spread = share * (1 - share) / items + square / (4 * items * items)
@@ -17,7 +17,7 @@ def wilson_interval(share: float, items: float) -> tuple[float, float]:
 
 
 def clear_change(before: float, after: float, items: float) -> int:
-    """1 or -1 where two shares over ``items`` trials each differ at the 95 % level, else 0."""
+    """Returns 1 or -1 if two shares over ``items`` trials each differ at the 95 % level, else 0."""
     pooled = (before + after) / 2
     error = math.sqrt(2 * pooled * (1 - pooled) / items)
     if abs(after - before) <= Z95 * error:
@@ -26,7 +26,7 @@ def clear_change(before: float, after: float, items: float) -> int:
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
-    """Centred moving average over ``width`` values, over those of them there are at both ends."""
+    """Returns the centred moving average over ``width`` values, over fewer at both ends."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -39,13 +39,13 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value at ``share`` of the sorted values, the nearest one."""
+    """Returns the nearest of the sorted values at ``share``."""
     ordered = sorted(values)
     return ordered[round(share * (len(ordered) - 1))]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About ``count`` round numbers from ``low`` to ``high``."""
+    """Returns about ``count`` round numbers from ``low`` to ``high``."""
     span = high - low
     if span <= 0:
         return [low]

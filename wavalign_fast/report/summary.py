@@ -1,4 +1,4 @@
-"""The headline: what was trained and what came out, in words computed from the figures."""
+"""Writes the headline and the findings: what was trained, and with what result."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ GREEDY = "text_accuracy_greedy"
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """One sentence about the arm that gets most answers right in text and in speech."""
+    """Returns a sentence about the arm with the most answers right in text and in speech."""
     judged = [run for run in runs if TEXT in run.final and SPEECH in run.final]
     if not judged:
         return f"{_count(len(runs), 'run')}, not evaluated yet"
@@ -34,7 +34,7 @@ def headline(runs: Sequence[Run]) -> str:
 
 
 def lead(runs: Sequence[Run]) -> str:
-    """What was trained: arms, steps, time."""
+    """Returns a sentence about arms, steps and time."""
     steps = sorted({run.steps for run in runs})
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     times = [run.seconds for run in runs if run.seconds is not None]
@@ -46,7 +46,7 @@ def lead(runs: Sequence[Run]) -> str:
 
 
 def findings(runs: Sequence[Run]) -> str:
-    """One line an arm: where text and speech went, and whether the change is beyond chance."""
+    """Returns one line per arm: how text and speech changed, and whether beyond chance."""
     lines = [f"<li>{_finding(run)}</li>" for run in runs if TEXT in run.final or run.curves]
     return f'<ul class="findings">{"".join(lines)}</ul>'
 
@@ -82,7 +82,7 @@ def _change(what: str, run: Run, key: str) -> str:
 
 
 def _greedy(run: Run) -> str:
-    """The same with the likeliest token each time, as most would use the model."""
+    """Returns the text accuracy with greedy decoding, as the model is mostly used."""
     if GREEDY not in run.final:
         return ""
     before = f"{percent(run.base[GREEDY])} → " if GREEDY in run.base else ""
@@ -103,12 +103,12 @@ def _mean(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _items(run: Run) -> float:
-    """Answers behind the shares; without a count a difference has to be large to be clear."""
+    """Returns the number of answers; without one, only a large difference counts as clear."""
     return run.final.get("items") or 30.0
 
 
 def _score(run: Run) -> float:
-    """Share of answers that are right and heard; the product where that was not measured."""
+    """Returns the share of answers that are right and heard, or else the product of both."""
     return run.final.get(BOTH, run.final[TEXT] * run.final[SPEECH])
 
 

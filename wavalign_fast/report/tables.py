@@ -1,4 +1,4 @@
-"""The result table and the split of the step time."""
+"""Writes the result table and the split of the step time."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from wavalign_fast.report.statistics import wilson_interval
 
 
 def swatch(index: int) -> str:
-    """The line style of arm ``index``, as in the charts."""
+    """Draws the line style of arm ``index``, as in the charts."""
     return (
         '<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
         f'<path class="line s{index % STYLES}" d="M1 4H25"/></svg>'
@@ -18,13 +18,13 @@ def swatch(index: int) -> str:
 
 
 def legend(runs: Sequence[Run]) -> str:
-    """Names of all arms with their line styles."""
+    """Lists all arms with their line styles."""
     entries = [f"<li>{swatch(i)}{escape(run.name)}</li>" for i, run in enumerate(runs)]
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
 def columns(runs: Sequence[Run]) -> list[Figure]:
-    """The figures that at least one arm or base has: known ones first, then the others by name."""
+    """Returns the results that any arm or base has: known ones first, then others by name."""
     present = {name for run in runs for name in (*run.base, *run.final)} - NOT_COLUMNS
     known = [figure for figure in FIGURES if figure.key in present]
     others = sorted(present - {figure.key for figure in FIGURES})
@@ -34,7 +34,7 @@ def columns(runs: Sequence[Run]) -> list[Figure]:
 
 
 def evaluation_table(runs: Sequence[Run]) -> str:
-    """All arms and their base, with intervals; empty where nothing was evaluated."""
+    """Writes the table of all arms and their base; empty if nothing was evaluated."""
     shown = columns(runs)
     if not shown:
         return ""
@@ -67,7 +67,7 @@ def evaluation_table(runs: Sequence[Run]) -> str:
 
 
 def _best(figure: Figure, runs: Sequence[Run]) -> float | None:
-    """The best final value, where arms differ in it."""
+    """Returns the best final value, or ``None`` if the arms do not differ."""
     values = [run.final[figure.key] for run in runs if figure.key in run.final]
     if len(set(values)) < 2 or not figure.better:
         return None
@@ -103,7 +103,7 @@ def _explanation(shown: Sequence[Figure], runs: Sequence[Run]) -> str:
 
 
 def time_bars(runs: Sequence[Run]) -> str:
-    """Mean time of a step by phase, a bar an arm on one scale; empty where nothing was timed."""
+    """Draws the mean time per step and phase, one bar per arm; empty if nothing was timed."""
     splits = [(run, split) for run in runs if (split := run.phase_seconds())]
     if not splits:
         return ""
@@ -123,14 +123,14 @@ def _time_bar(run: Run, split: dict[str, float], longest: float) -> str:
         share = seconds / total if total else 0.0
         width = 100 * seconds / longest if longest else 0.0
         label = f"{1000 * seconds:.0f} ms, {percent(share)}"
-        # Below this width a number does not fit into its part of the bar, even on a wide page.
+        # In a narrower part of the bar the number does not fit, even on a wide page.
         inside = f"<span>{1000 * seconds:.0f}</span>" if width > 6 else ""
         parts.append(
             f'<i class="phase p-{phase}" style="width:{width:.2f}%" '
             f'title="{escape(PHASE_NAMES[phase])}: {label}">{inside}</i>'
         )
     listed = ", ".join(f"{PHASE_NAMES[p]} {1000 * s:.0f}" for p, s in split.items())
-    note = f"{1000 * total:.0f} ms a step: {listed}"
+    note = f"{1000 * total:.0f} ms per step: {listed}"
     return (
         f"<div><p>{escape(run.name)} <small>{escape(note)}</small></p>"
         f'<div class="bar" aria-hidden="true">{"".join(parts)}</div></div>'

@@ -1,4 +1,4 @@
-"""Sampling completions from a causal LM."""
+"""Samples completions from a causal LM."""
 
 from wavalign_fast.rollout.checks import end_ids
 from wavalign_fast.rollout.sampling import sample_completions

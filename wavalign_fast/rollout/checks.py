@@ -1,4 +1,4 @@
-"""What sampling is asked for: prompts, end ids and numbers, checked before the model runs."""
+"""Checks the arguments of sampling before the model runs."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ NO_END = -1
 
 
 def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
-    """The ids that end a completion, whichever of them comes first.
+    """Returns the ids that end a completion.
 
     Args:
-        eos_id: one id or several, in any container, tensor or array; ``None`` or -1: nothing ends a
-            completion but its length.
+        eos_id: one id or several, in any container, tensor or array. With ``None`` or -1 only the
+            length limit ends a completion.
 
     Raises:
-        TypeError: for what is no whole number, a bool among them.
-        ValueError: for an empty container, or a negative id among several.
+        TypeError: an id is not a whole number (a bool is not one).
+        ValueError: an empty container, or a negative id among several.
     """
     plain = _plain(eos_id)
     if plain is None or (plain == NO_END and type(plain) is int):
@@ -35,7 +35,7 @@ def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
         plain = [plain]
     ids = frozenset(_whole("eos_id", token) for token in _items("eos_id", plain))
     if not ids:
-        raise ValueError("eos_id is empty, wanted ids, or None where nothing ends a completion")
+        raise ValueError("eos_id is empty, wanted ids, or None for no end")
     if min(ids) < 0:
         raise ValueError(f"eos_id is {min(ids)}, wanted 0 or more, or None for no end")
     return ids
@@ -44,7 +44,7 @@ def end_ids(eos_id: int | Iterable[int] | Tensor | None) -> frozenset[int]:
 def check_numbers(
     group_size: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
 ) -> None:
-    """Refuses counts below one, temperatures that give no distribution, and a bare seed."""
+    """Raises for counts below 1, unusable temperatures, and a seed in place of a generator."""
     if generator is not None and not isinstance(generator, torch.Generator):
         kind = type(generator).__name__
         raise TypeError(f"generator is {shown(generator)} ({kind}), wanted a torch.Generator")
@@ -54,7 +54,7 @@ def check_numbers(
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         kind = type(temperature).__name__
         raise TypeError(f"temperature is {temperature!r} ({kind}), wanted a number")
-    # Python compares whole numbers that no float can hold.
+    # This comparison also works for whole numbers that no float can hold.
     if not 0 <= temperature <= sys.float_info.max:
         raise ValueError(
             f"temperature is {shown(temperature)}, wanted 0 (greedy) or more, and finite"
@@ -73,7 +73,7 @@ def check_ids(
     ends: frozenset[int],
     pad_id: int,
 ) -> list[list[int]]:
-    """The prompts as lists of ids; refuses any id that the model has no embedding for."""
+    """Returns the prompts as lists of ids; raises for an id without an embedding."""
     size = model.get_input_embeddings().weight.shape[0]
     for name, token in (("pad_id", pad_id), *(("eos_id", end) for end in sorted(ends))):
         if not 0 <= _whole(name, token) < size:
@@ -94,7 +94,7 @@ def check_ids(
 
 
 def _plain(value: Any) -> Any:
-    """Python numbers and lists in place of tensors, arrays and their scalars."""
+    """Converts tensors, arrays and their scalars to Python numbers and lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -1,4 +1,4 @@
-"""Sampling from any Hugging Face causal LM: one prefill a prompt, one decode for all rows."""
+"""Samples from any Hugging Face causal LM: one prefill per prompt, one decode for all rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 COMPACT_SHARE = 0.25
-"""Finished rows leave the batch once they are this share of it: dropping copies the whole cache."""
+"""Share of finished rows at which they are dropped, which copies the whole cache."""
 
 NO_TOKEN = -1
-"""In place of an id where the logits of a row are no distribution."""
+"""Stands for an id if the logits of a row are not a distribution."""
 
 
 def _left_pad(
     prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids [B, L] padded on the left, and which of them are real, bool [B, L]."""
+    """Returns prompt ids [B, L], padded on the left, and a mask of the real ids, bool [B, L]."""
     length = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (length - len(p)) + list(p) for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -33,21 +33,22 @@ def _left_pad(
 def choose_tokens(
     logits: torch.Tensor, temperature: float, uniform: torch.Tensor | None
 ) -> torch.Tensor:
-    """Next ids [N] from logits [N, V]: argmax without ``uniform``, else the inverse of the CDF.
+    """Chooses the next ids [N] from logits [N, V].
 
-    One uniform number in [0, 1) a row, [N] float64, decides its token, so what a row samples does
-    not depend on which other rows are still in the batch. The sum runs in float64 because a
-    vocabulary of 10^5 ids leaves float32 no digits for its rare ones.
+    Without ``uniform`` this is the argmax. Otherwise one uniform number in [0, 1) per row, float64
+    [N], is mapped through the inverse of the row's CDF, so that a row's sample does not depend on
+    the other rows of the batch. The CDF is summed in float64: over a vocabulary of 10^5 ids float32
+    has too few digits for rare ids.
 
-    A row with NaN or +inf among its logits, or with nothing above -inf, is no distribution: it gets
-    ``NO_TOKEN``, a mark on the device that costs no host sync.
+    A row with NaN or +inf among its logits, or with nothing above -inf, is not a distribution and
+    gets ``NO_TOKEN``, which needs no host sync.
     """
     if uniform is None:
         best = logits.max(-1)
         return best.indices.where(best.values.isfinite(), NO_TOKEN)
     scores = logits.float()
     if temperature != 1.0:
-        # As differences: dividing first would overflow at a low temperature.
+        # Subtract first: dividing the raw logits could overflow at a low temperature.
         scores = (scores - scores.amax(-1, keepdim=True)) / temperature
     cdf = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1]
@@ -56,7 +57,7 @@ def choose_tokens(
 
 
 class _Decode:
-    """The rows still being written: their cache, mask and positions."""
+    """The rows that are still being decoded: their cache, mask and positions."""
 
     def __init__(
         self,
@@ -66,14 +67,14 @@ class _Decode:
         positions: torch.Tensor,
     ) -> None:
         self.cache = cache
-        self.argument = argument  # the cache, under the name that the model gives it
-        self.real = real  # bool [N, L]; columns of padding are never attended to
-        self.positions = positions  # [N], of the token that comes next
+        self.argument = argument  # the cache, under the model's name for it
+        self.real = real  # bool [N, L]; padding is never attended to
+        self.positions = positions  # [N], of the next token
         self.padded = not bool(real.all())
         self.rows = torch.arange(len(real), device=real.device)
 
     def logits(self, model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-        """Feeds one token a row [N]; logits of the next, [N, V]."""
+        """Feeds one token per row, [N], and returns the next logits, [N, V]."""
         mask = None
         if self.padded:
             seen = self.cache.get_seq_length() + 1 - self.real.shape[1]
@@ -89,7 +90,7 @@ class _Decode:
         return out.logits[:, -1]
 
     def keep(self, kept: torch.Tensor) -> None:
-        """Drops every row but ``kept`` (indices into the current ones)."""
+        """Keeps only the rows ``kept`` (indices of current rows)."""
         self.cache.batch_select_indices(kept)
         self.real, self.positions = self.real[kept], self.positions[kept]
         self.rows = self.rows[kept]
@@ -98,7 +99,7 @@ class _Decode:
 def _prefill(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_id: int, group_size: int
 ) -> tuple[_Decode, torch.Tensor]:
-    """Runs every prompt once, then repeats its cache and its last logits ``group_size`` times."""
+    """Runs each prompt once, then repeats its cache and last logits ``group_size`` times."""
     from transformers import DynamicCache
 
     ids, real = _left_pad(prompts, pad_id, model.device)
@@ -137,23 +138,23 @@ def sample_completions(
 ) -> list[list[int]]:
     """Samples ``group_size`` completions of each of B prompts in one batched decode.
 
-    Tokens come from softmax(logits / temperature) over the whole vocabulary, no top-k or top-p, so
-    at temperature 1 their log-probs are those the trainer computes. Temperature 0 is greedy.
+    Tokens are drawn from softmax(logits / temperature) over the whole vocabulary, without top-k or
+    top-p, so at temperature 1 the trainer computes the same log-probs. Temperature 0 is greedy.
 
     Args:
-        model: a causal LM with a Hugging Face forward; it is put in eval mode for the call.
-        prompt_ids: B id sequences, of any lengths.
-        eos_id: the id that ends a completion, or several in any container, tensor or array; with
+        model: a causal LM with a Hugging Face forward; it is in eval mode during the call.
+        prompt_ids: B sequences of ids, of any lengths.
+        eos_id: the id that ends a completion, or several in any container, tensor or array. With
             ``None`` or -1 every completion has ``max_new_tokens`` ids.
-        pad_id: any id of the vocabulary; it fills what nothing attends to.
-        generator: source of randomness, on the model's device; one draw a row and step.
+        pad_id: any id of the vocabulary, for the padding that nothing attends to.
+        generator: source of randomness on the model's device; one draw per row and step.
 
     Returns:
-        B * group_size id lists, prompt-major; the end id is included where one was sampled.
+        B * group_size lists of ids, grouped by prompt, including the end id if it was sampled.
 
     Raises:
-        TypeError, ValueError: for an argument that cannot be honoured, by name.
-        UserError: where the model's logits are no distribution: NaN or +inf among them, or nothing
+        TypeError, ValueError: an argument is unusable; the message names it.
+        UserError: the model's logits are not a distribution: NaN or +inf among them, or nothing
             above -inf.
     """
     check_numbers(group_size, max_new_tokens, temperature, generator)
@@ -208,7 +209,7 @@ def _decode(
             kept = live.nonzero()[:, 0]
             decode.keep(kept)
             tokens, live = tokens[kept], live[kept]
-        # A row that ended before may have run into NaN since: nobody reads what it is fed.
+        # A finished row may have NO_TOKEN; feed it any id, because its output is not used.
         logits = decode.logits(model, tokens.clamp(min=0))
     return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
 
@@ -216,7 +217,7 @@ def _decode(
 def _refuse(
     logits: torch.Tensor, broken: torch.Tensor, rows: torch.Tensor, step: int, group_size: int
 ) -> None:
-    """Raises with what was seen in the first row that has no distribution."""
+    """Raises ``UserError`` about the first row whose logits are not a distribution."""
     place = int(broken.nonzero()[0, 0])
     row, seen = int(rows[place]), logits[place]
     counts = [int(seen.isnan().sum()), int(seen.isposinf().sum()), int(seen.isfinite().sum())]

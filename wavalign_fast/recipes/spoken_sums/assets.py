@@ -1,4 +1,4 @@
-"""The shipped files: base model, codebook and the codes of the recordings."""
+"""The files that ship with the recipe: codebook and codes of the recordings."""
 
 import functools
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ NUM_ANSWERS = 99
 
 @dataclass(frozen=True)
 class SpeechAssets:
-    """What the tokenizer learned, and what it made of each recording."""
+    """The tokenizer's codebook, and the codes of each recording."""
 
     centroids: np.ndarray
-    """float32 [256, 8 * NUM_MELS]"""
+    """float32 [256, 8 * NUM_MELS]."""
     recordings: tuple[tuple[tuple[int, ...], ...], ...]
     """Speech codes of "the answer is N." by number, then by speaking rate."""
 
@@ -40,7 +40,7 @@ def save_speech_assets(directory: Path, assets: SpeechAssets) -> None:
 
 @functools.cache
 def load_speech_assets(directory: Path = ASSETS) -> SpeechAssets:
-    """The codebook and the recordings' codes of a recipe directory."""
+    """Loads the codebook and the codes of the recordings from a recipe directory."""
     missing = [
         name
         for name in ("codebook.safetensors", "recordings.safetensors")
@@ -49,7 +49,7 @@ def load_speech_assets(directory: Path = ASSETS) -> SpeechAssets:
     if missing:
         raise FileNotFoundError(
             f"{directory} lacks {', '.join(missing)}; "
-            f"`wavalign-fast build-recipe spoken-sums` makes them"
+            f"`wavalign-fast build-recipe spoken-sums` builds them"
         )
     try:
         centroids = load_file(directory / "codebook.safetensors")["centroids"].astype(np.float32)

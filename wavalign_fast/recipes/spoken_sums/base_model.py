@@ -1,4 +1,4 @@
-"""The base model: what it is, how it is trained, how it is stored."""
+"""The base model: architecture, training and files."""
 
 import math
 import random
@@ -31,7 +31,7 @@ class Phase:
     """One stretch of base training."""
 
     spoken: bool
-    """Whether answers carry speech, or are text alone."""
+    """Whether answers have speech or only text."""
     steps: int
     batch_size: int
     lr: float
@@ -44,7 +44,7 @@ PHASES = (
 
 
 def model_config() -> Qwen2Config:
-    """A Qwen2 of 0.93 M parameters with a head of its own."""
+    """Returns the config of a Qwen2 with 0.93 M parameters and untied embeddings."""
     return Qwen2Config(
         vocab_size=vocab.VOCAB_SIZE,
         hidden_size=128,
@@ -63,14 +63,14 @@ def model_config() -> Qwen2Config:
 
 
 def new_model(seed: int) -> Qwen2ForCausalLM:
-    """An untrained model; the global random state is left as it was."""
+    """Makes an untrained model without changing the global random state."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(model_config())
 
 
 def load_base(directory: Path) -> Qwen2ForCausalLM:
-    """The stored base model, fp32, in eval mode."""
+    """Loads the stored base model, in fp32 and in eval mode."""
     model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(directory))
     try:
         model.load_state_dict(load_file(directory / "model.safetensors"))
@@ -80,7 +80,7 @@ def load_base(directory: Path) -> Qwen2ForCausalLM:
 
 
 def save_base(model: Qwen2ForCausalLM, directory: Path) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` in fp16: half the size in the wheel."""
+    """Writes ``config.json`` and ``model.safetensors``, in fp16 to halve the size of the wheel."""
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(directory)
     stored = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
@@ -90,7 +90,7 @@ def save_base(model: Qwen2ForCausalLM, directory: Path) -> None:
 def collate(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids [B, L] and the label that each position predicts [B, L], -100 = none."""
+    """Returns right-padded ids [B, L] and the label of each position [B, L], -100 for none."""
     length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(prompts), length), vocab.PAD)
     labels = torch.full((len(prompts), length), IGNORE)
@@ -104,9 +104,9 @@ def collate(
 def modality_losses(
     model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over text labels (with EOS) and over speech labels (with boa, eoa)."""
+    """Returns the mean cross-entropy of text labels (with EOS) and of speech labels (boa, eoa)."""
     live = labels != IGNORE
-    # Rows are right-padded and attention is causal: no mask is needed, pads see but are not seen.
+    # No mask: rows are right-padded and attention is causal, so nothing attends to the padding.
     hidden = model.model(ids, use_cache=False).last_hidden_state[live]
     targets = labels[live]
     loss = F.cross_entropy(model.lm_head(hidden), targets, reduction="none")
@@ -117,7 +117,7 @@ def modality_losses(
 
 
 def _learning_rate(phase: Phase, step: int) -> float:
-    """Linear warm-up over 100 steps under a cosine that ends at a tenth."""
+    """Returns the rate: linear warm-up over 100 steps, times a cosine that ends at a tenth."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / phase.steps))
     return phase.lr * min(1, step / 100) * (0.9 * cosine + 0.1)
 
@@ -167,10 +167,10 @@ def train_base(
     phases: Sequence[Phase] = PHASES,
     progress: Callable[[str], None] = print,
 ) -> Qwen2ForCausalLM:
-    """Teaches sums in text, then to speak its own answer.
+    """Trains a model first on sums in text, then on spoken answers.
 
-    Two answers in five are wrong but spoken as written: the speech then follows the model's own
-    text and not the sum, and sampled answers leave room for reinforcement learning.
+    Two answers in five are wrong but spoken as written. So the speech follows the model's own text
+    instead of the sum, and sampled answers leave room for reinforcement learning.
     """
     model, rng = new_model(seed).train(), random.Random(seed)
     for phase in phases:

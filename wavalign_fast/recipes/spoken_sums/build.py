@@ -1,4 +1,4 @@
-"""Makes every shipped file of the recipe again, from flite's voice to the base model."""
+"""Builds every file that ships with the recipe, from flite's recordings to the base model."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ from wavalign_fast.recipes.spoken_sums.synthesis import build_speech_assets
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums over threads differ in their last bits, and a build must give the same files again."""
+    """Runs torch on one thread, because sums over several threads are not reproducible."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,10 +31,10 @@ def build_recipe(
     phases: Sequence[Phase] = PHASES,
     progress: Callable[[str], None] = print,
 ) -> None:
-    """Writes the codebook, the recordings' codes and the base model to ``output_dir``.
+    """Writes the codebook, the codes of the recordings and the base model to ``output_dir``.
 
-    Needs flite and scikit-learn; takes minutes on one core. The same seed gives the same files on
-    the same machine and library versions.
+    Needs flite and scikit-learn, and takes minutes on one core. The same seed gives the same files
+    on the same machine with the same library versions.
     """
     directory, start = Path(output_dir), time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Problems, their split, and spoken answers as interleaved token ids."""
+"""Problems, their split into training and held-out, and spoken answers as interleaved ids."""
 
 import functools
 import random
@@ -13,9 +13,9 @@ TEXT_CHUNK = 2
 SPEECH_CHUNK = 8
 NUM_TRAIN = 610
 MAX_PROMPT = 64
-"""Ids of a prompt; the model has 256 positions for it and its answer."""
+"""Maximum ids of a prompt; the model has 256 positions for prompt and answer."""
 WRONG_SHARE = 0.4
-"""Share of imperfect demonstrations whose answer is drawn at random."""
+"""Share of the imperfect demonstrations whose answer is drawn at random."""
 
 
 def answer_text(number: int) -> str:
@@ -24,7 +24,7 @@ def answer_text(number: int) -> str:
 
 
 def make_example(prompt: str, number: int, *, id: str) -> Example:
-    """An example of the task; an unknown word or too many of them raise ``ValueError``."""
+    """Makes an example; raises ``ValueError`` for an unknown word or a prompt that is too long."""
     ids = vocab.encode_prompt(prompt)
     if len(ids) > MAX_PROMPT:
         raise ValueError(f"{shown(prompt)} is {len(ids)} ids long, wanted at most {MAX_PROMPT}")
@@ -38,7 +38,7 @@ def make_example(prompt: str, number: int, *, id: str) -> Example:
 
 @functools.cache
 def built_in_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """610 sums to train on and 200 held-out ones: a + b with a < 90 and 1 <= b <= 9."""
+    """Returns 610 training and 200 held-out sums a + b with a < 90 and 1 <= b <= 9."""
     problems = [(a, b) for a in range(90) for b in range(1, 10)]
     random.Random(0).shuffle(problems)
     examples = [
@@ -49,12 +49,12 @@ def built_in_split() -> tuple[tuple[Example, ...], tuple[Example, ...]]:
 
 
 def example_number(example: Example) -> int:
-    """The right sum of an example as a number."""
+    """Returns the right sum of an example as a number."""
     return vocab.NUMBERS[example.reference.removeprefix(vocab.ANSWER_PREFIX).strip()]
 
 
 def interleave(text: str, codes: Sequence[int]) -> tuple[int, ...]:
-    """Two words, then eight speech codes, and so on; the last chunk takes what is left."""
+    """Interleaves two words with eight speech codes; the last chunk takes the rest of both."""
     words = vocab.encode_words(text)
     speech = vocab.encode_codes(codes)
     chunks = min(-(-len(words) // TEXT_CHUNK), -(-len(speech) // SPEECH_CHUNK))
@@ -69,12 +69,12 @@ def interleave(text: str, codes: Sequence[int]) -> tuple[int, ...]:
 
 
 def spoken_answer(number: int, assets: SpeechAssets, rng: random.Random) -> tuple[int, ...]:
-    """An answer that says what it writes, at one of the recorded speaking rates."""
+    """Returns an answer whose speech says its text, at a random one of the recorded rates."""
     return interleave(answer_text(number), rng.choice(assets.recordings[number]))
 
 
 def demonstrated_number(example: Example, wrong_share: float, rng: random.Random) -> int:
-    """The right sum, or with probability ``wrong_share`` any number that was recorded."""
+    """Returns the right sum, or with probability ``wrong_share`` any recorded number."""
     if rng.random() < wrong_share:
         return rng.randrange(NUM_ANSWERS)
     return example_number(example)

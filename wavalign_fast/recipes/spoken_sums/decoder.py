@@ -21,9 +21,9 @@ SILENCE = np.zeros(SAMPLE_RATE // 2, dtype=np.float32)
 
 
 def griffin_lim(magnitude: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:
-    """Waveform [samples] whose spectrum has about this magnitude [FFT_SIZE // 2 + 1, frames].
+    """Reconstructs a waveform [samples] from a magnitude spectrum [FFT_SIZE // 2 + 1, frames].
 
-    The start phase comes from a fixed seed, so equal codes always sound the same.
+    The initial phase comes from a fixed seed, so equal codes always sound the same.
     """
     hann = window()
     phase = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0))
@@ -36,9 +36,9 @@ def griffin_lim(magnitude: torch.Tensor, iterations: int = ITERATIONS) -> torch.
 
 
 def decode(codes: Sequence[int], centroids: np.ndarray) -> np.ndarray:
-    """Waveform of speech codes, float32 [samples] at 16 kHz in [-1, 1].
+    """Decodes speech codes to a waveform, float32 [samples] at 16 kHz in [-1, 1].
 
-    Fewer than three codes are half a second of silence: too short to be a word.
+    Fewer than three codes give half a second of silence: they are too short for a word.
     """
     if len(codes) < MIN_CODES:
         return SILENCE

@@ -1,4 +1,4 @@
-"""Held-out figures: is the text right, and does the speech say what the text says?"""
+"""Evaluates held-out answers: is the text right, and does the speech say the text?"""
 
 import random
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 72
 NUM_SAMPLES = 8
-"""Answers kept with their waveforms, for people to listen to."""
+"""Number of answers that are kept with their waveforms."""
 
 
 def sample_answers(
     model: "PreTrainedModel", examples: Sequence[Example], *, temperature: float, seed: int
 ) -> list[list[int]]:
-    """One completion an example, the same for the same seed."""
+    """Samples one completion per example, reproducibly for a seed."""
     return sample_completions(
         model,
         [example.prompt_ids for example in examples],
@@ -40,14 +40,14 @@ def sample_answers(
 
 
 def _share_equal(seen: Sequence[str], wanted: Sequence[str]) -> float:
-    # Silence under an empty text agrees with nothing.
+    # An empty text and silence do not count as equal.
     return sum(a == b != "" for a, b in zip(seen, wanted, strict=True)) / len(wanted)
 
 
 def _judged_metrics(
     heard: Sequence[str | None], texts: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, float]:
-    """Shares of the answers that the judge heard; how many it failed on, where it did."""
+    """Returns shares of the judged answers, and the number of failures of the judge if any."""
     judged = [item for item in zip(heard, texts, wanted, strict=True) if item[0] is not None]
     metrics: dict[str, float] = {}
     if judged:
@@ -62,7 +62,7 @@ def _judged_metrics(
 def spoken_sample(
     example: Example, text: str, codes: Sequence[int], heard: str | None, assets: SpeechAssets
 ) -> SpokenSample:
-    """An answer with its waveform."""
+    """Returns an answer with its waveform."""
     return SpokenSample(
         prompt=example.prompt,
         reference=example.reference,
@@ -77,7 +77,7 @@ def spoken_sample(
 def teacher_forced(
     model: "PreTrainedModel", examples: Sequence[Example], assets: SpeechAssets, seed: int
 ) -> tuple[float, float]:
-    """Mean cross-entropy over text (EOS included) and over speech of right, recorded answers."""
+    """Returns the mean cross-entropy of text (with EOS) and of speech, over right answers."""
     rng = random.Random(seed)
     answers = [spoken_answer(example_number(example), assets, rng) for example in examples]
     ids, labels = collate([example.prompt_ids for example in examples], answers)
@@ -96,11 +96,12 @@ def evaluate(
     items: int,
     seed: int,
 ) -> Evaluation:
-    """Samples ``items`` answers to the examples, going round as often as needed.
+    """Evaluates ``items`` sampled answers; repeats the examples as often as needed.
 
-    Metrics are shares of the sampled answers (temperature 1), but ``text_accuracy_greedy``, over
-    each example once; those of speech leave out the answers that the judge failed on, whose number
-    is ``judge_failed``. ``speech_ce`` and ``text_ce`` in nats; ``speech_length`` in codes of 80 ms.
+    Metrics are shares of the answers sampled at temperature 1, except ``text_accuracy_greedy``,
+    which takes each example once. Metrics of speech leave out answers on which the judge failed;
+    ``judge_failed`` counts those. ``speech_ce`` and ``text_ce`` are in nats per token,
+    ``speech_length`` in codes of 80 ms.
     """
     if items < 1:
         raise ValueError(f"items is {items}, wanted at least 1")

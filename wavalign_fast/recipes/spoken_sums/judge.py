@@ -1,4 +1,4 @@
-"""What was said: speech recognition over a grammar of spoken numbers, with pocketsphinx."""
+"""The judge: recognises spoken numbers with pocketsphinx and a grammar."""
 
 import importlib.util
 import logging
@@ -24,9 +24,9 @@ grammar number;
 public <answer> = [{ANSWER_PREFIX}] <number>;
 """
 PADDING = np.zeros(SAMPLE_RATE // 5, dtype=np.int16)
-"""Silence on both sides: the recogniser needs some to find where speech begins."""
+"""Silence before and after: the recogniser needs some to find the start of speech."""
 POOL_THRESHOLD = 16
-"""Fewer new answers than this are recognised here: starting workers takes longer."""
+"""Fewer new answers are recognised in this process, because starting workers takes longer."""
 
 
 def recogniser_installed() -> bool:
@@ -35,7 +35,7 @@ def recogniser_installed() -> bool:
 
 
 def check_recogniser() -> None:
-    """Raises an error that says how to install pocketsphinx where it is missing."""
+    """Raises ``ModuleNotFoundError`` with installation advice if pocketsphinx is missing."""
     if not recogniser_installed():
         raise ModuleNotFoundError(
             "pocketsphinx is missing and the speech cannot be judged without it: install it "
@@ -45,12 +45,12 @@ def check_recogniser() -> None:
 
 
 class Recogniser:
-    """Speech codes -> the number words that were heard."""
+    """Recognises the number words in speech codes."""
 
     def __init__(self, centroids: np.ndarray) -> None:
         try:
             import pocketsphinx
-        except (Exception, SystemExit) as error:  # a missing library, another processor's build
+        except (Exception, SystemExit) as error:  # missing library, build for another processor
             raise UserError(f"pocketsphinx cannot be imported: {described(error)}") from error
         self.centroids = centroids
         with tempfile.TemporaryDirectory() as directory:
@@ -66,15 +66,15 @@ class Recogniser:
             )
 
     def hear(self, codes: Sequence[int]) -> str:
-        """``"the answer is forty two"``, or ``""`` where nothing was understood.
+        """Returns ``"the answer is forty two"``, or ``""`` if nothing was recognised.
 
-        Only the number is judged: the words before it are always written as the prefix.
+        Only the number is judged; the words before it are always returned as the prefix.
         """
         if len(codes) < MIN_CODES:
             return ""
         pcm = (decode(codes, self.centroids) * 32767).astype(np.int16)
-        # The front end carries state from utterance to utterance: from a fresh one each time, what
-        # is heard depends on the codes alone, not on what was judged before or by which worker.
+        # The front end keeps state between utterances. With a fresh one the result depends only on
+        # the codes, not on earlier answers or on the worker.
         self.decoder.reinit_feat()
         self.decoder.start_utt()
         self.decoder.process_raw(np.concatenate([PADDING, pcm, PADDING]).tobytes(), full_utt=True)
@@ -88,20 +88,20 @@ class Recogniser:
 def hear_each(
     recogniser: Recogniser, answers: Sequence[Sequence[int]]
 ) -> tuple[list[str | None], str | None]:
-    """(What is heard in each answer, ``None`` where that failed; the last failure)."""
+    """Returns what is heard in each answer, ``None`` after a failure, and the last failure."""
     heard: list[str | None] = []
     failure = None
     for codes in answers:
         try:
             heard.append(recogniser.hear(codes))
-        except Exception as error:  # whatever it is, it must not become a reward
+        except Exception as error:  # no failure may become a reward
             heard.append(None)
             failure = described(error)
     return heard, failure
 
 
 class Judge:
-    """Recognises many answers at once and remembers each by its codes."""
+    """Recognises many answers at once and caches the results by speech codes."""
 
     def __init__(self, centroids: np.ndarray, *, workers: int = 2) -> None:
         self.centroids = centroids
@@ -110,15 +110,14 @@ class Judge:
         self._recogniser: Recogniser | None = None
 
     def hear(self, answers: Sequence[Sequence[int]]) -> list[str | None]:
-        """The words heard in each answer's speech codes, ``""`` where none were.
+        """Returns the words heard in each answer's speech codes, ``""`` if there are none.
 
-        ``None`` where the judge failed, which is logged; such an answer is tried again when it
-        comes again.
+        A failure of the judge gives ``None`` and is logged. It is not cached, so that the same
+        answer is tried again next time.
 
         Raises:
-            UserError: where no answer can be judged: the recogniser cannot be loaded, or no worker
-                started.
-            ModuleNotFoundError: where pocketsphinx is not installed.
+            UserError: the recogniser cannot be loaded, or no worker started.
+            ModuleNotFoundError: pocketsphinx is not installed.
         """
         keys = [tuple(map(int, codes)) for codes in answers]
         new = [key for key in dict.fromkeys(keys) if key not in self._cache]

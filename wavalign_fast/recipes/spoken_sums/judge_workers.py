@@ -1,7 +1,7 @@
-"""Processes that hear answers for the judge. One that dies costs its answers, and nothing else.
+"""Worker processes of the judge. A worker that dies loses only the answers it was hearing.
 
-Not ``multiprocessing``: there a parent waits for ever for a child that dies while it starts, each
-child runs the user's script again, and gets the signals and the terminal of its parent.
+``multiprocessing`` is not used: with it a parent waits forever for a child that dies during its
+start, each child runs the user's script again, and it gets its parent's signals and terminal.
 """
 
 import json
@@ -23,14 +23,14 @@ from typing_extensions import Self
 from wavalign_fast.errors import UserError, one_line
 
 CHUNK = 8
-"""Answers that a worker gets at once."""
+"""Number of answers that a worker gets at once."""
 SILENCE_LIMIT_S = 300.0
-"""All workers silent for so long are taken for dead: a chunk takes a second, a start ten."""
+"""After this silence of all workers they count as dead; a chunk takes 1 s, a start 10 s."""
 
 
 def spawn_main(centroids: str) -> None:
-    """What a worker runs: says that it is ready, then answers each line of answers with one."""
-    # What a library prints must not get between the replies.
+    """Runs a worker: reports that it is ready, then replies to each line of answers with a line."""
+    # Output of libraries must not mix with the replies.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import torch
@@ -46,21 +46,23 @@ def spawn_main(centroids: str) -> None:
 
 
 def command(centroids: str) -> list[str]:
-    """How a worker is started, over a file of centroids."""
-    # The import path of this process, whatever put it together.
+    """Returns the command that starts a worker with a file of centroids."""
+    # With the import path of this process, wherever it came from.
     path = [entry for entry in sys.path if isinstance(entry, str)]
     code = f"import sys; sys.path = {path!r}; from {__name__} import spawn_main; "
     return [sys.executable, "-c", f"{code}spawn_main(sys.argv[1])", centroids]
 
 
 class Worker:
-    """One process, killed when the context ends. Its session is its own: no signal of a terminal
-    or of its parent's group reaches it, and it ends when its parent is gone.
+    """One worker process, killed at the end of the context.
+
+    It has a session of its own, so that no signal from a terminal or to its parent's process group
+    reaches it. It ends when its parent is gone.
     """
 
     def __init__(self, centroids: str) -> None:
         self.first: int | None = None
-        """Index of the first answer that it is hearing; ``None`` while it starts or is done."""
+        """Index of the first answer of its chunk; ``None`` while it starts and when it is idle."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -85,31 +87,31 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self._process.kill()
-        with suppress(OSError):  # what a dead worker has not read
+        with suppress(OSError):  # a dead worker has not read everything
             self._process.communicate()
         self._errors.close()
 
     def fileno(self) -> int:
-        """What to wait on for a reply."""
+        """Returns the descriptor on which replies arrive."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def ask(self, first: int, answers: Sequence[tuple[int, ...]]) -> None:
-        """Hands over answers, the first of which has index ``first``."""
+        """Sends answers, the first of which has index ``first``."""
         self.first = first
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # a dead worker is seen by its reply
+        with suppress(BrokenPipeError):  # ``reply`` reports a dead worker
             self._process.stdin.write(json.dumps(answers).encode() + b"\n")
             self._process.stdin.flush()
 
     def reply(self) -> Any:
-        """Its next reply; ``None`` from a worker that died."""
+        """Reads the next reply; ``None`` if the worker died."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
     def ending(self) -> str:
-        """How it died."""
+        """Describes how the worker died."""
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -123,7 +125,7 @@ class Worker:
 
 
 class _Hearing:
-    """The answers still to be heard, and what became of the others."""
+    """The answers still to be heard, and the results of the others."""
 
     def __init__(self, answers: Sequence[tuple[int, ...]]) -> None:
         self.answers = answers
@@ -133,7 +135,7 @@ class _Hearing:
         self._todo = deque(range(0, len(answers), CHUNK))
 
     def take(self, worker: Worker, reply: Any) -> bool:
-        """Notes a reply and asks the next question; False where this worker has no more to say."""
+        """Stores a reply and sends the next chunk; returns whether the worker has one to do."""
         first, worker.first = worker.first, None
         if reply is None:
             self.failures.append(worker.ending())
@@ -148,11 +150,11 @@ class _Hearing:
         return worker.first is not None
 
     def run(self, team: Sequence[Worker]) -> None:
-        """Keeps the workers busy until all is heard or nobody is left."""
+        """Keeps the workers busy until all answers are heard or no worker is left."""
         with selectors.DefaultSelector() as waiting:
             for worker in team:
                 waiting.register(worker, selectors.EVENT_READ, worker)
-            # A worker that is still starting when the others have heard all is not waited for.
+            # Do not wait for a worker that is still starting when everything has been heard.
             while waiting.get_map() and (self._todo or any(w.first is not None for w in team)):
                 ready = waiting.select(SILENCE_LIMIT_S)
                 if not ready:
@@ -167,10 +169,10 @@ class _Hearing:
 def hear_in_workers(
     answers: Sequence[tuple[int, ...]], centroids: np.ndarray, workers: int
 ) -> tuple[list[str | None], list[str]]:
-    """(What is heard in each answer, ``None`` where that failed; the reasons of failures).
+    """Returns what is heard in each answer, ``None`` after a failure, and the failures.
 
     Raises:
-        UserError: where not a single worker can be started.
+        UserError: no worker could be started.
     """
     hearing = _Hearing(answers)
     team: list[Worker] = []

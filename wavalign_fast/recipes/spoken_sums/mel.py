@@ -13,7 +13,7 @@ LOG_FLOOR = 1e-4
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
-    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    """Converts to Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     linear = hz / (200 / 3)
     return np.where(hz < 1000, linear, 15 + np.log(np.maximum(hz, 1000) / 1000) * 27 / np.log(6.4))
 
@@ -24,7 +24,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def mel_filters(low_hz: float = 60.0, high_hz: float = 7600.0) -> np.ndarray:
-    """Triangular filters of unit area, float32 [NUM_MELS, FFT_SIZE // 2 + 1]."""
+    """Returns triangular filters of unit area, float32 [NUM_MELS, FFT_SIZE // 2 + 1]."""
     low, high = _hz_to_mel(np.array([low_hz, high_hz]))
     edges = _mel_to_hz(np.linspace(low, high, NUM_MELS + 2))
     frequencies = np.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
@@ -37,18 +37,18 @@ def mel_filters(low_hz: float = 60.0, high_hz: float = 7600.0) -> np.ndarray:
 
 @functools.cache
 def inverse_mel_filters() -> np.ndarray:
-    """Pseudo-inverse of the filters, float32 [FFT_SIZE // 2 + 1, NUM_MELS]."""
+    """Returns the pseudo-inverse of the filters, float32 [FFT_SIZE // 2 + 1, NUM_MELS]."""
     return np.linalg.pinv(mel_filters())
 
 
 @functools.cache
 def window() -> torch.Tensor:
-    """The Hann window of every transform here, float32 [FFT_SIZE]."""
+    """Returns the Hann window of every transform, float32 [FFT_SIZE]."""
     return torch.hann_window(FFT_SIZE)
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Waveform (float32 [samples], 16 kHz) -> log-mel frames, float32 [frames, NUM_MELS]."""
+    """Converts a waveform (float32 [samples], 16 kHz) to log-mels, float32 [frames, NUM_MELS]."""
     spectrum = torch.stft(
         torch.from_numpy(waveform), FFT_SIZE, HOP, window=window(), return_complex=True
     )

@@ -1,4 +1,4 @@
-"""The options of the recipe, ``task.*`` of a config: known without importing torch."""
+"""The options of the recipe, ``task.*`` in a config. They are known without importing torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +12,26 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What ``SpokenSums`` takes, each with its text."""
+    """The options of ``SpokenSums``, each with its description."""
 
     train_path: Annotated[
         str | Path | None,
         Field(
-            description="JSONL of problems to train on; the built-in 610 without it. Evaluation is "
-            "on the built-in 200 held-out sums either way."
+            description="JSONL file of problems to train on, by default the 610 built-in ones. The "
+            "evaluation always uses the 200 built-in held-out sums."
         ),
     ] = None
     demonstrations: Annotated[
         Literal["imperfect", "gold"],
         Field(
-            description="imperfect: two in five give a random answer, spoken as written; gold: all "
-            "are right."
+            description="imperfect: two in five have a random answer, spoken as written; gold: all "
+            "answers are right."
         ),
     ] = "imperfect"
     eos_as: Annotated[
         Literal["speech", "text"],
         Field(
-            description="Which class the end of the answer belongs to, and so which loss owns it."
+            description="Class of the end-of-answer token, which decides the losses that train it."
         ),
     ] = "speech"
     asr_reward: Annotated[
@@ -40,14 +40,14 @@ class Options:
             ge=0.0,
             le=1.0,
             allow_inf_nan=False,
-            description="Share of the reward that needs the right sum to be heard; the rest needs "
-            "it written.",
+            description="Share of the reward for the right sum in the speech; the rest is for the "
+            "right sum in the text.",
         ),
     ] = 0.0
     judge_workers: Annotated[
-        int, Field(ge=1, le=64, description="Processes of the speech recogniser.")
+        int, Field(ge=1, le=64, description="Number of processes for speech recognition.")
     ] = 2
     assets: Annotated[
         str | Path,
-        Field(description="Directory of `build-recipe`; the shipped one by default."),
+        Field(description="Directory made by `build-recipe`; by default the shipped one."),
     ] = ASSETS

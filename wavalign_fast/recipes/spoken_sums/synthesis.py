@@ -1,4 +1,4 @@
-"""Recording the answers with flite and learning the codebook from them (build time only)."""
+"""Records the answers with flite and learns the codebook from them (only for the build)."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ VOICE = "rms"
 
 
 def synthesize(text: str, stretch: float, directory: Path) -> np.ndarray:
-    """flite's reading of ``text``, float32 [samples] at 16 kHz."""
+    """Synthesizes ``text`` with flite, float32 [samples] at 16 kHz."""
     if shutil.which("flite") is None:
         raise RuntimeError("flite is missing: install it with `apt-get install flite`")
     path = directory / "speech.wav"
@@ -39,7 +39,7 @@ def synthesize(text: str, stretch: float, directory: Path) -> np.ndarray:
 
 
 def build_speech_assets(seed: int) -> SpeechAssets:
-    """Reads every answer aloud at every rate and fits the k-means codebook."""
+    """Records every answer at every rate and fits the k-means codebook."""
     try:
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
@@ -59,8 +59,8 @@ def build_speech_assets(seed: int) -> SpeechAssets:
         ]
     frames = np.concatenate([block for by_rate in blocks for block in by_rate])
     kmeans = MiniBatchKMeans(NUM_CODES, n_init=2, batch_size=4096, max_iter=100, random_state=seed)
-    # The codes must be those of the centroids as stored, hence the rounding before they are used.
-    with threadpool_limits(1):  # the order of sums over threads would change the centroids
+    # Round first: the codes must be those of the stored (fp16) centroids.
+    with threadpool_limits(1):  # the order of sums over several threads changes the centroids
         centroids = kmeans.fit(frames).cluster_centers_.astype(np.float16).astype(np.float32)
     recordings = tuple(
         tuple(tuple(nearest_centroids(block, centroids).tolist()) for block in by_rate)

@@ -1,4 +1,4 @@
-"""``SpokenSums``: the recipe as the training loop sees it."""
+"""``SpokenSums``: the recipe's task, as the trainer uses it."""
 
 import logging
 import random
@@ -33,7 +33,7 @@ WRONG_SHARES = {"imperfect": WRONG_SHARE, "gold": 0.0}
 
 
 def read_examples(path: str | Path) -> tuple[Example, ...]:
-    """Examples from JSONL lines like ``{"prompt": "one plus two", "answer": "three"}``."""
+    """Reads examples from JSONL lines like ``{"prompt": "one plus two", "answer": "three"}``."""
     examples = []
     for where, record in read_jsonl(path, keys=("prompt", "answer")):
         answer = " ".join(record["answer"].split())
@@ -51,7 +51,7 @@ def read_examples(path: str | Path) -> tuple[Example, ...]:
 
 
 class SpokenSums:
-    """Sums answered in text and speech; keyword arguments are the fields of ``Options``."""
+    """Sums answered in text and speech; the keyword arguments are the fields of ``Options``."""
 
     pad_id = vocab.PAD
     eos_id = vocab.EOS
@@ -84,13 +84,13 @@ class SpokenSums:
         )
 
     def load_model(self) -> "PreTrainedModel":
-        """The base model, fp32, in eval mode."""
+        """Loads the base model, in fp32 and in eval mode."""
         return load_base(self.directory / "base")
 
     def demonstrations(
         self, examples: Sequence[Example], rng: random.Random
     ) -> list[Demonstration]:
-        """One spoken demonstration an example; the speech always says what the text says."""
+        """Returns one demonstration per example, whose speech always says its text."""
         return [
             Demonstration(
                 prompt_ids=example.prompt_ids,
@@ -102,9 +102,9 @@ class SpokenSums:
         ]
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
-        """1 (wrong text) to 5 (right text); ``asr_reward`` of the range goes to right speech.
+        """Returns rewards from 1 (wrong) to 5 (right); ``asr_reward`` is the share for speech.
 
-        ``None`` where speech counts and the judge failed.
+        A reward is ``None`` if speech counts and the judge failed.
         """
         answers = [vocab.split_answer(completion.ids) for completion in completions]
         wanted = [completion.example.reference for completion in completions]
@@ -119,15 +119,15 @@ class SpokenSums:
         ]
 
     def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
-        """Held-out evaluation; the metrics are those of ``spoken_sums.evaluate.evaluate``."""
+        """Evaluates the held-out sums, with the metrics of ``spoken_sums.evaluate.evaluate``."""
         return evaluate(
             model, self.held_out, assets=self.assets, judge=self.judge, items=items, seed=seed
         )
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
-        """One sampled answer to a prompt such as ``"eighty seven plus six"``.
+        """Samples one answer to a prompt such as ``"eighty seven plus six"``.
 
-        ``heard`` is ``None`` where pocketsphinx is absent or fails: an answer needs no judge.
+        An answer needs no judge: ``heard`` is ``None`` if pocketsphinx is missing or fails.
         """
         words = " ".join(prompt.split())
         left, plus, right = words.partition(" plus ")

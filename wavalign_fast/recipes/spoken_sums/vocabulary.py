@@ -49,7 +49,7 @@ NUMBERS = {number_words(number): number for number in range(100)}
 
 
 def encode_words(text: str) -> list[int]:
-    """Token ids of a plain-word text; an unknown word raises ``ValueError``."""
+    """Returns the token ids of a text; raises ``ValueError`` for an unknown word."""
     ids = []
     for word in text.split():
         if word not in IDS or IDS[word] <= END_AUDIO:
@@ -62,17 +62,17 @@ def encode_words(text: str) -> list[int]:
 
 
 def encode_prompt(prompt: str) -> tuple[int, ...]:
-    """``"eighty seven plus six"`` as a user turn that hands over to the assistant."""
+    """Returns ``"eighty seven plus six"`` as a user turn, followed by the assistant's token."""
     return (USER, *encode_words(prompt), ASSISTANT)
 
 
 def encode_codes(codes: Iterable[int]) -> list[int]:
-    """Speech codes (0 to 255) as token ids."""
+    """Returns speech codes (0 to 255) as token ids."""
     return [SPEECH_START + code for code in codes]
 
 
 def split_answer(ids: Sequence[int]) -> tuple[str, list[int]]:
-    """Text and speech codes of an interleaved answer, up to its end-of-sequence id."""
+    """Splits an interleaved answer into text and speech codes, up to its end-of-sequence id."""
     words, codes = [], []
     for token in ids:
         if token == EOS:
