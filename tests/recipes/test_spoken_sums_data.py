@@ -149,7 +149,7 @@ GOOD = '{"prompt": "one plus two", "answer": "three"}\n'
     ("line", "message"),
     [
         ('{"prompt": "one plus two", "answer": ', "malformed JSON .* column"),
-        ('["one plus two"]', "no JSON object"),
+        ('["one plus two"]', "not a JSON object"),
         ('{"prompt": "one plus two"}', "key 'answer' is missing; keys seen: 'prompt'"),
         ('{"prompt": "one plus two", "answer": 3}', "answer is 3, wanted text"),
         ('{"prompt": "", "answer": "three"}', "prompt is '', wanted text"),
