@@ -6,7 +6,6 @@
 #include "cpu/linear_logprob.h"
 #include "cpu/recycled.h"
 #include "cpu/row_kernels.h"
-#include "cpu/token_gradient.h"
 
 TORCH_LIBRARY(wavalign_fast, m) {
   // Selected log-probabilities, entropies and log-sum-exps [T] in fp32 of softmax(hidden W^T /
@@ -35,18 +34,12 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
       "Tensor skipped, Tensor(a!) nest, bool need_hidden, bool need_bias) -> (Tensor, Tensor)");
-  // dL/dlogp [T] of the hybrid loss, in float64 as all its columns (ops/token_math.py).
-  m.def(
-      "token_gradient(Tensor logp, Tensor policy_coef, Tensor advantage, Tensor kl_coef, Tensor "
-      "anchor_coef, Tensor? old_logp, Tensor? ref_logp, float clip_low, float clip_high) -> "
-      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
   m.impl("linear_logprob", &wavalign::cpu::linear_logprob);
   m.impl("linear_logprob_backward", &wavalign::cpu::linear_logprob_backward);
   m.impl("linear_logprob_backward_", &wavalign::cpu::linear_logprob_backward_);
-  m.impl("token_gradient", &wavalign::cpu::token_gradient);
 }
 
 namespace {

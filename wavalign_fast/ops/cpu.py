@@ -1,6 +1,5 @@
 """The C++ kernels as torch.library ops: fake kernels, derivatives, and the call itself."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from wavalign_fast.ops.custom_ops import fake_gradients, no_context, refuse_second_derivative
 from wavalign_fast.ops.extension import EXTENSION
 from wavalign_fast.ops.operands import Operands, wants_grad
-from wavalign_fast.ops.token_math import TokenTable
+from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
 TILE_ROWS = 256
@@ -46,9 +45,8 @@ def cpu_hybrid_step(
     gradients wait for the backward pass; only the token maths is done here.
     """
     logp, entropy, lse = cpu_logprob(operands, 1.0, ignore_index)
-    low, high = clip or (-math.inf, math.inf)
-    columns = (None if column is None else column.double() for column in table)
-    g = torch.ops.wavalign_fast.token_gradient(logp.detach().double(), *columns, low, high)
+    wide = TokenTable._make(None if column is None else column.double() for column in table)
+    g = token_gradient(logp.detach().double(), wide, clip)
     g = torch.where(operands.targets == ignore_index, 0.0, g).to(logp.dtype)
 
     def attach(loss: torch.Tensor) -> torch.Tensor:
@@ -172,10 +170,6 @@ def _register() -> None:
     def _(*args):  # type: ignore[no-untyped-def]
         hidden, bias = args[3], args[6]
         return fake_gradients((hidden, bias), args[-2:])
-
-    @torch.library.register_fake("wavalign_fast::token_gradient")
-    def _(logp, *columns):  # type: ignore[no-untyped-def]
-        return torch.empty_like(logp)
 
 
 if not isinstance(EXTENSION, str):
