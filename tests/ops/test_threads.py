@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.builds import made, session_folder
+from tests.builds import session_folder
 from tests.ops.problems import CPU, problem
+from tools.build_once import build_once
 from wavalign_fast.ops import linear_logprob
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs g++ on x86-64")
     program = session_folder(tmp_path_factory, "stages") / "stages"
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsanitize=thread"]
-    made(program, ["g++", *flags, f"-I{ROOT / 'csrc'}", str(ROOT / "tests" / "ops" / "stages.cpp")])
+    source = ROOT / "tests" / "ops" / "stages.cpp"
+    build_once(program, ["g++", *flags, f"-I{ROOT / 'csrc'}", str(source)])
     return program
 
 

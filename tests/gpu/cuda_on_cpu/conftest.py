@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu.builds import session_folder
+from tests.builds import session_folder
 
 from .kernels import Kernels
 from .toolchain import UNAVAILABLE, Toolchain

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.builds import made
+from tools.build_once import build_once
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -72,7 +72,7 @@ class Toolchain:
             objects = list(pool.map(lambda one: self._object(*one), wanted))
         command = ["g++", *chosen.link, *map(str, objects)]
         program = self.folder / f"{source}.{variant}"
-        made(program, command)
+        build_once(program, command)
         return program
 
     def _object(self, path: Path, flags: tuple[str, ...], group: str) -> Path:
@@ -80,5 +80,5 @@ class Toolchain:
         command += ["-DWAVALIGN_CUDA_ON_CPU", f"-I{HERE}", f"-I{HERE / 'include'}", f"-I{CSRC}"]
         command += [*flags, "-c", "-x", "c++", str(path)]
         target = self.folder / f"{path.stem}.{group}.o"
-        made(target, command)
+        build_once(target, command)
         return target

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.builds import BuildFailed
+from tools.build_once import BuildFailed
 
 ROOT = Path(__file__).parents[3]
 TREE = (
@@ -17,6 +17,7 @@ TREE = (
     "wavalign_fast",
     "benchmarks",
     "tests",
+    "tools",
     "pyproject.toml",
     "setup.py",
     "README.md",

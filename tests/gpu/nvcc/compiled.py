@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.builds import made
+from tools.build_once import build_once
 
 BUDGETS = Path(__file__).parent / "budgets.txt"
 CSRC = Path(__file__).parents[3] / "csrc"
@@ -55,7 +55,7 @@ def kernels_of(folder: Path, source: str, arch: str) -> list[Kernel]:
     assert NVCC is not None
     command = [NVCC, "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-DNDEBUG", f"-I{CSRC}"]
     command += ["-Werror", "all-warnings", "-Xptxas", "-v", str(CSRC / "cuda" / f"{source}.cu")]
-    return _kernels(made(cubin(folder, source, arch), command))
+    return _kernels(build_once(cubin(folder, source, arch), command))
 
 
 def compile_all(folder: Path) -> dict[str, list[Kernel]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.builds import session_folder
+from tests.builds import session_folder
 
 from .compiled import (
     ARCHS,

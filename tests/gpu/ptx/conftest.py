@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.gpu.builds import session_folder
+from tests.builds import session_folder
 
 from .runtime.compiled import UNAVAILABLE, CompiledSource, compiled_source
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.builds import made
+from tools.build_once import build_once
 
 from ..emulator import Geometry, Kernel, parse
 
@@ -123,9 +123,9 @@ def compiled_source(folder: Path, name: str) -> CompiledSource:
     command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC", "-c"]
     # Messages of the emulator name the line of the source: -lineinfo. The PTX is kept beside.
     kept = ["-lineinfo", *architectures, "--keep", "--keep-dir", str(own)]
-    made(kernels, [*command, *kept, str(CSRC / "cuda" / f"{name}.cu")])
-    made(runtime, [*command, str(HERE / "recording_runtime.cpp")])
+    build_once(kernels, [*command, *kept, str(CSRC / "cuda" / f"{name}.cu")])
+    build_once(runtime, [*command, str(HERE / "recording_runtime.cpp")])
     # Its own runtime and no other, even where the process has loaded the real one.
     link = ["g++", "-shared", "-Wl,-Bsymbolic,--no-undefined", str(kernels), str(runtime)]
-    made(own / f"lib{name}.so", link)
+    build_once(own / f"lib{name}.so", link)
     return CompiledSource(name, own)

@@ -1,4 +1,4 @@
-"""Files that a test session builds once, whichever of its workers needs them first."""
+"""Runs a compiler once for each file, however many processes ask for the file."""
 
 import fcntl
 import os
@@ -7,24 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 
 class BuildFailed(RuntimeError):
-    """The compiler's command and what it said."""
+    """A compiler failed: its command line and its messages."""
 
 
-def session_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder that all workers of this session share; it is gone with the session."""
-    base = factory.getbasetemp()
-    # Workers have folders of their own inside the session's.
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+def build_once(target: Path, command: list[str]) -> str:
+    """Builds ``target`` unless a process has built it before, and returns the build's messages.
 
-
-def made(target: Path, command: list[str]) -> str:
-    """Runs ``command`` for ``target`` unless another process has, and returns its messages.
-
-    The command writes to the path that stands for ``-o``, which is appended.
+    Args:
+        target: the file to build; a lock file and the messages are kept beside it.
+        command: the compiler's command line; ``-o`` and a path are appended to it.
 
     Raises:
         BuildFailed: the command failed.
