@@ -3,9 +3,9 @@
     python -m tests.gpu.ptx counts --vocab 168072 --hidden 3584 --rows 1024
     python -m tests.gpu.ptx barriers
 
-``counts`` prints, as JSON, what the compiled kernels do on that many rows: see
-``emulator/counts.py`` for the fields. ``barriers`` removes each barrier of the Triton kernels, and
-weakens each wait, one at a time, and prints how many of these the emulation finds.
+``counts`` prints what the compiled kernels do on that many rows, as JSON. Its fields are those of
+``tools/ptx_emulator/counts.py``. ``barriers`` removes each barrier of the Triton kernels, weakens
+each wait, one at a time, and prints how many of these changes the emulator finds.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from .backends import BACKENDS
+from .compiled import CompiledSource, compiled_source
 from .counting import KERNELS, Size, every_count
-from .runtime.compiled import CompiledSource, compiled_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.gpu.cuda_on_cpu.cases import Device
+from tools.ptx_emulator import Conditions, Counts
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
+from .compiled import CompiledSource
 from .cuda_kernels import PtxKernels
-from .emulator import Conditions, Counts
-from .runtime.compiled import CompiledSource
 
 Source = Callable[[str], CompiledSource]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.builds import session_folder
 
-from .runtime.compiled import UNAVAILABLE, CompiledSource, compiled_source
+from .compiled import UNAVAILABLE, CompiledSource, compiled_source
 
 
 @pytest.fixture(scope="session")

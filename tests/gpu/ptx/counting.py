@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from tests.gpu.cuda_on_cpu.kernels import DTYPES, GatherParams, ScatterParams
+from tools.ptx_emulator import Conditions, Counts
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels, row_kernels
-from .emulator import Conditions, Counts
 
 COUNTING = Conditions(races=False)
 ALIGNMENT = 512

@@ -14,10 +14,10 @@ import torch
 
 from tests.gpu.cuda_on_cpu.cases import Buffers, Result, Shifted, Sparse
 from tests.gpu.cuda_on_cpu.kernels import Kernels, LaunchError
+from tools.ptx_emulator import Buffer, Conditions, Counts, Geometry, GlobalMemory, Kernel, launch
 
-from .emulator import Buffer, Conditions, Counts, Geometry, GlobalMemory, Kernel, launch
+from .compiled import CompiledSource
 from .mutations import planted
-from .runtime.compiled import CompiledSource
 from .tensors import as_numpy, from_numpy
 
 RESULTS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from .emulator import Conditions, EmulatorError
+from tools.ptx_emulator import Conditions, EmulatorError
+
 from .mutations import Mutation
 from .scenes import SCENES, Rewrite
 

@@ -10,12 +10,12 @@ import torch
 
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
+from tools.ptx_emulator import Conditions
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .checks import check_rows, check_stats
-from .emulator import Conditions
 from .triton_kernels import EmulatedTriton, TritonRowKernels
 
 Rewrite = Callable[[str], str]

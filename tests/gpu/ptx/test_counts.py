@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tools.ptx_emulator import Counts
+
 from .backends import BACKENDS, SHARED_BYTES, Source
 from .counting import (
     COPY_KERNELS,
@@ -20,7 +22,6 @@ from .counting import (
     scorer_merge,
     scorer_products,
 )
-from .emulator import Counts
 
 NARROWING = Size(vocab=5001, hidden=64)
 SAME_WIDTH = Size(vocab=5001, hidden=64, logits=torch.bfloat16)

@@ -19,13 +19,13 @@ from tests.gpu.cuda_on_cpu.kernels import (
     ScaleParams,
 )
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
+from tools.ptx_emulator import Argument, Conditions, Geometry, GlobalMemory, launch, parse
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
 from .checks import check_rows, check_stats
-from .emulator import Argument, Conditions, Geometry, GlobalMemory, launch, parse
 from .tensors import from_numpy
 
 ROWS, VOCAB, PITCH = 12, 1100, 1 << 28

@@ -6,11 +6,11 @@ import torch
 from benchmarks import gpu_model
 from benchmarks.gpu_sheets import GPUS
 from tests.gpu.cuda_on_cpu.problems import SETTINGS, padded
+from tools.ptx_emulator import Conditions, Counts
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import Source, cuda_kernels
-from .emulator import Conditions, Counts
 
 ROUND_BYTES = 4 * 16 * 512
 """That a block takes from a row at a time: four vectors for each of its threads."""

@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from .emulator import Conditions, EmulatorError
+from tools.ptx_emulator import Conditions, EmulatorError
+
 from .mutations import MUTATIONS
 from .scenes import SCENES, Scene
 

@@ -5,13 +5,13 @@ import torch
 
 from tests.gpu.cuda_on_cpu import problems
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
+from tools.ptx_emulator import Conditions
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.token_math import TokenTable
 
 from .backends import BACKENDS, EVERY_CONDITION, Source, cuda_kernels, row_kernels
 from .checks import check_rows, check_stats
-from .emulator import Conditions
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # A Triton block has 512 columns, 2048 from 4097 on; a CUDA thread takes 8 at a time.

@@ -7,12 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from tools.ptx_emulator import Conditions
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk
 
 from .checks import check_stats
-from .emulator import Conditions
 from .triton_kernels import EmulatedTriton
 
 IGNORE = -100

@@ -15,13 +15,13 @@ from tests.gpu.cuda_on_cpu.kernels import (
     ScaleParams,
     ScatterParams,
 )
+from tools.ptx_emulator import Conditions
 from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.ops.chunked import row_ops as definition
 
 from .backends import SHARED_BYTES, Source, cuda_kernels
 from .cuda_kernels import PtxKernels
-from .emulator import Conditions
 
 GATE = {"lambda_max": 0.8, "slope": 5.0, "threshold": 3.0, "variance_scale": 4.0}
 CONDITIONS = (Conditions(), Conditions(order=1), Conditions(order=2, approximate=1))

@@ -11,11 +11,20 @@ import numpy as np
 import torch
 
 from tests.gpu.ahead_of_time.compile import Launch, driver_for
+from tools.ptx_emulator import (
+    Argument,
+    Buffer,
+    Conditions,
+    Counts,
+    Geometry,
+    GlobalMemory,
+    launch,
+    parse,
+)
 from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
-from .emulator import Argument, Buffer, Conditions, Counts, Geometry, GlobalMemory, launch, parse
 from .mutations import planted
 
 

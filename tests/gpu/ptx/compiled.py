@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.build_once import build_once
+from tools.ptx_emulator import Geometry, Kernel, parse
 
-from ..emulator import Geometry, Kernel, parse
-
-HERE = Path(__file__).parent
-CSRC = HERE.parents[3] / "csrc"
+ROOT = Path(__file__).parents[3]
+CSRC = ROOT / "csrc"
+RUNTIME = ROOT / "tools" / "ptx_emulator" / "recording_runtime.cpp"
 UNAVAILABLE = None if shutil.which("nvcc") else "needs nvcc"
 TARGETS = {80: "compute_80", 90: "compute_90a"}
 """What the PTX is compiled for, by the architecture of the device."""
@@ -124,7 +124,7 @@ def compiled_source(folder: Path, name: str) -> CompiledSource:
     # Messages of the emulator name the line of the source: -lineinfo. The PTX is kept beside.
     kept = ["-lineinfo", *architectures, "--keep", "--keep-dir", str(own)]
     build_once(kernels, [*command, *kept, str(CSRC / "cuda" / f"{name}.cu")])
-    build_once(runtime, [*command, str(HERE / "recording_runtime.cpp")])
+    build_once(runtime, [*command, str(RUNTIME)])
     # Its own runtime and no other, even where the process has loaded the real one.
     link = ["g++", "-shared", "-Wl,-Bsymbolic,--no-undefined", str(kernels), str(runtime)]
     build_once(own / f"lib{name}.so", link)

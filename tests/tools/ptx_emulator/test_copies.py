@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ..emulator import Conditions, KernelFault
+from tools.ptx_emulator import Conditions, KernelFault
+
 from .programs import Ran, run
 
 START = ".reg .b32 %t, %m, %r<8>; .reg .b64 %a, %b, %o, %d<8>; .reg .pred %p, %q;"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ..emulator import Conditions, Unsupported
+from tools.ptx_emulator import Conditions, Unsupported
+
 from .programs import elementwise
 
 F32, F64, B32 = ("f32", np.float32), ("f64", np.float64), ("b32", np.uint32)

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..emulator import Buffer, Conditions, Counts, Geometry, GlobalMemory, Kernel, launch, parse
+from tools.ptx_emulator import (
+    Buffer,
+    Conditions,
+    Counts,
+    Geometry,
+    GlobalMemory,
+    Kernel,
+    launch,
+    parse,
+)
 
 BITS = {
     **{"8": 8, "16": 16, "32": 32, "64": 64},

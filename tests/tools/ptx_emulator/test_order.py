@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ..emulator import Conditions, Counts, KernelFault
+from tools.ptx_emulator import Conditions, Counts, KernelFault
+
 from .programs import Ran, run
 
 START = ".reg .b32 %t, %w, %l, %r<8>; .reg .b64 %a, %o, %d<4>; .reg .pred %p, %q;"

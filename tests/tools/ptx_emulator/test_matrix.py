@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ..emulator import Conditions, KernelFault, Unsupported
+from tools.ptx_emulator import Conditions, KernelFault, Unsupported
+
 from .programs import Ran, run
 
 START = ".reg .b32 %t, %l, %r<80>; .reg .b64 %a, %o, %d<8>; .reg .pred %p;"

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ..emulator import Conditions, Geometry, GlobalMemory, KernelFault, launch
+from tools.ptx_emulator import Conditions, Geometry, GlobalMemory, KernelFault, launch
+
 from .programs import module, run
 
 START = ".reg .b32 %t, %r<8>; .reg .b64 %a, %b, %o, %d<4>; .reg .pred %p; .reg .f32 %f<4>;"

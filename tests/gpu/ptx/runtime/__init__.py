@@ -1,1 +1,0 @@
-"""csrc/cuda compiled by nvcc and launched on a described device."""
