@@ -2,29 +2,17 @@
 
 import ctypes
 import math
-from collections.abc import Callable
 from ctypes import c_bool, c_double, c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
+from tools.cuda_on_cpu.cases import Result
+from tools.cuda_on_cpu.launcher import Launcher, pointers, structure
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 
-from .cases import Buffers, Device, Result, replay
-
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def structure(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-def pointers(*names: str) -> dict[str, type]:
-    return dict.fromkeys(names, c_void_p)
-
 
 Chunk = structure(
     "Chunk",
@@ -115,43 +103,13 @@ TokenParams = structure(
     **dict.fromkeys(("clip_low", "clip_high"), c_double),
     **dict.fromkeys(("has_old", "has_ref"), c_int32),
 )
-WrongParams = structure("WrongParams", **pointers("values", "out"), blocks=c_int64, mode=c_int32)
 
 
-class LaunchError(Exception):
-    """A launch was refused; the argument is its status."""
-
-
-@dataclass
-class Kernels:
+class Kernels(Launcher):
     """The row kernels with the signatures of their definition, in one variant, on one device.
 
     Logits are [R, V] views of [R, pitch]; they are left as they are, results are copies.
     """
-
-    program: Callable[[str, str], Path]
-    variant: str = "plain"
-    device: Device = field(default_factory=Device)
-    last: Result | None = None
-
-    def on(self, variant: str | None = None, **device: int) -> "Kernels":
-        """The same on another device, or in another variant."""
-        return replace(self, variant=variant or self.variant, device=replace(self.device, **device))
-
-    def launch(
-        self,
-        source: str,
-        entry: str,
-        params: ctypes.Structure,
-        buffers: Buffers,
-    ) -> Result:
-        """Raises ``LaunchError`` where the status is not 0."""
-        program = self.program(source, self.variant)
-        result = replay(program, entry, params, buffers, self.device)
-        self.last = result
-        if result.status != 0:
-            raise LaunchError(result.status)
-        return result
 
     def row_stats(self, chunk: RowChunk) -> RowStats:
         params = RowStatsParams(chunk=_chunk(chunk))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from .cases import Shifted
+from tools.cuda_on_cpu.cases import Shifted
+
 from .kernels import (
     DTYPES,
     CompactParams,

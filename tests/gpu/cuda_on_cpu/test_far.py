@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from tools.cuda_on_cpu.cases import Sparse
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
-from .cases import Sparse
 from .kernels import (
     DTYPES,
     Chunk,

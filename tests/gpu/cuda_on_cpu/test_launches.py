@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from tools.cuda_on_cpu.cases import H100_SHARED
+from tools.cuda_on_cpu.launcher import LaunchError
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
 from . import problems
-from .cases import H100_SHARED
-from .kernels import DTYPES, Kernels, LaunchError, PlanQuery
+from .kernels import DTYPES, Kernels, PlanQuery
 from .problems import SETTINGS
 
 HELD, STREAMED = 0, 1

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
+from tools.cuda_on_cpu.cases import Shifted
+from tools.cuda_on_cpu.launcher import LaunchError
 from wavalign_fast.ops.chunked import row_ops as definition
 
-from .cases import Shifted
-from .kernels import DTYPES, Kernels, LaunchError, ScaleParams
+from .kernels import DTYPES, Kernels, ScaleParams
 
 FACTOR = 0.7
 TURN = 512 * 256 * 4 * 8

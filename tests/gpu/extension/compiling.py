@@ -2,7 +2,7 @@
 
 Source and flags are those of the installed extension. The ops go to another namespace and to the
 CPU's dispatch key, device and stream come from accelerator.cpp, and behind the launch functions
-stands either nothing or the kernels themselves, run on the CPU by tests/gpu/cuda_on_cpu.
+stands either nothing or the kernels themselves, run on the CPU by tools/cuda_on_cpu.
 """
 
 import ctypes
@@ -19,19 +19,18 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import library_paths
 
+from tools.cuda_on_cpu import toolchain
 from wavalign_fast.ops import cuda
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-ON_CPU = HERE.parent / "cuda_on_cpu"
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import build_cuda  # noqa: E402
 
 BUILT = {"CUDA_RELEASE": "none", "CUDA_ARCHS": "none"}
 CXX = ["g++", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
-ON_CPU_CXX = [*CXX, "-std=c++17", "-DWAVALIGN_CUDA_ON_CPU", "-Wno-unknown-pragmas"]
-ON_CPU_CXX += [f"-I{ON_CPU}", f"-I{ON_CPU / 'include'}"]
+ON_CPU_CXX = [*CXX, *toolchain.FLAGS, *(f"-I{folder}" for folder in toolchain.INCLUDES)]
 
 
 class Library:
@@ -68,7 +67,7 @@ def without_kernels() -> Library:
 def emulated() -> Library:
     """Launches run the kernels on the CPU."""
     noted = [*ON_CPU_CXX, "-include", "noted_launches.h", "-x", "c++"]
-    sources = {path: ON_CPU_CXX for path in (ON_CPU / "emulator").glob("*.cpp")}
+    sources = {path: ON_CPU_CXX for path in toolchain.EMULATOR}
     sources |= {ROOT / name: noted for name in build_cuda.KERNELS}
     sources[HERE / "emulated_device.cpp"] = ON_CPU_CXX
     return _load("wavalign_fast_emulated", sources)
@@ -86,7 +85,7 @@ def _load(namespace: str, sources: Mapping[Path, list[str]]) -> Library:
     link = ["g++", "-shared", "-Wl,-Bsymbolic", *(f"-L{path}" for path in library_paths())]
     content = hashlib.sha256(repr((torch.__version__, link, sorted(commands.items()))).encode())
     headers = [ROOT / name for name in build_cuda.HEADERS]
-    headers += [path for folder in (HERE, ON_CPU) for path in folder.rglob("*.h")]
+    headers += [path for folder in (HERE, toolchain.HERE) for path in folder.rglob("*.h")]
     for path in sorted([*commands, *headers]):
         content.update(path.read_bytes())
     folder = ROOT / "build" / "tests" / f"{namespace}-{content.hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-// Sets the device that the emulator of tests/gpu/cuda_on_cpu pretends to be.
+// Sets the device that the emulator of tools/cuda_on_cpu pretends to be.
 #include <cuda_runtime.h>
 
 extern "C" __attribute__((visibility("default"))) void make_believe_device(int arch,

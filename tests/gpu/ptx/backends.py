@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 import torch
 
-from tests.gpu.cuda_on_cpu.cases import Device
+from tools.cuda_on_cpu.cases import Device
 from tools.ptx_emulator import Conditions, Counts
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable

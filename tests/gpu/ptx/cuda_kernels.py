@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.gpu.cuda_on_cpu.cases import Buffers, Result, Shifted, Sparse
-from tests.gpu.cuda_on_cpu.kernels import Kernels, LaunchError
+from tests.gpu.cuda_on_cpu.kernels import Kernels
+from tools.cuda_on_cpu.cases import Buffers, Result, Shifted, Sparse
+from tools.cuda_on_cpu.launcher import LaunchError
 from tools.ptx_emulator import Buffer, Conditions, Counts, Geometry, GlobalMemory, Kernel, launch
 
 from .compiled import CompiledSource

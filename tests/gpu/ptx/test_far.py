@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gpu.cuda_on_cpu.cases import Sparse
 from tests.gpu.cuda_on_cpu.kernels import (
     DTYPES,
     Chunk,
@@ -19,6 +18,7 @@ from tests.gpu.cuda_on_cpu.kernels import (
     ScaleParams,
 )
 from tests.gpu.cuda_on_cpu.problems import SETTINGS
+from tools.cuda_on_cpu.cases import Sparse
 from tools.ptx_emulator import Argument, Conditions, Geometry, GlobalMemory, launch, parse
 from wavalign_fast.ops.chunked import row_ops as definition
 from wavalign_fast.ops.chunked.interface import RowChunk, RowStats

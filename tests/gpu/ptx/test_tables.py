@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.gpu.cuda_on_cpu.cases import Shifted
 from tests.gpu.cuda_on_cpu.kernels import (
     DTYPES,
     CompactParams,
@@ -15,6 +14,7 @@ from tests.gpu.cuda_on_cpu.kernels import (
     ScaleParams,
     ScatterParams,
 )
+from tools.cuda_on_cpu.cases import Shifted
 from tools.ptx_emulator import Conditions
 from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.gate import MixingGate

@@ -3,7 +3,6 @@
 
 #include "common/token_math.h"
 #include "cuda/launch.h"
-#include "wrong_kernels.h"
 
 using namespace wavalign;
 
@@ -87,8 +86,6 @@ const Entry entries[] = {
     LAUNCH(scatter_rows, ScatterRows),
 #elif defined(SOURCE_scale)
     LAUNCH(scale, Scale),
-#elif defined(SOURCE_wrong_kernels)
-    {"wrong", sizeof(wrong::Params), on_no_stream<wrong::Params, wrong::run>},
 #endif
     {"token_gradients_in_float", sizeof(TokenQuery), token_gradients<float>},
     {"token_gradients_in_double", sizeof(TokenQuery), token_gradients<double>},

@@ -1,4 +1,4 @@
-"""Builds the replay program of one kernel source: the CUDA C++ of csrc/cuda compiled by g++."""
+"""Builds the program that replays cases of one CUDA source, with g++."""
 
 import platform
 import shutil
@@ -9,7 +9,10 @@ from pathlib import Path
 from tools.build_once import build_once
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[2] / "csrc"
+EMULATOR = tuple(sorted((HERE / "emulator").glob("*.cpp")))
+INCLUDES = (HERE, HERE / "include")
+"""For whatever runs on the emulator; the second one stands in for CUDA's headers."""
+FLAGS = ("-std=c++17", "-Wno-unknown-pragmas", "-DWAVALIGN_CUDA_ON_CPU")
 UNAVAILABLE = (
     None
     if shutil.which("g++") and platform.machine() == "x86_64" and platform.system() == "Linux"
@@ -50,34 +53,40 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A folder of objects and programs; processes may share it."""
+    """Builds into a folder that processes may share."""
 
     folder: Path
+    """Of objects and programs."""
+    entries: Path
+    """C++ that defines the entries of ``replay/entries.h``. It is compiled once for each CUDA
+    source, with ``SOURCE_<name of the source>`` defined, and linked with that source only."""
+    includes: tuple[Path, ...] = ()
+    """Where the sources find their headers."""
 
-    def program(self, source: str, variant: str) -> Path:
-        """The replay program of ``csrc/cuda/<source>.cu``, or of one beside this file."""
-        path = HERE / f"{source}.cu"
-        path = path if path.exists() else CSRC / "cuda" / path.name
+    def program(self, source: Path, variant: str) -> Path:
+        """The program that replays cases of a CUDA source.
+
+        Args:
+            source: the ``.cu`` file.
+            variant: a key of ``VARIANTS``.
+        """
         chosen = VARIANTS[variant]
-        emulator = [*(HERE / "emulator").glob("*.cpp")]
-        emulator += [HERE / "replay" / "replay.cpp", HERE / "replay" / chosen.accesses]
-        kernels = (f"-DSOURCE_{source}", *chosen.kernels)
-        wanted = [(path, chosen.others, variant) for path in emulator]
+        this_source = f"-DSOURCE_{source.stem}"
+        tool = [*EMULATOR, HERE / "replay" / "replay.cpp", HERE / "replay" / chosen.accesses]
+        wanted = [(path, chosen.others, variant) for path in tool]
         wanted += [
-            (path, kernels, variant),
-            (HERE / "replay" / "entries.cpp", (f"-DSOURCE_{source}", *chosen.others),
-             f"{variant}.{source}"),
-        ]  # fmt: skip
+            (source, (this_source, *chosen.kernels), variant),
+            (self.entries, (this_source, *chosen.others), f"{variant}.{source.stem}"),
+        ]
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(lambda one: self._object(*one), wanted))
-        command = ["g++", *chosen.link, *map(str, objects)]
-        program = self.folder / f"{source}.{variant}"
-        build_once(program, command)
+        program = self.folder / f"{source.stem}.{variant}"
+        build_once(program, ["g++", *chosen.link, *map(str, objects)])
         return program
 
     def _object(self, path: Path, flags: tuple[str, ...], group: str) -> Path:
-        command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        command += ["-DWAVALIGN_CUDA_ON_CPU", f"-I{HERE}", f"-I{HERE / 'include'}", f"-I{CSRC}"]
+        command = ["g++", *FLAGS, "-Wall", "-Wextra", "-Werror"]
+        command += [f"-I{folder}" for folder in (*INCLUDES, *self.includes)]
         command += [*flags, "-c", "-x", "c++", str(path)]
         target = self.folder / f"{path.stem}.{group}.o"
         build_once(target, command)
