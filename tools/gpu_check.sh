@@ -114,7 +114,7 @@ profile() { py tools.gpu_check.step_profile "$OUT"; }
 
 sanitized() {
   local tool=$1 pick=$2 options=(-m gpu -q -x -p no:xdist -p no:cacheprovider)
-  local files=(tests/gpu/extension/test_ops.py -k "$pick")
+  local files=(tests/gpu/conformance/extension/test_ops.py -k "$pick")
   [ "$REHEARSE" = true ] && options+=(-p tools.gpu_check.pretended) files=("${REHEARSED_TESTS[@]}")
   # Without torch's cache every tensor is an allocation of its own, so that its end is known.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$PYTHON" -m tools.gpu_check.sanitizer "$tool" \

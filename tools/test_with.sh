@@ -11,10 +11,10 @@ shift
 venv=$checkout/.venv-$name list=$checkout/tools/releases/$name.txt copy=$checkout/.venv-$name/checkout
 # What depends on these releases; the rest is the same with every one.
 if [ $# -eq 0 ]; then
-  set -- tests/ops tests/losses tests/models tests/rollout tests/train tests/gpu/extension \
-    tests/gpu/chunk_loop
+  set -- tests/ops tests/losses tests/models tests/rollout tests/train \
+    tests/gpu/conformance/extension tests/gpu/chunk_loop
   # The interpreter of Triton 3.9.0 refuses the mask of gather_rows_kernel, which its compiler takes.
-  [ "$name" = newest ] || set -- "$@" tests/gpu/interpreter
+  [ "$name" = newest ] || set -- "$@" tests/gpu/conformance/interpreter
 fi
 
 install_releases() {

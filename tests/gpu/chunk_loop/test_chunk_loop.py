@@ -10,7 +10,7 @@ from benchmarks.gpu import WARM_UPS
 from benchmarks.gpu import captured as captured_in_graph
 from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
-from tests.gpu.extension.compiling import emulated
+from tests.gpu.conformance.extension.compiling import emulated
 from wavalign_fast.ops import backend_status, cuda
 from wavalign_fast.ops.chunked import autograd, compaction
 

@@ -4,7 +4,7 @@ from .planting import Fault
 
 BINDINGS = "csrc/cuda/bindings.cpp"
 RUNG = "extension"
-FOLDER = "tests/gpu/extension"
+FOLDER = "tests/gpu/conformance/extension"
 BUILD_TESTS = "tests/test_cuda_build.py"
 
 FAULTS = (

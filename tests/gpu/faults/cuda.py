@@ -5,7 +5,7 @@ from .planting import Fault
 CUDA = "csrc/cuda/"
 TOKEN_MATH = "csrc/common/token_math.h"
 ROWS, WRITING, HYBRID = CUDA + "rows.cuh", CUDA + "row_writing.cuh", CUDA + "hybrid_rows.cu"
-TESTS = "tests/gpu/cuda_on_cpu/test_"
+TESTS = "tests/gpu/conformance/cuda_on_cpu/test_"
 HYBRID_TEST = "rows.py::test_hybrid_rows_are_those_of_the_definition"
 GRADIENT_TEST = "rows.py::test_statistics_and_gradient_are_those_of_the_definition"
 TOKENS_TEST = "token_math.py::test_gradient_by_the_log_prob[double-1e-14-absent0-clip1]"
@@ -317,7 +317,7 @@ COMPILED = (
         ROWS,
         "constexpr int kRowBlocks = 2;",
         "constexpr int kRowBlocks = 4;",
-        "tests/gpu/nvcc/test_budgets.py::test_no_kernel_has_a_stack[hybrid_rows-90a]",
+        "tests/gpu/budgets/nvcc/test_budgets.py::test_no_kernel_has_a_stack[hybrid_rows-90a]",
         NVCC,
     ),
     cuda_fault(
@@ -327,7 +327,7 @@ COMPILED = (
         "  vector.bits = *reinterpret_cast<const uint4*>(p);",
         "  const auto* words = reinterpret_cast<const unsigned*>(p);\n"
         "  vector.bits = {words[0], words[1], words[2], words[3]};",
-        "tests/gpu/nvcc/test_budgets.py::test_logits_move_16_bytes_at_a_time[row_stats-90a]",
+        "tests/gpu/budgets/nvcc/test_budgets.py::test_logits_move_16_bytes_at_a_time[row_stats-90a]",
         NVCC,
     ),
     cuda_fault(
@@ -336,7 +336,7 @@ COMPILED = (
         ROWS,
         "constexpr int kRowBlocks = 2;",
         "constexpr int kRowBlocks = 1;",
-        "tests/gpu/nvcc/test_budgets.py::test_registers_are_as_written_down",
+        "tests/gpu/budgets/nvcc/test_budgets.py::test_registers_are_as_written_down",
         NVCC,
     ),
 )

@@ -4,7 +4,7 @@ on the CPU are right; between the host's launch and the kernel; and in what a co
 from .planting import Fault
 
 RUNG = "PTX, emulated"
-TESTS = "tests/gpu/ptx/test_"
+TESTS = "tests/gpu/conformance/ptx/test_"
 INSTRUCTIONS = "csrc/cuda/ptx.cuh"
 CLUSTER = "rows.py::test_ways_of_the_cuda_kernel[cluster-together]"
 STREAMED = "rows.py::test_ways_of_the_cuda_kernel[streamed-together]"
@@ -27,7 +27,7 @@ def _fault(name: str, what: str, path: str, before: str, after: str, test: str) 
 
 def _mutation(name: str, what: str, test: str) -> Fault:
     """A change of the compiler's output, by the switch of the table that holds it."""
-    path = "tests/gpu/ptx/mutations.py"
+    path = "tests/gpu/conformance/ptx/mutations.py"
     before = "PLANTED: str | None = None"
     return _fault(name, what, path, before, f'PLANTED: str | None = "{name}"', test)
 

@@ -5,13 +5,13 @@ from .planting import Fault
 KERNELS = "wavalign_fast/ops/triton/kernels/"
 INTERPRETER = "Triton source, interpreted"
 AHEAD_OF_TIME = "Triton, compiled ahead of time"
-STATS = "tests/gpu/interpreter/test_row_stats.py::"
-GRADIENTS = "tests/gpu/interpreter/test_row_gradients.py::"
-SCORER = "tests/gpu/interpreter/test_scorer.py::"
-COMPACTION = "tests/gpu/interpreter/test_compaction.py::"
-SCALE = "tests/gpu/interpreter/test_scale.py::"
-BUDGET = "tests/gpu/ahead_of_time/test_budgets.py::test_a_kernel_keeps_its_budget"
-LAUNCHES = "tests/gpu/ahead_of_time/test_launches.py::"
+STATS = "tests/gpu/conformance/interpreter/test_row_stats.py::"
+GRADIENTS = "tests/gpu/conformance/interpreter/test_row_gradients.py::"
+SCORER = "tests/gpu/conformance/interpreter/test_scorer.py::"
+COMPACTION = "tests/gpu/conformance/interpreter/test_compaction.py::"
+SCALE = "tests/gpu/conformance/interpreter/test_scale.py::"
+BUDGET = "tests/gpu/budgets/triton/test_budgets.py::test_a_kernel_keeps_its_budget"
+LAUNCHES = "tests/gpu/budgets/triton/test_launches.py::"
 
 
 def _fault(rung: str, name: str, what: str, path: str, before: str, after: str, test: str) -> Fault:

@@ -4,7 +4,7 @@ A choice that a timing makes differs between two machines and two starts, and wi
 the results. What a shape may depend on is the architecture, the vocabulary, the hidden size, the
 dtype and the options of the call; never the number of rows, or a row's bits would depend on the
 batch around it. Registers, shared memory and instructions of every line here are held by
-`tests/gpu/ahead_of_time`; none of it has been timed on a GPU.
+`tests/gpu/budgets/triton`; none of it has been timed on a GPU.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,5 @@
+"""Writes the table anew: python -m tests.gpu.budgets.triton."""
+
+from .budgets import main
+
+main()

@@ -1,0 +1,110 @@
+"""Builds the bindings of the CUDA kernels a second time, as shared objects that need no GPU.
+
+Source and flags are those of the installed extension. The ops go to another namespace and to the
+CPU's dispatch key, device and stream come from accelerator.cpp, and behind the launch functions
+stands either nothing or the kernels themselves, run on the CPU by tools/cuda_on_cpu.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.cpp_extension import library_paths
+
+from tools.cuda_on_cpu import toolchain
+from wavalign_fast.ops import cuda
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[3]
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import build_cuda  # noqa: E402
+
+BUILT = {"CUDA_RELEASE": "none", "CUDA_ARCHS": "none"}
+CXX = ["g++", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+ON_CPU_CXX = [*CXX, *toolchain.FLAGS, *(f"-I{folder}" for folder in toolchain.INCLUDES)]
+
+
+class Library:
+    """A shared object with the ops of a namespace, and its make-believe accelerator."""
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        torch.ops.load_library(str(path))
+        cuda.register_fakes(namespace)
+        self.ops: Any = getattr(torch.ops, namespace)
+        self._library = ctypes.CDLL(str(path))
+        self._library.make_believe_events.restype = ctypes.c_char_p
+        self._library.make_believe_set.argtypes = (ctypes.c_void_p, ctypes.c_int)
+
+    def events(self) -> list[str]:
+        """What happened since the last call, in order."""
+        return self._library.make_believe_events().decode().splitlines()
+
+    def set(self, *, stream: int = 0, status: int = 0) -> None:
+        """The stream that is current from now on, and what launches that do nothing return."""
+        self._library.make_believe_set(stream, status)
+
+    def pretend(self, *, arch: int = 90, seed: int = 1) -> None:
+        """The device on which kernels think they run, and the order of their threads."""
+        self._library.make_believe_device(arch, seed)
+
+
+@functools.cache
+def without_kernels() -> Library:
+    """Launches do nothing but be noted."""
+    return _load("wavalign_fast_unlaunched", {HERE / "no_kernels.cpp": [*CXX, "-std=c++20"]})
+
+
+@functools.cache
+def emulated() -> Library:
+    """Launches run the kernels on the CPU."""
+    noted = [*ON_CPU_CXX, "-include", "noted_launches.h", "-x", "c++"]
+    sources = {path: ON_CPU_CXX for path in toolchain.EMULATOR}
+    sources |= {ROOT / name: noted for name in build_cuda.KERNELS}
+    sources[HERE / "emulated_device.cpp"] = ON_CPU_CXX
+    return _load("wavalign_fast_emulated", sources)
+
+
+def _load(namespace: str, sources: Mapping[Path, list[str]]) -> Library:
+    """Compiles ``sources``, each with its command, with the bindings, unless that was done."""
+    bindings = build_cuda.bindings_command(BUILT, debug=False)
+    bindings += [f"-DWAVALIGN_NAMESPACE={namespace}", "-DWAVALIGN_DISPATCH_KEY=CPU"]
+    commands = {
+        ROOT / build_cuda.BINDINGS: bindings,
+        HERE / "accelerator.cpp": [*CXX, "-std=c++20"],
+        **sources,
+    }
+    link = ["g++", "-shared", "-Wl,-Bsymbolic", *(f"-L{path}" for path in library_paths())]
+    content = hashlib.sha256(repr((torch.__version__, link, sorted(commands.items()))).encode())
+    headers = [ROOT / name for name in build_cuda.HEADERS]
+    headers += [path for folder in (HERE, toolchain.HERE) for path in folder.rglob("*.h")]
+    for path in sorted([*commands, *headers]):
+        content.update(path.read_bytes())
+    folder = ROOT / "build" / "tests" / f"{namespace}-{content.hexdigest()[:16]}"
+    target = folder / "library.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several workers may be at it at once; the last one's file stays.
+        own = f"{os.getpid()}.o"
+
+        def compile_one(path: Path) -> str:
+            made = str(folder / f"{path.name}.{own}")
+            subprocess.run([*commands[path], "-c", str(path), "-o", made], check=True)
+            return made
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, commands))
+        partial = folder / own
+        subprocess.run([*link, *objects, "-ltorch_cpu", "-lc10", "-o", partial], check=True)
+        partial.rename(target)
+        for made in objects:
+            os.unlink(made)
+    return Library(target, namespace)

@@ -1,0 +1,156 @@
+"""The installed extension: what it asks of its process, what is in it, what torch knows of it.
+
+It is compiled by the nvcc of this machine. Where there is none these tests are skipped, unless
+WAVALIGN_FORCE_CUDA says that it must be there, as it does in continuous integration.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from tests.gpu.conformance.extension.compiling import build_cuda, without_kernels
+from tests.gpu.conformance.extension.test_bindings import CALLS
+from wavalign_fast.ops import cuda
+
+if build_cuda.find_nvcc() is None and not build_cuda.switched_on("WAVALIGN_FORCE_CUDA"):
+    pytest.skip("no nvcc built the CUDA kernels", allow_module_level=True)
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+ARCHS = os.environ.get("WAVALIGN_CUDA_ARCHS") or build_cuda.DEFAULT_ARCHS
+
+
+@pytest.fixture(scope="module")
+def binary() -> Path:
+    assert isinstance(cuda.EXTENSION, dict), cuda.EXTENSION
+    import wavalign_fast._C_cuda as module
+
+    return Path(module.__file__)
+
+
+def symbols(path: Path, *options: str) -> set[str]:
+    """Names in a dynamic symbol table, without their versions."""
+    done = subprocess.run(["nm", "-D", *options, path], capture_output=True, text=True, check=True)
+    return {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
+
+
+def test_it_needs_no_cuda_of_torch(binary):
+    """So one file loads under every build of torch."""
+    done = subprocess.run(["readelf", "-d", binary], capture_output=True, text=True, check=True)
+    needed = set(re.findall(r"NEEDED.*\[(.+?)\.so", done.stdout))
+    runtime = {"libstdc++", "libgcc_s", "libc", "libm", "libdl", "librt", "libpthread"}
+    assert needed <= {"libtorch", "libtorch_cpu", "libc10", "ld-linux-x86-64", *runtime}
+    missing = symbols(binary, "--undefined-only")
+    torch_api = {name for name in missing if name.startswith(("aoti_", "torch_"))}
+    # Weak: null where torch has no CUDA part, which libtorch brings where it has one.
+    torch_api.remove("aoti_torch_get_current_cuda_stream")
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    assert torch_api and torch_api <= symbols(library, "--defined-only")
+    # Neither another C++ name of torch nor a CUDA runtime other than the one inside.
+    assert not [
+        name for name in missing if re.search(r"_ZNK?(2at|3c10|5torch)|^cu[A-Z]|^cuda", name)
+    ]
+
+
+def test_it_hands_out_nothing_but_its_module(binary):
+    """A second CUDA runtime in the process must not meet the names of this one."""
+    exported = symbols(binary, "--defined-only")
+    assert "PyInit__C_cuda" in exported
+    assert not [name for name in exported if re.search(r"^cu|cuda[A-Z]|wavalign", name)]
+
+
+def test_it_holds_code_for_every_architecture(binary):
+    assert set(cuda.EXTENSION["archs"].split(";")) == set(re.split(r"[;, ]", ARCHS))
+    for option, suffix, wanted in (
+        ("--list-elf", "cubin", {word.removesuffix("+PTX") for word in ARCHS.split(";")}),
+        ("--list-ptx", "ptx", {word[:-4] for word in ARCHS.split(";") if word.endswith("+PTX")}),
+    ):
+        done = subprocess.run(
+            [TOOLS / "cuobjdump", option, binary], capture_output=True, text=True, check=True
+        )
+        # Not every release of the tool prints the letter of 90a.
+        assert {name.rstrip("af") for name in wanted} == {
+            name.rstrip("af") for name in re.findall(rf"\.sm_(\w+)\.{suffix}", done.stdout)
+        }
+
+
+def test_torch_knows_the_schemas_of_this_source(binary):
+    """A stale binary would carry others."""
+    library = without_kernels()
+    for name in CALLS:
+        ours, source = (str(getattr(ops, name).default._schema) for ops in (cuda.OPS, library.ops))
+        assert ours.partition("(")[2] == source.partition("(")[2]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_op_has_a_fake_kernel_and_none_for_the_cpu(binary, name):
+    op = getattr(cuda.OPS, name).default
+    with pytest.raises(NotImplementedError, match="CPU"):
+        op(**CALLS[name])
+    on_gpu = {
+        key: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for key, value in CALLS[name].items()
+    }
+    results = op(**on_gpu)
+    results = results if isinstance(results, tuple | list) else [results]
+    assert len(op._schema.returns) == len([result for result in results if result is not None])
+
+
+def test_status_without_a_gpu(binary, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda.status() == "there is no GPU that this torch sees"
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "reason"),
+    [
+        ((9, 0), 13, None),
+        ((8, 9), 14, None),
+        ((7, 5), 13, "this GPU is of architecture 75: install again with WAVALIGN_CUDA_ARCHS"),
+        ((9, 0), 12, "this driver serves up to CUDA 12: update it"),
+    ],
+)
+def test_status_of_a_gpu(monkeypatch, capability, driver, reason):
+    monkeypatch.setattr(cuda, "EXTENSION", {"cuda": "13.0", "archs": build_cuda.DEFAULT_ARCHS})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(cuda, "_driver_release", lambda: driver)
+    cuda._device_status.cache_clear()
+    said = cuda.status(torch.device("cuda", 1))
+    cuda._device_status.cache_clear()
+    assert said is None if reason is None else reason in said
+
+
+def test_the_driver_is_asked_for_its_release(monkeypatch):
+    class Driver:
+        def __init__(self, name: str) -> None:
+            assert name == "libcuda.so.1"
+
+        def cuDriverGetVersion(self, version) -> int:
+            version._obj.value = 12080
+            return 0
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", Driver)
+    assert cuda._driver_release() == 12
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("80", (8, 6), True),
+        ("86", (8, 0), False),
+        ("80", (9, 0), False),
+        ("80+PTX", (9, 0), True),
+        ("90a", (9, 0), True),
+        ("100a", (10, 3), False),
+        ("100f", (10, 3), True),
+        ("80;120", (12, 1), True),
+        ("80;120+PTX", (10, 0), False),
+    ],
+)
+def test_code_runs_where_cuda_says_it_does(archs, capability, runs):
+    assert cuda.runs_on(archs, capability) is runs
