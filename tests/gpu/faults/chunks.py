@@ -6,13 +6,13 @@ RUNG = "The chunk loop and its host, on a pretended GPU"
 LOOP = "tests/gpu/chunk_loop/"
 
 
-def _fault(name: str, what: str, file: str, before: str, after: str, test: str) -> Fault:
+def _fault(name: str, what: str, file: str, find: str, put: str, test: str) -> Fault:
     return Fault(
         name=f"chunks-{name}",
         what=what,
-        path=f"wavalign_fast/ops/{file}",
-        before=before,
-        after=after,
+        at=f"wavalign_fast/ops/{file}",
+        find=find,
+        put=put,
         rung=RUNG,
         tests=(LOOP + test,),
     )
@@ -22,25 +22,25 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "captured-once",
         "a graph is captured with tables of the CPU, and replays the first batch for ever",
-        "transfer.py",
-        "    if not capturing(device):\n        return\n",
-        "    return\n",
+        "transfer.py::refuse_in_capture",
+        "if not capturing($device): return",
+        "return",
         "test_capture.py::test_a_table_on_the_cpu_is_refused[rewards]",
     ),
     _fault(
         "others-multiplied",
         "rows without a gradient take part in its products",
-        "chunked/gradients.py",
-        "rows = slice(rows.start, min(rows.stop, self.grad_rows))",
-        "rows = slice(rows.start, rows.stop)",
+        "chunked/gradients.py::ChunkGradients",
+        "slice($rows.start, min($rows.stop, $grad_rows))",
+        "slice($rows.start, $rows.stop)",
         "test_grad_rows.py::test_a_step_multiplies_the_others_once[equal rewards-False]",
     ),
     _fault(
         "float16-unscaled",
         "gradients of logits below float16's least number are 0",
-        "chunked/gradients.py",
-        "return (of_power << 23).view(torch.float32)",
-        "return torch.ones_like(bound)",
+        "chunked/gradients.py::float16_power",
+        "($power << 23).view(torch.float32)",
+        "torch.ones_like($power, dtype=torch.float32)",
         "test_chunk_loop.py::test_float16[rows_of_every_size_keep_their_gradients-definition-float16]",
     ),
     _fault(
@@ -55,33 +55,33 @@ FAULTS: tuple[Fault, ...] = (
     _fault(
         "head-summed-in-bf16",
         "the head's gradient is rounded after every chunk",
-        "chunked/gradients.py",
-        "self.weight = torch.empty_like(self.head.weight, dtype=self.wide)",
-        "self.weight = torch.empty_like(self.head.weight)",
+        "chunked/gradients.py::_add_weight",
+        "torch.empty_like($weight, dtype=$wide)",
+        "torch.empty_like($weight)",
         "test_products.py::test_many_chunks_are_summed_in_fp32",
     ),
     _fault(
         "states-summed-in-bf16",
         "the sum over the vocabulary has bfloat16 results, which a library may split",
-        "chunked/gradients.py",
-        "if dtype != self.wide:",
-        "if dtype is None:",
+        "chunked/gradients.py::ChunkGradients",
+        "if $dtype != self.wide:",
+        "if $dtype is None:",
         "test_products.py::test_every_sum_is_made_in_fp32",
     ),
     _fault(
         "tall-untried",
         "a tall product is taken to have the bits of low ones",
         "chunked/products.py",
-        "_agrees[key] = _tried(states, weight, out[:height])",
-        "_agrees[key] = True",
+        "= _tried($*arguments])",
+        "= True",
         "test_products.py::test_low_products_where_a_taller_one_rounds_otherwise",
     ),
     _fault(
         "copied-one-by-one",
         "every table has a copy of its own",
         "transfer.py",
-        "len(away) < 2 or",
-        "len(away) < 99 or",
+        "len($away) < 2 or",
+        "len($away) < 99 or",
         "test_launches.py::test_a_step_with_tables_on_the_cpu[plain]",
     ),
 )

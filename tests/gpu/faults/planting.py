@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tools.build_once import BuildFailed
 
+from .places import Place, places
+
 ROOT = Path(__file__).parents[3]
 TREE = (
     "csrc",
@@ -34,15 +36,42 @@ class Fault:
     name: str
     what: str
     """What goes wrong, for the table."""
-    path: str
-    """The file, from the top of the checkout."""
-    before: str
-    """Stands in the file once."""
-    after: str
+    at: str
+    """Where: a file, from the top of the checkout, and often ``::`` and a function, class or struct
+    in it, to which the place is narrowed."""
+    find: str
+    """The pattern of ``places`` that matches there once."""
+    put: str
+    """What stands there instead; wildcards stand for what they have matched."""
     rung: str
     """The rung of the ladder that finds it."""
     tests: tuple[str, ...]
     """Node ids of tests that pass without the fault; one of them must fail with it."""
+
+    @property
+    def path(self) -> str:
+        """The file alone."""
+        return self.at.partition("::")[0]
+
+    def place(self, text: str) -> Place:
+        """The fault's place in the text of its file.
+
+        Raises:
+            ValueError: the pattern does not match, or more than once.
+        """
+        path, _, inside = self.at.partition("::")
+        found = places(text, Path(path).suffix, inside, self.find)
+        if len(found) != 1:
+            raise ValueError(
+                f"{self.name}: got {len(found)} places in {self.at} that look like "
+                f"{self.find!r}, want one"
+            )
+        return found[0]
+
+    def planted(self, text: str) -> str:
+        """The text of the fault's file with the fault in it."""
+        place = self.place(text)
+        return text[: place.start] + place.filled(self.put) + text[place.end :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,25 +88,11 @@ class Outcome:
         return self.test is not None
 
 
-def faulty_source(fault: Fault) -> str:
-    """The file's text with the fault in it.
-
-    Raises:
-        ValueError: the place is not in the file, or more than once.
-    """
-    text = (ROOT / fault.path).read_text(encoding="utf-8")
-    if text.count(fault.before) != 1:
-        raise ValueError(
-            f"{fault.name}: {fault.path} holds {fault.before!r} {text.count(fault.before)} times, "
-            "want once"
-        )
-    return text.replace(fault.before, fault.after)
-
-
 def plant(fault: Fault, target: Path) -> None:
     """A checkout of links in ``target`` in which one file is another one."""
     _link(ROOT, target, TREE, Path(fault.path).parts)
-    (target / fault.path).write_text(faulty_source(fault), encoding="utf-8")
+    source = (ROOT / fault.path).read_text(encoding="utf-8")
+    (target / fault.path).write_text(fault.planted(source), encoding="utf-8")
 
 
 def _link(source: Path, target: Path, names: Iterable[str], path: tuple[str, ...]) -> None:

@@ -13,13 +13,13 @@ SCORES = "scorer.py::test_scores"
 RAGGED = "a ragged end of the hidden size"
 
 
-def _fault(name: str, what: str, path: str, before: str, after: str, test: str) -> Fault:
+def _fault(name: str, what: str, at: str, find: str, put: str, test: str) -> Fault:
     return Fault(
         name=f"ptx-{name}",
         what=what,
-        path=path,
-        before=before,
-        after=after,
+        at=at,
+        find=find,
+        put=put,
         rung=RUNG,
         tests=(TESTS + test,),
     )
@@ -27,40 +27,45 @@ def _fault(name: str, what: str, path: str, before: str, after: str, test: str) 
 
 def _mutation(name: str, what: str, test: str) -> Fault:
     """A change of the compiler's output, by the switch of the table that holds it."""
-    path = "tests/gpu/conformance/ptx/mutations.py"
-    before = "PLANTED: str | None = None"
-    return _fault(name, what, path, before, f'PLANTED: str | None = "{name}"', test)
+    return _fault(
+        name,
+        what,
+        "tests/gpu/conformance/ptx/mutations.py",
+        "PLANTED: $*type = None",
+        f'PLANTED: $*type = "{name}"',
+        test,
+    )
 
 
 FAULTS = (
     _fault(
         "cluster-wait-dropped",
         "blocks of a cluster read each other's sums without waiting for them",
-        INSTRUCTIONS,
-        'asm volatile("barrier.cluster.wait.acquire;" ::: "memory");',
-        'asm volatile("" ::: "memory");',
+        INSTRUCTIONS + "::cluster_wait",
+        '"barrier.cluster.wait.acquire;"',
+        '""',
         CLUSTER,
     ),
     _fault(
         "cluster-arrival-dropped",
         "blocks of a cluster wait for a barrier that none arrives at",
-        INSTRUCTIONS,
-        'asm volatile("barrier.cluster.arrive.release;" ::: "memory");',
-        'asm volatile("" ::: "memory");',
+        INSTRUCTIONS + "::cluster_arrive",
+        '"barrier.cluster.arrive.release;"',
+        '""',
         CLUSTER,
     ),
     _fault(
         "same-block-mapped",
         "every block of a cluster merges the sums of the first one only",
-        INSTRUCTIONS,
-        '"l"(mine), "r"(rank));',
-        '"l"(mine), "r"(0));',
+        INSTRUCTIONS + "::shared_of",
+        '"r"($rank)',
+        '"r"(0)',
         CLUSTER,
     ),
     _fault(
         "cluster-rank-wrong",
         "a block of a cluster takes their number for its own",
-        INSTRUCTIONS,
+        INSTRUCTIONS + "::cluster_rank",
         "%%cluster_ctarank;",
         "%%cluster_nctarank;",
         CLUSTER,
@@ -68,65 +73,65 @@ FAULTS = (
     _fault(
         "cluster-of-two-without-clusters",
         "where there are no clusters, a block takes itself for one of two",
-        INSTRUCTIONS,
-        "int cluster_size() { return 1; }",
-        "int cluster_size() { return 2; }",
+        INSTRUCTIONS + "::cluster_size",
+        "return 1;",
+        "return 2;",
         STREAMED,
     ),
     _fault(
         "word-of-another-tile",
         "compaction reads the word that stands beside the one it waits for",
-        INSTRUCTIONS,
-        "ld.relaxed.gpu.global.u64 %0, [%1];",
-        "ld.relaxed.gpu.global.u64 %0, [%1 + 8];",
+        INSTRUCTIONS + "::load_relaxed",
+        "[%1]",
+        "[%1 + 8]",
         COMPACTION,
     ),
     _fault(
         "half-a-word-published",
         "compaction loses what a number is of: right in some orders of the blocks",
-        INSTRUCTIONS,
-        'asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value));',
-        'asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"((uint32_t)value));',
+        INSTRUCTIONS + "::store_relaxed",
+        '"st.relaxed.gpu.global.u64 [%0], %1;" :: "l"($p), "l"($value)',
+        '"st.relaxed.gpu.global.u32 [%0], %1;" ::"l"($p), "r"((uint32_t)$value)',
         COMPACTION,
     ),
     _fault(
         "too-little-shared-memory",
         "the launch asks for half of the shared memory that the kernel uses",
-        "csrc/cuda/launching.cuh",
-        "static_cast<size_t>(grid.shared_bytes);",
-        "static_cast<size_t>(grid.shared_bytes / 2);",
+        "csrc/cuda/launching.cuh::launch",
+        "dynamicSmemBytes = static_cast<size_t>($bytes);",
+        "dynamicSmemBytes = static_cast<size_t>($bytes / 2);",
         CLUSTER,
     ),
     _fault(
         "misaligned-slices",
         "the parts of a row that blocks of a cluster take do not start on 16 bytes",
-        "csrc/cuda/hybrid_rows.cu",
-        "return (units + cluster - 1) / cluster * kUnit;",
-        "return (units + cluster - 1) / cluster * kUnit + 2 * (cluster > 1);",
+        "csrc/cuda/hybrid_rows.cu::slice_items",
+        "return ($units + $cluster - 1) / $cluster * kUnit;",
+        "return ($units + $cluster - 1) / $cluster * kUnit + 2 * ($cluster > 1);",
         CLUSTER,
     ),
     _fault(
         "ids-of-32-bits",
         "the scorer's offset into a large weight wraps",
-        "wavalign_fast/ops/triton/kernels/scorer.py",
-        "weight + tl.cast(first_id, tl.int64) * weight_stride",
-        "weight + first_id * weight_stride",
+        "wavalign_fast/ops/triton/kernels/scorer.py::tile_product",
+        "tl.cast($first_id, tl.int64) *",
+        "$first_id *",
         "far.py::test_the_last_ids_of_a_head_on_triton[sm_80]",
     ),
     _fault(
         "scaled-places-of-32-bits",
         "the place in a large gradient wraps at 2^31 elements",
-        "wavalign_fast/ops/triton/kernels/scale.py",
-        "tl.cast(block, tl.int64) * BLOCK + lanes",
-        "tl.cast(block, tl.int32) * BLOCK + lanes",
+        "wavalign_fast/ops/triton/kernels/scale.py::scale_kernel",
+        "for $block in $*between tl.cast($block, tl.int64)",
+        "for $block in $*between tl.cast($block, tl.int32)",
         "far.py::test_the_end_of_a_gradient_on_triton[sm_80]",
     ),
     _fault(
         "scaled-vectors-of-32-bits",
         "the number of a vector in a large gradient is multiplied in 32 bits",
-        "csrc/cuda/scale.cu",
-        "if (v < vectors) store_vector(body + v * kItems, batch[b]);",
-        "if (v < vectors) store_vector(body + static_cast<int>(v * kItems), batch[b]);",
+        "csrc/cuda/scale.cu::scale_kernel",
+        "store_vector($body + $v * kItems,",
+        "store_vector($body + static_cast<int>($v * kItems),",
         "far.py::test_the_end_of_a_gradient_on_cuda",
     ),
     _mutation(

@@ -1,24 +1,90 @@
 """The catalogue fits the sources, the page fits the catalogue, and each rung finds its fault."""
 
+import ast
+import functools
 import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from .catalogue import FAULTS
 from .page import MISSED, PAGE, beginning, page, rows_of_page
-from .planting import ROOT, faulty_source, outcome, read_outcome
+from .places import tokens_of
+from .planting import ROOT, outcome, read_outcome
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
+TOOLS = Path(sys.executable).parent
+LAYOUTS = {
+    ".py": [str(TOOLS / "ruff"), "format", "--config", "line-length=50", "-"],
+    ".cpp": [
+        *(str(TOOLS / "clang-format"), "--style"),
+        "{BasedOnStyle: GNU, ColumnLimit: 60, BreakStringLiterals: false, SortIncludes: Never}",
+    ],
+}
+"""Commands that lay out a source from their input in ways that are not ours."""
+
+
+@functools.cache
+def source(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+@functools.cache
+def laid_out_otherwise(path: str) -> str:
+    command = LAYOUTS[".py" if path.endswith(".py") else ".cpp"]
+    if not Path(command[0]).exists():
+        pytest.skip(f"needs {Path(command[0]).name}")
+    done = subprocess.run(command, input=source(path), capture_output=True, text=True, check=True)
+    assert done.stdout != source(path)
+    return done.stdout
+
+
+def meaning(text: str, suffix: str) -> object:
+    """What is the same for every layout of a source."""
+    if suffix == ".py":
+        return ast.dump(ast.parse(text))
+    return [token.text for token in tokens_of(text, suffix)]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_fault_fits_its_file_and_names_tests_that_stand(name: str) -> None:
+def test_a_fault_fits_its_file_and_names_tests_that_exist(name: str) -> None:
     fault = BY_NAME[name]
-    assert faulty_source(fault) != (ROOT / fault.path).read_text(encoding="utf-8")
+    text = source(fault.path)
+    assert fault.planted(text) != text
     for test in fault.tests:
         file, *function = re.split(r"::|\[", test)[:2]
-        source = (ROOT / file).read_text(encoding="utf-8")
-        assert not function or f"def {function[0]}(" in source
+        assert not function or f"def {function[0]}(" in source(file)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_another_layout_of_a_source_takes_the_same_fault(name: str) -> None:
+    fault = BY_NAME[name]
+    suffix = Path(fault.path).suffix
+    text, other = source(fault.path), laid_out_otherwise(fault.path)
+    assert meaning(text, suffix) == meaning(other, suffix)
+    assert meaning(fault.planted(text), suffix) == meaning(fault.planted(other), suffix)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_other_names_of_variables_take_the_same_fault(name: str) -> None:
+    fault = BY_NAME[name]
+    suffix = Path(fault.path).suffix
+    text = source(fault.path)
+    bound = fault.place(text).bound
+    operands = [tokens_of(code, suffix)[0] for name, code in bound.items() if "*" not in name]
+    names = {first.text for first in operands if first.kind == "word"} - {"self"}
+
+    def renamed(code: str) -> str:
+        tokens = tokens_of(code, suffix)
+        for before, token in reversed(list(pairwise(tokens))):
+            if token.kind == "word" and token.text in names and before.kind != "joint":
+                code = f"{code[: token.start]}other_{token.text}{code[token.end :]}"
+        return code
+
+    assert fault.planted(renamed(text)) == renamed(fault.planted(text))
 
 
 def test_names_are_given_once() -> None:
