@@ -1,4 +1,4 @@
-"""Runs PTX on the CPU, a warp's lanes as elements of numpy arrays. See ../README.md."""
+"""Runs PTX on the CPU, a warp's lanes as elements of numpy arrays. See README.md."""
 
 from .counts import Counts
 from .errors import EmulatorError, KernelFault, Unsupported
