@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LADDER := $(VENV)/.ladder
+# What stands in for a GPU: the ladder, the emulators it runs on, and the rehearsal of the check on one.
+LADDER_TESTS := tests/gpu tests/tools/ptx_emulator tests/tools/cuda_on_cpu tests/tools/test_rehearsal.py
 RUN ?= demo
 ARMS ?= wavalign,rl-all,sft-imperfect
 DEMO_FLAGS ?=
@@ -23,10 +25,10 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-floors test-newest lint format bench clean
+.PHONY: help install demo test test-ladder test-floors test-newest lint format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## set up .venv and build the kernels (once, and again when they change)
 
@@ -59,17 +61,23 @@ demo: install ## train the spoken-sums recipe with three arms and open the repor
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v xdg-open >/dev/null; then \
 	  xdg-open runs/$(RUN)/report.html >/dev/null 2>&1 || true; fi
 
-# Triton compiles and interprets its kernels for the tests of tests/gpu. Beside a torch with CUDA, which
-# brings a release of its own, this one would make pip replace torch.
+# Triton compiles and interprets its kernels for the ladder. A torch with CUDA brings a release of its
+# own: beside it, this one would make pip replace torch.
 $(LADDER): $(STAMP)
 	@$(BIN)/python -c 'import importlib.util, sys, torch; \
 	  sys.exit(torch.version.cuda is None and importlib.util.find_spec("triton") is None)' || \
 	  { set -x; $(BIN)/python -m pip install --quiet "wavalign-fast[ladder]"; }
 	@touch $@
 
-# Two workers with one thread each; more threads on shared cores only wait for each other.
-test: $(LADDER) ## run the test suite
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+# Two workers with one thread each; more threads on shared cores only wait for each other. A worker
+# that has nothing left to do takes tests from the other one.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(LADDER) ## run the tests of the package, which take minutes
+	$(PYTEST) $(LADDER_TESTS:%=--ignore=%) $(PYTEST_FLAGS)
+
+test-ladder: $(LADDER) ## run the GPU kernels without a GPU: see tests/gpu/README.md
+	$(PYTEST) $(LADDER_TESTS) $(PYTEST_FLAGS)
 
 # With packages and kernels of their own, in .venv-floors and .venv-newest.
 test-floors: ## run the tests that depend on them with the oldest torch, Triton and transformers
