@@ -67,7 +67,7 @@ def load(step: Step) -> None:
             bits[part], missing = _local(step, lanes, addresses[part], width, count), None
         else:
             bits[part], missing = load_shared(
-                *(step, lanes, addresses[part], width, count), cluster=where == "cluster"
+                step, lanes, addresses[part], width, count, cluster=where == "cluster"
             )
         if missing is not None:
             holes[part] = missing
@@ -121,7 +121,7 @@ def store(step: Step) -> None:
             raise step.unsupported("a store to a parameter")
         else:
             store_shared(
-                *(step, lanes, addresses[part], bits[part], missing), cluster=where == "cluster"
+                step, lanes, addresses[part], bits[part], missing, cluster=where == "cluster"
             )
 
 

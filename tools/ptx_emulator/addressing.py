@@ -210,9 +210,7 @@ def store_global(
         warps = m.warp_of[part]
         m.counts.store_sectors[name] += count_sectors(addresses[piece.lanes], warps, SECTOR)
         if m.global_races:
-            m.global_races.write(
-                *(step, part, piece.buffer, piece.offsets, size), bits[piece.lanes]
-            )
+            m.global_races.write(step, part, piece.buffer, piece.offsets, size, bits[piece.lanes])
         content, undefined = piece.buffer.content, piece.buffer.undefined
         scatter(content, undefined, piece.offsets, bits[piece.lanes], None)
 

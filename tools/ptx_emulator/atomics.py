@@ -112,7 +112,7 @@ def _execute(step: Step, target: Operand, sources: list[Operand]) -> np.ndarray:
             found[part] = _on_global(step, lanes, addresses[part], values, width)
         elif where in ("shared", "cluster"):
             places = shared_places(
-                *(step, lanes, addresses[part], width * count), cluster=where == "cluster"
+                step, lanes, addresses[part], width * count, cluster=where == "cluster"
             )
             if step.machine.races:
                 step.machine.races.write(step, lanes, places, width * count, None)
@@ -140,8 +140,13 @@ def _on_global(
         if m.global_races:
             m.global_races.write(step, part, piece.buffer, piece.offsets, width * count, None)
         found[piece.lanes] = _elements(
-            *(step, piece.buffer.content, piece.buffer.undefined, piece.offsets),
-            *([v[piece.lanes] for v in values], width, part),
+            step,
+            content=piece.buffer.content,
+            undefined=piece.buffer.undefined,
+            places=piece.offsets,
+            values=[v[piece.lanes] for v in values],
+            width=width,
+            lanes=part,
         )
     return found
 

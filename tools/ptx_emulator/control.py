@@ -28,8 +28,16 @@ def trap(step: Step) -> None:
 
 
 @instruction(
-    *("membar", "fence", "prefetch", "discard", "nanosleep", "setmaxnreg", "griddepcontrol"),
-    *("applypriority", "createpolicy", "prefetchu"),
+    "membar",
+    "fence",
+    "prefetch",
+    "discard",
+    "nanosleep",
+    "setmaxnreg",
+    "griddepcontrol",
+    "applypriority",
+    "createpolicy",
+    "prefetchu",
     modifiers=None,
 )
 def without_effect(step: Step) -> None:

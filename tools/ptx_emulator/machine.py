@@ -67,7 +67,8 @@ class Machine:
         self.specials = special_registers(self)
         self.shared = SharedMemory(
             self.blocks,
-            *(FIRST_SHARED, kernel.shared.dynamic_start + geometry.dynamic_shared),
+            start=FIRST_SHARED,
+            end=kernel.shared.dynamic_start + geometry.dynamic_shared,
         )
         self.local = np.zeros((self.lanes, kernel.local_bytes), np.uint8)
         self.barriers = Barriers(self)

@@ -203,8 +203,11 @@ class SharedRaces:
         memory = machine.shared
         self._memory = memory
         self._shadow = Shadow(
-            *(machine.kernel, memory.content.size, columns, _SHARED),
-            lambda offset: f"shared memory at {offset % memory.pitch:#x}",
+            machine.kernel,
+            size=memory.content.size,
+            columns=columns,
+            spaces=_SHARED,
+            name=lambda offset: f"shared memory at {offset % memory.pitch:#x}",
         )
 
     def read(
@@ -245,7 +248,7 @@ class GlobalRaces:
     ) -> None:
         if not buffer.read_only:
             self._shadow(buffer).note(
-                *(step, lanes, offsets, size), write=False, between_clusters=self._blocks_apart
+                step, lanes, offsets, size, write=False, between_clusters=self._blocks_apart
             )
 
     def write(
@@ -258,7 +261,10 @@ class GlobalRaces:
         bits: np.ndarray | None,
     ) -> None:
         self._shadow(buffer).note(
-            *(step, lanes, offsets, size),
+            step,
+            lanes,
+            offsets,
+            size,
             write=True,
             atomic=bits is None,
             same=_same(buffer.content, offsets, size, bits),
@@ -271,8 +277,11 @@ class GlobalRaces:
         if buffer not in self._shadows:
             size = buffer.content.size
             self._shadows[buffer] = Shadow(
-                *(self._kernel, size, self._columns, _GLOBAL),
-                lambda offset: f"byte {offset - buffer.front} of `{buffer.name}`",
+                self._kernel,
+                size=size,
+                columns=self._columns,
+                spaces=_GLOBAL,
+                name=lambda offset: f"byte {offset - buffer.front} of `{buffer.name}`",
             )
         return self._shadows[buffer]
 

@@ -81,8 +81,11 @@ def bulk_copy(step: Step) -> None:
     for lane in step.active.tolist():
         one = Step(
             step.machine,
-            *(step.instruction, step.number, step.arrived),
-            *(_only(step, lane), step.machine.lanes == 1),
+            instruction=step.instruction,
+            number=step.number,
+            arrived=step.arrived,
+            mask=_only(step, lane),
+            full=step.machine.lanes == 1,
         )
         if "tensor" in modifiers:
             _copy_box(one, lane, to_shared=to_shared)

@@ -25,9 +25,28 @@ from wavalign_fast.ops.chunked import api, autograd, compaction, kernels, produc
 
 DEVICE = torch.device("cuda:0")
 LAUNCH_NOTHING = {
-    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh"),
-    *("alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze"),
-    *("split_with_sizes", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "lift_fresh",
+    "alias",
+    "as_strided",
+    "detach",
+    "expand",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "squeeze",
+    "split_with_sizes",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+    "_unsafe_view",
 }
 """Calls that look at memory in another way, or take some."""
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
@@ -37,11 +56,18 @@ OPS = (
     autograd.chunked_logprob_backward_op,
     autograd.chunked_hybrid_step_op,
     autograd.scale_gradients_,
-    *(compaction.compact_rows, compaction.gather_live_rows, compaction.scatter_live_rows),
+    compaction.compact_rows,
+    compaction.gather_live_rows,
+    compaction.scatter_live_rows,
 )
 KERNELS = (
-    *("row_stats", "row_gradient_", "hybrid_rows_", "compact_rows", "gather_rows"),
-    *("scatter_rows_", "scale_"),
+    "row_stats",
+    "row_gradient_",
+    "hybrid_rows_",
+    "compact_rows",
+    "gather_rows",
+    "scatter_rows_",
+    "scale_",
 )
 
 

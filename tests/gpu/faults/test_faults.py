@@ -20,7 +20,8 @@ TOOLS = Path(sys.executable).parent
 LAYOUTS = {
     ".py": [str(TOOLS / "ruff"), "format", "--config", "line-length=50", "-"],
     ".cpp": [
-        *(str(TOOLS / "clang-format"), "--style"),
+        str(TOOLS / "clang-format"),
+        "--style",
         "{BasedOnStyle: GNU, ColumnLimit: 60, BreakStringLiterals: false, SortIncludes: Never}",
     ],
 }

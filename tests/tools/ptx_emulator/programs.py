@@ -66,7 +66,9 @@ def run(
         for name, value in arrays.items()
     }
     counts = launch(
-        *(module(list(arrays), body), memory, list(buffers.values())),
+        module(list(arrays), body),
+        memory,
+        list(buffers.values()),
         Geometry((blocks, 1, 1), (threads, 1, 1), (cluster, 1, 1), dynamic_shared),
         conditions,
         blocks_in_flight=blocks_in_flight,

@@ -105,7 +105,8 @@ def check(
     dtype = np.dtype(f"{'i' if out[0] == 's' else 'u'}{int(out[1:]) // 8}")
     registers = ", ".join(f"%{n}" for n in names)
     found = elementwise(
-        *(f"{text} %out, {registers};", (out, dtype)),
+        f"{text} %out, {registers};",
+        (out, dtype),
         **{n: (kind, column) for n, column in zip(names, columns, strict=True)},
     )
     bits = int(out[1:])
@@ -182,7 +183,8 @@ def test_bit_fields(kind: str) -> None:
     wanted = [bfe(v & mask, s, n, bits, kind[0] == "s") for v, s, n in rows]
     assert found.view(f"u{bits // 8}").tolist() == wanted
     found = elementwise(
-        *(f"bfi.b{bits} %out, %a, %b, %s, %n;", (kind, value.dtype)),
+        f"bfi.b{bits} %out, %a, %b, %s, %n;",
+        (kind, value.dtype),
         **{"a": (kind, value), "b": (kind, base), **places},
     )
     rows4 = zip(value.tolist(), base.tolist(), start.tolist(), length.tolist(), strict=True)
@@ -197,7 +199,9 @@ def test_bytes_words_and_tables() -> None:
     for mode, limit in (("wrap", lambda n: n & 31), ("clamp", lambda n: min(n, 32))):
         for side in "lr":
             check(
-                *(f"shf.{side}.{mode}.b32", "u32", "u32"),
+                f"shf.{side}.{mode}.b32",
+                "u32",
+                "u32",
                 lambda x, y, n, s=side, f=limit: funnel(y << 32 | x, f(n), left=s == "l"),
                 [a, b, c],
             )

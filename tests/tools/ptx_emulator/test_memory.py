@@ -63,7 +63,9 @@ def test_a_tensor_of_which_only_the_end_exists() -> None:
     wrapped = START + f"mov.u64 %d0, {before & 0xFFFFFFFF}; add.s64 %a, %a, %d0;"
     with pytest.raises(KernelFault, match="bytes before `x`"):
         launch(
-            *(module(["x"], wrapped + "st.global.b32 [%a], 7;"), memory, [x]),
+            module(["x"], wrapped + "st.global.b32 [%a], 7;"),
+            memory,
+            [x],
             Geometry((1, 1, 1), (32, 1, 1)),
         )
 

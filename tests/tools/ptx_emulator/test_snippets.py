@@ -62,7 +62,7 @@ def test_the_mathematics_library(ptx: str) -> None:
     x = x.astype(np.float32)
     n = len(x)
     found = go(
-        *(ptx, "math", {"x": x, "out": np.zeros(10 * n, np.float32)}, [n]), blocks=-(-n // 128)
+        ptx, "math", {"x": x, "out": np.zeros(10 * n, np.float32)}, [n], blocks=-(-n // 128)
     )["out"].reshape(10, n)
     exact = x.astype(np.float64)
     size = np.abs(exact)

@@ -133,7 +133,14 @@ def scorer_merge(target: str, size: Size, rows: int) -> Counts:
 
     def merge(sums: torch.Tensor, own: torch.Tensor, targets: torch.Tensor, out: torch.Tensor):
         score_merge_kernel[(-(-rows // MERGE.rows),)](
-            *(*sums.unbind(), own, targets, *out.unbind(), rows, size.vocab, sums.shape[1], -100),
+            *sums.unbind(),
+            at_target=own,
+            targets=targets,
+            **dict(zip(("logp", "entropy", "top", "log_sum"), out.unbind(), strict=True)),
+            rows=rows,
+            vocab=size.vocab,
+            parts=sums.shape[1],
+            ignore_index=-100,
             ROWS=MERGE.rows,
             PARTS=MERGE.parts,
             num_warps=MERGE.warps,

@@ -78,14 +78,19 @@ class PtxKernels(Kernels):
             geometry = replace(geometry, grid=self.grid or geometry.grid)
             self.counted.append(
                 launch(
-                    *(kernel, memory, arguments, geometry, self.conditions),
+                    kernel,
+                    memory,
+                    arguments,
+                    geometry,
+                    self.conditions,
                     blocks=self.blocks,
                     blocks_in_flight=self.blocks_in_flight,
                 )
             )
 
         status = self.source(source).call(
-            *(entry, params),
+            entry,
+            params,
             arch=self.device.arch,
             shared_bytes=self.device.shared_bytes,
             on_launch=on_launch,
@@ -128,7 +133,8 @@ class PtxKernels(Kernels):
         elif name == "chunk.logits":
             defined = _inside_rows(array.size, params)
         return memory.place(
-            *(name, array),
+            name,
+            array,
             alignment=alignment,
             before=before,
             defined=defined,

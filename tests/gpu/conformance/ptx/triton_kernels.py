@@ -166,7 +166,8 @@ class _Storages:
         storage = self._find(tensor, argument=False)
         if storage.buffer is None:
             storage.buffer = self.memory.place(
-                *(name, storage.content.numpy()),
+                name,
+                storage.content.numpy(),
                 alignment=self._alignment,
                 defined=storage.defined.numpy(),
                 read_only=storage.read_only,
