@@ -15,23 +15,23 @@ H100_SHARED = 232448
 
 
 class EmulatorError(Exception):
-    """What the emulator or a sanitizer said."""
+    """A fault that the emulator or a sanitizer reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The device that is pretended."""
+    """The device that the emulator pretends to be."""
 
     arch: int = 90
     shared_bytes: int = H100_SHARED
     most_cluster: int = 8
     seed: int = 1
-    """Of the order in which threads and blocks run; 0 is the order of their numbers."""
+    """Seed of the order in which threads and blocks run; 0 is the order of their numbers."""
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """A buffer of which only some places are filled: tensors by their offset in bytes."""
+    """A buffer in which only some places are filled: tensors by their offset in bytes."""
 
     bytes: int
     segments: dict[int, torch.Tensor]
@@ -39,7 +39,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Shifted:
-    """A buffer that starts some bytes off the alignment of an allocation."""
+    """A buffer that starts some bytes beyond the alignment of an allocation."""
 
     values: torch.Tensor
     by: int
@@ -50,7 +50,7 @@ Buffers = dict[str, torch.Tensor | Sparse | Shifted | None]
 
 @dataclass
 class Result:
-    """What a launch left."""
+    """The state after a launch."""
 
     status: int
     launches: int
@@ -58,7 +58,7 @@ class Result:
     buffers: dict[str, Any] = field(default_factory=dict)
     """By the names given: a tensor, or the segments of a sparse buffer."""
     read: dict[str, int] = field(default_factory=dict)
-    """Bytes of each buffer, as often as they were read; 0 unless accesses are recorded."""
+    """Bytes read of each buffer, counted every time; 0 unless accesses are recorded."""
     written: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,13 +98,13 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if "unexpected memory mapping" not in done.stderr:
         return done
-    # The thread sanitizer of older compilers has no place for the addresses of newer kernels.
+    # The thread sanitizer of older compilers cannot map the addresses of newer Linux kernels.
     command = ["setarch", "-R", *command]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def _headline(done: "subprocess.CompletedProcess[str]") -> str:
-    """One line that says what is wrong, where a sanitizer's report begins with a ruler."""
+    """The summary line of a sanitizer's report, which itself begins with a ruler."""
     summary = [line for line in done.stderr.splitlines() if line.startswith("SUMMARY: ")]
     return "".join([f"exit code {done.returncode}: ", *(f"{line}\n" for line in summary[:1])])
 

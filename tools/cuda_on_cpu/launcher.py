@@ -35,7 +35,7 @@ class Launcher:
     variant: str = "plain"
     device: Device = field(default_factory=Device)
     last: Result | None = None
-    """What the last launch left."""
+    """The result of the last launch."""
 
     def on(self: AnyLauncher, variant: str | None = None, **device: int) -> AnyLauncher:
         """The same on another device, or in another variant."""

@@ -22,7 +22,7 @@ UNAVAILABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How the kernels are compiled, and what is compiled beside them."""
+    """How the kernels are compiled, and what is compiled with them."""
 
     kernels: tuple[str, ...]
     """Flags for the kernels."""
@@ -38,7 +38,7 @@ VARIANTS = {
     "addresses": Variant(
         kernels=("-O1", "-g1", *ADDRESSES), others=("-O1", *ADDRESSES), link=ADDRESSES
     ),
-    # What the emulator does is no access of a kernel's: it is compiled without the sanitizer.
+    # The emulator's accesses are not the kernel's, so it is compiled without the sanitizer.
     "races": Variant(
         kernels=("-O1", "-g1", "-fsanitize=thread"),
         others=("-O1", "-DCUDA_ON_CPU_THREAD_SANITIZER"),

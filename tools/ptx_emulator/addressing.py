@@ -137,11 +137,11 @@ def store_shared(
 
 
 def require_landed(step: Step, lanes: np.ndarray, places: np.ndarray, size: int) -> None:
-    """What is written must not be the target of a copy that may still arrive on top of it."""
+    """A store must not hit bytes that an asynchronous copy may still overwrite."""
     early = step.machine.shared.in_flight(places, size)
     if early.any():
         raise step.fault(
-            "shared memory is written that an asynchronous copy, not waited for, writes too",
+            "a store to shared memory that an asynchronous copy, not waited for, may still write",
             int(lanes[int(np.argmax(early))]),
         )
 
@@ -217,4 +217,4 @@ def store_global(
 
 def require_writable(step: Step, buffer: Buffer, lane: int) -> None:
     if buffer.read_only:
-        raise step.fault(f"a store to `{buffer.name}`, which is only to be read", lane)
+        raise step.fault(f"a store to `{buffer.name}`, which is read-only", lane)

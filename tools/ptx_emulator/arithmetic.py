@@ -52,7 +52,7 @@ def _compute(step: Step, on_floats: Function, on_integers: Function | None) -> N
 
 
 def _direction(step: Step) -> str | None:
-    """A rounding other than to the nearest, which only float32 values have here."""
+    """A rounding other than to nearest; here only float32 has any."""
     for mode in step.instruction.modifiers & {"rz", "rm", "rp"}:
         if step.instruction.kind != "f32":
             raise step.unsupported(f".{mode} of .{step.instruction.kind}")

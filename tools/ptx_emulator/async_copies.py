@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Copy:
-    """What one instruction copies: for each lane some bytes that are on their way."""
+    """The bytes that one instruction has in flight, by lane."""
 
     step: Step
     lanes: np.ndarray
@@ -39,7 +39,7 @@ class _Copy:
 
 
 class AsyncCopies:
-    """Copies that their threads have not waited for, oldest first. Groups are counted by thread."""
+    """Copies that have not been waited for, oldest first. Each thread counts its own groups."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -62,8 +62,8 @@ class AsyncCopies:
         self._committed[mask] += 1
 
     def wait(self, mask: np.ndarray, but: int | None) -> None:
-        """Lands the copies of these lanes, except those of their ``but`` latest groups; ``None``:
-        also of the group that is not committed yet."""
+        """Completes the copies of these lanes, except their ``but`` latest groups. ``None``
+        completes the group that is not committed yet as well."""
         for copy in self._pending:
             landed = mask[copy.lanes]
             if but is not None:
@@ -80,7 +80,7 @@ class AsyncCopies:
         self._pending = [copy for copy in self._pending if len(copy.lanes)]
 
     def _note(self, copy: _Copy, chosen: np.ndarray) -> None:
-        """The bytes may arrive at any time between the copy and the wait: for races, at both."""
+        """The bytes may arrive at any time from the copy to the wait, so races count at both."""
         races = self._machine.races
         if races:
             content = copy.content[chosen]

@@ -18,8 +18,8 @@ _BARRIERS = 16
 class Barriers:
     """How many threads have arrived at each of a block's sixteen barriers, and who waits.
 
-    A barrier that counts all threads of the block counts those that have ended as well: it is
-    never passed once one has ended, and the scheduler reports the threads that wait.
+    A barrier of all threads of the block also counts those that have ended. No thread passes it
+    once one has ended, and the scheduler reports the threads that wait.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -70,7 +70,7 @@ def barrier(step: Step) -> bool | None:
     if "cluster" in modifiers:
         return step.machine.cluster.execute(step)
     if "warp" in modifiers:
-        return None  # that all lanes have come is all it does; the machine has seen to it
+        return None  # the machine has already waited for all lanes, which is all that it does
     number, *count = step.instruction.operands
     expected = step.uniform(count[0], "u32") if count else None
     if expected is not None and expected % 32:

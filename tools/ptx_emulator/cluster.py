@@ -48,9 +48,9 @@ class ClusterBarriers:
         return True
 
     def release(self) -> bool:
-        """Lets go the clusters whose every thread waits or has arrived; whether there were any.
+        """Releases the clusters in which every thread waits or has arrived. True: there were some.
 
-        Called when nothing else can run: a phase that is complete stays so, for no thread arrives
+        Called when nothing else can run: a complete phase stays complete, because no thread arrives
         again before it has waited.
         """
         m = self._machine
@@ -69,7 +69,7 @@ class ClusterBarriers:
 
 @instruction("mapa", modifiers="shared::cluster")
 def map_address(step: Step) -> None:
-    """The same variable in another block of the cluster; generic without a space."""
+    """The same variable in another block of the cluster; a generic address if no space is named."""
     destination, source, rank = step.instruction.operands
     kind = step.instruction.kind
     address, block = step.read(source, kind), step.spread(step.read(rank, "u32"))

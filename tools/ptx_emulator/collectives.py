@@ -26,7 +26,7 @@ def group_size(ins: Instruction) -> int:
 
 
 def _member_mask(ins: Instruction) -> Operand | None:
-    """The operand that names the lanes; otherwise all of the warp take part."""
+    """The operand that names the lanes; without one the whole warp takes part."""
     if ins.parts[0] in _NAMING_LANES:
         return ins.operands[-1]
     if ins.parts[:2] == ("bar", "warp"):
@@ -35,7 +35,7 @@ def _member_mask(ins: Instruction) -> Operand | None:
 
 
 def required_lanes(m: Machine, ins: Instruction, present: np.ndarray, group: int) -> np.ndarray:
-    """The lanes that must come before any of ``present`` goes on. Lanes that have ended need not
+    """The lanes that must arrive before any of ``present`` goes on; those that have ended need not
     (CUDA C++ Programming Guide, warp vote and shuffle functions)."""
     touched = np.repeat(present.reshape(-1, group).any(1), group) & m.alive
     operand = _member_mask(ins)
@@ -47,8 +47,8 @@ def required_lanes(m: Machine, ins: Instruction, present: np.ndarray, group: int
     own = mask >> (m.thread % 32).astype(np.uint32) & np.uint32(1)
     if (present & (own == 0)).any():
         lane = int(np.argmax(present & (own == 0)))
-        raise step.fault("a lane executes this that is not in its own mask", lane)
-    # Named by any lane that is there; each of those names itself.
+        raise step.fault("a lane that its own mask leaves out executes this", lane)
+    # Every lane named by one that is here; each of these names itself.
     bits = np.where(present, mask, np.uint32(0)).reshape(-1, 32)
     named = np.repeat(np.bitwise_or.reduce(bits, axis=1), 32)
     return touched & (named >> (m.thread % 32).astype(np.uint32) & np.uint32(1) != 0)

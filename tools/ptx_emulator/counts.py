@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 SECTOR = 32
-"""Bytes that the memory system moves at the least."""
+"""The fewest bytes that the memory system moves."""
 
 SPECIAL_FUNCTIONS = ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh")
 
@@ -14,15 +14,15 @@ SPECIAL_FUNCTIONS = ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh")
 @dataclass
 class Counts:
     """Dynamic counts of a launch. They depend on the program and its data, not on the schedule
-    (except for turns of a loop that waits), and hold nothing about caches or time."""
+    (except for turns of a loop that polls), and say nothing about caches or time."""
 
     instructions: Counter[str] = field(default_factory=Counter)
-    """Warp-instructions issued, by opcode; those whose guard is false in every lane included."""
+    """Warp-instructions issued, by opcode, including those whose guard is false in every lane."""
     loaded_bytes: Counter[str] = field(default_factory=Counter)
-    """Bytes that threads asked for, by buffer; asynchronous copies included."""
+    """Bytes that threads asked for, by buffer, including asynchronous copies."""
     stored_bytes: Counter[str] = field(default_factory=Counter)
     load_sectors: Counter[str] = field(default_factory=Counter)
-    """Different 32-byte sectors in each warp-instruction, summed, by buffer."""
+    """Distinct 32-byte sectors of each warp-instruction, summed, by buffer."""
     store_sectors: Counter[str] = field(default_factory=Counter)
     atomics: Counter[str] = field(default_factory=Counter)
     """Atomic operations of single threads on global memory, by buffer."""
@@ -59,7 +59,7 @@ class Counts:
         return Counts()._with(self, factor)
 
     def _with(self, other: Counts, factor: int) -> Counts:
-        """``self + factor * other``, field by field. Zeros go, so that equal counts are equal."""
+        """``self + factor * other``, field by field, without zeros: equal counts are equal."""
         result = Counts()
         for name, mine in vars(self).items():
             theirs = getattr(other, name)

@@ -1,13 +1,13 @@
-"""What an emulation can end with instead of a result."""
+"""Errors that end an emulation."""
 
 
 class EmulatorError(Exception):
-    """A launch came to no result."""
+    """A launch gave no result."""
 
 
 class KernelFault(EmulatorError):
-    """The kernel did what no kernel may do: an address outside every buffer, a barrier that not all
-    threads reach, a value nobody wrote."""
+    """The kernel did something that no kernel may do: it used an address outside every buffer, a
+    barrier that not all threads reach, or a value that was never written."""
 
 
 class Unsupported(EmulatorError):

@@ -43,12 +43,12 @@ def bf16_bits(value: np.ndarray, *, toward_zero: bool = False) -> np.ndarray:
     rounded = bits
     if not toward_zero:
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    # The one NaN that conversions give (PTX ISA, cvt).
+    # The only NaN that conversions return (PTX ISA, cvt).
     return np.where(np.isnan(value), np.uint32(0x7FFF), rounded >> np.uint32(16)).astype(np.uint16)
 
 
 def bf16_from_double(value: np.ndarray) -> np.ndarray:
-    """float64 to bfloat16 without rounding to float32 in between, for normal results."""
+    """float64 to bfloat16 in one rounding, for normal results."""
     bits = value.view(np.uint64)
     half = np.uint64((1 << 44) - 1)
     rounded = bits + half + ((bits >> np.uint64(45)) & np.uint64(1))
@@ -118,8 +118,8 @@ def toward(value: np.ndarray, mode: str) -> np.ndarray:
 
 
 def fused_multiply_add_double(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """``a * b + c`` of float64 values, rounded once (Boldo and Melquiond 2008), where no part of
-    it over- or underflows."""
+    """``a * b + c`` of float64 values, rounded once (Boldo and Melquiond 2008), provided that no
+    part overflows or underflows."""
     product = a * b
     (a1, a2), (b1, b2) = _split(a), _split(b)
     low = ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2

@@ -10,7 +10,7 @@ from .step import Step
 from .values import DTYPES
 
 Handler = Callable[[Step], bool | None]
-"""Executes an instruction. True: it has set where its lanes go on; the others leave that alone."""
+"""Executes an instruction. Returns True if it has set where its lanes go on."""
 
 _HANDLERS: dict[str, tuple[Handler, frozenset[str] | None]] = {}
 
@@ -20,8 +20,8 @@ def instruction(*names: str, modifiers: str | None = "") -> Callable[[Handler], 
 
     Args:
         names: first parts of opcodes.
-        modifiers: further parts that the handler honours, besides types; ``None``: it looks at
-            them by itself. An opcode with any other part is unsupported.
+        modifiers: the other parts that the handler honours, besides types; ``None``: it checks
+            them itself. An opcode with any other part is unsupported.
     """
 
     def enter(handler: Handler) -> Handler:

@@ -1,4 +1,4 @@
-"""Imports every module of instructions, which enter themselves in the table of handlers."""
+"""Imports every module of instructions, so that they enter their handlers in the table."""
 
 from . import (
     access,

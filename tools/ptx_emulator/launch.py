@@ -1,4 +1,4 @@
-"""Runs a kernel: its grid, its arguments, the conditions it has to stand."""
+"""Runs a kernel with its arguments, on a grid, under given conditions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _LANES_AT_ONCE = 1 << 15
 
 @dataclass(frozen=True)
 class Conditions:
-    """Freedoms of the machine that a kernel must not depend on, and how to use them."""
+    """How a run uses freedoms of the machine that a kernel must not depend on."""
 
     order: int | None = None
     """Seed of a random order of the warps; ``None``: all together, as far as branches allow."""
     blocks_apart: bool = False
-    """With an order: blocks run apart as well, one of them at a time."""
+    """With an order: blocks run apart too, one at a time."""
     late_copies: bool = True
-    """Asynchronous copies and wgmma happen when they are waited for, and no sooner; else at once.
-    The first finds waits that are missing, the second buffers that are filled too early."""
+    """Asynchronous copies and wgmma happen only when they are waited for; if False, at once. Late
+    ones reveal missing waits, early ones reveal buffers that are refilled too early."""
     approximate: int | None = None
-    """Seed of the errors of approximate functions, as large as the PTX ISA allows, or none."""
+    """Seed of errors of approximate functions, as large as the PTX ISA allows; ``None``: exact."""
     races: bool = True
     """Report accesses of one place by two warps that no barrier separates."""
 

@@ -163,10 +163,10 @@ class Machine:
     def _gathered(
         self, ins: Instruction, number: int, mask: np.ndarray, active: np.ndarray, group: int
     ) -> np.ndarray | None:
-        """The lanes that can execute a collective instruction now; the rest is parked at it.
+        """The lanes that can execute a collective instruction now; the others are parked at it.
 
-        All lanes that take part must come before any executes it. They come at different times
-        where branches led them on different ways, or where the schedule lets warps run apart.
+        All lanes that take part must arrive before any executes it. They arrive at different times
+        after diverging branches, or where the schedule lets warps run apart.
         """
         needed = required_lanes(self, ins, active, group)
         if not (needed & ~active).any():

@@ -26,11 +26,11 @@ class Mbarrier:
     bytes_missing: int = 0
     phase: int = 0
     copies: list[Callable[[], None]] = field(default_factory=list)
-    """Copies on their way whose bytes it counts."""
+    """Copies in flight whose bytes it counts."""
 
 
 class Mbarriers:
-    """All of them, by their place in shared memory, and the threads that wait."""
+    """All mbarriers, by their place in shared memory, and the threads that wait."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -45,12 +45,12 @@ class Mbarriers:
 
     def invalidate(self, step: Step, lane: int, place: int) -> None:
         if self.find(step, lane, place).copies:
-            raise step.fault("an mbarrier is ended whose copies are on their way", lane)
+            raise step.fault("an mbarrier is invalidated while its copies are in flight", lane)
         del self._at[place]
 
     def find(self, step: Step, lane: int, place: int) -> Mbarrier:
         if place not in self._at:
-            raise step.fault("no mbarrier was made at this address", lane)
+            raise step.fault("no mbarrier was initialised at this address", lane)
         return self._at[place]
 
     def arrive(self, step: Step, lane: int, place: int, count: int, expected_bytes: int) -> int:
@@ -72,7 +72,7 @@ class Mbarriers:
     def start_copy(
         self, step: Step, lane: int, place: int, size: int, land: Callable[[], None]
     ) -> None:
-        """A copy of ``size`` bytes reports to the barrier: at once, or when nothing else runs."""
+        """Reports a copy of ``size`` bytes to the barrier, at once or when nothing else runs."""
         barrier = self.find(step, lane, place)
 
         def arrive() -> None:
@@ -88,7 +88,7 @@ class Mbarriers:
             arrive()
 
     def land_next(self, random: np.random.Generator | None) -> bool:
-        """Lands one of the copies on their way; whether there was one."""
+        """Completes one of the copies in flight. True: there was one."""
         places = [place for place, barrier in self._at.items() if barrier.copies]
         if not places:
             return False
@@ -98,7 +98,7 @@ class Mbarriers:
         return True
 
     def complete(self, place: int, parity: int) -> bool:
-        """Whether the phase of that parity is over, of the current one and the one before."""
+        """Whether the phase of that parity, the current one or the one before, is over."""
         return self._at[place].phase & 1 != parity & 1
 
     def wait(self, lanes: np.ndarray, places: np.ndarray) -> None:
@@ -199,7 +199,7 @@ def _wait(step: Step) -> bool | None:
         result[step.active] = done
         step.write_apart(destination, result, None)
         return None
-    # All lanes come again, those that need not wait at once.
+    # All lanes execute it again; those that need not wait, at once.
     m.pc[step.arrived] = step.number
     m.mbarriers.wait(step.active[~done], places[~done])
     m.uncount(step)

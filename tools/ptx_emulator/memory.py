@@ -1,8 +1,8 @@
-"""Global memory: named buffers, far apart, at addresses that are aligned as promised and no more.
+"""Global memory: named buffers, far apart, aligned as promised and no better.
 
-Addresses are made up, not the host's. A stray access can then never hit another buffer, is told
-with the name of the buffer it left, and a tensor of many gigabytes can be had of which only the
-last row exists (``before``).
+Addresses are invented, not the host's. So a stray access can never hit another buffer, a fault
+names the buffer that the access left, and only the last row of a tensor of many gigabytes need
+exist (``before``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from .values import UNSIGNED, Undefined
 
 _SLOT = 1 << 40
-"""Each buffer lies in address space of this size of its own."""
+"""Each buffer has an address range of this size to itself."""
 WIDEST_ACCESS = 32
 
 
@@ -189,7 +189,7 @@ def scatter(
     bits: np.ndarray,
     holes: np.ndarray | None,
 ) -> None:
-    """Writes [lanes, count] elements; of two lanes at one place the last one stays."""
+    """Writes [lanes, count] elements; where lanes share a place, the last one wins."""
     width = bits.dtype.itemsize
     index = (offsets // width)[:, None] + np.arange(bits.shape[1])
     content.view(UNSIGNED[width])[index] = bits
@@ -200,7 +200,7 @@ def scatter(
 
 
 def count_sectors(addresses: np.ndarray, warps: np.ndarray, sector: int) -> int:
-    """Different sectors touched by each warp, summed."""
+    """Distinct sectors touched by each warp, summed."""
     keys = (warps.astype(np.int64) << 42) + (addresses // np.uint64(sector)).astype(np.int64)
     steps = np.diff(keys)
     if (steps < 0).any():

@@ -18,7 +18,7 @@ from .program import (
 )
 
 FindRegister = Callable[[str], str | None]
-"""The unique name of a register as seen from the scope at hand, ``None`` if there is none."""
+"""The unique name of a register that the current scope sees; ``None`` if there is none."""
 
 _NUMBER = re.compile(r"[-+]?(0[fFdD][0-9a-fA-F]+|0[xX][0-9a-fA-F]+U?|\d+U?)")
 

@@ -58,7 +58,7 @@ class _Statement:
 
 def parse(text: str, entry: str | None = None) -> Kernel:
     """The kernel ``entry`` of a module; the only one, or the one whose name holds ``entry``."""
-    # Comments go, but every line stays where it is: messages name it.
+    # Drop comments but keep line numbers, which messages name.
     clean = re.sub(r"//[^\n]*", "", text)
     clean = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), clean, flags=re.S)
     header = _find_entry(clean, entry)

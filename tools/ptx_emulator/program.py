@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sink:
-    """``_``: a result nobody wants."""
+    """``_``: a result that is dropped."""
 
 
 Operand = Register | Negated | Special | Symbol | Immediate | Address | Vector | Pair | Sink
@@ -73,7 +73,7 @@ Operand = Register | Negated | Special | Symbol | Immediate | Address | Vector |
 
 @dataclass(frozen=True, eq=False)
 class Instruction:
-    """One statement. Compared by identity, so that what is derived of it can be kept in tables."""
+    """One statement. Compared by identity, so that results derived from it can be cached."""
 
     opcode: str
     operands: tuple[Operand, ...]
@@ -114,8 +114,8 @@ class Parameter:
 
 
 FIRST_SHARED = 1024
-"""Shared addresses start here. On sm_90 the system keeps the first KiB for itself; on every
-architecture it makes the null address one that is never right."""
+"""Shared addresses start here. On sm_90 the system reserves the first KiB; on every architecture
+this makes the null address invalid."""
 
 
 @dataclass(frozen=True)

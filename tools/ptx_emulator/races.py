@@ -1,13 +1,13 @@
 """Accesses that no barrier orders.
 
-Each warp has a vector clock over the warps of its cluster, and each barrier joins the clocks of
-those that pass it. Two accesses of one place by different warps, one of them a write, must be
-ordered by these clocks: a pair that is not is reported even where the schedule at hand let it
-happen in the right order. Warps of different clusters are never ordered, except in kernels that
-order blocks by themselves (fences, relaxed and stronger accesses), where they are left out.
+Each warp has a vector clock over the warps of its cluster, and each barrier joins the clocks of the
+warps that pass it. If different warps access one place and one of them writes, these clocks must
+order the two accesses. A pair without an order is reported even if this schedule happened to run it
+in the right order. Warps of different clusters are never ordered. Kernels that order their blocks
+themselves (fences, relaxed and stronger accesses) are exempt from checks between clusters.
 
 Lanes of one warp count as ordered. One instruction may write the same value to one place from
-several warps: layouts that hold values twice do, and every order ends alike.
+several warps: layouts that hold values twice do so, and every order gives the same result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Clocks:
         self._objects: dict[object, np.ndarray] = {}
 
     def arrive(self, key: object, mask: np.ndarray) -> None:
-        """These lanes' warps release what they did to all that acquire ``key``. Each block has its
+        """These lanes' warps release their accesses to all that acquire ``key``. Each block has its
         own ``key``, each cluster its own "cluster"."""
         joined, warps = self._object(key), _warps(mask)
         np.maximum.at(joined, self._owner(key, warps), self.of_warp[warps])
@@ -112,9 +112,9 @@ class Shadow:
             offsets: where each accesses, in bytes.
             size: of each access.
             write: or a read.
-            atomic: a write that may meet other atomic ones.
-            same: which lanes write what is there already.
-            known: the clocks that it is checked by, where it may have happened before now.
+            atomic: a write that may coincide with other atomic ones.
+            same: which lanes write the value that is there already.
+            known: the clocks to check by, if the access may have happened before now.
             between_clusters: whether accesses of different clusters are compared.
         """
         m = step.machine
@@ -231,7 +231,7 @@ class SharedRaces:
 
 
 class GlobalRaces:
-    """For a whole launch: its blocks may run one after another, and have no order all the same."""
+    """Of a whole launch: its blocks are unordered even if they run one after another."""
 
     def __init__(self, kernel: Kernel, columns: int) -> None:
         self._kernel = kernel

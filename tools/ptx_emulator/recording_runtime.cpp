@@ -1,6 +1,6 @@
-// The part of the CUDA runtime that the launch functions of csrc/cuda call, with a device that is
-// only described: a launch ends in a function of the test, with the kernel's name, its grid and its
-// arguments. The launch functions are the real ones, compiled by nvcc.
+// The part of the CUDA runtime that launch functions call, for a device that is only described. A
+// launch calls a function of the caller's with the kernel's name, its grid and its arguments. The
+// launch functions are the real ones, compiled by nvcc.
 #include <cuda_runtime.h>
 
 #include <map>
@@ -67,7 +67,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
   functions()[host].name = name;
 }
 
-// The functions that stand for kernels could be called as such; the launch functions never do.
+// A host function that stands for a kernel could be called itself; launch functions never do that.
 cudaError_t __cudaGetKernel(void**, const void*) { return cudaErrorNotSupported; }
 cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, cudaStream_t) {
   return cudaErrorNotSupported;
@@ -101,7 +101,7 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the recording runtime"; }
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
-  // How memory is divided between a cache and shared memory makes no difference here.
+  // The split of memory between cache and shared memory makes no difference here.
   if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
   if (value > device.shared_bytes) return cudaErrorInvalidValue;

@@ -1,10 +1,10 @@
 """Decides which lanes run next.
 
-Within a warp the lanes that are furthest back run first, so that those on different ways meet again
-where the ways do. Among warps there are two schedules: all together (fast: one numpy operation
-serves every warp that stands at the same instruction), and one warp of each block at a time in a
-random order, which lets warps run ahead of each other as far as barriers allow. Blocks then still
-run side by side, unless they are to run apart too.
+Within a warp the lanes that are furthest back run first, so that diverged lanes meet again where
+their paths do. There are two schedules of warps. All together is fast: one numpy operation serves
+every warp that stands at the same instruction. One warp of each block at a time, in a random order,
+lets warps run ahead of each other as far as barriers allow; blocks still run side by side, unless
+the conditions run them apart too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 _REDRAW_AFTER = 48
-"""Turns after which a random order is drawn anew, so that a warp that waits for another by reading
-memory again and again lets it run."""
+"""Turns after which a new random order is drawn, so that a warp that polls memory lets the warp
+run that it waits for."""
 _RELIEF_EVERY = 32
 """In the other schedule, the warps furthest ahead run every so often, for the same reason."""
 _NOWHERE = np.iinfo(np.int32).max
 _TURN_LIMIT = 1_000_000
-"""Turns without a barrier passed or a thread at its end after which a launch is given up."""
+"""A launch is given up after so many turns in which no barrier was passed and no thread ended."""
 
 
 class Scheduler:
@@ -37,7 +37,7 @@ class Scheduler:
         self._draw()
 
     def note_progress(self) -> None:
-        """Something happened that waiting threads wait for."""
+        """Notes progress that waiting threads may depend on."""
         self._last_progress = self._turn
         self._draw()
 
@@ -55,7 +55,7 @@ class Scheduler:
             runnable = m.alive & ~waiting
             if runnable.any():
                 break
-            # Nothing can go on by itself: a whole cluster has come, or the latest of copies land.
+            # Nothing goes on by itself: release a cluster that has arrived, or complete a copy.
             if not (m.cluster.release() or m.mbarriers.land_next(self._random)):
                 if m.alive.any():
                     raise KernelFault(self._deadlock())
@@ -94,11 +94,11 @@ class Scheduler:
         return lanes & (m.pc == place) & np.repeat(back == place, m.block_lanes)
 
     def _deadlock(self) -> str:
-        """Who waits where, in the first block that can not go on."""
+        """Who waits where, in the first block that cannot go on."""
         m = self._machine
         block = int(m.block_of[np.argmax(m.alive)])
         inside = m.block_of == block
-        lines = [f"threads wait for ever in block {int(m.block_numbers[block])}:"]
+        lines = [f"threads wait forever in block {int(m.block_numbers[block])}:"]
         for what, waiting, back in (
             ("at a barrier", m.barriers.waiting, 1),
             ("at the cluster's barrier", m.cluster.waiting, 1),

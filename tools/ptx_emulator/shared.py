@@ -7,14 +7,14 @@ from .values import Undefined
 
 CLUSTER_SHIFT = 24
 """An address in the cluster's window is ``(rank + 1) << 24 | address in that block``; below that it
-is one of the own block (PTX ISA, shared::cta lies within shared::cluster)."""
+is one of the block itself (PTX ISA, shared::cta lies within shared::cluster)."""
 
 
 class SharedMemory:
     def __init__(self, blocks: int, start: int, end: int) -> None:
         self.start, self.end = start, end
         self.pitch = -(-end // 32) * 32
-        # Every bit set: NaN in each float type, should undefinedness ever get lost on the way.
+        # Every bit set: NaN in each float type, should a flag of an undefined value ever get lost.
         self.content = np.full(blocks * self.pitch, 0xFF, np.uint8)
         self.undefined = np.full(blocks * self.pitch, Undefined.SHARED, np.uint8)
 
@@ -30,7 +30,7 @@ class SharedMemory:
         scatter(self.content, self.undefined, flat, bits, holes)
 
     def in_flight(self, flat: np.ndarray, size: int) -> np.ndarray:
-        """Which accesses of ``size`` bytes meet the target of a copy that may still arrive."""
+        """Which accesses of ``size`` bytes hit the target of a copy that may still arrive."""
         why = self.undefined[flat[:, None] + np.arange(size)]
         return np.asarray((why == Undefined.IN_FLIGHT).any(1))
 

@@ -35,10 +35,9 @@ def immediate(text: str, kind: str) -> np.ndarray:
 class Step:
     """What an instruction's handler works with.
 
-    Values are arrays of all lanes, or without dimensions where every lane has the same; only the
-    lanes of ``mask`` count. What is read is noted as undefined or not, and what is written becomes
-    undefined where something that was read is: handlers for which that is too coarse (a selection,
-    a shuffle) say so with ``undefined``.
+    Values are arrays of all lanes, or have no dimensions where every lane has the same value; only
+    the lanes of ``mask`` count. A write is undefined in the lanes in which anything read before it
+    was. Handlers for which that is too coarse (a selection, a shuffle) use ``undefined``.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Step:
         return value
 
     def read_apart(self, operand: Operand, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """A value and its undefinedness, which is not noted."""
+        """A value, and where it is undefined; the read is not noted."""
         if isinstance(operand, Register):
             bits, undefined = self.machine.registers.read(operand.name)
             if undefined is not None:
@@ -102,7 +101,7 @@ class Step:
     def write_apart(
         self, operand: Operand, value: np.ndarray, undefined: np.ndarray | None
     ) -> None:
-        """Writes a value that is undefined as given, whatever else was read."""
+        """Writes a value that is undefined only where it says so, whatever was read."""
         if isinstance(operand, Sink):
             return
         if not isinstance(operand, Register):
@@ -110,7 +109,7 @@ class Step:
         self.machine.registers.write(operand.name, value, undefined, self.mask, self.full)
 
     def require_defined(self, what: str) -> None:
-        """Nothing that was read so far may be undefined: it decides something."""
+        """Raises if anything read so far is undefined: it is about to decide something."""
         if self.undefined is not None:
             lane = int(np.argmax(np.where(self.mask, self.undefined, 0)))
             raise self.fault(f"{what} comes from {reason(int(self.undefined[lane]))}", lane)

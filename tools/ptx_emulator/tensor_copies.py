@@ -1,7 +1,7 @@
 """Bulk and tensor copies between global and shared memory (PTX ISA 9.7.9: cp.async.bulk).
 
-A tensor map is 128 opaque bytes. Here it is a record kept beside memory, under the address that the
-program builds it at.
+A tensor map is 128 opaque bytes. Here it is a record beside memory, keyed by the address at which
+the program builds it.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _to_shared(
     flat: np.ndarray,
     barrier: Operand,
 ) -> None:
-    """Bytes outside the tensor become zeros, and count for the barrier all the same."""
+    """Bytes outside the tensor become zeros; the barrier counts them too."""
     m = step.machine
     content, holes = np.zeros(flat.size, np.uint8), np.zeros(flat.size, np.uint8)
     if inside.any():

@@ -1,9 +1,9 @@
-"""Types, registers, and which values nobody wrote.
+"""Types, registers and undefined values.
 
-A register is an array with one element for each thread of the blocks in flight (a lane). Beside it
-stands, only where needed, what is undefined about each lane: reading an undefined value is no
-fault, for compilers hoist and speculate; using one as an address, as a branch's condition, or
-storing it to global memory is. Undefinedness is carried along as Memcheck carries it.
+A register is an array with one element for each thread of the blocks in flight (a lane). Where
+needed, a second array says why a lane's value is undefined. To read an undefined value is no fault,
+because compilers hoist and speculate. To use it as an address or as a branch's condition, or to
+store it to global memory, is a fault. Results of undefined values are undefined, as in Memcheck.
 """
 
 import enum
@@ -28,7 +28,7 @@ UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 class Undefined(enum.IntEnum):
-    """Why a value means nothing. Of two reasons the larger is told."""
+    """Why a value is undefined. Of two reasons the larger one is reported."""
 
     NO = 0
     REGISTER = 1
@@ -50,7 +50,7 @@ class Undefined(enum.IntEnum):
 
 
 ACCUMULATING = np.uint8(0x80)
-"""A flag beside the reason: an accumulator that a wgmma may still be writing."""
+"""A flag beside the reason: a wgmma may still be writing this accumulator."""
 
 
 def reason(code: int) -> str:
@@ -110,7 +110,7 @@ class Registers:
 
 
 def fit(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """``value`` as bits of a register: the same, extended by its sign or zeros, or cut."""
+    """``value`` as bits of a register: unchanged, extended by its sign or zeros, or truncated."""
     if value.dtype == dtype or dtype == np.bool_:
         return value
     if value.dtype.itemsize == dtype.itemsize:

@@ -55,8 +55,8 @@ def _shape(step: Step) -> _Shape:
 
 @dataclass
 class _Product:
-    """One instruction on its way, with what it was issued with: descriptors and the predicate are
-    taken then, and only matrices are read later."""
+    """One instruction in flight. It takes descriptors and the predicate when it is issued; it
+    reads only the matrices later."""
 
     step: Step
     shape: _Shape
@@ -71,14 +71,14 @@ class _Product:
     descriptors: tuple[np.ndarray | None, np.ndarray]
     """Of A and B in shared memory; A may be in registers."""
     clocks: np.ndarray | None
-    """What each warp knew at the issue: from then on it may read."""
+    """The clocks of each warp at the issue: it may read from then on."""
     done: bool = False
 
 
 class WarpgroupProducts:
-    """Products in the order of issue. The registers of one that was not waited for hold nothing:
-    its accumulators are flagged from issue to wait, and under late conditions it reads its operands
-    no sooner than the wait, so that what was overwritten in the meantime shows."""
+    """Products in the order of issue. Until it is waited for, a product's accumulators hold
+    nothing: they are flagged from issue to wait. With late copies it reads its operands only at the
+    wait, so that an operand overwritten in the meantime shows."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -112,7 +112,7 @@ class WarpgroupProducts:
         self._committed[mask] += 1
 
     def wait(self, mask: np.ndarray, but: int) -> None:
-        """All but the ``but`` latest groups of these lanes are complete."""
+        """Completes all but the ``but`` latest groups of these lanes."""
         for product in self._pending:
             over = mask & product.waiting & (product.commit_group < self._committed - but)
             if not over.any():
@@ -124,7 +124,7 @@ class WarpgroupProducts:
         for product in self._pending:
             for item in _accumulators(product.step):
                 self._flag(item.name, mask, False)
-        # A later product may be writing what an earlier one has finished with.
+        # A later product may already write the registers of an earlier one that is complete.
         for product in kept:
             for item in _accumulators(product.step):
                 self._flag(item.name, product.waiting, True)
@@ -196,7 +196,7 @@ def _compute(product: _Product) -> None:
         value = value.reshape(-1) + np.where(kept.reshape(-1), before, np.float32(0))
         holes = spoiled.reshape(-1)
         if undefined is not None:
-            # That an earlier product may be writing it is no hole: products run in order.
+            # An earlier product may still write it: products run in order, so it is not undefined.
             old = np.where(kept.reshape(-1), undefined & ~ACCUMULATING, 0)
             holes = np.maximum(holes, old) | (undefined & ACCUMULATING)
         step.write_apart(item, value.astype(np.float32), holes if holes.any() else None)

@@ -48,9 +48,9 @@ def test_waiting_leaves_the_latest_groups() -> None:
 
 def test_what_a_copy_may_still_overwrite() -> None:
     again = "st.shared.b32 [%r0], 7;"
-    with pytest.raises(KernelFault, match="not waited for, writes too"):
+    with pytest.raises(KernelFault, match="not waited for, may still write"):
         go(COPY.format(size="") + again + "cp.async.wait_group 0;")
-    with pytest.raises(KernelFault, match="not waited for, writes too"):
+    with pytest.raises(KernelFault, match="not waited for, may still write"):
         go(COPY.format(size="") + COPY.format(size=""))
     go(COPY.format(size="") + "cp.async.wait_group 0;" + again)
 
@@ -109,13 +109,13 @@ def test_a_bulk_copy_that_is_not_waited_for() -> None:
     [
         (
             BARRIER + EXPECT.replace("128", "256") + BULK + TRY,
-            "(?s)wait for ever.*mbarrier's phase",
+            "(?s)wait forever.*mbarrier's phase",
         ),
-        (BARRIER + BULK + TRY, "(?s)wait for ever.*mbarrier's phase"),
-        ("mov.b32 %m, 1024;" + EXPECT, "no mbarrier was made"),
+        (BARRIER + BULK + TRY, "(?s)wait forever.*mbarrier's phase"),
+        ("mov.b32 %m, 1024;" + EXPECT, "no mbarrier was initialised"),
         (BARRIER + EXPECT + EXPECT, "more arrivals"),
         (BARRIER + EXPECT + BULK.replace("[%a]", "[%a+4]"), "not aligned to 16"),
-        (BARRIER + EXPECT + BULK + "@%p mbarrier.inval.shared::cta.b64 [%m];", "on their way"),
+        (BARRIER + EXPECT + BULK + "@%p mbarrier.inval.shared::cta.b64 [%m];", "copies are in flight"),
     ],
 )
 def test_wrong_use_of_an_mbarrier(text: str, message: str) -> None:

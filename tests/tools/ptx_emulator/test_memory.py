@@ -48,7 +48,7 @@ def test_read_only_buffers() -> None:
     memory = GlobalMemory()
     x = memory.place("x", numbers(32), read_only=True)
     kernel = module(["x"], START + "st.global.b32 [%a], %t;")
-    with pytest.raises(KernelFault, match="`x`, which is only to be read"):
+    with pytest.raises(KernelFault, match="`x`, which is read-only"):
         launch(kernel, memory, [x], Geometry((1, 1, 1), (32, 1, 1)))
 
 

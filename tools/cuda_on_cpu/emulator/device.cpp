@@ -29,8 +29,8 @@ unsigned grid_size() { return grid->shape.blocks; }
 
 void sync_block(const char* file, int line) {
   Block& mine = block();
-  // Even and odd barriers are different edges: a thread that is late from one must not be ordered
-  // after what the others do before the next.
+  // Even and odd barriers are different edges: a thread that is late in leaving one must not be
+  // ordered after what the others do before the next.
   char* sync = &mine.barrier_sync[mine.barriers % 2];
   current->site = {file, line};
   happens_before(sync);
@@ -106,7 +106,7 @@ void* shared_of(void* mine, int rank) {
   fail("an address outside shared memory is mapped to another block");
 }
 
-// As wrong as the instruction may be: the last bit is lost, exact powers stay.
+// As inexact as the instruction may be: the last bit is lost, exact powers stay.
 float exp2_approximate(float x) {
   const float exact = std::exp2(x);
   uint32_t bits;
@@ -117,7 +117,7 @@ float exp2_approximate(float x) {
   return result < 0x1p-126f ? 0.f : result;
 }
 
-// Others go on between two looks at a word that they write.
+// Let the others go on between two looks at a word that they write.
 uint64_t load_relaxed(const uint64_t* p) {
   current->spun = true;
   wait_as(State::kReady);

@@ -12,8 +12,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Defined by the build for the thread sanitizer, which compiles the kernels with it and the
-// emulator without: what the emulator does is no access of a kernel's.
+// Defined by the build for the thread sanitizer. It instruments the kernels and not the emulator,
+// whose accesses are not the kernel's.
 #if defined(CUDA_ON_CPU_THREAD_SANITIZER)
 extern "C" {
 void* __tsan_get_current_fiber();
@@ -98,7 +98,7 @@ char* take_stack() {
     free_stacks.pop_back();
     return stack;
   }
-  // The page below faults when a kernel's stack does not suffice.
+  // The page below faults when a kernel overflows its stack.
   void* memory = mmap(nullptr, kPage + kStackBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) {
@@ -109,7 +109,7 @@ char* take_stack() {
 }
 
 void give_stack(char* stack) {
-  // To the thread sanitizer what two fibers do on one stack is a race; new memory it knows as such.
+  // To the thread sanitizer two fibers on one stack race; it knows fresh memory as such.
   RACES(munmap(stack - kPage, kPage + kStackBytes); return );
   free_stacks.push_back(stack);
 }
@@ -118,8 +118,8 @@ void give_stack(char* stack) {
 
 void Fiber::end() {
   give_stack(stack_);
-  // The sanitizer gives the numbers of destroyed fibers to new ones, and takes what both did for
-  // the doing of one. So fibers stay as long as there is room for new ones.
+  // The sanitizer reuses the numbers of destroyed fibers and takes the old and the new fiber for
+  // one. So fibers stay as long as there is room for new ones.
   RACES(finished.push_back(race_fiber_));
   RACES(if (finished.size() > kMostFinished) destroy_finished());
 }
@@ -129,7 +129,7 @@ void Fiber::begin(void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(stack_, kStackBytes);
 #endif
-  // As if `entry` had been called by nobody, and had switched away in its first instruction.
+  // As if `entry` had no caller and had switched away in its first instruction.
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);

@@ -1,4 +1,4 @@
-// One stack and one place to go on from: a CUDA thread on the CPU.
+// A stack and a place to resume at: a CUDA thread on the CPU.
 #pragma once
 
 namespace cuda_on_cpu {
@@ -15,7 +15,7 @@ class Fiber {
   void enter();
   // From the fiber back to the scheduler; `last`: it will not be entered again.
   void leave(bool last);
-  // After that, gives the stack back.
+  // Gives the stack back, once the fiber has left for good.
   void end();
   // The first thing on a new fiber's stack.
   void entered();

@@ -13,7 +13,7 @@
 namespace cuda_on_cpu {
 namespace {
 
-// Rounds in which nobody did anything but look at memory.
+// Rounds in which every thread only polled memory.
 constexpr long kMostIdleRounds = 100000;
 constexpr size_t kMostResident = 4;
 
@@ -58,7 +58,7 @@ SharedPart::SharedPart(Site site, size_t bytes)
 }
 
 void SharedPart::end() {
-  // Not memset: the thread sanitizer would take that for a write of the scheduler's.
+  // Not memset: the thread sanitizer would take that for a write by the scheduler.
   for (size_t i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(memory.get())[i] = 0xff;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(memory.get(), bytes);
@@ -123,7 +123,7 @@ void Grid::admit() {
   }
 }
 
-// A block that can go on: any one, or the first where schedules are not shuffled.
+// A block that can go on: any, or the first if schedules are not shuffled.
 Block* Grid::pick() {
   std::vector<Block*> ready;
   for (const auto& cluster : resident_) {
@@ -135,11 +135,11 @@ Block* Grid::pick() {
     }
   }
   if (ready.empty()) return nullptr;
-  // Not always the first one: it may be looking out for what another block writes.
+  // Not always the first one: it may be polling what another block writes.
   return ready[shuffled_ ? random_() % ready.size() : idle_rounds_ % ready.size()];
 }
 
-// Runs every thread of the block that can go on up to its next wait; false: all only spun.
+// Runs every thread of the block that can go on up to its next wait. False: all only polled.
 bool Grid::run_round(Block& block) {
   std::vector<Thread*> ready;
   for (const auto& thread : block.threads) {

@@ -35,7 +35,7 @@ struct Thread {
   unsigned index = 0;
   State state = State::kReady;
   Site site;          // of the barrier it waits at
-  bool spun = false;  // its last step ended in a look at memory that others write
+  bool spun = false;  // its last step ended in polling memory that others write
 
   // The warp operation it takes part in.
   const char* operation = "";
@@ -51,15 +51,14 @@ struct Thread {
   unsigned lane() const { return index % kWarpLanes; }
 };
 
-// Shared memory of one declaration, filled with 0xff: whoever reads before it was written reads
-// NaN.
+// Shared memory of one declaration, filled with 0xff: a read before the first write gives NaN.
 struct SharedPart {
   SharedPart(Site site, size_t bytes);
   void end();  // after the block's last thread: reading it is an error
 
   Site site;
   size_t bytes;
-  char sync = 0;  // its memory is the allocating thread's, and then everybody's
+  char sync = 0;  // its memory belongs to the allocating thread, then to all
   std::unique_ptr<unsigned char, decltype(&std::free)> memory;
 };
 
@@ -116,7 +115,7 @@ struct Grid {
   unsigned admitted_ = 0;
   std::vector<unsigned> order_;  // of the clusters
   std::vector<std::unique_ptr<Cluster>> resident_;
-  std::vector<std::unique_ptr<Cluster>> ended_;  // kept, for what fibers allocated is theirs
+  std::vector<std::unique_ptr<Cluster>> ended_;  // kept: fibers own what they allocated
   long idle_rounds_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// When the threads of a block that wait for each other may go on, and which waits never end.
+// When threads of a block that wait for each other may go on, and which waits never end.
 #include "emulator/grid.h"
 
 namespace cuda_on_cpu {

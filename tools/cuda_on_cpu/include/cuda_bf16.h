@@ -15,7 +15,7 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return result;
 }
 
-// To the nearest, ties to even; NaN is the one that the GPU makes.
+// To nearest, ties to even; NaN becomes the NaN of the GPU.
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   uint32_t wide;
   std::memcpy(&wide, &value, sizeof(wide));

@@ -72,7 +72,7 @@ const char* cudaGetErrorString(cudaError_t error);
 
 namespace cuda_on_cpu {
 
-// The device that is pretended, and how its threads are scheduled.
+// The device that the emulator pretends to be, and how it schedules threads.
 struct Device {
   int arch = 90;
   int shared_bytes = 232448;
@@ -117,7 +117,7 @@ T shuffle(const char* operation, unsigned mask, T value, int source) {
   return value;
 }
 
-// A built-in variable, asked for when it is read.
+// A built-in variable, evaluated when it is read.
 template <unsigned (*get)()>
 struct Axes {
   struct {
@@ -127,7 +127,7 @@ struct Axes {
 
 }  // namespace cuda_on_cpu
 
-// Kernels here have one axis.
+// Grids and blocks have one axis here.
 inline constexpr cuda_on_cpu::Axes<cuda_on_cpu::thread_index> threadIdx;
 inline constexpr cuda_on_cpu::Axes<cuda_on_cpu::block_index> blockIdx;
 inline constexpr cuda_on_cpu::Axes<cuda_on_cpu::block_size> blockDim;

@@ -1,9 +1,9 @@
-// The runtime that g++'s -fsanitize=thread calls at each access to memory, written anew: instead of
-// threads it tells clusters of blocks apart. Nothing orders two of them within a launch, so what
-// one writes no other may read or write, and a byte outside all buffers may not be touched at all.
+// Replaces the runtime that g++'s -fsanitize=thread calls at each access to memory. It
+// distinguishes clusters of blocks instead of threads. Nothing orders two clusters within a launch:
+// what one writes, no other may read or write, and no cluster may touch a byte outside all buffers.
 //
-// Reads and writes of whole words between blocks (compaction) are calls of the emulator, which is
-// compiled without, and therefore exempt.
+// Whole words that blocks exchange (compaction) go through the emulator, which is not instrumented,
+// and are therefore exempt.
 #include "replay/accesses.h"
 
 #include <cstdio>
@@ -45,7 +45,7 @@ Buffer* buffer_of(const unsigned char* p) {
                     " as cluster " + std::to_string(other) + " does in the same launch");
 }
 
-// A launch begins after all that was before it.
+// A launch is ordered after everything before it.
 void forget_earlier_launches() {
   if (launch_seen == cuda_on_cpu::device.launches) return;
   launch_seen = cuda_on_cpu::device.launches;

@@ -1,12 +1,12 @@
-// Counts and checks what kernels do to the buffers of a case, in the build that records accesses;
-// in the others nothing is counted.
+// Counts and checks the accesses of kernels to the buffers of a case, in the build that records
+// them; the other builds count nothing.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 struct Traffic {
-  uint64_t read = 0;  // bytes, each as often as it is touched
+  uint64_t read = 0;  // bytes, counted every time
   uint64_t written = 0;
 };
 

@@ -1,4 +1,4 @@
-// What a case may call.
+// The functions that a case may call.
 #pragma once
 
 #include <cstddef>

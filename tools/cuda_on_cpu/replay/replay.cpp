@@ -1,9 +1,9 @@
 // Runs one case: `replay CASE RESULT`.
 //
 // A case holds the emulated device, the name of an entry, its parameters as bytes, and the buffers
-// that its pointers point to. Each buffer is allocated by itself, to the byte, so that the address
-// sanitizer guards both its ends; one that says so is mapped without memory behind it, and only the
-// segments given are filled. The result holds the status, the parameters, and every segment after
+// that its pointers point to. Each buffer is allocated on its own, to the byte, so that the address
+// sanitizer guards both its ends. A sparse buffer is mapped without memory behind it, and only its
+// segments are filled. The result holds the status, the parameters, and every segment after
 // the call. All numbers are little-endian.
 #include <sys/mman.h>
 
