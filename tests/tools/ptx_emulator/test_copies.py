@@ -115,7 +115,7 @@ def test_a_bulk_copy_that_is_not_waited_for() -> None:
         ("mov.b32 %m, 1024;" + EXPECT, "no mbarrier was initialised"),
         (BARRIER + EXPECT + EXPECT, "more arrivals"),
         (BARRIER + EXPECT + BULK.replace("[%a]", "[%a+4]"), "not aligned to 16"),
-        (BARRIER + EXPECT + BULK + "@%p mbarrier.inval.shared::cta.b64 [%m];", "copies are in flight"),
+        (BARRIER + EXPECT + BULK + "@%p mbarrier.inval.shared::cta.b64 [%m];", "in flight"),
     ],
 )
 def test_wrong_use_of_an_mbarrier(text: str, message: str) -> None:
