@@ -1,1 +1,1 @@
-"""The loop over chunks of rows that serves every GPU backend, and what it is made of."""
+"""The loop over chunks of rows that every GPU backend shares."""

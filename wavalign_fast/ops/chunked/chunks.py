@@ -1,4 +1,4 @@
-"""What a call over chunks of rows is given, and how its rows are cut into chunks."""
+"""The arguments of the chunk loop, and how the rows of a call are cut into chunks."""
 
 from typing import NamedTuple
 
@@ -7,24 +7,34 @@ import torch
 from wavalign_fast.ops.dtypes import statistics_dtype
 
 PRODUCT_ROWS = 256
-"""The least rows of one product of logits, and the unit of its height: enough flops a byte of the
-head that a GPU is not only waiting for it."""
+"""The least height of a GEMM that computes logits. With ``same_bits`` all heights are multiples.
+
+Such a GEMM does 256 flops for each byte that it reads of a 16-bit head. By data sheet (peak rate
+over bandwidth) an A100 needs 153 flops a byte to be bound by arithmetic and an H200 206, but a
+B200 281 and an H100 295: there such a GEMM is bound by reading the head. A taller one is not, where
+it may run (``products.logits_product``).
+"""
 PITCH_ALIGN = 64
+"""Alignment, in elements, of the rows of logits."""
 
 
 class Head(NamedTuple):
-    """The operands of a call: rows [N, H], head [V, H], and how their product becomes z."""
+    """The compacted operands of a call; its logits are ``hidden weight^T / temperature + bias``."""
 
     hidden: torch.Tensor
+    """[N, H]"""
     weight: torch.Tensor
+    """[V, H]"""
     targets: torch.Tensor
+    """[N] int64"""
     bias: torch.Tensor | None
+    """[V]"""
     temperature: float
     ignore_index: int
 
     @property
     def stats_dtype(self) -> torch.dtype:
-        """The type of logits and statistics."""
+        """The dtype of logits and statistics."""
         return statistics_dtype(self.hidden.dtype)
 
 
@@ -41,29 +51,30 @@ class ChunkOptions(NamedTuple):
 
     backend: str
     memory_budget: int
-    """Bytes of logits that may exist at once; one product's worth of rows always may."""
+    """Bytes of logits that may exist at once; those of ``PRODUCT_ROWS`` rows always may."""
     same_bits: bool
-    """Whether a row's bits may not depend on the rows beside it."""
+    """Whether a row must get the same bits whatever the rows beside it."""
     grad_rows: int
-    """How many rows may have a gradient, all of those the first: no other is multiplied for it."""
+    """How many rows may have a gradient. They come first; the backward GEMMs leave out the rest."""
 
 
 class Chunks(NamedTuple):
-    """The rows of a call, a chunk at a time."""
+    """How the rows of a call are cut into chunks."""
 
     rows: list[slice]
     buffer_rows: int
-    """Rows of the buffer that holds any chunk, its last product filled up."""
+    """Height of the buffer that holds any of the chunks, padded to a multiple of
+    ``PRODUCT_ROWS``."""
     pitch: int
-    """Elements between rows of logits."""
+    """Elements from one row of logits to the next."""
 
 
 def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) -> Chunks:
     """Chunks of ``count`` rows of ``vocab`` logits.
 
-    The buffer has one of few heights, at most half more than it needs, or all that the budget
-    holds: were it the number of rows, each batch would leave the allocator a block that the next
-    one does not fit.
+    The buffer's height is one of few values: at most half more than is needed, or all that the
+    budget holds. If it followed the number of rows, the allocator would keep a block of another
+    size after each batch.
     """
     pitch = (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
     most = max(1, options.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
@@ -80,7 +91,7 @@ def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) ->
 
 
 def _coarse(blocks: int) -> int:
-    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less."""
+    """Rounds up to one of 0, 1, 2, 3, 4, 6, 8, 12, 16, ..."""
     if blocks == 0:
         return 0
     power = 1 << (blocks - 1).bit_length()
@@ -88,11 +99,11 @@ def _coarse(blocks: int) -> int:
 
 
 def chunk_heights(blocks: int, grad_blocks: int, most: int) -> list[int]:
-    """Heights, at most ``most`` each, of as few chunks as hold ``blocks``.
+    """Heights of the fewest chunks that hold ``blocks`` blocks, at most ``most`` blocks each.
 
-    Chunks are alike: a low one at the end would read all of the head for a few rows. The first
-    ``grad_blocks`` blocks, which may have a gradient, lie in as few chunks as they can, for each of
-    these adds to the head's gradient.
+    The chunks have nearly equal heights: a low last one would read all of the head for a few rows.
+    The first ``grad_blocks`` blocks, which may have a gradient, lie in as few chunks as possible,
+    since each of these reads and writes the head's gradient.
     """
     if blocks == 0:
         return []

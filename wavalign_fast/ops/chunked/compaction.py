@@ -1,4 +1,4 @@
-"""The rows that carry loss, brought together for the products and back to their places."""
+"""The rows that carry loss: which they are, and how they are gathered and scattered back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from wavalign_fast.ops.transfer import capturing, copied_to, refuse_in_capture
 
 @dataclass(frozen=True, eq=False)
 class RowIndex:
-    """The rows of a call that carry loss."""
+    """Which rows of a call carry loss."""
 
     index: Tensor
-    """[N] int64: those that may have a gradient first; -1 is none. On the device of the rows, or on
-    the CPU where the targets are."""
+    """[N] int64, first the rows that may have a gradient; -1 is no row. On the device of the rows,
+    or on the CPU if the targets are there."""
     grad_rows: int
-    """How many of them may have a gradient, all of those the first."""
+    """How many of the rows may have a gradient."""
     count: Tensor | None = None
-    """How many rows carry loss, [1], where N is a bound that may be too small."""
+    """[1], how many rows carry loss, if N is a bound that may be too small."""
 
 
 def index_live_rows(
@@ -36,17 +36,18 @@ def index_live_rows(
     capacity: int | None = None,
     table: TokenTable | None = None,
 ) -> RowIndex:
-    """The rows of ``targets`` [T] that are not ignored, for rows on ``device``.
+    """Finds the rows of ``targets`` [T] that are not ignored.
 
-    Their number has to be known on the host, for it is the height of the products. It is, without
-    a word with the device, where the targets are on the CPU, and where the caller gives a
-    ``capacity``: then N is the capacity, with -1 behind the last row. Without one all rows are
-    taken while a graph is captured or traced, for its shapes are fixed; otherwise the host waits
-    for one number.
+    The host has to know how many there are, since that is the height of the GEMMs. It knows without
+    a sync if the targets are on the CPU or a ``capacity`` is given. Otherwise it syncs for this one
+    number, or takes all rows while a graph is captured or traced, whose shapes are fixed.
 
-    ``table``, with columns [T], says which rows may have a gradient: the products of the gradients
-    are as high as there are such rows, so it counts where the host knows their number as well, that
-    is with both tables on the CPU. Elsewhere every row may.
+    Args:
+        device: where the hidden states are.
+        capacity: the length N of the index, which is filled up with -1.
+        table: columns [T], which say which rows may have a gradient. They count only if both
+            tables are on the CPU, since the host has to know the number of these rows too;
+            otherwise every row may have one.
     """
     live = targets != ignore_index
     traced = torch.compiler.is_compiling()
@@ -73,37 +74,37 @@ class LiveRows:
     """N of the T rows of a call, in the order of ``index_live_rows``."""
 
     total: int
-    """T."""
+    """T"""
     grad_rows: int
-    """How many may have a gradient, all of those the first."""
+    """How many rows may have a gradient; they come first."""
     index: Tensor
-    """[N], -1 is none."""
+    """[N] int64; -1 is no row."""
     targets: Tensor
-    """[N]."""
+    """[N] int64"""
     count: Tensor | None
-    """How many rows there are, [1], where N is a bound that may be too small."""
+    """[1], how many rows carry loss, if N is a bound that may be too small."""
     table: TokenTable | None
-    """Columns [N], in the type of the statistics."""
+    """Columns [N], in the dtype of the statistics."""
 
     def scatter(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """[T] from [N]; NaN where the bound did not hold all rows, for some are missing."""
+        """Each of ``values`` [N] as [T], 0 at other rows; all NaN if the bound was too small."""
         tables = scattered(values, self.index, self.total)
         if self.count is not None:
             tables = torch.where(self.count > len(self.index), torch.nan, tables)
-        # Not `unbind`, whose results torch forbids to change in place.
+        # Not `unbind`: torch forbids to change its results in place.
         return tuple(tables[i] for i in range(len(tables)))
 
 
 def select_live_rows(
     operands: Operands, ignore_index: int, table: TokenTable | None = None, *, columns: bool = True
 ) -> LiveRows:
-    """The rows of ``operands`` that carry loss, with what ``table`` knows of each of the T.
+    """Selects the rows of ``operands`` that carry loss.
 
-    Tables on the CPU are gathered there and stay there, to be copied with others.
+    If the tables are on the CPU, so is the result, to be copied to the device with others.
 
     Args:
-        table: also says which rows may have a gradient.
-        columns: whether the selected rows have its columns.
+        table: columns [T], which also say which rows may have a gradient.
+        columns: whether the result has the columns of ``table``.
     """
     device = operands.rows.device
     refuse_in_capture(device, targets=operands.targets)
@@ -134,14 +135,14 @@ def select_live_rows(
 
 
 def gathered(table: Tensor, index: Tensor, missing: float) -> Tensor:
-    """``table[..., index]`` [..., N] of [..., T]; ``missing`` where the index is -1."""
+    """``table[..., index]`` [..., N] of a table [..., T]; ``missing`` where the index is -1."""
     if table.shape[-1] == 0:
         return table.new_full((*table.shape[:-1], len(index)), missing)
     return table.index_select(-1, index.clamp(min=0)).masked_fill_(index < 0, missing)
 
 
 def scattered(values: Sequence[Tensor], index: Tensor, count: int) -> Tensor:
-    """[K, count], with K values [N] at their rows and 0 elsewhere; differentiable."""
+    """K values [N] scattered to their rows, as [K, count]; 0 elsewhere. Differentiable."""
     stacked = torch.stack([*values])
     slot = torch.where(index < 0, count, index)
     table = stacked.new_zeros((len(stacked), count + 1)).index_copy(1, slot, stacked)
@@ -156,13 +157,13 @@ def compact_rows(live: Tensor, capacity: int, backend: str) -> tuple[Tensor, Ten
 
 @torch.library.custom_op("wavalign_fast::gather_live_rows", mutates_args=())
 def gather_live_rows(source: Tensor, index: Tensor, backend: str) -> Tensor:
-    """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; no row is named twice."""
+    """Rows [N, H] of ``source`` [T, H], zeros where the index [N] is -1; it names no row twice."""
     return kernels.row_kernels_of(backend).gather_rows(source, index)
 
 
 @torch.library.custom_op("wavalign_fast::scatter_live_rows", mutates_args=())
 def scatter_live_rows(rows: Tensor, index: Tensor, count: int, backend: str) -> Tensor:
-    """[count, H] with these rows [N, H] at their places, zeros elsewhere."""
+    """Rows [N, H] scattered into [count, H]; zeros elsewhere."""
     target = rows.new_zeros((count, rows.shape[1]))
     return kernels.row_kernels_of(backend).scatter_rows_(rows.contiguous(), index, target)
 

@@ -1,13 +1,14 @@
 """dH, dW and the bias's gradient, summed over the chunks of a call.
 
-Sums are of the statistics' type, and a gradient is rounded to its operand's type once, at the end:
-a library that may split a long sum would else add up parts that it has rounded to bfloat16.
+Sums have the dtype of the statistics, and a gradient is rounded to its operand's dtype once, at the
+end. Otherwise a GEMM that splits a long sum (split-K) would add parts that it has rounded to
+bfloat16.
 
-float16 has no room for the gradients of logits: g p of a long batch and a large vocabulary lies
-below its least number. So each row of them is written times a power of two of its own, which the
-row kernels take with its derivatives and which is undone in fp32, in dH by row. The sum over rows
-that is dW wants one power for all, the lowest: the other rows' states are brought down to it, and
-what that loses is small beside the row that has it.
+float16 cannot hold the gradients of logits: in a long batch with a large vocabulary g p is below
+its smallest number. So each row of them is scaled by a power of two of its own. The row kernels get
+it as a factor of the derivatives, and it is divided out in fp32, for dH row by row. dW is a sum
+over rows and needs one power for all of them, the lowest: the hidden states of the other rows are
+scaled down to it. The digits that this loses are small beside the row with the lowest power.
 """
 
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.products import add_product, product
 
 DIRECT_FROM = 2**24
-"""Elements of a head from which on its product is rounded by the library that makes it: so many
-are enough for all of a GPU, which then has no reason to split their short sums."""
+"""From this many elements of a head on, the GEMM itself rounds the head's gradient. Its output then
+fills a GPU, so there is no reason to split its short sums."""
 
 FLOAT16_TOP = 14
-"""Exponent of a row's largest gradient as float16 is given it; that of its largest number is 15."""
+"""Exponent that a row's largest gradient is scaled to; that of float16's largest number is 15."""
 
 
 class ChunkGradients:
@@ -39,8 +40,13 @@ class ChunkGradients:
         *,
         rounded: bool = True,
     ) -> None:
-        """``rounded=False`` keeps the gradients of float16 operands in fp32: they are still to be
-        multiplied with a factor that brings them into range. ``scale_`` is the backend's."""
+        """Allocates what ``needs`` asks for.
+
+        Args:
+            scale_: the backend's.
+            rounded: whether ``finish`` rounds the gradients of float16 operands. If not they stay
+                in fp32, until a factor has brought them into range.
+        """
         self.head, self.needs, self.grad_rows, self.scale_ = head, needs, options.grad_rows, scale_
         self.wide, own = head.stats_dtype, head.weight.dtype
         self.keep = own == torch.float16 and not rounded
@@ -50,7 +56,7 @@ class ChunkGradients:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
         self.power: torch.Tensor | None = None
-        """Of float16: what ``weight`` is multiplied with, 0-d."""
+        """For float16: the power of two, 0-d, that ``weight`` includes."""
         self.hidden: torch.Tensor | None = None
         self.sums: torch.Tensor | None = None
         if needs.hidden:
@@ -63,7 +69,7 @@ class ChunkGradients:
                 self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
 
     def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
-        """One chunk's share; ``power`` [R] is what its rows are multiplied with."""
+        """Adds one chunk; ``power`` [R] is the power of two in each row of ``dlogits``."""
         rows = slice(rows.start, min(rows.stop, self.grad_rows))
         count = rows.stop - rows.start
         if count <= 0:
@@ -121,7 +127,7 @@ class ChunkGradients:
             found = dlogits.new_empty((1, dlogits.shape[1]), dtype=self.wide)
             product(ratio.unsqueeze(0), dlogits, found)
             found = found[0] / lower
-        # dlogits has the temperature's factor in it, which the bias does not meet.
+        # dlogits includes 1 / temperature, which does not apply to the bias.
         found = found * self.head.temperature
         self.bias = found if self.bias is None else self.bias + found
 
@@ -145,15 +151,15 @@ class ChunkGradients:
 
 
 def float16_power(chunk: RowChunk, stats: RowStats, grads: RowGrads) -> torch.Tensor:
-    """The power of two [R] with which a row's derivatives fill float16, for ``row_gradient_``.
+    """The power of two [R] that scales a row's derivatives to the range of float16.
 
-    No ``|dL/dlogits|`` of a row is above ``scale (|l| + |g| + |e| (entropy + 1))``; times its power
-    that is in [2^14, 2^15). Where there is no gradient, or none that is finite, the power is 2^100.
+    Every ``|dL/dlogits|`` of a row is at most ``scale (|l| + |g| + |e| (entropy + 1))``; the power
+    brings this bound into [2^14, 2^15). Where the gradient is 0 or not finite, it is 2^100.
     """
     g, e, by_lse = (torch.zeros_like(stats.logp) if t is None else t.abs() for t in grads)
     bound = chunk.scale * (g + by_lse + torch.where(e > 0, e * (stats.entropy + 1.0), 0.0))
     bound = torch.where(chunk.targets == chunk.ignore_index, 0.0, bound)
-    # Exponents as the type has them, 127 more than they are; 255 is that of infinity and NaN.
+    # Exponents as float32 stores them, with 127 added; infinity and NaN have 255.
     exponent = bound.view(torch.int32) >> 23 & 255
     of_power = (127 + FLOAT16_TOP + 127 - exponent).clamp(max=227)
     of_power = torch.where(exponent == 255, 227, of_power).to(torch.int32)

@@ -1,10 +1,10 @@
-"""The loop over chunks of rows that serves every GPU backend.
+"""The loop over chunks of rows, for every GPU backend.
 
-The rows that carry loss come compacted. A chunk of them at a time: logits from a product with fp32
-results, a row kernel, then the products of the gradients. A backend brings the kernels only;
-``row_ops``, their definition, is a backend too, so that all of this runs in float64.
+Its rows are the compacted live rows. For each chunk it computes the logits by a GEMM with fp32
+results, calls a row kernel, then computes the gradients by further GEMMs. A backend provides the
+kernels only. Their definition, ``row_ops``, is a backend too, so the loop also runs in float64.
 
-A row's bits do not depend on the batch, the chunk and the budget: ``products.logits_product``.
+A row's bits do not depend on the batch, the chunk or the budget: see ``products.logits_product``.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
 def chunked_row_stats(head: Head, options: ChunkOptions) -> RowStats:
-    """Statistics of every row, each [N]; no gradient, no logits beyond a chunk."""
+    """Statistics of every row, each [N], with the logits of one chunk at a time in memory."""
     backend = kernels.row_kernels_of(options.backend)
     chunks = _chunks(head, options)
     return _joined(head, [backend.row_stats(c) for _, c in _row_chunks(head, options, chunks)])
@@ -29,7 +29,7 @@ def chunked_row_stats(head: Head, options: ChunkOptions) -> RowStats:
 def chunked_row_gradients(
     head: Head, stats: RowStats, grads: RowGrads, needs: Needs, options: ChunkOptions
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients to hidden, weight and bias, from logits made again."""
+    """Gradients to hidden, weight and bias, from recomputed logits."""
     backend = kernels.row_kernels_of(options.backend)
     with_gradient = head._replace(hidden=head.hidden[: options.grad_rows])
     chunks = _chunks(with_gradient, options)
@@ -53,9 +53,10 @@ def chunked_hybrid_rows(
     needs: Needs,
     options: ChunkOptions,
 ) -> tuple[RowStats, tuple[torch.Tensor | None, ...]]:
-    """Statistics [N] and the gradients of the hybrid loss: three products.
+    """Statistics [N] and the gradients of the hybrid loss, by three GEMMs a chunk.
 
-    The gradients of float16 operands are in fp32: they wait for the loss's own factor.
+    The gradients of float16 operands are in fp32, since the factor of a gradient scaler is still to
+    come.
     """
     backend = kernels.row_kernels_of(options.backend)
     chunks = _chunks(head, options)
@@ -76,9 +77,9 @@ def _hybrid_rows(
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor | None]:
-    """A chunk's statistics, dL/dlogits, and the power of two in each row of these, if any.
+    """A chunk's statistics, its dL/dlogits, and the power of two [R] that these include, if any.
 
-    float16 takes two kernels, for its powers come from g, which comes from the log-probs.
+    float16 needs two kernels: its powers of two depend on g, which depends on the log-probs.
     """
     if out_dtype != torch.float16:
         stats, _, dlogits = backend.hybrid_rows_(chunk, table, clip=clip, out_dtype=out_dtype)
@@ -97,7 +98,7 @@ def _row_gradient(
     grads: RowGrads,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """dL/dlogits of a chunk, and the power of two in each of its rows, for float16."""
+    """A chunk's dL/dlogits, and for float16 the power of two [R] that they include."""
     power = None
     if out_dtype == torch.float16:
         power = float16_power(chunk, stats, grads)
@@ -112,7 +113,7 @@ def _chunks(head: Head, options: ChunkOptions) -> Chunks:
 def _row_chunks(
     head: Head, options: ChunkOptions, chunks: Chunks
 ) -> Iterator[tuple[slice, RowChunk]]:
-    """Rows and their chunk of logits [R, V], which the next chunk overwrites."""
+    """Each chunk of rows with its logits [R, V], which the next one overwrites."""
     vocab, bias, scale = head.weight.shape[0], _kernel_bias(head), 1.0 / head.temperature
     buffer = head.hidden.new_empty((chunks.buffer_rows, chunks.pitch), dtype=head.stats_dtype)
     for rows in chunks.rows:
@@ -123,7 +124,7 @@ def _row_chunks(
 
 
 def _kernel_bias(head: Head) -> torch.Tensor | None:
-    """The bias as row kernels take it: in the type of the statistics, on 16 bytes."""
+    """The bias as row kernels take it: in the dtype of the statistics, aligned to 16 bytes."""
     if head.bias is None:
         return None
     bias = head.bias.to(head.stats_dtype).contiguous()
@@ -131,7 +132,7 @@ def _kernel_bias(head: Head) -> torch.Tensor | None:
 
 
 def _joined(head: Head, parts: list[RowStats]) -> RowStats:
-    """The chunks' statistics, each [N]."""
+    """The statistics of all chunks, each [N]."""
     if len(parts) == 1:
         return parts[0]
     if not parts:

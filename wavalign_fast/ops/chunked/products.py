@@ -1,4 +1,4 @@
-"""The matrix products of the chunk loop, whose results are never rounded in between."""
+"""The GEMMs of the chunk loop, which round no intermediate result."""
 
 import torch
 
@@ -9,7 +9,7 @@ _agrees: dict[tuple[object, ...], bool] = {}
 
 
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    """``a @ b`` of narrow operands with results of ``out``'s type."""
+    """``a @ b`` of narrow operands with results in the dtype of ``out``."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.device.type == "cpu":
@@ -31,11 +31,14 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 def logits_product(
     states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *, same_bits: bool
 ) -> None:
-    """``states @ weightᵀ`` [R, V] into the first rows of ``out``, which has whole products of them.
+    """``states @ weightᵀ`` [R, V] into the first rows of ``out``.
 
-    A library chooses its kernel by the shape, and with it the order of a row's sums. Where a row's
-    bits must not depend on the rows beside it, they are those of a product of ``PRODUCT_ROWS``
-    rows, filled up with zeros; and the product is a taller one where that gives the same bits.
+    cuBLAS chooses its kernel by the shape, and the kernel determines the order of a row's sums.
+    With ``same_bits`` a row gets the bits of a GEMM of ``PRODUCT_ROWS`` rows, padded with zeros,
+    whatever the rows beside it. A single taller GEMM runs instead where it gives the same bits.
+
+    Args:
+        out: as many rows as ``states``, rounded up to a multiple of ``PRODUCT_ROWS``.
     """
     if not same_bits:
         product(states, weight.T, out[: len(states)])
@@ -50,16 +53,16 @@ def logits_product(
 
 
 def _tall_agrees(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
-    """Whether one product of this shape has the bits of products of ``PRODUCT_ROWS`` rows.
+    """Whether one GEMM of this shape has the bits of GEMMs of ``PRODUCT_ROWS`` rows.
 
-    It is tried once for each shape, on operands of noise, which takes the time of a few products
-    and waits for the device. A graph that is captured cannot wait: what has not been tried before
-    is taken not to agree. ``out`` is overwritten.
+    This is tried once for each shape, on noise, which takes the time of a few GEMMs and a host
+    sync. A graph capture cannot sync: a shape that has not been tried before counts as differing.
+    Overwrites ``out``.
     """
     height, device = len(states), states.device
     if height == PRODUCT_ROWS:
         return True
-    # By its address a library chooses too. Rows that come compacted always start on 16 bytes.
+    # The kernel also depends on alignment. Compacted rows are always aligned to 16 bytes.
     if weight.data_ptr() % 16 != 0:
         return False
     key = (device, states.dtype, out.dtype, height, *weight.shape, *_library())
@@ -68,7 +71,7 @@ def _tall_agrees(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) 
             return False
         try:
             _agrees[key] = _tried(states, weight, out[:height])
-        except torch.OutOfMemoryError:  # of the trial: what it is for needs less
+        except torch.OutOfMemoryError:  # the step itself needs less memory than the trial
             return False
     return _agrees[key]
 
@@ -76,7 +79,7 @@ def _tall_agrees(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) 
 def _tried(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
     rows, head = _noise(states, 1), _noise(weight, 2)
     product(rows, head.T, out)
-    # As far apart as the rows of `out`: that too is a part of the shape.
+    # With the row stride of `out`, on which the kernel depends too.
     low = out.new_empty((PRODUCT_ROWS, out.stride(0)))[:, : out.shape[1]]
     for first in range(0, len(out), PRODUCT_ROWS):
         part = slice(first, first + PRODUCT_ROWS)
@@ -87,11 +90,11 @@ def _tried(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> boo
 
 
 def _library() -> tuple[object, ...]:
-    """The settings by which torch chooses a library for products, and its kernel."""
+    """The settings of torch that choose the library and the kernel of a GEMM."""
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.cuda.preferred_blas_library()
 
 
 def _noise(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Numbers of many exponents, whose sums depend on their order; from a generator of its own."""
+    """Random numbers, whose sums depend on their order; torch's own generator is not advanced."""
     generator = torch.Generator(like.device).manual_seed(seed)
     return torch.empty_like(like).normal_(generator=generator)

@@ -1,10 +1,9 @@
-"""What a GPU backend's kernels compute, in plain torch: their definition.
+"""The definition of ``interface.RowKernels`` in plain torch, for any dtype.
 
-A chunk of logits [R, V] comes out of a product; a row kernel makes of each row its statistics, its
-gradient, or both at once, and writes the gradient over the logits as the next product's operand.
-Three more bring the rows that carry loss together and back, one scales a gradient. Backends offer
-all seven with these signatures; here they run in any dtype, float64 included, and say what the
-others must give.
+A GEMM computes a chunk of logits [R, V]. A row kernel computes the statistics of each row, its
+gradient, or both at once, and writes the gradient over the logits, as an operand of the next GEMM.
+Three more functions compact the rows that carry loss, gather and scatter them; one scales a
+gradient. What these functions compute in float64 is what every backend has to agree with.
 """
 
 import math
@@ -17,7 +16,7 @@ from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 
 def row_stats(chunk: RowChunk) -> RowStats:
-    """Statistics of each row's ``z``."""
+    """Statistics of ``z = logits * scale + bias`` for each row."""
     z, ids, live, bad = _rows(chunk)
     top = z.amax(dim=-1)
     below = torch.where(torch.isneginf(z), -math.inf, z - top.unsqueeze(-1))
@@ -26,7 +25,7 @@ def row_stats(chunk: RowChunk) -> RowStats:
     log_sum = total.log()
     weighted = (e * torch.where(torch.isneginf(below), 0.0, below)).sum(dim=-1)
     at_target = z.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    # log p <= 0 and entropy >= 0 hold exactly, not only up to rounding.
+    # The bounds make log p <= 0 and entropy >= 0 exact, not only true up to rounding.
     values = RowStats(
         logp=(at_target - top - log_sum).clamp(max=0.0),
         entropy=(log_sum - weighted / total).clamp(min=0.0),
@@ -42,8 +41,8 @@ def row_gradient_(
     """``dL/dlogits`` [R, V] in ``out_dtype``, written over ``chunk.logits``.
 
     With g, e, l the derivatives by log-prob, entropy and lse:
-    ``dL/dz = (l - g) p + g onehot - e p (log p + entropy)``. Rows that are dead, that have a bad
-    target or whose derivatives are all 0 hold zeros, whatever their logits are.
+    ``dL/dz = (l - g) p + g onehot - e p (log p + entropy)``. The gradient is 0, whatever the logits
+    are, in a dead row, in one with a bad target, and in one whose derivatives are all 0.
     """
     z, ids, live, bad = _rows(chunk)
     zero = torch.zeros_like(stats.logp)
@@ -52,7 +51,7 @@ def row_gradient_(
     p = logp.exp()
     entropy_term = torch.where(p > 0, p * (logp + stats.entropy.unsqueeze(-1)), 0.0)
     dz = (by_lse - g).unsqueeze(-1) * p - e.unsqueeze(-1) * entropy_term
-    # (l - g) p + g at the target, without the cancellation at p near 1.
+    # At the target, (l - g) p + g without the cancellation where p is near 1.
     p_target = stats.logp.exp()
     own = torch.where(p_target > 0, p_target * (stats.logp + stats.entropy), 0.0)
     onehot = by_lse * p_target - g * torch.expm1(stats.logp) - e * own
@@ -69,7 +68,7 @@ def hybrid_rows_(
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
-    """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss and ``dL/dlogits``, in one go."""
+    """Statistics, ``g = dL/dlogp`` [R] of the hybrid loss, and ``dL/dlogits`` in one call."""
     stats = row_stats(chunk)
     dead = chunk.targets == chunk.ignore_index
     g = torch.where(dead, 0.0, token_gradient(stats.logp, table, clip))
@@ -77,9 +76,10 @@ def hybrid_rows_(
 
 
 def compact_rows(live: torch.Tensor, *, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the true among ``live`` [T], ascending, then -1: [capacity]; and their number [1].
+    """The indices [capacity] at which ``live`` [T] is true, ascending, and their number [1].
 
-    Where the capacity is too small, the first ones are there; the number is of all.
+    -1 fills up the indices. If there are more than ``capacity``, the first ones are listed and the
+    number counts all of them.
     """
     place = torch.where(live, live.cumsum(0) - 1, capacity).clamp(max=capacity)
     index = live.new_full((capacity + 1,), -1, dtype=torch.int64)
@@ -96,14 +96,14 @@ def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Writes rows [N, H] into ``target`` [T, H], in its dtype; those of index -1 nowhere."""
+    """Writes rows [N, H] into ``target`` [T, H], in its dtype, except where the index is -1."""
     given = index >= 0
     target[index[given]] = rows[given].to(target.dtype)
     return target
 
 
 def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``gradient *= factor``, 0-d, rounded once: a factor in bf16 would be off by 0.4 %."""
+    """``gradient *= factor``, 0-d, rounded once: the factor in bf16 would be off by 0.4 %."""
     wide = torch.promote_types(gradient.dtype, factor.dtype)
     if wide == gradient.dtype:
         return gradient.mul_(factor)
@@ -111,7 +111,7 @@ def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The memory of ``logits`` [R, V] as [R, V] of a type no wider, each row at its old place."""
+    """The memory of ``logits`` as [R, V] of a dtype no wider; each row starts where it did."""
     wide, narrow = logits.element_size(), dtype.itemsize
     pitch = logits.stride(0) if logits.shape[0] > 1 else logits.shape[1]
     if logits.stride(1) != 1 or narrow > wide:
@@ -119,7 +119,7 @@ def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
             f"logits: got {logits.dtype} of strides {logits.stride()}, want contiguous rows of a "
             f"type no narrower than {dtype}"
         )
-    # The last row may end at V: its view is as long in elements, and no longer in bytes.
+    # Memory may end with the last row's V elements: its view has as many, and no more bytes.
     size = (logits.shape[0], pitch * wide // narrow)
     flat = logits.as_strided((size[0] * pitch - pitch + logits.shape[1],), (1,)).view(dtype)
     return flat.as_strided((size[0], logits.shape[1]), (size[1], 1))
@@ -128,7 +128,7 @@ def operand_view(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _rows(
     chunk: RowChunk,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits z, ids that can be gathered, and which rows are live, which have a bad id."""
+    """z, ids that are safe to gather, which rows are live, and which have a bad id."""
     logits, targets, bias, scale, ignore_index = chunk
     compute = statistics_dtype(logits.dtype)
     z = logits.to(compute) * scale
