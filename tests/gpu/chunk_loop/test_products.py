@@ -11,12 +11,12 @@ from tests.gpu.chunk_loop import checks
 from tests.gpu.chunk_loop.pretended import gpu_pretended
 from wavalign_fast.ops.chunked import gradients, products
 from wavalign_fast.ops.chunked.chunks import (
-    PITCH_ALIGN,
     PRODUCT_ROWS,
     ChunkOptions,
     chunk_heights,
     chunks_of,
 )
+from wavalign_fast.ops.chunked.interface import PITCH_ALIGN
 
 GIB = 2**30
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from wavalign_fast.ops.chunked.interface import PITCH_ALIGN
 from wavalign_fast.ops.dtypes import statistics_dtype
 
 PRODUCT_ROWS = 256
@@ -14,8 +15,6 @@ over bandwidth) an A100 needs 153 flops a byte to be bound by arithmetic and an 
 B200 281 and an H100 295: there such a GEMM is bound by reading the head. A taller one is not, where
 it may run (``products.logits_product``).
 """
-PITCH_ALIGN = 64
-"""Alignment, in elements, of the rows of logits."""
 
 
 class Head(NamedTuple):

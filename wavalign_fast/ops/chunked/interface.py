@@ -6,6 +6,9 @@ import torch
 
 from wavalign_fast.ops.token_math import TokenTable
 
+PITCH_ALIGN = 64
+"""Rows of logits are a multiple of this many elements apart, so that each starts on 16 bytes."""
+
 
 class RowChunk(NamedTuple):
     """A chunk of rows as a row kernel takes it. The kernel computes with ``z = logits * scale +

@@ -2,7 +2,7 @@
 
 import torch
 
-from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import PITCH_ALIGN, RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton.configs import row_config
@@ -12,8 +12,6 @@ from wavalign_fast.ops.triton.kernels.rows import (
     row_stats_kernel,
 )
 from wavalign_fast.ops.triton.launch import on_device
-
-PITCH_ALIGN = 64
 
 
 def row_stats(chunk: RowChunk) -> RowStats:
