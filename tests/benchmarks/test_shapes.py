@@ -28,7 +28,7 @@ def test_what_carries_loss(name, positions, live):
 @pytest.mark.parametrize("name", ["quick", "tiny"])
 def test_the_step_has_the_loss_that_its_shape_says(name):
     step = Step(HYBRID[name], torch.float32)
-    live = step.objective("cpu").plan(step.batch).live
+    live = step.objective("cpu").token_weights(step.batch).live
     assert int(live.sum()) == HYBRID[name].live
     assert torch.equal(torch.nonzero(live).squeeze(1), step.live())
 

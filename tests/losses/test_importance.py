@@ -31,7 +31,7 @@ def step(batch: wf.HybridBatch, logp: torch.Tensor, **settings) -> wf.HybridOutp
     """The loss from log-probs alone, so that any ratio can be had."""
     made = objective(**settings)
     scores = LogProb(logp.flatten(), None, logp.flatten())
-    return made.combine(batch, made.plan(batch), scores, torch.tensor(1.0))
+    return made.combine(batch, made.token_weights(batch), scores, torch.tensor(1.0))
 
 
 def logps(seed: int) -> torch.Tensor:

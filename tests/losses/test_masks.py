@@ -42,7 +42,7 @@ def test_nan_where_nothing_is_scored_changes_no_bit(config, options) -> None:
         LAYOUT, text_kl=0.1, clip=0.2, gate=0.5, options=options, **config
     )
     poisoned = hidden.clone()
-    poisoned[~objective.plan(mixed_batch(**clean)).live] = NAN
+    poisoned[~objective.token_weights(mixed_batch(**clean)).live] = NAN
 
     def run(hidden: torch.Tensor, tables: dict) -> tuple[torch.Tensor, ...]:
         leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()

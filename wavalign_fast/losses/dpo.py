@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from wavalign_fast.losses.checks import check_finite, check_head, check_normaliser
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.losses.normalise import normalised
-from wavalign_fast.losses.plan import Scope, ScopeWeights, check_scope
 from wavalign_fast.losses.rows import MOST_ROWS, row_sums
+from wavalign_fast.losses.weights import Scope, ScopeWeights, check_scope
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
     can_be_read,

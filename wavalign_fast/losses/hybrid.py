@@ -12,7 +12,6 @@ from wavalign_fast.losses.checks import check_head
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.normalise import Normalisation, Normalisers
-from wavalign_fast.losses.plan import KLScope, Scope, ScopeWeights, StepPlan
 from wavalign_fast.losses.policy import (
     Clip,
     ImportanceLevel,
@@ -20,6 +19,7 @@ from wavalign_fast.losses.policy import (
     policy_tokens,
 )
 from wavalign_fast.losses.terms import StepTerms
+from wavalign_fast.losses.weights import KLScope, Scope, ScopeWeights, TokenWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
@@ -171,14 +171,14 @@ class HybridObjective(nn.Module):
             )
         self._check_places(hidden.device, batch, rl_weight, normalisers)
         self._say_what_has_no_effect(batch)
-        plan = self.plan(batch)
+        token_weights = self.token_weights(batch)
         operands = checked_operands(
-            *(hidden, weight, torch.where(plan.live, batch.targets, IGNORE_INDEX), bias),
+            *(hidden, weight, torch.where(token_weights.live, batch.targets, IGNORE_INDEX), bias),
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )
         lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self._multiplied(operands, self._terms(batch, plan, lam, normalisers))
+        output = self._multiplied(operands, self._terms(batch, token_weights, lam, normalisers))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _check_places(
@@ -222,12 +222,12 @@ class HybridObjective(nn.Module):
     def _terms(
         self,
         batch: HybridBatch,
-        plan: StepPlan,
+        token_weights: TokenWeights,
         lam: torch.Tensor,
         normalisers: Normalisers | None,
     ) -> StepTerms:
         return StepTerms.of(
-            *(batch, plan, lam, normalisers),
+            *(batch, token_weights, lam, normalisers),
             kl_scope=self.kl_scope,
             normalisation=self.normalisation,
             std=self.advantage_std,
@@ -236,9 +236,9 @@ class HybridObjective(nn.Module):
             options=self.options,
         )
 
-    def plan(self, batch: HybridBatch) -> StepPlan:
+    def token_weights(self, batch: HybridBatch) -> TokenWeights:
         """Which positions of ``batch`` carry what."""
-        return StepPlan.of(
+        return TokenWeights.of(
             batch,
             self.layout,
             policy=self.policy_weights,
@@ -253,7 +253,7 @@ class HybridObjective(nn.Module):
         Rollouts, demonstrations with a label in scope, rollouts; under ``normalisation="token"``
         the summed weights of the tokens of each, for the KL the number of completion tokens.
         """
-        return Normalisers.of(batch, self.plan(batch), self.normalisation)
+        return Normalisers.of(batch, self.token_weights(batch), self.normalisation)
 
     def _mix(
         self, rewards: torch.Tensor, rl_weight: torch.Tensor | float | None
@@ -282,13 +282,13 @@ class HybridObjective(nn.Module):
     def combine(
         self,
         batch: HybridBatch,
-        plan: StepPlan,
+        token_weights: TokenWeights,
         scores: LogProb,
         lam: torch.Tensor,
         normalisers: Normalisers | None = None,
     ) -> HybridOutput:
         """The step's loss from log-probabilities that are there already; λ is ``lam``."""
-        return self._combined(self._terms(batch, plan, lam, normalisers), scores)
+        return self._combined(self._terms(batch, token_weights, lam, normalisers), scores)
 
     def _combined(self, terms: StepTerms, scores: LogProb) -> HybridOutput:
         # The vectors are short and their sums cancel: a policy loss is the small rest of large

@@ -6,9 +6,9 @@ import torch
 
 from wavalign_fast.losses.advantage import Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
-from wavalign_fast.losses.plan import StepPlan
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import rows_with_weight, shares, weighted_sum
+from wavalign_fast.losses.weights import TokenWeights
 
 CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 
@@ -39,7 +39,7 @@ class StepMetrics:
     def of(
         cls,
         batch: HybridBatch,
-        plan: StepPlan,
+        weights: TokenWeights,
         advantage: torch.Tensor,
         *,
         std: Std,
@@ -47,28 +47,28 @@ class StepMetrics:
         clips: bool,
     ) -> "StepMetrics":
         members = {
-            "text": (plan.text_scored, plan.completion & ~plan.speech),
-            "speech": (plan.speech_scored, plan.completion & plan.speech),
-            "total": (plan.text_scored and plan.speech_scored, plan.completion),
+            "text": (weights.text_live, weights.completion & ~weights.speech),
+            "speech": (weights.speech_live, weights.completion & weights.speech),
+            "total": (weights.text_live and weights.speech_live, weights.completion),
         }
-        weights = {
-            name: where.to(torch.float64) for name, (scored, where) in members.items() if scored
+        in_class = {
+            name: where.to(torch.float64) for name, (live, where) in members.items() if live
         }
         none = advantage.new_zeros((0, len(advantage)))
-        measured = weights.values() if batch.ref_logp is not None else ()
+        measured = in_class.values() if batch.ref_logp is not None else ()
         kl = [_of_rollouts(batch, of) for of in measured]
-        entropy = [_of_groups(batch, of) for of in weights.values()]
-        moved = (plan.policy > 0) & (advantage != 0)
-        without = plan.live & (plan.anchor == 0) & (plan.beta == 0)
-        known = _reward_metrics(batch, std) | _count_metrics(batch, plan)
+        entropy = [_of_groups(batch, of) for of in in_class.values()]
+        moved = (weights.policy > 0) & (advantage != 0)
+        without = weights.live & (weights.anchor == 0) & (weights.beta == 0)
+        known = _reward_metrics(batch, std) | _count_metrics(batch, weights)
         known |= {name: advantage.new_zeros(()) for name in CLIPPED}
         known["zero_gradient_rows"] = (without & ~moved).sum()
         return cls(
             known=known,
-            classes=tuple(weights),
+            classes=tuple(in_class),
             kl=torch.stack(kl) if kl else none,
             entropy=torch.stack(entropy) if entropy else none,
-            clipped=_clip_weights(batch, plan, level) if clips else None,
+            clipped=_clip_weights(batch, weights, level) if clips else None,
             held=without & moved,
         )
 
@@ -106,12 +106,14 @@ def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     return shares(weights, prompt, groups) / scored
 
 
-def _clip_weights(batch: HybridBatch, plan: StepPlan, level: ImportanceLevel) -> torch.Tensor:
+def _clip_weights(
+    batch: HybridBatch, weights: TokenWeights, level: ImportanceLevel
+) -> torch.Tensor:
     if level == "token":
-        return plan.policy / plan.policy.sum().clamp(min=1e-6)
+        return weights.policy / weights.policy.sum().clamp(min=1e-6)
     rollouts = batch.rewards.numel()
-    scored = rows_with_weight(plan.policy, batch.policy_row, rollouts).clamp(min=1)
-    return shares(plan.policy, batch.policy_row, rollouts) / scored
+    scored = rows_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)
+    return shares(weights.policy, batch.policy_row, rollouts) / scored
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
@@ -133,13 +135,13 @@ def _per(total: torch.Tensor | int, count: torch.Tensor) -> torch.Tensor:
     return count.to(torch.float32) / total
 
 
-def _count_metrics(batch: HybridBatch, plan: StepPlan) -> dict[str, torch.Tensor]:
-    policy, anchor = plan.policy > 0, plan.anchor > 0
+def _count_metrics(batch: HybridBatch, weights: TokenWeights) -> dict[str, torch.Tensor]:
+    policy, anchor = weights.policy > 0, weights.anchor > 0
     return {
-        "completion_length": _per(max(batch.rewards.numel(), 1), plan.completion.sum()),
-        "policy_text_tokens": (policy & ~plan.speech).sum(),
-        "policy_speech_tokens": (policy & plan.speech).sum(),
-        "anchor_text_tokens": (anchor & ~plan.speech).sum(),
-        "anchor_speech_tokens": (anchor & plan.speech).sum(),
-        "skipped_rows": (~plan.live).sum(),
+        "completion_length": _per(max(batch.rewards.numel(), 1), weights.completion.sum()),
+        "policy_text_tokens": (policy & ~weights.speech).sum(),
+        "policy_speech_tokens": (policy & weights.speech).sum(),
+        "anchor_text_tokens": (anchor & ~weights.speech).sum(),
+        "anchor_speech_tokens": (anchor & weights.speech).sum(),
+        "skipped_rows": (~weights.live).sum(),
     }

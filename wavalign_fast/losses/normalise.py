@@ -7,8 +7,8 @@ import torch
 
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_normaliser
-from wavalign_fast.losses.plan import StepPlan
 from wavalign_fast.losses.rows import rows_with_weight
+from wavalign_fast.losses.weights import TokenWeights
 
 Normalisation = Literal["sequence", "token"]
 
@@ -60,12 +60,14 @@ class Normalisers:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @classmethod
-    def of(cls, batch: HybridBatch, plan: StepPlan, level: Normalisation) -> "Normalisers":
+    def of(cls, batch: HybridBatch, weights: TokenWeights, level: Normalisation) -> "Normalisers":
         """Those of ``batch`` itself, float64 on its device; nothing waits for the device."""
         if level == "token":
-            return cls(plan.policy.sum(), plan.anchor.sum(), plan.completion.sum().double())
-        rollouts = plan.policy.new_full((), batch.rewards.numel())
-        anchors = rows_with_weight(plan.anchor, batch.anchor_row, batch.anchor_rows)
+            return cls(
+                weights.policy.sum(), weights.anchor.sum(), weights.completion.sum().double()
+            )
+        rollouts = weights.policy.new_full((), batch.rewards.numel())
+        anchors = rows_with_weight(weights.anchor, batch.anchor_row, batch.anchor_rows)
         return cls(rollouts, anchors.double(), rollouts)
 
 

@@ -9,9 +9,9 @@ from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.metrics import StepMetrics
 from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised
-from wavalign_fast.losses.plan import KLScope, StepPlan
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
+from wavalign_fast.losses.weights import KLScope, TokenWeights
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.transfer import copied_together
@@ -32,7 +32,7 @@ class TermWeights:
     def of(
         cls,
         batch: HybridBatch,
-        plan: StepPlan,
+        weights: TokenWeights,
         by: Normalisers,
         *,
         kl_scope: KLScope,
@@ -45,16 +45,16 @@ class TermWeights:
             return normalised(in_row, by)
 
         rollouts = batch.rewards.numel()
-        policy = per_position(plan.policy, batch.policy_row, rollouts, by.policy)
+        policy = per_position(weights.policy, batch.policy_row, rollouts, by.policy)
         own_kl = kl_scope == "completion"
         in_kl = policy
         if own_kl:
-            completion = plan.completion.to(plan.policy)
+            completion = weights.completion.to(weights.policy)
             in_kl = per_position(completion, batch.policy_row, rollouts, by.kl)
         return cls(
             policy=policy,
-            anchor=per_position(plan.anchor, batch.anchor_row, batch.anchor_rows, by.anchor),
-            kl=plan.beta * in_kl,
+            anchor=per_position(weights.anchor, batch.anchor_row, batch.anchor_rows, by.anchor),
+            kl=weights.beta * in_kl,
             own_kl=own_kl,
         )
 
@@ -108,7 +108,7 @@ class StepTerms:
     def of(
         cls,
         batch: HybridBatch,
-        plan: StepPlan,
+        weights: TokenWeights,
         lam: torch.Tensor,
         normalisers: Normalisers | None,
         *,
@@ -125,25 +125,27 @@ class StepTerms:
         given = (*vars(batch).values(), lam, *counts)
         for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
             if device.type != "cpu":
-                batch, plan, lam, normalisers = copied_together(
-                    device, batch, plan, lam, normalisers
+                batch, weights, lam, normalisers = copied_together(
+                    device, batch, weights, lam, normalisers
                 )
-        by = normalisers or Normalisers.of(batch, plan, normalisation)
+        by = normalisers or Normalisers.of(batch, weights, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
         rollouts = None
         if level == "sequence":
             rollouts = Rollouts(
-                row=batch.policy_row, weights=plan.policy, count=batch.rewards.numel()
+                row=batch.policy_row, weights=weights.policy, count=batch.rewards.numel()
             )
         return cls(
             lam=lam,
-            weights=TermWeights.of(batch, plan, by, kl_scope=kl_scope, normalisation=normalisation),
+            weights=TermWeights.of(
+                batch, weights, by, kl_scope=kl_scope, normalisation=normalisation
+            ),
             advantage=advantage,
-            old_logp=_old_logp(batch, plan),
-            ref_logp=_ref_logp(batch, plan, kl_scope),
+            old_logp=_old_logp(batch, weights),
+            ref_logp=_ref_logp(batch, weights, kl_scope),
             rollouts=rollouts,
-            metrics=StepMetrics.of(batch, plan, advantage, std=std, level=level, clips=clips),
+            metrics=StepMetrics.of(batch, weights, advantage, std=std, level=level, clips=clips),
         )
 
     def table(self) -> TokenTable:
@@ -172,17 +174,17 @@ class StepTerms:
         return None if self.ref_logp is None else self.ref_logp - logp
 
 
-def _old_logp(batch: HybridBatch, plan: StepPlan) -> torch.Tensor | None:
+def _old_logp(batch: HybridBatch, weights: TokenWeights) -> torch.Tensor | None:
     if batch.old_logp is None:
         return None
-    scored = plan.policy > 0
+    scored = weights.policy > 0
     check_finite("old_logp", batch.old_logp, scored)
     return torch.where(scored, batch.old_logp.to(torch.float64), 0.0)
 
 
-def _ref_logp(batch: HybridBatch, plan: StepPlan, kl_scope: KLScope) -> torch.Tensor | None:
+def _ref_logp(batch: HybridBatch, weights: TokenWeights, kl_scope: KLScope) -> torch.Tensor | None:
     if batch.ref_logp is None:
         return None
-    in_term = plan.completion if kl_scope == "completion" else plan.policy > 0
-    check_finite("ref_logp", batch.ref_logp, (plan.beta > 0) & in_term)
-    return torch.where(plan.live & plan.completion, batch.ref_logp.to(torch.float64), 0.0)
+    in_term = weights.completion if kl_scope == "completion" else weights.policy > 0
+    check_finite("ref_logp", batch.ref_logp, (weights.beta > 0) & in_term)
+    return torch.where(weights.live & weights.completion, batch.ref_logp.to(torch.float64), 0.0)

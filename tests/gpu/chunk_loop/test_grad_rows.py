@@ -39,7 +39,7 @@ def rows_with_gradient(name: str) -> int:
 
 
 def live_rows(name: str) -> int:
-    return int(objective(name).plan(BATCH).live.sum())
+    return int(objective(name).token_weights(BATCH).live.sum())
 
 
 @pytest.mark.parametrize("bound", [False, True])

@@ -47,7 +47,7 @@ class ScopeWeights:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StepPlan:
+class TokenWeights:
     """Masks and weights of a step, each [T]."""
 
     speech: torch.Tensor
@@ -57,9 +57,9 @@ class StepPlan:
     beta: torch.Tensor
     live: torch.Tensor
     """Positions that carry loss; no other is multiplied with the head."""
-    text_scored: bool
+    text_live: bool
     """Whether all text tokens of the rollouts are live, by configuration alone."""
-    speech_scored: bool
+    speech_live: bool
 
     @classmethod
     def of(
@@ -71,7 +71,7 @@ class StepPlan:
         anchor: ScopeWeights,
         kl: ScopeWeights,
         kl_scope: KLScope,
-    ) -> "StepPlan":
+    ) -> "TokenWeights":
         completion, labelled = batch.policy_row >= 0, batch.anchor_row >= 0
         used = completion | labelled
         speech = layout.classify_as("batch.targets", torch.where(used, batch.targets, 0)) == SPEECH
@@ -89,6 +89,6 @@ class StepPlan:
             anchor=anchor_weight,
             beta=beta,
             live=live,
-            text_scored=policy.text > 0 or (own_kl and kl.text > 0),
-            speech_scored=policy.speech > 0 or (own_kl and kl.speech > 0),
+            text_live=policy.text > 0 or (own_kl and kl.text > 0),
+            speech_live=policy.speech > 0 or (own_kl and kl.speech > 0),
         )
