@@ -6,7 +6,7 @@ import torch
 
 from wavalign_fast.losses import padded
 from wavalign_fast.losses.rewards import rewards_table
-from wavalign_fast.losses.rows import MOST_ROWS
+from wavalign_fast.losses.segments import MAX_SEGMENTS
 from wavalign_fast.ops.inputs import (
     can_be_read,
     check_device,
@@ -71,7 +71,7 @@ class HybridBatch:
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
         self._check_rows("policy_row", self.rewards.numel(), "B·G")
-        self._check_rows("anchor_row", MOST_ROWS, "2^24")
+        self._check_rows("anchor_row", MAX_SEGMENTS, "2^24")
 
     def to(self, device: torch.device | str) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copies."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from wavalign_fast.losses.checks import check_finite, check_head, check_normaliser
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.losses.normalise import normalised
-from wavalign_fast.losses.rows import MOST_ROWS, row_sums
+from wavalign_fast.losses.segments import MAX_SEGMENTS, segment_sums
 from wavalign_fast.losses.weights import Scope, ScopeWeights, check_scope
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
@@ -119,7 +119,7 @@ def fused_dpo_loss(
         scores.logp.device, row, tokens, pairs, ref_logp, normaliser
     )
     divisor = tokens.clamp(min=1.0) if length_normalised else torch.ones_like(tokens)
-    policy = row_sums(scores.logp.to(torch.float64), row, sequences) / divisor
+    policy = segment_sums(scores.logp.to(torch.float64), row, sequences) / divisor
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
 
     usable = _usable(tokens, pairs)
@@ -176,7 +176,7 @@ def _tokens_in_scope(
     scored = targets != IGNORE_INDEX
     speech = layout.classify_as("targets", torch.where(scored, targets, 0)) == SPEECH
     mask = weights.per_token(speech, scored)
-    return mask, row_sums(mask, torch.where(mask > 0, sequence_id, -1), sequences)
+    return mask, segment_sums(mask, torch.where(mask > 0, sequence_id, -1), sequences)
 
 
 def _usable(tokens: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
@@ -260,7 +260,7 @@ def _check(
             "ref_logp: got None with targets on meta, want [S]: nothing else has the number of "
             "sequences"
         )
-    end = MOST_ROWS if ref_logp is None else ref_logp.shape[0]
+    end = MAX_SEGMENTS if ref_logp is None else ref_logp.shape[0]
     of_tokens = sequence_id[targets != IGNORE_INDEX]
     bounded = ref_logp is not None
     highest = max(

@@ -7,7 +7,7 @@ import torch
 from wavalign_fast.losses.advantage import Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
-from wavalign_fast.losses.rows import rows_with_weight, shares, weighted_sum
+from wavalign_fast.losses.segments import mean_weights, segments_with_weight, weighted_sum
 from wavalign_fast.losses.weights import TokenWeights
 
 CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
@@ -96,14 +96,14 @@ class StepMetrics:
 
 def _of_rollouts(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     rollouts = batch.rewards.numel()
-    return shares(weights, batch.policy_row, rollouts) / max(rollouts, 1)
+    return mean_weights(weights, batch.policy_row, rollouts) / max(rollouts, 1)
 
 
 def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     groups, size = batch.rewards.shape
     prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
-    scored = rows_with_weight(weights, prompt, groups).clamp(min=1)
-    return shares(weights, prompt, groups) / scored
+    scored = segments_with_weight(weights, prompt, groups).clamp(min=1)
+    return mean_weights(weights, prompt, groups) / scored
 
 
 def _clip_weights(
@@ -112,8 +112,8 @@ def _clip_weights(
     if level == "token":
         return weights.policy / weights.policy.sum().clamp(min=1e-6)
     rollouts = batch.rewards.numel()
-    scored = rows_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)
-    return shares(weights.policy, batch.policy_row, rollouts) / scored
+    scored = segments_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)
+    return mean_weights(weights.policy, batch.policy_row, rollouts) / scored
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:

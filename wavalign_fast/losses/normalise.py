@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_normaliser
-from wavalign_fast.losses.rows import rows_with_weight
+from wavalign_fast.losses.segments import segments_with_weight
 from wavalign_fast.losses.weights import TokenWeights
 
 Normalisation = Literal["sequence", "token"]
@@ -67,7 +67,7 @@ class Normalisers:
                 weights.policy.sum(), weights.anchor.sum(), weights.completion.sum().double()
             )
         rollouts = weights.policy.new_full((), batch.rewards.numel())
-        anchors = rows_with_weight(weights.anchor, batch.anchor_row, batch.anchor_rows)
+        anchors = segments_with_weight(weights.anchor, batch.anchor_row, batch.anchor_rows)
         return cls(rollouts, anchors.double(), rollouts)
 
 

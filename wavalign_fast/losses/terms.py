@@ -10,7 +10,7 @@ from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.metrics import StepMetrics
 from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
-from wavalign_fast.losses.rows import at_positions, row_means, shares, weighted_sum
+from wavalign_fast.losses.segments import at_positions, mean_weights, segment_means, weighted_sum
 from wavalign_fast.losses.weights import KLScope, TokenWeights
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.token_math import TokenTable
@@ -41,7 +41,7 @@ class TermWeights:
         def per_position(
             weights: torch.Tensor, row: torch.Tensor, count: int, by: torch.Tensor | float
         ) -> torch.Tensor:
-            in_row = weights if normalisation == "token" else shares(weights, row, count)
+            in_row = weights if normalisation == "token" else mean_weights(weights, row, count)
             return normalised(in_row, by)
 
         rollouts = batch.rewards.numel()
@@ -83,7 +83,7 @@ class Rollouts:
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
         """The weighted mean over its rollout, at each position [T]."""
-        return at_positions(row_means(values, self.weights, self.row, self.count), self.row)
+        return at_positions(segment_means(values, self.weights, self.row, self.count), self.row)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
