@@ -18,8 +18,8 @@ from torch.utils.checkpoint import (
 import wavalign_fast as wf
 from tests.defaults import assert_defaults_change_no_bit
 from tests.losses.formula import LAYOUT, H, V
+from wavalign_fast.losses import all_reduce
 from wavalign_fast.losses import gate as gate_module
-from wavalign_fast.losses import ranks
 from wavalign_fast.ops import backends, cuda
 
 NAN, INF = float("nan"), float("inf")
@@ -413,7 +413,7 @@ def test_where_a_process_group_adds_up() -> None:
         (cpu, "cpu:gloo,cuda:nccl", "cpu"), (gpu, "cpu:gloo,cuda:nccl", "cuda"),
         (cpu, "cuda:nccl", "cuda"), (gpu, "cpu:gloo", "cpu"), (cpu, "xpu:xccl", "xpu"),
     ):  # fmt: skip
-        assert ranks._place_of_backend(device, config) == wanted
+        assert all_reduce._place_of_backend(device, config) == wanted
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the rewards go to the GPU and back")

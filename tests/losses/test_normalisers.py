@@ -7,7 +7,7 @@ import torch
 
 import wavalign_fast as wf
 from tests.losses.formula import LAYOUT, H, V, random_batch
-from wavalign_fast.losses.normalise import normalised
+from wavalign_fast.losses.normalisers import normalised
 from wavalign_fast.ops import LogProb
 
 REFERENCE = wf.LossOptions(backend="reference")

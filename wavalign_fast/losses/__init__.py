@@ -6,7 +6,7 @@ from wavalign_fast.losses.dpo import DPOOutput, count_pairs, dpo_loss, fused_dpo
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.hybrid import HybridObjective, HybridOutput
 from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
-from wavalign_fast.losses.normalise import Normalisers
+from wavalign_fast.losses.normalisers import Normalisers
 
 __all__ = [
     "SPEECH",

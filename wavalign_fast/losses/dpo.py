@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from wavalign_fast.losses.checks import check_finite, check_head, check_normaliser
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
-from wavalign_fast.losses.normalise import normalised
+from wavalign_fast.losses.normalisers import normalised
 from wavalign_fast.losses.segments import MAX_SEGMENTS, segment_sums
 from wavalign_fast.losses.weights import Scope, ScopeWeights, check_scope
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob

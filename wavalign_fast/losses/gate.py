@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
-from wavalign_fast.losses.ranks import add_up_over_ranks
-from wavalign_fast.losses.repeats import Repeats, unseen_by_checkpointing
+from wavalign_fast.losses.all_reduce import sum_over_ranks
+from wavalign_fast.losses.recomputation import RecomputedSteps, unseen_by_checkpointing
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.backends import takes_cuda_groups
@@ -64,7 +64,7 @@ class MixingGate(nn.Module):
         self._buffers["value"] = torch.tensor(start, dtype=torch.float32, device="cpu")
         # Known without looking: on a device to look would be to wait.
         self._stepped = initial is not None
-        self._repeats = Repeats()
+        self._recomputed = RecomputedSteps()
 
     @property
     def value(self) -> torch.Tensor | None:
@@ -109,8 +109,8 @@ class MixingGate(nn.Module):
         self, rewards: torch.Tensor, options: LossOptions | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rewards = rewards_table(rewards)
-        if Repeats.asked():
-            again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._repeats.of(rewards)
+        if RecomputedSteps.asked():
+            again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._recomputed.of(rewards)
             return again
         captured = capturing(rewards.device)
         if captured and self._state.device != rewards.device:
@@ -120,7 +120,7 @@ class MixingGate(nn.Module):
             )
         totals = self._totals(rewards, takes_cuda_groups(rewards, options))
         # Every rank must mix alike, or their gradients belong to different losses.
-        totals = add_up_over_ranks(totals)
+        totals = sum_over_ranks(totals)
         before = self._state_beside(totals)
         lam, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
         # A NaN differs from itself.
@@ -133,7 +133,7 @@ class MixingGate(nn.Module):
         names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
         parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
         result = lam, parts | {"adaptive_lambda": lam}
-        self._repeats.note(rewards, lam, result)
+        self._recomputed.note(rewards, lam, result)
         return result
 
     def _totals(self, rewards: torch.Tensor, by_kernel: bool) -> torch.Tensor:

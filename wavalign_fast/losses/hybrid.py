@@ -11,7 +11,7 @@ from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_head
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
-from wavalign_fast.losses.normalise import Normalisation, Normalisers
+from wavalign_fast.losses.normalisers import Normalisation, Normalisers
 from wavalign_fast.losses.policy import (
     Clip,
     ImportanceLevel,

@@ -8,7 +8,7 @@ from wavalign_fast.losses.advantage import Std, group_advantages
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.metrics import StepMetrics
-from wavalign_fast.losses.normalise import Normalisation, Normalisers, normalised
+from wavalign_fast.losses.normalisers import Normalisation, Normalisers, normalised
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.segments import at_positions, mean_weights, segment_means, weighted_sum
 from wavalign_fast.losses.weights import KLScope, TokenWeights

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 
-def add_up_over_ranks(totals: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(totals: torch.Tensor) -> torch.Tensor:
     """The sum of ``totals`` over the ranks of the default process group, where ``totals`` is.
 
     A group made by ``init_process_group("nccl")`` has a backend for GPU tensors only: numbers on

@@ -38,7 +38,7 @@ class _Step(NamedTuple):
     result: Any
 
 
-class Repeats:
+class RecomputedSteps:
     """The steps whose backward pass may still come: at most the last ``MOST_STEPS``."""
 
     def __init__(self) -> None:
