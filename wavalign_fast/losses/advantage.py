@@ -17,7 +17,7 @@ ADVANTAGE_EPS = 1e-4
 class GroupStats(NamedTuple):
     """Statistics of each group of rewards over the rollouts that have one, each [B], float64."""
 
-    scored: torch.Tensor
+    rewarded: torch.Tensor
     """How many rollouts have a reward."""
     mean: torch.Tensor
     variance: torch.Tensor
@@ -80,7 +80,7 @@ def group_advantages(
     # Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
     mean, deviation = (x.to(rewards.dtype) for x in (stats.mean, group_std(stats, std)))
     # Equal rewards are told by their range: the rounding of a mean must not become an advantage.
-    informative = (stats.scored > 1) & (stats.max > stats.min)
+    informative = (stats.rewarded > 1) & (stats.max > stats.min)
     advantages = (rewards - mean.unsqueeze(1)) / (deviation + eps).unsqueeze(1)
     return torch.where(informative.unsqueeze(1) & ~torch.isnan(rewards), advantages, 0)
 
@@ -89,4 +89,4 @@ def group_std(stats: GroupStats, std: Std) -> torch.Tensor:
     """Standard deviation of each group [B] from its statistics; 0 where there is none."""
     if std == "population":
         return stats.variance.sqrt()
-    return (stats.variance * stats.scored / (stats.scored - 1).clamp(min=1)).sqrt()
+    return (stats.variance * stats.rewarded / (stats.rewarded - 1).clamp(min=1)).sqrt()

@@ -28,7 +28,7 @@ class DPOOutput(NamedTuple):
 
     loss: torch.Tensor
     sequence_logp: torch.Tensor
-    """[S], summed (or averaged) over the scored tokens; 0 for a sequence without any."""
+    """[S], summed (or averaged) over the tokens in scope; 0 for a sequence without any."""
     metrics: dict[str, torch.Tensor]
 
 
@@ -84,9 +84,9 @@ def fused_dpo_loss(
     Args:
         hidden: [T, H]; position t predicts ``targets[t]``.
         weight: [V, H].
-        targets: [T] int64 ids, -100 = not scored. With ``hidden`` on a GPU these and the next two
+        targets: [T] int64 ids, -100 = ignored. With ``hidden`` on a GPU these and the next two
             may be on the CPU: which rows are multiplied is then known without waiting for the GPU.
-        sequence_id: [T] int64, the sequence of each scored position, in [0, S).
+        sequence_id: [T] int64, the sequence of each position not ignored, in [0, S).
         pairs: [P, 2] int64 sequence indices (chosen, rejected).
         ref_logp: [S] log-probs under the reference, summed over the same tokens, constants that
             get no gradient; ``None``: no reference, its margin is 0, and a device is waited for to
@@ -173,9 +173,9 @@ def _tokens_in_scope(
     check_type("layout", layout, ModalityLayout)
     check_scope("scope", scope)
     weights = ScopeWeights.of("policy", scope, 1.0, 1.0)
-    scored = targets != IGNORE_INDEX
-    speech = layout.classify_as("targets", torch.where(scored, targets, 0)) == SPEECH
-    mask = weights.per_token(speech, scored)
+    labelled = targets != IGNORE_INDEX
+    speech = layout.classify_as("targets", torch.where(labelled, targets, 0)) == SPEECH
+    mask = weights.per_token(speech, labelled)
     return mask, segment_sums(mask, torch.where(mask > 0, sequence_id, -1), sequences)
 
 
@@ -268,7 +268,7 @@ def _check(
     )
     if ref_logp is None:
         return highest + 1
-    last = int(sequence_id.max()) if len(targets) else -1  # also where nothing is scored
+    last = int(sequence_id.max()) if len(targets) else -1  # also where all are ignored
     if end == len(targets) and end > max(highest, last) + 1:
         raise ValueError(
             f"ref_logp: got {end} values, as many as targets, for {highest + 1} sequences, want "

@@ -150,13 +150,13 @@ class MixingGate(nn.Module):
             )
             return totals
         stats = GroupStats(*(x.to(torch.float32) for x in group_stats(rewards)))
-        scored = stats.scored > 0
+        rewarded = stats.rewarded > 0
         reward_gate = torch.sigmoid(self.slope * (stats.max - self.threshold))
         info_gate = (stats.variance / self.variance_scale).clamp(0.0, 1.0)
         raw_each = self.lambda_max * reward_gate * info_gate
         rows = torch.stack([raw_each, reward_gate, info_gate, stats.max, stats.variance])
-        sums = torch.where(scored, rows, 0.0).sum(dim=1)
-        return torch.cat([sums, scored.sum().to(sums.dtype).reshape(1)])
+        sums = torch.where(rewarded, rows, 0.0).sum(dim=1)
+        return torch.cat([sums, rewarded.sum().to(sums.dtype).reshape(1)])
 
     def _state_beside(self, totals: torch.Tensor) -> torch.Tensor:
         """The state on the device of ``totals``; one on the CPU gets there without a copy."""

@@ -102,8 +102,8 @@ def _of_rollouts(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
 def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     groups, size = batch.rewards.shape
     prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
-    scored = segments_with_weight(weights, prompt, groups).clamp(min=1)
-    return mean_weights(weights, prompt, groups) / scored
+    nonempty = segments_with_weight(weights, prompt, groups).clamp(min=1)
+    return mean_weights(weights, prompt, groups) / nonempty
 
 
 def _clip_weights(
@@ -112,20 +112,20 @@ def _clip_weights(
     if level == "token":
         return weights.policy / weights.policy.sum().clamp(min=1e-6)
     rollouts = batch.rewards.numel()
-    scored = segments_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)
-    return mean_weights(weights.policy, batch.policy_row, rollouts) / scored
+    nonempty = segments_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)
+    return mean_weights(weights.policy, batch.policy_row, rollouts) / nonempty
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
     """Means over the groups that have a reward: one without any is missing, not 0."""
     stats = group_stats(batch.rewards)
-    scored = stats.scored > 0
-    groups = scored.sum().clamp(min=1)
+    rewarded = stats.rewarded > 0
+    groups = rewarded.sum().clamp(min=1)
     return {
-        "reward": (stats.mean * scored).sum() / groups,
+        "reward": (stats.mean * rewarded).sum() / groups,
         # With the floor of the advantage's denominator, as released.
-        "reward_std": ((group_std(stats, std) + 1e-4) * scored).sum() / groups,
-        "frac_reward_zero_std": _per(groups, (scored & (stats.max == stats.min)).sum()),
+        "reward_std": ((group_std(stats, std) + 1e-4) * rewarded).sum() / groups,
+        "frac_reward_zero_std": _per(groups, (rewarded & (stats.max == stats.min)).sum()),
         "missing_rewards": torch.isnan(batch.rewards).sum(),
     }
 

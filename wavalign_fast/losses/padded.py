@@ -26,7 +26,7 @@ class PaddedRows:
     """[R, L] int64."""
     labels: torch.Tensor
     """[R, L] int64."""
-    scored: torch.Tensor
+    completion: torch.Tensor
     """[B·G, C] bool, the completion tokens."""
     first: torch.Tensor
     """[B·G, 1] column of each row's first completion token."""
@@ -62,21 +62,21 @@ class PaddedRows:
         lengths = _prompt_lengths(prompt_lengths, len(rewards), input_ids)
         first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)
         _check_ones("completion_mask", completion_mask)
-        scored = completion_mask.to(torch.bool)
+        completion = completion_mask.to(torch.bool)
         left = torch.zeros_like(first)
         if attention_mask is not None:
             left = _padding_on_the_left(attention_mask, input_ids, rollouts)
-        _check_within(scored, first, left, input_ids.shape[1])
+        _check_within(completion, first, left, input_ids.shape[1])
         first = first + left
         if attention_mask is not None:
-            _check_attended(attention_mask[:rollouts], scored, first)
+            _check_attended(attention_mask[:rollouts], completion, first)
         # A mask of ones is what one gets without asking for it.
         if attention_mask is None or (can_be_read(left) and bool(attention_mask[:rollouts].all())):
-            check_right_padded(input_ids[:rollouts], scored, first, rewards.shape[1])
+            check_right_padded(input_ids[:rollouts], completion, first, rewards.shape[1])
         return cls(
             input_ids=input_ids.to(torch.int64),
             labels=labels.to(torch.int64),
-            scored=scored,
+            completion=completion,
             first=first,
             rewards=rewards,
         )
@@ -91,19 +91,19 @@ class PaddedRows:
     def policy_row(self) -> torch.Tensor:
         """[R·L], row of the rollout whose completion token each position predicts, or -1."""
         rows, length = self.input_ids.shape
-        position = _predicting(self.scored, self.first)
-        # What is not scored, or outside, goes to one more column, which is cut off. To list the
-        # scored ones would be to wait for their number.
-        slot = torch.where(self.scored & _inside(position, length), position, length)
-        own = torch.arange(len(self.scored), device=slot.device).unsqueeze(1).expand_as(slot)
+        position = _predicting(self.completion, self.first)
+        # All other entries go to an extra column, which is cut off: listing the completion's alone
+        # would wait for the device to count them.
+        slot = torch.where(self.completion & _inside(position, length), position, length)
+        own = torch.arange(len(self.completion), device=slot.device).unsqueeze(1).expand_as(slot)
         table = torch.full((rows, length + 1), -1, dtype=torch.int64, device=slot.device)
-        table[: len(self.scored)].scatter_(1, slot, own)
+        table[: len(self.completion)].scatter_(1, slot, own)
         return table[:, :length].reshape(-1)
 
     def anchor_row(self) -> torch.Tensor:
         """[R·L], index of the demonstration whose label each position predicts, or -1."""
         rows = torch.arange(len(self.input_ids), device=self.input_ids.device).unsqueeze(1)
-        return torch.where(self._labelled, rows - len(self.scored), -1).reshape(-1)
+        return torch.where(self._labelled, rows - len(self.completion), -1).reshape(-1)
 
     def flat_logps(self, name: str, logps: torch.Tensor | None) -> torch.Tensor | None:
         """[B·G, L - 1] to [R·L]; 0 where there is no score."""
@@ -111,7 +111,7 @@ class PaddedRows:
             return None
         check_tensor(name, logps)
         rows, length = self.input_ids.shape
-        wanted = (len(self.scored), length - 1)
+        wanted = (len(self.completion), length - 1)
         if logps.shape != wanted:
             raise ValueError(
                 f"{name}: got shape {tuple(logps.shape)}, want [B·G, L - 1] = {wanted}: column t "
@@ -124,7 +124,7 @@ class PaddedRows:
     @cached_property
     def _labelled(self) -> torch.Tensor:
         labelled = torch.zeros_like(self.input_ids, dtype=torch.bool)
-        rollouts = len(self.scored)
+        rollouts = len(self.completion)
         labelled[rollouts:, :-1] = self.labels[rollouts:, 1:] != IGNORE_INDEX
         return labelled
 
@@ -194,9 +194,9 @@ def _padding_on_the_left(
     return (seen.cumsum(1) == 0).sum(1, keepdim=True)
 
 
-def _predicting(scored: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """[B·G, C] position that predicts each token of ``scored``."""
-    return first - 1 + torch.arange(scored.shape[1], device=scored.device)
+def _predicting(completion: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """[B·G, C] position that predicts each token of ``completion``."""
+    return first - 1 + torch.arange(completion.shape[1], device=completion.device)
 
 
 def _inside(position: torch.Tensor, length: int) -> torch.Tensor:
@@ -204,11 +204,11 @@ def _inside(position: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _check_within(
-    scored: torch.Tensor, first: torch.Tensor, left: torch.Tensor, length: int
+    completion: torch.Tensor, first: torch.Tensor, left: torch.Tensor, length: int
 ) -> None:
     """Refuses, on the CPU, completion tokens that have no column or nothing in front of them."""
-    outside = scored & ~_inside(_predicting(scored, first + left), length)
-    if can_be_read(scored) and bool(outside.any()):
+    outside = completion & ~_inside(_predicting(completion, first + left), length)
+    if can_be_read(completion) and bool(outside.any()):
         row, column = (int(i) for i in torch.nonzero(outside)[0])
         padding = ""
         if left[row] > 0:
@@ -220,14 +220,14 @@ def _check_within(
 
 
 def _check_attended(
-    attention_mask: torch.Tensor, scored: torch.Tensor, first: torch.Tensor
+    attention_mask: torch.Tensor, completion: torch.Tensor, first: torch.Tensor
 ) -> None:
     """Refuses, on the CPU, completion tokens that are padding by the attention mask."""
-    if not can_be_read(scored) or scored.numel() == 0:
+    if not can_be_read(completion) or completion.numel() == 0:
         return
-    column = first + torch.arange(scored.shape[1], device="cpu")
+    column = first + torch.arange(completion.shape[1], device="cpu")
     attended = attention_mask.gather(1, column.clamp(max=attention_mask.shape[1] - 1)) != 0
-    bad = torch.nonzero(scored & ~attended)
+    bad = torch.nonzero(completion & ~attended)
     if bad.numel() > 0:
         row, at = (int(i) for i in bad[0])
         raise ValueError(

@@ -6,7 +6,7 @@ from wavalign_fast.ops.inputs import can_be_read
 
 
 def check_right_padded(
-    ids: torch.Tensor, scored: torch.Tensor, first: torch.Tensor, group: int
+    ids: torch.Tensor, completion: torch.Tensor, first: torch.Tensor, group: int
 ) -> None:
     """Refuses, on the CPU, rollouts [B·G, L] that cannot be right-padded but can be otherwise.
 
@@ -16,16 +16,16 @@ def check_right_padded(
 
     Args:
         ids: [B·G, L].
-        scored: [B·G, C] bool, the completion tokens.
+        completion: [B·G, C] bool, the completion tokens.
         first: [B·G, 1], the tokens of each row's prompt.
         group: G.
     """
-    if not can_be_read(ids) or ids.numel() == 0 or scored.shape[1] == 0:
+    if not can_be_read(ids) or ids.numel() == 0 or completion.shape[1] == 0:
         return
     column = torch.arange(ids.shape[1], device="cpu")
-    filled = scored.any(1, keepdim=True)
-    places = torch.arange(1, scored.shape[1] + 1, device="cpu")
-    end = torch.where(scored, places, 0).amax(1, True)  # [B·G, 1] tokens of the completion
+    filled = completion.any(1, keepdim=True)
+    places = torch.arange(1, completion.shape[1] + 1, device="cpu")
+    end = torch.where(completion, places, 0).amax(1, True)  # [B·G, 1] tokens of the completion
     behind = ids[filled & (column >= first + end)]
     if len(behind.unique()) <= 1:  # right-padded, or as good as
         return

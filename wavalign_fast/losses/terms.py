@@ -177,9 +177,9 @@ class StepTerms:
 def _old_logp(batch: HybridBatch, weights: TokenWeights) -> torch.Tensor | None:
     if batch.old_logp is None:
         return None
-    scored = weights.policy > 0
-    check_finite("old_logp", batch.old_logp, scored)
-    return torch.where(scored, batch.old_logp.to(torch.float64), 0.0)
+    used = weights.policy > 0
+    check_finite("old_logp", batch.old_logp, used)
+    return torch.where(used, batch.old_logp.to(torch.float64), 0.0)
 
 
 def _ref_logp(batch: HybridBatch, weights: TokenWeights, kl_scope: KLScope) -> torch.Tensor | None:
