@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor> group_statistics_op(const Tensor& rewards, double eps
 std::tuple<Tensor, Tensor> mix_op(const Tensor& sums, const Tensor& previous,
                                   const Tensor& has_previous, double lambda_max, double ema) {
   OnDeviceOf device(sums);
-  const Tensor lam = new_vector(sums, 1);
+  const Tensor rl_weight = new_vector(sums, 1);
   const Tensor parts = new_vector(sums, 5);
   Mix params;
   params.sums = floats("sums", sums, 6, sums);
@@ -177,10 +177,10 @@ std::tuple<Tensor, Tensor> mix_op(const Tensor& sums, const Tensor& previous,
   params.has_previous = flags("has_previous", has_previous, 1, sums);
   params.lambda_max = lambda_max;
   params.ema = ema;
-  params.lambda = lam.mutable_data_ptr<float>();
+  params.lambda = rl_weight.mutable_data_ptr<float>();
   params.parts = parts.mutable_data_ptr<float>();
   device.launch("mix", mix, params);
-  return {lam, parts};
+  return {rl_weight, parts};
 }
 
 std::tuple<Tensor, Tensor> compact_rows_op(const Tensor& live, int64_t capacity) {

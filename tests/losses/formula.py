@@ -73,9 +73,9 @@ class Formula:
         self.logp = table[torch.arange(len(table)), batch.targets]
         self.speech = LAYOUT.classify(batch.targets).tolist()
 
-    def loss(self, lam: float) -> torch.Tensor:
+    def loss(self, rl_weight: float) -> torch.Tensor:
         policy, kl = self.policy_and_kl()
-        return lam * policy + (1 - lam) * self.anchor() + kl
+        return rl_weight * policy + (1 - rl_weight) * self.anchor() + kl
 
     def weights(self, kind: str, tokens: list[int]) -> list[float]:
         prefix, scope = {"policy": "", "anchor": "anchor_"}[kind], self.config[f"{kind}_scope"]

@@ -141,12 +141,12 @@ def test_constants_of_a_batch_get_no_gradient(backend: str) -> None:
         name: getattr(batch, name).clone().requires_grad_() for name in ("ref_logp", "old_logp")
     }
     rewards = batch.rewards.clone().requires_grad_()
-    lam = torch.tensor(0.5, requires_grad=True)
+    rl_weight = torch.tensor(0.5, requires_grad=True)
     batch = wf.HybridBatch(**{**batch.__dict__, **tables, "rewards": rewards})
     objective = wf.HybridObjective(
         LAYOUT, policy_scope="all", text_kl=0.1, options=wf.LossOptions(backend=backend)
     )
     hidden = hidden.float().requires_grad_()
-    objective(hidden, weight.float(), batch, rl_weight=lam).loss.backward()
+    objective(hidden, weight.float(), batch, rl_weight=rl_weight).loss.backward()
     assert hidden.grad is not None
-    assert all(leaf.grad is None for leaf in (*tables.values(), rewards, lam))
+    assert all(leaf.grad is None for leaf in (*tables.values(), rewards, rl_weight))

@@ -208,8 +208,10 @@ def test_nothing_waits_for_the_device(normalisation, level, kl_scope) -> None:
     total = sum(objective.normalisers(part) for part in (batch, batch))
     leaf = logp.clone().requires_grad_()
     scores = LogProb(leaf, None, leaf)
-    lam = torch.zeros((), device="meta")
-    objective.combine(batch, objective.token_weights(batch), scores, lam, total).loss.backward()
+    rl_weight = torch.zeros((), device="meta")
+    objective.combine(
+        batch, objective.token_weights(batch), scores, rl_weight, total
+    ).loss.backward()
     assert total.policy.device.type == "meta" and leaf.grad.shape == (6,)
     with pytest.raises(RuntimeError, match="meta tensors"):
         total.policy.item()

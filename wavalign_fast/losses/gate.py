@@ -92,8 +92,8 @@ class MixingGate(nn.Module):
                 with numbers and ``None`` is taken too.
             options: its ``backend`` says whether the CUDA kernels may be used.
         """
-        lam, _ = self.step(rewards, options)
-        return lam
+        rl_weight, _ = self.step(rewards, options)
+        return rl_weight
 
     @torch.no_grad()
     def step(
@@ -122,9 +122,9 @@ class MixingGate(nn.Module):
         # Every rank must mix alike, or their gradients belong to different losses.
         totals = sum_over_ranks(totals)
         before = self._state_beside(totals)
-        lam, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
+        rl_weight, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
         # A NaN differs from itself.
-        value = torch.where((totals[-1] > 0) & (lam == lam), lam, before)
+        value = torch.where((totals[-1] > 0) & (rl_weight == rl_weight), rl_weight, before)
         if captured:  # a replay goes on from where the last one has left it
             self._state.copy_(value)
         elif value.device.type != "meta":  # a step for its shapes alone has no λ
@@ -132,8 +132,8 @@ class MixingGate(nn.Module):
             self._stepped |= value.device.type != "cpu"
         names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
         parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
-        result = lam, parts | {"adaptive_lambda": lam}
-        self._recomputed.note(rewards, lam, result)
+        result = rl_weight, parts | {"adaptive_lambda": rl_weight}
+        self._recomputed.note(rewards, rl_weight, result)
         return result
 
     def _totals(self, rewards: torch.Tensor, by_kernel: bool) -> torch.Tensor:
@@ -171,18 +171,18 @@ class MixingGate(nn.Module):
         """λ, 0-d, and the means [5] of the sums."""
         moved = before >= 0
         if by_kernel:
-            lam, means = cuda.mix(
+            rl_weight, means = cuda.mix(
                 *(totals, before.reshape(1), moved.reshape(1)),
                 lambda_max=self.lambda_max,
                 ema=self.ema,
             )
-            return lam.reshape(()), means
+            return rl_weight.reshape(()), means
         means = totals[:-1] / totals[-1].clamp(min=1.0)
         raw = means[0]
         before = torch.where(moved, before, raw)
         smoothed = ((1.0 - self.ema) * raw + self.ema * before).clamp(0.0, self.lambda_max)
-        lam = torch.where(totals[-1] > 0, torch.where(moved, smoothed, raw), before)
-        return lam, means
+        rl_weight = torch.where(totals[-1] > 0, torch.where(moved, smoothed, raw), before)
+        return rl_weight, means
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # λ goes where the module goes, but stays float32 and keeps its value: on the meta device it

@@ -177,8 +177,10 @@ class HybridObjective(nn.Module):
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )
-        lam, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self._multiplied(operands, self._terms(batch, token_weights, lam, normalisers))
+        rl_weight, gate_metrics = self._mix(batch.rewards, rl_weight)
+        output = self._multiplied(
+            operands, self._terms(batch, token_weights, rl_weight, normalisers)
+        )
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def _check_places(
@@ -223,11 +225,11 @@ class HybridObjective(nn.Module):
         self,
         batch: HybridBatch,
         token_weights: TokenWeights,
-        lam: torch.Tensor,
+        rl_weight: torch.Tensor,
         normalisers: Normalisers | None,
     ) -> StepTerms:
         return StepTerms.of(
-            *(batch, token_weights, lam, normalisers),
+            *(batch, token_weights, rl_weight, normalisers),
             kl_scope=self.kl_scope,
             normalisation=self.normalisation,
             std=self.advantage_std,
@@ -284,21 +286,21 @@ class HybridObjective(nn.Module):
         batch: HybridBatch,
         token_weights: TokenWeights,
         scores: LogProb,
-        lam: torch.Tensor,
+        rl_weight: torch.Tensor,
         normalisers: Normalisers | None = None,
     ) -> HybridOutput:
-        """The step's loss from log-probabilities that are there already; λ is ``lam``."""
-        return self._combined(self._terms(batch, token_weights, lam, normalisers), scores)
+        """The step's loss from log-probabilities that are there already; λ is ``rl_weight``."""
+        return self._combined(self._terms(batch, token_weights, rl_weight, normalisers), scores)
 
     def _combined(self, terms: StepTerms, scores: LogProb) -> HybridOutput:
         # The vectors are short and their sums cancel: a policy loss is the small rest of large
         # advantages. In double that rest has all of its digits.
-        logp, lam = scores.logp.to(torch.float64), terms.lam
+        logp, rl_weight = scores.logp.to(torch.float64), terms.rl_weight
         tokens = policy_tokens(
             terms.log_ratio(logp), terms.advantage, ref_gap=terms.ref_gap(logp), clip=self.clip
         )
         policy_loss, anchor_loss, kl_loss = terms.weights.losses(tokens, logp)
-        mix = lam.to(logp.dtype)
+        mix = rl_weight.to(logp.dtype)
         loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
@@ -307,8 +309,8 @@ class HybridObjective(nn.Module):
                 "sft_loss": anchor_loss,
                 "kl_loss": kl_loss,
                 "combined_loss": loss,
-                "effective_rl_weight": lam,
-                "effective_sft_weight": 1.0 - lam,
+                "effective_rl_weight": rl_weight,
+                "effective_sft_weight": 1.0 - rl_weight,
             } | terms.metrics.of_tokens(tokens, entropy)
         dtype = scores.logp.dtype
         return HybridOutput(
@@ -316,7 +318,7 @@ class HybridObjective(nn.Module):
             policy_loss.detach().to(dtype),
             anchor_loss.detach().to(dtype),
             kl_loss.detach().to(dtype),
-            lam,
+            rl_weight,
             scores.logp.detach(),
             {name: value.detach() for name, value in metrics.items()},
         )

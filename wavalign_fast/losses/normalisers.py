@@ -21,9 +21,9 @@ class Normalisers:
     Gradients that accumulate over micro-batches are then those of the whole batch::
 
         total = sum(objective.normalisers(batch) for batch in batches)
-        lam = objective.gate(torch.cat([batch.rewards for batch in batches]))
+        rl_weight = objective.gate(torch.cat([batch.rewards for batch in batches]))
         for hidden, batch in ...:
-            objective(hidden, weight, batch, rl_weight=lam, normalisers=total).loss.backward()
+            objective(hidden, weight, batch, rl_weight=rl_weight, normalisers=total).loss.backward()
 
     Over ranks, add the counts up too; a wrapper that averages gradients (DDP, FSDP) has divided by
     the number of ranks already, so the counts must be::

@@ -34,7 +34,7 @@ def unseen_by_checkpointing() -> Iterator[None]:
 class _Step(NamedTuple):
     number: int
     rewards: torch.Tensor
-    lam: torch.Tensor
+    rl_weight: torch.Tensor
     result: Any
 
 
@@ -51,12 +51,12 @@ class RecomputedSteps:
         """Whether this call is a part of a backward pass."""
         return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
-    def note(self, rewards: torch.Tensor, lam: torch.Tensor, result: Any) -> None:
+    def note(self, rewards: torch.Tensor, rl_weight: torch.Tensor, result: Any) -> None:
         """Remembers a step; those up to one that was asked for again are over."""
         if torch.compiler.is_compiling():
             return
         waiting = [step for step in self._steps if step.number > self._last_asked]
-        waiting.append(_Step(self._count, rewards, lam, result))
+        waiting.append(_Step(self._count, rewards, rl_weight, result))
         self._steps, self._count = waiting[-MOST_STEPS:], self._count + 1
 
     def of(self, rewards: torch.Tensor) -> Any:
@@ -67,7 +67,9 @@ class RecomputedSteps:
         """
         found = [step for step in self._steps if step.rewards is rewards]
         found = found or [step for step in self._steps if _same_bits(step.rewards, rewards)]
-        if len(found) == 0 or any(not torch.equal(step.lam, found[0].lam) for step in found):
+        if len(found) == 0 or any(
+            not torch.equal(step.rl_weight, found[0].rl_weight) for step in found
+        ):
             raise RuntimeError(
                 f"MixingGate: got rewards of {len(found)} steps that wait for a backward pass, "
                 "want one, where activation checkpointing computes a step again: compute λ before, "

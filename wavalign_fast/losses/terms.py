@@ -90,7 +90,7 @@ class Rollouts:
 class StepTerms:
     """Everything of a step but its log-probs, on one device."""
 
-    lam: torch.Tensor
+    rl_weight: torch.Tensor
     """λ, 0-d."""
     weights: TermWeights
     advantage: torch.Tensor
@@ -109,7 +109,7 @@ class StepTerms:
         cls,
         batch: HybridBatch,
         weights: TokenWeights,
-        lam: torch.Tensor,
+        rl_weight: torch.Tensor,
         normalisers: Normalisers | None,
         *,
         kl_scope: KLScope,
@@ -122,11 +122,11 @@ class StepTerms:
         """The terms where the batch is, on the CPU if all of it is there; where a table, λ or a
         normaliser is on a device, they are there, for to read it from the host would be to wait."""
         counts = () if normalisers is None else vars(normalisers).values()
-        given = (*vars(batch).values(), lam, *counts)
+        given = (*vars(batch).values(), rl_weight, *counts)
         for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
             if device.type != "cpu":
-                batch, weights, lam, normalisers = copied_together(
-                    device, batch, weights, lam, normalisers
+                batch, weights, rl_weight, normalisers = copied_together(
+                    device, batch, weights, rl_weight, normalisers
                 )
         by = normalisers or Normalisers.of(batch, weights, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
@@ -137,7 +137,7 @@ class StepTerms:
                 row=batch.policy_row, weights=weights.policy, count=batch.rewards.numel()
             )
         return cls(
-            lam=lam,
+            rl_weight=rl_weight,
             weights=TermWeights.of(
                 batch, weights, by, kl_scope=kl_scope, normalisation=normalisation
             ),
@@ -150,7 +150,7 @@ class StepTerms:
 
     def table(self) -> TokenTable:
         """What the kernels make each position's gradient of: coefficients with λ in them."""
-        weights, mix = self.weights, self.lam.to(self.weights.policy.dtype)
+        weights, mix = self.weights, self.rl_weight.to(self.weights.policy.dtype)
         return TokenTable(
             policy_coef=mix * weights.policy,
             advantage=self.advantage,

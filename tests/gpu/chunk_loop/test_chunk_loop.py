@@ -178,10 +178,10 @@ def test_the_gate_and_advantages_come_from_the_kernels(monkeypatch):
     ops = emulated().ops
     monkeypatch.setattr(cuda, "OPS", ops)
     monkeypatch.setattr(cuda, "serves", lambda tensor: True)
-    for (lam, parts), factor in zip(wanted, (1.0, 0.5), strict=True):
+    for (rl_weight, parts), factor in zip(wanted, (1.0, 0.5), strict=True):
         found, found_parts = fast.step(rewards * factor)
-        torch.testing.assert_close(found, lam)
-        assert found.shape == lam.shape and found_parts.keys() == parts.keys()
+        torch.testing.assert_close(found, rl_weight)
+        assert found.shape == rl_weight.shape and found_parts.keys() == parts.keys()
         torch.testing.assert_close(list(found_parts.values()), list(parts.values()))
     for wanted_advantages, std in zip(advantages, ("population", "sample"), strict=True):
         assert torch.equal(wf.group_advantages(rewards, std=std), wanted_advantages)

@@ -112,8 +112,8 @@ def test_numbers_on_the_device_beside_tables_on_the_cpu():
         total = objective.normalisers(PLAIN)
         wanted = objective(hidden, weight, PLAIN, normalisers=total)
         there = wf.Normalisers(*(device.put(count) for count in vars(total).values()))
-        lam = device.put(torch.tensor(0.5))
-        found = objective(hidden, weight, PLAIN, rl_weight=lam, normalisers=there)
+        rl_weight = device.put(torch.tensor(0.5))
+        found = objective(hidden, weight, PLAIN, rl_weight=rl_weight, normalisers=there)
     assert torch.equal(found.loss.inner, wanted.loss.inner)
 
 

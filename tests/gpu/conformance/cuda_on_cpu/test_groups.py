@@ -62,9 +62,9 @@ def test_the_mixture_is_that_of_the_gate(
     kernels: Kernels, groups: int, size: int, previous: float | None
 ) -> None:
     values = rewards(groups, size)
-    lam, parts = mixed(kernels, statistics(kernels, values)[1], previous)
+    rl_weight, parts = mixed(kernels, statistics(kernels, values)[1], previous)
     wanted, names = MixingGate(initial=previous).step(values)
-    torch.testing.assert_close(lam[0], wanted, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(rl_weight[0], wanted, rtol=2e-6, atol=1e-7)
     names.pop("adaptive_lambda")
     torch.testing.assert_close(parts, torch.stack(list(names.values())), rtol=2e-6, atol=1e-7)
 

@@ -136,14 +136,14 @@ def test_group_statistics_and_mix(place, std):
     torch.testing.assert_close(advantages.cpu(), group_advantages(rewards, std=std, eps=0.01))
     previous, known = torch.zeros(1, device=place), torch.zeros(1, dtype=torch.bool, device=place)
     for _ in range(2):
-        lam, parts = gate.step(rewards)
+        rl_weight, parts = gate.step(rewards)
         found, found_parts = cuda.mix(
             sums, previous, known, lambda_max=gate.lambda_max, ema=gate.ema
         )
-        torch.testing.assert_close(found.cpu(), lam.reshape(1))
+        torch.testing.assert_close(found.cpu(), rl_weight.reshape(1))
         torch.testing.assert_close(found_parts.cpu(), torch.stack(list(parts.values())[:5]))
         # The gate moves on: twice this λ, so that the step before is seen in the next one.
-        gate.value = 0.5 * lam
+        gate.value = 0.5 * rl_weight
         previous, known = gate.value.reshape(1).to(place), ~known
 
 
