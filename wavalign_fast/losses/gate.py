@@ -8,6 +8,7 @@ from torch import nn
 
 from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
 from wavalign_fast.losses.all_reduce import sum_over_ranks
+from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.recomputation import RecomputedSteps, unseen_by_checkpointing
 from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.ops import LossOptions, cuda
@@ -17,6 +18,9 @@ from wavalign_fast.ops.transfer import capturing
 
 NOT_MOVED = -1.0
 """What ``state_dict`` holds for λ before the first step."""
+
+PARTS = ("gate_raw", "gate_reward", "gate_variance", "gate_reward_max", "gate_reward_variance")
+"""What is averaged over the prompts with a reward: λ_raw, its two factors, max R and Var R."""
 
 
 class MixingGate(nn.Module):
@@ -130,9 +134,8 @@ class MixingGate(nn.Module):
         elif value.device.type != "meta":  # a step for its shapes alone has no λ
             self._buffers["value"] = value
             self._stepped |= value.device.type != "cpu"
-        names = ("lambda_raw", "reward_gate", "info_gate", "reward_max", "reward_var")
-        parts = {f"adaptive_{name}": mean for name, mean in zip(names, means, strict=True)}
-        result = rl_weight, parts | {"adaptive_lambda": rl_weight}
+        parts = dict(zip(PARTS, means, strict=True)) | {"gate": rl_weight}
+        result = rl_weight, with_released_names(parts)
         self._recomputed.note(rewards, rl_weight, result)
         return result
 

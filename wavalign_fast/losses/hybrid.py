@@ -11,6 +11,7 @@ from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_head
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
+from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.normalisers import Normalisation, Normalisers
 from wavalign_fast.losses.policy import (
     Clip,
@@ -305,12 +306,12 @@ class HybridObjective(nn.Module):
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
             metrics = {
-                "rl_loss": policy_loss,
-                "sft_loss": anchor_loss,
+                "policy_loss": policy_loss,
+                "anchor_loss": anchor_loss,
                 "kl_loss": kl_loss,
-                "combined_loss": loss,
-                "effective_rl_weight": rl_weight,
-                "effective_sft_weight": 1.0 - rl_weight,
+                "loss": loss,
+                "rl_weight": rl_weight,
+                "anchor_weight": 1.0 - rl_weight,
             } | terms.metrics.of_tokens(tokens, entropy)
         dtype = scores.logp.dtype
         return HybridOutput(
@@ -320,7 +321,7 @@ class HybridObjective(nn.Module):
             kl_loss.detach().to(dtype),
             rl_weight,
             scores.logp.detach(),
-            {name: value.detach() for name, value in metrics.items()},
+            with_released_names({name: value.detach() for name, value in metrics.items()}),
         )
 
 
