@@ -13,20 +13,16 @@ from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.normalisers import Normalisation, Normalisers
-from wavalign_fast.losses.policy import (
-    Clip,
-    ImportanceLevel,
-    clip_bounds,
-    policy_tokens,
-)
-from wavalign_fast.losses.terms import StepTerms
+from wavalign_fast.losses.policy import Clip, ImportanceLevel, clip_bounds, policy_tokens
+from wavalign_fast.losses.segments import weighted_sum
+from wavalign_fast.losses.tables import StepTables
 from wavalign_fast.losses.weights import KLScope, Scope, ScopeWeights, TokenWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.linear_logprob import compute_logprobs
-from wavalign_fast.ops.operands import Operands, checked_operands
+from wavalign_fast.ops.operands import checked_operands
 from wavalign_fast.ops.options import checked_options
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
 
@@ -151,96 +147,54 @@ class HybridObjective(nn.Module):
                 also a log-prob in ``batch.old_logp`` or ``batch.ref_logp`` that is not finite at a
                 token of their term (elsewhere the loss is then not finite).
         """
-        check_tensor("hidden", hidden)
-        check_tensor("weight", weight)
-        check_type("batch", batch, HybridBatch)
-        if normalisers is not None:
-            check_type("normalisers", normalisers, Normalisers)
-        if hidden.dim() < 2:
-            raise ValueError(f"hidden: got shape {tuple(hidden.shape)}, want [T, H] or [R, L, H]")
-        check_head(weight, self.layout)
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        if hidden.shape[0] != batch.targets.shape[0]:
-            raise ValueError(
-                f"hidden has {hidden.shape[0]} positions, want {batch.targets.shape[0]}, those of "
-                "batch.targets"
-            )
-        if batch.ref_logp is None and (self.kl_weights.text > 0 or self.kl_weights.speech > 0):
-            raise ValueError(
-                f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
-                "batch.ref_logp, got None"
-            )
-        self._check_places(hidden.device, batch, rl_weight, normalisers)
-        self._say_what_has_no_effect(batch)
+        self._check_inputs(hidden, weight, batch, rl_weight, normalisers)
+        self._warn_of_idle_options(batch)
         token_weights = self.token_weights(batch)
         operands = checked_operands(
-            *(hidden, weight, torch.where(token_weights.live, batch.targets, IGNORE_INDEX), bias),
+            hidden.flatten(0, -2),
+            weight,
+            torch.where(token_weights.live, batch.targets, IGNORE_INDEX),
+            bias,
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )
-        rl_weight, gate_metrics = self._mix(batch.rewards, rl_weight)
-        output = self._multiplied(
-            operands, self._terms(batch, token_weights, rl_weight, normalisers)
-        )
-        return output._replace(metrics=output.metrics | gate_metrics)
-
-    def _check_places(
-        self,
-        device: torch.device,
-        batch: HybridBatch,
-        rl_weight: torch.Tensor | float | None,
-        normalisers: Normalisers | None,
-    ) -> None:
-        """Before anything moves, the gate above all."""
-        given = {f"batch.{field.name}": getattr(batch, field.name) for field in fields(batch)}
-        given["rl_weight"] = rl_weight
-        if rl_weight is None and isinstance(self.gate, MixingGate):
-            given["gate.value"] = next(self.gate.buffers())
-        if normalisers is not None:
-            for field in fields(normalisers):
-                given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)
-        tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
-        refuse_meta(device, **tables)
-        refuse_in_capture(device, **tables)
-
-    def _multiplied(self, operands: Operands, terms: StepTerms) -> HybridOutput:
-        """The step from its products with the head."""
-        table = terms.table()
-        # The reference's loss differentiates itself, and ratios of sequences need whole rollouts
-        # before the first gradient.
+        rl_weight, gate_metrics = self._rl_weight(batch.rewards, rl_weight)
+        tables = self._tables(batch, token_weights, rl_weight, normalisers)
+        coefficients = tables.coefficients()
+        # The reference's loss differentiates itself. The ratio of a whole rollout is known only
+        # with the log-probs of all its tokens, too late for a gradient in the same pass.
         fused = operands.backend != "reference" and self.importance_sampling_level == "token"
-        live = gpu_live_rows(operands, table, columns=fused)
-        # Tables on the CPU have told which rows are live, and which of them may have a gradient;
-        # the rest is done where the rows are.
-        terms, live = copied_together(operands.rows.device, terms, live)
+        rows = gpu_live_rows(operands, coefficients, columns=fused)
+        # Tables on the CPU have given the live rows without a host sync. The rest is computed where
+        # the hidden states are.
+        tables, rows = copied_together(operands.rows.device, tables, rows)
         if fused:
-            step = hybrid_step(operands, table, live, clip=clip_bounds(self.clip))
+            step = hybrid_step(operands, coefficients, rows, clip=clip_bounds(self.clip))
             with torch.no_grad():
-                output = self._combined(terms, step.scores)
+                output = self._output(tables, step.scores)
             output = output._replace(loss=step.attach(output.loss))
         else:
-            output = self._combined(terms, LogProb(*compute_logprobs(operands, live=live)))
-        return output
+            output = self._output(tables, LogProb(*compute_logprobs(operands, live=rows)))
+        return output._replace(metrics=output.metrics | gate_metrics)
 
-    def _terms(
+    def combine(
         self,
         batch: HybridBatch,
         token_weights: TokenWeights,
+        scores: LogProb,
         rl_weight: torch.Tensor,
-        normalisers: Normalisers | None,
-    ) -> StepTerms:
-        return StepTerms.of(
-            *(batch, token_weights, rl_weight, normalisers),
-            kl_scope=self.kl_scope,
-            normalisation=self.normalisation,
-            std=self.advantage_std,
-            level=self.importance_sampling_level,
-            clips=self.clip is not None,
-            options=self.options,
-        )
+        normalisers: Normalisers | None = None,
+    ) -> HybridOutput:
+        """The step's loss from log-probs that were computed before, each [T].
+
+        Args:
+            token_weights: ``self.token_weights(batch)``.
+            rl_weight: λ, 0-d.
+        """
+        return self._output(self._tables(batch, token_weights, rl_weight, normalisers), scores)
 
     def token_weights(self, batch: HybridBatch) -> TokenWeights:
-        """Which positions of ``batch`` carry what."""
+        """The class, the mask and the weight in each term of every position of ``batch``."""
         return TokenWeights.of(
             batch,
             self.layout,
@@ -258,19 +212,119 @@ class HybridObjective(nn.Module):
         """
         return Normalisers.of(batch, self.token_weights(batch), self.normalisation)
 
-    def _mix(
-        self, rewards: torch.Tensor, rl_weight: torch.Tensor | float | None
+    def _tables(
+        self,
+        batch: HybridBatch,
+        token_weights: TokenWeights,
+        rl_weight: torch.Tensor,
+        normalisers: Normalisers | None,
+    ) -> StepTables:
+        return StepTables.of(
+            batch,
+            token_weights,
+            rl_weight,
+            normalisers,
+            kl_scope=self.kl_scope,
+            normalisation=self.normalisation,
+            std=self.advantage_std,
+            level=self.importance_sampling_level,
+            clips=self.clip is not None,
+            options=self.options,
+        )
+
+    def _output(self, tables: StepTables, scores: LogProb) -> HybridOutput:
+        """The formula of the class, from the log-probs of every position."""
+        # The tables are short and their sums cancel: a policy loss is the small rest of large
+        # advantages. In float64 that rest keeps its digits.
+        logp = scores.logp.to(torch.float64)
+        tokens = policy_tokens(
+            tables.log_ratio(logp),
+            tables.advantage,
+            ref_gap=tables.ref_gap(logp),
+            clip=self.clip,
+        )
+        policy_loss = weighted_sum(-tokens.surrogate, tables.policy)
+        anchor_loss = weighted_sum(-logp, tables.anchor)
+        kl_loss = torch.zeros_like(policy_loss)
+        if tokens.kl is not None and tables.kl_is_own_term:
+            kl_loss = weighted_sum(tokens.kl, tables.kl)
+        elif tokens.kl is not None:
+            policy_loss = policy_loss + weighted_sum(tokens.kl, tables.kl)
+        rl_weight = tables.rl_weight.to(logp.dtype)
+        loss = rl_weight * policy_loss + (1.0 - rl_weight) * anchor_loss + kl_loss
+        with torch.no_grad():
+            entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
+            metrics = {
+                "policy_loss": policy_loss,
+                "anchor_loss": anchor_loss,
+                "kl_loss": kl_loss,
+                "loss": loss,
+                "rl_weight": tables.rl_weight,
+                "anchor_weight": 1.0 - tables.rl_weight,
+            } | tables.metrics.of_tokens(tokens, entropy)
+        dtype = scores.logp.dtype
+        return HybridOutput(
+            loss=loss.to(dtype),
+            policy_loss=policy_loss.detach().to(dtype),
+            anchor_loss=anchor_loss.detach().to(dtype),
+            kl_loss=kl_loss.detach().to(dtype),
+            rl_weight=tables.rl_weight,
+            logp=scores.logp.detach(),
+            metrics=with_released_names({name: t.detach() for name, t in metrics.items()}),
+        )
+
+    def _rl_weight(
+        self, rewards: torch.Tensor, given: torch.Tensor | float | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        fixed = rl_weight if rl_weight is not None else self.gate
+        """λ, 0-d, and the gate's metrics: the λ given, else a constant, else a step of the gate."""
+        fixed = given if given is not None else self.gate
         if isinstance(fixed, MixingGate):
             return fixed.step(rewards, self.options)
         if isinstance(fixed, torch.Tensor):
-            return _checked_tensor_weight(fixed), {}
+            return _checked_rl_weight(fixed), {}
         fixed = finite_number("rl_weight", fixed, low=0.0, high=1.0)
         return torch.full((), fixed, dtype=torch.float32, device=rewards.device), {}
 
-    def _say_what_has_no_effect(self, batch: HybridBatch) -> None:
-        """Warns once of settings that are allowed, but change nothing with this batch."""
+    def _check_inputs(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        batch: HybridBatch,
+        rl_weight: torch.Tensor | float | None,
+        normalisers: Normalisers | None,
+    ) -> None:
+        """Refuses arguments of the wrong type, shape or device before the gate moves."""
+        check_tensor("hidden", hidden)
+        check_tensor("weight", weight)
+        check_type("batch", batch, HybridBatch)
+        if normalisers is not None:
+            check_type("normalisers", normalisers, Normalisers)
+        if hidden.dim() < 2:
+            raise ValueError(f"hidden: got shape {tuple(hidden.shape)}, want [T, H] or [R, L, H]")
+        check_head(weight, self.layout)
+        positions, wanted = hidden.shape[:-1].numel(), batch.targets.shape[0]
+        if positions != wanted:
+            raise ValueError(
+                f"hidden has {positions} positions, want {wanted}, those of batch.targets"
+            )
+        if batch.ref_logp is None and (self.kl_weights.text > 0 or self.kl_weights.speech > 0):
+            raise ValueError(
+                f"text_kl = {self.kl_weights.text}, speech_kl = {self.kl_weights.speech} need "
+                "batch.ref_logp, got None"
+            )
+        given = {f"batch.{field.name}": getattr(batch, field.name) for field in fields(batch)}
+        given["rl_weight"] = rl_weight
+        if rl_weight is None and isinstance(self.gate, MixingGate):
+            given["gate.value"] = next(self.gate.buffers())
+        if normalisers is not None:
+            for field in fields(normalisers):
+                given[f"normalisers.{field.name}"] = getattr(normalisers, field.name)
+        tables = {name: v for name, v in given.items() if isinstance(v, torch.Tensor)}
+        refuse_meta(hidden.device, **tables)
+        refuse_in_capture(hidden.device, **tables)
+
+    def _warn_of_idle_options(self, batch: HybridBatch) -> None:
+        """Warns once of options and shapes that are allowed but have no effect together."""
         if self.clip is not None and batch.old_logp is None:
             say_once(
                 f"clip = {self.clip} without batch.old_logp: every ratio is 1, so nothing is ever "
@@ -282,48 +336,6 @@ class HybridObjective(nn.Module):
                 "nothing; sample more rollouts a prompt"
             )
 
-    def combine(
-        self,
-        batch: HybridBatch,
-        token_weights: TokenWeights,
-        scores: LogProb,
-        rl_weight: torch.Tensor,
-        normalisers: Normalisers | None = None,
-    ) -> HybridOutput:
-        """The step's loss from log-probabilities that are there already; λ is ``rl_weight``."""
-        return self._combined(self._terms(batch, token_weights, rl_weight, normalisers), scores)
-
-    def _combined(self, terms: StepTerms, scores: LogProb) -> HybridOutput:
-        # The vectors are short and their sums cancel: a policy loss is the small rest of large
-        # advantages. In double that rest has all of its digits.
-        logp, rl_weight = scores.logp.to(torch.float64), terms.rl_weight
-        tokens = policy_tokens(
-            terms.log_ratio(logp), terms.advantage, ref_gap=terms.ref_gap(logp), clip=self.clip
-        )
-        policy_loss, anchor_loss, kl_loss = terms.weights.losses(tokens, logp)
-        mix = rl_weight.to(logp.dtype)
-        loss = mix * policy_loss + (1.0 - mix) * anchor_loss + kl_loss
-        with torch.no_grad():
-            entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
-            metrics = {
-                "policy_loss": policy_loss,
-                "anchor_loss": anchor_loss,
-                "kl_loss": kl_loss,
-                "loss": loss,
-                "rl_weight": rl_weight,
-                "anchor_weight": 1.0 - rl_weight,
-            } | terms.metrics.of_tokens(tokens, entropy)
-        dtype = scores.logp.dtype
-        return HybridOutput(
-            loss.to(dtype),
-            policy_loss.detach().to(dtype),
-            anchor_loss.detach().to(dtype),
-            kl_loss.detach().to(dtype),
-            rl_weight,
-            scores.logp.detach(),
-            with_released_names({name: value.detach() for name, value in metrics.items()}),
-        )
-
 
 def _checked_gate(gate: MixingGate | float) -> MixingGate | float:
     if isinstance(gate, MixingGate):
@@ -334,8 +346,8 @@ def _checked_gate(gate: MixingGate | float) -> MixingGate | float:
         raise ValueError(f"gate: got {gate!r}, want a MixingGate or a λ in [0, 1]") from None
 
 
-def _checked_tensor_weight(value: torch.Tensor) -> torch.Tensor:
-    """λ as 0-d without a gradient; its value is checked on the CPU, where nothing is waited for."""
+def _checked_rl_weight(value: torch.Tensor) -> torch.Tensor:
+    """λ as 0-d without a gradient; its range is checked on the CPU only, without a host sync."""
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(
             f"rl_weight: got {value.dtype} of shape {tuple(value.shape)}, want a λ in [0, 1], a "

@@ -1,4 +1,4 @@
-"""What each position counts in the terms of the objective, and in its derivative."""
+"""The tables of a step: the weight of each position in every term, and its coefficients."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.checks import check_finite
 from wavalign_fast.losses.metrics import StepMetrics
 from wavalign_fast.losses.normalisers import Normalisation, Normalisers, normalised
-from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
-from wavalign_fast.losses.segments import at_positions, mean_weights, segment_means, weighted_sum
+from wavalign_fast.losses.policy import ImportanceLevel
+from wavalign_fast.losses.segments import at_positions, mean_weights, segment_means
 from wavalign_fast.losses.weights import KLScope, TokenWeights
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.ops.token_math import TokenTable
@@ -18,90 +18,47 @@ from wavalign_fast.ops.transfer import copied_together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TermWeights:
-    """Weights [T] of the positions in each term; a term is the weighted sum of its tokens."""
-
-    policy: torch.Tensor
-    anchor: torch.Tensor
-    kl: torch.Tensor
-    """β in it."""
-    own_kl: bool
-    """Whether the KL is a term of its own and not a part of the policy term."""
-
-    @classmethod
-    def of(
-        cls,
-        batch: HybridBatch,
-        weights: TokenWeights,
-        by: Normalisers,
-        *,
-        kl_scope: KLScope,
-        normalisation: Normalisation,
-    ) -> "TermWeights":
-        def per_position(
-            weights: torch.Tensor, row: torch.Tensor, count: int, by: torch.Tensor | float
-        ) -> torch.Tensor:
-            in_row = weights if normalisation == "token" else mean_weights(weights, row, count)
-            return normalised(in_row, by)
-
-        rollouts = batch.rewards.numel()
-        policy = per_position(weights.policy, batch.policy_row, rollouts, by.policy)
-        own_kl = kl_scope == "completion"
-        in_kl = policy
-        if own_kl:
-            completion = weights.completion.to(weights.policy)
-            in_kl = per_position(completion, batch.policy_row, rollouts, by.kl)
-        return cls(
-            policy=policy,
-            anchor=per_position(weights.anchor, batch.anchor_row, batch.anchor_rows, by.anchor),
-            kl=weights.beta * in_kl,
-            own_kl=own_kl,
-        )
-
-    def losses(
-        self, tokens: PolicyTokens, logp: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Policy term, anchor, and the KL where it is not a part of the policy term; 0-d each."""
-        policy = weighted_sum(-tokens.surrogate, self.policy)
-        anchor = weighted_sum(-logp, self.anchor)
-        none = torch.zeros_like(policy)
-        if tokens.kl is None:
-            return policy, anchor, none
-        kl = weighted_sum(tokens.kl, self.kl)
-        return (policy, anchor, kl) if self.own_kl else (policy + kl, anchor, none)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Rollouts:
-    """Which rollout each policy token belongs to, for ratios of whole rollouts."""
+    """The rollout of each policy token, for ratios of whole rollouts."""
 
     row: torch.Tensor
-    """[T], -1 is none."""
+    """[T] int64, -1 is none."""
     weights: torch.Tensor
     """[T], in the rollout's mean."""
     count: int
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
-        """The weighted mean over its rollout, at each position [T]."""
+        """The weighted mean of ``values`` over its rollout, at each position [T]."""
         return at_positions(segment_means(values, self.weights, self.row, self.count), self.row)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StepTerms:
-    """Everything of a step but its log-probs, on one device."""
+class StepTables:
+    """Everything of a step but its log-probs, on one device.
+
+    Tables are [T] float64. A term of the loss is the sum of its tokens times their weights here.
+    """
 
     rl_weight: torch.Tensor
     """λ, 0-d."""
-    weights: TermWeights
+    policy: torch.Tensor
+    """Weights in the policy term."""
+    anchor: torch.Tensor
+    """Weights in the anchor."""
+    kl: torch.Tensor
+    """Weights in the KL, times β."""
+    kl_is_own_term: bool
+    """Whether the KL is outside λ, as a term of its own, or else a part of the policy term."""
     advantage: torch.Tensor
-    """A of each position's rollout, [T] float64."""
+    """A of each position's rollout."""
     old_logp: torch.Tensor | None
-    """[T] float64, 0 but at policy tokens: what stands elsewhere must not reach the loss, NaN least
-    of all."""
+    """Log-probs under the policy that sampled; 0 at all but policy tokens, so that a NaN elsewhere
+    does not reach the loss."""
     ref_logp: torch.Tensor | None
-    """[T] float64, likewise; also at tokens without a β, for the metrics report them."""
+    """Log-probs under the reference; 0 at all but live completion tokens. Tokens with β = 0 keep
+    theirs, for the metrics."""
     rollouts: Rollouts | None
-    """Of ratios of whole rollouts."""
+    """Set where a ratio is that of a whole rollout."""
     metrics: StepMetrics
 
     @classmethod
@@ -118,9 +75,12 @@ class StepTerms:
         level: ImportanceLevel,
         clips: bool,
         options: LossOptions | None,
-    ) -> "StepTerms":
-        """The terms where the batch is, on the CPU if all of it is there; where a table, λ or a
-        normaliser is on a device, they are there, for to read it from the host would be to wait."""
+    ) -> "StepTables":
+        """The tables of ``batch``, on the CPU if all arguments are there.
+
+        If a table, λ or a normaliser is on another device, the tables are built there: reading it
+        from the host would wait for the device.
+        """
         counts = () if normalisers is None else vars(normalisers).values()
         given = (*vars(batch).values(), rl_weight, *counts)
         for device in {t.device for t in given if isinstance(t, torch.Tensor)}:
@@ -129,18 +89,26 @@ class StepTerms:
                     device, batch, weights, rl_weight, normalisers
                 )
         by = normalisers or Normalisers.of(batch, weights, normalisation)
+        count = batch.rewards.numel()
+        policy = _in_mean(weights.policy, batch.policy_row, count, by.policy, normalisation)
+        anchor = _in_mean(
+            weights.anchor, batch.anchor_row, batch.anchor_rows, by.anchor, normalisation
+        )
+        in_kl = policy
+        if kl_scope == "completion":
+            completion = weights.completion.to(weights.policy)
+            in_kl = _in_mean(completion, batch.policy_row, count, by.kl, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
         rollouts = None
         if level == "sequence":
-            rollouts = Rollouts(
-                row=batch.policy_row, weights=weights.policy, count=batch.rewards.numel()
-            )
+            rollouts = Rollouts(row=batch.policy_row, weights=weights.policy, count=count)
         return cls(
             rl_weight=rl_weight,
-            weights=TermWeights.of(
-                batch, weights, by, kl_scope=kl_scope, normalisation=normalisation
-            ),
+            policy=policy,
+            anchor=anchor,
+            kl=weights.beta * in_kl,
+            kl_is_own_term=kl_scope == "completion",
             advantage=advantage,
             old_logp=_old_logp(batch, weights),
             ref_logp=_ref_logp(batch, weights, kl_scope),
@@ -148,14 +116,14 @@ class StepTerms:
             metrics=StepMetrics.of(batch, weights, advantage, std=std, level=level, clips=clips),
         )
 
-    def table(self) -> TokenTable:
-        """What the kernels make each position's gradient of: coefficients with λ in them."""
-        weights, mix = self.weights, self.rl_weight.to(self.weights.policy.dtype)
+    def coefficients(self) -> TokenTable:
+        """What the row kernels compute ``dL/dlogp`` of each position from; λ is included."""
+        rl_weight = self.rl_weight.to(self.policy.dtype)
         return TokenTable(
-            policy_coef=mix * weights.policy,
+            policy_coef=rl_weight * self.policy,
             advantage=self.advantage,
-            kl_coef=weights.kl if weights.own_kl else mix * weights.kl,
-            anchor_coef=(1.0 - mix) * weights.anchor,
+            kl_coef=self.kl if self.kl_is_own_term else rl_weight * self.kl,
+            anchor_coef=(1.0 - rl_weight) * self.anchor,
             old_logp=self.old_logp,
             ref_logp=self.ref_logp,
         )
@@ -163,8 +131,8 @@ class StepTerms:
     def log_ratio(self, logp: torch.Tensor) -> torch.Tensor:
         """``ℓ - ℓ_old`` [T], or its mean over the policy tokens of the position's rollout.
 
-        Without ``old_logp`` the policy itself, so the ratio is exactly 1 and only carries the
-        gradient.
+        Without ``old_logp`` the old policy is the policy itself: the ratio is exactly 1 and only
+        carries the gradient.
         """
         ratio = logp - (logp.detach() if self.old_logp is None else self.old_logp)
         return ratio if self.rollouts is None else self.rollouts.means(ratio)
@@ -172,6 +140,18 @@ class StepTerms:
     def ref_gap(self, logp: torch.Tensor) -> torch.Tensor | None:
         """``r - ℓ`` [T]."""
         return None if self.ref_logp is None else self.ref_logp - logp
+
+
+def _in_mean(
+    weights: torch.Tensor,
+    row: torch.Tensor,
+    count: int,
+    by: torch.Tensor | float,
+    normalisation: Normalisation,
+) -> torch.Tensor:
+    """Weights [T] in the mean over ``count`` rows of token means, or over all tokens alike."""
+    in_row = weights if normalisation == "token" else mean_weights(weights, row, count)
+    return normalised(in_row, by)
 
 
 def _old_logp(batch: HybridBatch, weights: TokenWeights) -> torch.Tensor | None:
