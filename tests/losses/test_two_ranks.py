@@ -39,6 +39,22 @@ def test_both_mix_alike_by_the_rewards_of_both(found: tuple[dict, dict]) -> None
             torch.testing.assert_close(rank[f"lambda {step}"], want)
 
 
+@pytest.mark.parametrize("name", ["gate", "objective"])
+def test_both_refuse_an_infinite_reward_of_one(found: tuple[dict, dict], name: str) -> None:
+    """If one rank raised alone, the other would wait in the all-reduce until its timeout."""
+    without, with_one = found
+    assert without[name].startswith("rewards: got 1 infinite on other ranks, want finite rewards")
+    assert with_one[name].startswith("rewards[1, 1]: got inf, want a finite reward")
+
+
+def test_a_refused_step_does_not_move_the_gate(found: tuple[dict, dict]) -> None:
+    gate = wf.MixingGate(ema=0.5, initial=0.1)
+    for step in (0, 1, 2):
+        want = gate(two_ranks.REWARDS.flatten(0, 1) + step)
+    for rank in found:
+        torch.testing.assert_close(rank["lambda after"], want)
+
+
 @pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
 def test_the_advice_for_a_sharded_operand_keeps_every_ranks_gradient(found, name) -> None:
     hidden, weight, bias, targets = two_ranks.operands()

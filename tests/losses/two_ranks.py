@@ -12,6 +12,8 @@ import wavalign_fast as wf
 V, H, POSITIONS = 30, 8, 6
 REWARDS = torch.tensor([[[1.0, 5.0], [2.0, 2.0]], [[3.0, 4.0], [float("nan")] * 2]])
 """[rank, B, G]"""
+INFINITE = torch.tensor([[[1.0, 5.0], [2.0, 2.0]], [[3.0, 4.0], [2.0, float("inf")]]])
+"""Those of rank 1 alone have one that is infinite."""
 
 
 def operands() -> tuple[torch.Tensor, ...]:
@@ -36,7 +38,22 @@ def as_advised(name: str, sharded: torch.Tensor, call) -> torch.Tensor:
     raise AssertionError(f"{name}: a DTensor was taken")
 
 
-def run(rank: int, store: str) -> dict[str, torch.Tensor]:
+def refusal(call) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("an infinite reward was taken")
+
+
+def objective_step(gate: wf.MixingGate, rewards: torch.Tensor) -> wf.HybridOutput:
+    layout = wf.ModalityLayout(vocab_size=V, speech=((20, V),))
+    row = torch.arange(4)
+    batch = wf.HybridBatch(row, row, torch.full_like(row, -1), rewards)
+    return wf.HybridObjective(layout, gate=gate)(torch.zeros(4, H), torch.zeros(V, H), batch)
+
+
+def run(rank: int, store: str) -> dict[str, torch.Tensor | str]:
     """Everything of one rank; gradients are gathered."""
     limit = datetime.timedelta(seconds=120)
     dist.init_process_group(
@@ -45,6 +62,11 @@ def run(rank: int, store: str) -> dict[str, torch.Tensor]:
     try:
         gate = wf.MixingGate(ema=0.5, initial=0.1)
         results = {f"lambda {step}": gate(REWARDS[rank] + step) for step in (0, 1)}
+        refused = {
+            "gate": refusal(lambda: gate(INFINITE[rank])),
+            "objective": refusal(lambda: objective_step(gate, INFINITE[rank])),
+        }
+        results["lambda after"] = objective_step(gate, REWARDS[rank] + 2).rl_weight
         mesh = init_device_mesh("cpu", (2,))
         hidden, weight, bias, targets = operands()
         mine = slice(rank * POSITIONS, (rank + 1) * POSITIONS)
@@ -62,6 +84,6 @@ def run(rank: int, store: str) -> dict[str, torch.Tensor]:
         loss_of(*full).backward()
         for name, leaf in leaves.items():
             results[f"grad of {name}"] = leaf.grad.redistribute(mesh, [Replicate()]).to_local()
-        return {name: value.detach().clone() for name, value in results.items()}
+        return refused | {name: value.detach().clone() for name, value in results.items()}
     finally:
         dist.destroy_process_group()

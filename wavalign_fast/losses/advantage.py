@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.losses.rewards import refuse_infinite, rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.backends import takes_cuda_groups
 from wavalign_fast.ops.inputs import finite_number
@@ -70,6 +70,7 @@ def group_advantages(
             of its group are NaN).
     """
     rewards = rewards_table(rewards)
+    refuse_infinite(rewards)
     eps = finite_number("eps", eps, low=0.0)
     if std not in ("population", "sample"):
         raise ValueError(f"std: got {std!r}, want 'population' or 'sample'")

@@ -4,6 +4,11 @@ import torch
 import torch.distributed as dist
 
 
+def in_process_group() -> bool:
+    """Whether this process is a rank of ``torch.distributed``'s default process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def sum_over_ranks(totals: torch.Tensor) -> torch.Tensor:
     """The sum of ``totals`` over the ranks of the default process group, where ``totals`` is.
 
@@ -13,7 +18,7 @@ def sum_over_ranks(totals: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the group has a backend for a device only that this torch does not see.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not in_process_group():
         return totals
     if torch.compiler.is_compiling():
         dist.all_reduce(totals)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from wavalign_fast.losses import padded
-from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.losses.all_reduce import in_process_group
+from wavalign_fast.losses.rewards import refuse_infinite, rewards_table
 from wavalign_fast.losses.segments import MAX_SEGMENTS
 from wavalign_fast.ops.inputs import (
     can_be_read,
@@ -38,7 +39,8 @@ class HybridBatch:
     ``policy_row``.
 
     Raises:
-        ValueError: what does not fit; on the CPU also rows out of range and infinite rewards.
+        ValueError: what does not fit; on the CPU also rows out of range and infinite rewards. In a
+            process group the objective refuses infinite rewards, on every rank.
     """
 
     targets: torch.Tensor
@@ -51,6 +53,9 @@ class HybridBatch:
     def __post_init__(self) -> None:
         # Of a frozen dataclass; anyone else would be surprised by such a change.
         object.__setattr__(self, "rewards", rewards_table(self.rewards))
+        # If one rank raised here, the others would wait for it in the gate's all-reduce.
+        if not in_process_group():
+            refuse_infinite(self.rewards)
         for name in ("targets", "policy_row", "anchor_row"):
             check_tensor(name, getattr(self, name))
         shape, device = self.targets.shape, self.targets.device

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from wavalign_fast.losses.advantage import ADVANTAGE_EPS, GroupStats, group_stats
-from wavalign_fast.losses.all_reduce import sum_over_ranks
+from wavalign_fast.losses.all_reduce import in_process_group, sum_over_ranks
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.recomputation import RecomputedSteps, unseen_by_checkpointing
-from wavalign_fast.losses.rewards import rewards_table
+from wavalign_fast.losses.rewards import refuse_infinite, rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.backends import takes_cuda_groups
 from wavalign_fast.ops.inputs import can_be_read, finite_number
@@ -32,8 +32,9 @@ class MixingGate(nn.Module):
     one without any reward leaves the gate where it is. ``threshold`` and ``variance_scale`` are in
     units of the reward; the defaults are those of a 1-5 scale, whose largest variance is 4.
 
-    A reward that is not finite is refused. On another device than the CPU, where the check would
-    wait for the device, λ of that step is NaN, and so is its loss; the gate does not move.
+    An infinite reward is refused, on every rank if one has it. On another device than the CPU,
+    where the check would wait for the device, λ of that step is NaN, and so is its loss; the gate
+    does not move.
 
     Inside activation checkpointing the forward pass runs again in the backward pass: the gate then
     gives the λ that it gave to the same rewards; where that is not one number it raises.
@@ -113,6 +114,8 @@ class MixingGate(nn.Module):
         self, rewards: torch.Tensor, options: LossOptions | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rewards = rewards_table(rewards)
+        if not in_process_group():
+            refuse_infinite(rewards)
         if RecomputedSteps.asked():
             again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._recomputed.of(rewards)
             return again
@@ -123,8 +126,8 @@ class MixingGate(nn.Module):
                 "CUDA graph is captured: call .to() on it before"
             )
         totals = self._totals(rewards, takes_cuda_groups(rewards, options))
-        # Every rank must mix alike, or their gradients belong to different losses.
-        totals = sum_over_ranks(totals)
+        if in_process_group():
+            totals = _over_ranks(rewards, totals)
         before = self._state_beside(totals)
         rl_weight, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
         # A NaN differs from itself.
@@ -242,3 +245,24 @@ class MixingGate(nn.Module):
                 f"{name}: got λ = {number}, want 0 <= value <= lambda_max = {self.lambda_max}, or "
                 f"{NOT_MOVED} for a gate that has not moved"
             )
+
+
+def _over_ranks(rewards: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+    """``totals`` [6] of all ranks: every rank needs the same λ, or they descend different losses.
+
+    The count of infinite rewards goes along, so that all ranks raise. If one rank raised before the
+    all-reduce, the others would wait in it until its timeout.
+
+    Raises:
+        ValueError: some rank has an infinite reward, and the rewards are on the CPU.
+    """
+    count = float(torch.isinf(rewards).sum()) if can_be_read(rewards) else 0.0
+    summed = sum_over_ranks(torch.cat([totals, totals.new_full((1,), count)]))
+    infinite = summed[-1]
+    if can_be_read(infinite) and infinite > 0:
+        refuse_infinite(rewards)
+        raise ValueError(
+            f"rewards: got {int(infinite)} infinite on other ranks, want finite rewards, or NaN "
+            "for missing ones"
+        )
+    return summed[:-1]

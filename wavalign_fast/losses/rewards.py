@@ -1,4 +1,4 @@
-"""Rewards as people have them, as one table."""
+"""Rewards [B, G] from a tensor, a nested list or an array, and what they must be."""
 
 from typing import Any
 
@@ -8,13 +8,12 @@ from wavalign_fast.ops.inputs import can_be_read, check_tensor
 
 
 def rewards_table(rewards: Any) -> torch.Tensor:
-    """Rewards [B, G] as a floating tensor, NaN = missing, after a check.
+    """Rewards [B, G] as a floating tensor, NaN = missing.
 
-    A nested list (``None`` = missing) or a numpy array becomes a tensor on the CPU.
+    A nested list (``None`` = missing) or a numpy array becomes a float32 tensor on the CPU.
 
     Raises:
-        ValueError: another shape or type; on the CPU also a reward that is infinite, for it has no
-            advantage (elsewhere the check would wait for the device, and the loss is NaN).
+        ValueError: another shape or type.
     """
     if rewards is not None and not isinstance(rewards, torch.Tensor):
         rewards = _from_numbers(rewards)
@@ -28,19 +27,30 @@ def rewards_table(rewards: Any) -> torch.Tensor:
         raise ValueError(
             f"rewards: got {rewards.dtype} of shape {tuple(rewards.shape)}, want floats [B, G]"
         )
-    if can_be_read(rewards):
-        bad = torch.nonzero(torch.isinf(rewards))
-        if bad.numel() > 0:
-            prompt, rollout = (int(i) for i in bad[0])
-            raise ValueError(
-                f"rewards[{prompt}, {rollout}]: got {float(rewards[prompt, rollout])}, want a "
-                "finite reward, or NaN for a missing one"
-            )
     return rewards
 
 
+def refuse_infinite(rewards: torch.Tensor) -> None:
+    """Refuses an infinite reward, which has no advantage, if the rewards are on the CPU.
+
+    On another device the check would wait for the device; there the loss is NaN.
+
+    Raises:
+        ValueError: names the first infinite reward.
+    """
+    if not can_be_read(rewards):
+        return
+    bad = torch.nonzero(torch.isinf(rewards))
+    if bad.numel() > 0:
+        prompt, rollout = (int(i) for i in bad[0])
+        raise ValueError(
+            f"rewards[{prompt}, {rollout}]: got {float(rewards[prompt, rollout])}, want a finite "
+            "reward, or NaN for a missing one"
+        )
+
+
 def _from_numbers(rewards: Any) -> torch.Tensor:
-    """float32 from a list or an array of numbers, ``None`` being NaN."""
+    """float32 from a nested list or an array of numbers; ``None`` becomes NaN."""
 
     def number(reward: Any) -> Any:
         if hasattr(reward, "tolist"):
