@@ -1,4 +1,4 @@
-"""Group-relative advantages with missing rewards."""
+"""Group-relative advantages of rewards, some of which may be missing."""
 
 from typing import Literal, NamedTuple
 
@@ -11,11 +11,11 @@ from wavalign_fast.ops.inputs import finite_number
 
 Std = Literal["population", "sample"]
 ADVANTAGE_EPS = 1e-4
-"""Keeps the advantages of nearly equal rewards small."""
+"""Added to the standard deviation, so that nearly equal rewards have small advantages."""
 
 
 class GroupStats(NamedTuple):
-    """Statistics of each group of rewards over the rollouts that have one, each [B], float64."""
+    """Statistics of each group over its rollouts with a reward, each [B] float64."""
 
     rewarded: torch.Tensor
     """How many rollouts have a reward."""
@@ -27,7 +27,7 @@ class GroupStats(NamedTuple):
 
 
 def group_stats(rewards: torch.Tensor) -> GroupStats:
-    """Statistics of rewards [B, G]; NaN is a missing reward. An empty group has mean and max 0."""
+    """Statistics of rewards [B, G], NaN = missing; all 0 for a group without any reward."""
     rewards = rewards.to(torch.float64)
     valid = ~torch.isnan(rewards)
     count = valid.sum(dim=1)
@@ -57,17 +57,19 @@ def group_advantages(
     """``A_i = (R_i - mean R) / (std R + eps)`` within each prompt's group (GRPO, arXiv 2402.03300).
 
     Args:
-        rewards: [B, G] floats; NaN = missing: left out of the statistics, its advantage is 0. A
-            nested list with numbers and ``None`` is taken too.
-        std: ``"population"`` (divide by G) or ``"sample"`` (by G - 1).
-        options: its ``backend`` says whether the CUDA kernels may be used.
+        rewards: [B, G] floats, or a nested list of numbers. NaN or ``None`` is a missing reward:
+            the statistics leave it out, and its advantage is 0.
+        std: ``"population"`` divides the squared deviations by G, ``"sample"`` by G - 1.
+        eps: at least 0, in units of the reward.
+        options: its ``backend`` decides whether a CUDA kernel may compute this.
 
     Returns:
-        [B, G], no gradient; 0 for groups of fewer than two rewards or of equal rewards.
+        [B, G] in the dtype of ``rewards``, without a gradient; 0 in groups of fewer than two
+        rewards and in groups of equal rewards.
 
     Raises:
-        ValueError: what does not fit; on the CPU also an infinite reward (elsewhere the advantages
-            of its group are NaN).
+        ValueError: an argument that does not fit; on the CPU also an infinite reward (on a GPU the
+            advantages of its group are NaN).
     """
     rewards = rewards_table(rewards)
     refuse_infinite(rewards)
@@ -78,16 +80,18 @@ def group_advantages(
     if takes_cuda_groups(rewards, options):
         return cuda.group_advantages(rewards, eps=eps, sample_std=std == "sample")
     stats = group_stats(rewards)
-    # Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
+    # Rounded before eps is added, as the result of `torch.std` is: the same bits as the released
+    # code's.
     mean, deviation = (x.to(rewards.dtype) for x in (stats.mean, group_std(stats, std)))
-    # Equal rewards are told by their range: the rounding of a mean must not become an advantage.
+    # Equal rewards are recognised by their range. Their distance from the mean need not be 0, for
+    # the mean is rounded.
     informative = (stats.rewarded > 1) & (stats.max > stats.min)
     advantages = (rewards - mean.unsqueeze(1)) / (deviation + eps).unsqueeze(1)
     return torch.where(informative.unsqueeze(1) & ~torch.isnan(rewards), advantages, 0)
 
 
 def group_std(stats: GroupStats, std: Std) -> torch.Tensor:
-    """Standard deviation of each group [B] from its statistics; 0 where there is none."""
+    """Standard deviation of each group [B]; 0 for a group without any reward."""
     if std == "population":
         return stats.variance.sqrt()
     return (stats.variance * stats.rewarded / (stats.rewarded - 1).clamp(min=1)).sqrt()

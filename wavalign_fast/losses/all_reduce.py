@@ -1,4 +1,4 @@
-"""Sums over the ranks of a process group, whatever devices it has a backend for."""
+"""Sums over the ranks of a process group, also on a device that its backend does not serve."""
 
 import torch
 import torch.distributed as dist
@@ -10,13 +10,13 @@ def in_process_group() -> bool:
 
 
 def sum_over_ranks(totals: torch.Tensor) -> torch.Tensor:
-    """The sum of ``totals`` over the ranks of the default process group, where ``totals`` is.
+    """The sum of ``totals`` over the ranks of the default process group, on their device.
 
-    A group made by ``init_process_group("nccl")`` has a backend for GPU tensors only: numbers on
-    the CPU go there and back.
+    A group made by ``init_process_group("nccl")`` has a backend for GPU tensors only; tensors on
+    the CPU are then copied to the GPU and back. Without a group the result is ``totals``.
 
     Raises:
-        ValueError: the group has a backend for a device only that this torch does not see.
+        ValueError: the group only has a backend for a device that this torch does not see.
     """
     if not in_process_group():
         return totals
@@ -36,10 +36,10 @@ def sum_over_ranks(totals: torch.Tensor) -> torch.Tensor:
 
 
 def _place_of_backend(device: torch.device, config: str) -> str:
-    """The type of ``device`` if the group serves it, else of the first device that it serves.
+    """The type of ``device`` if the group has a backend for it, else the first type it has one for.
 
     Args:
-        config: as torch writes it, ``cpu:gloo,cuda:nccl``.
+        config: backends in torch's notation, ``cpu:gloo,cuda:nccl``.
     """
     served = [part.partition(":")[0] for part in config.split(",")]
     return device.type if device.type in served else served[0]

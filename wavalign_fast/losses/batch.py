@@ -1,4 +1,4 @@
-"""The flat tables a hybrid step is computed from."""
+"""The flat tables that the objective computes a step from."""
 
 from dataclasses import dataclass
 
@@ -22,25 +22,26 @@ from wavalign_fast.ops.transfer import copied_together
 class HybridBatch:
     """Rollouts and demonstrations of one step, position by position.
 
-    Position t's hidden state predicts ``targets[t]``. It counts in rollout ``policy_row[t]``, in
-    demonstration ``anchor_row[t]``, in neither or in both; -1 means not.
+    The hidden state of position t predicts ``targets[t]``. The position counts in rollout
+    ``policy_row[t]`` and in demonstration ``anchor_row[t]``; -1 means none.
 
     Args:
-        targets: [T] int64 ids; anything where both rows are -1.
-        policy_row: [T] int64, in [0, B·G): rollout g of prompt b is row b·G + g.
-        anchor_row: [T] int64, any index of a demonstration below 2^24 (on another device than the
-            CPU < T).
-        rewards: [B, G] floats, NaN = missing; a nested list with numbers and ``None`` becomes one.
-        ref_logp: [T] log-probs of the targets under the reference, for the KL terms.
-        old_logp: [T] log-probs under the policy that sampled; absent: the policy itself.
+        targets: [T] int64 ids; of any value where both rows are -1.
+        policy_row: [T] int64 in [0, B·G) or -1: rollout g of prompt b is row b·G + g.
+        anchor_row: [T] int64 in [0, 2^24) or -1, an index of demonstrations; with gaps if need be.
+            On another device than the CPU it must be below T.
+        rewards: [B, G] floats, or a nested list of numbers. NaN or ``None`` is a missing reward.
+        ref_logp: [T] floats, log-probs of the targets under the reference, for the KL.
+        old_logp: [T] floats, log-probs of the targets under the policy that sampled them; ``None``
+            if that is the policy itself.
 
-    Both log-probs are constants that get no gradient, finite at the tokens of their term, and
-    anything elsewhere. A token that was forced, not sampled, may have -inf and belongs to no
-    ``policy_row``.
+    Both log-probs are constants without a gradient. They must be finite at the tokens of their term
+    and may have any value elsewhere. A token that was forced, not sampled, may have a log-prob of
+    -inf; it belongs to no ``policy_row``.
 
     Raises:
-        ValueError: what does not fit; on the CPU also rows out of range and infinite rewards. In a
-            process group the objective refuses infinite rewards, on every rank.
+        ValueError: a table that does not fit; on the CPU also a row out of range or an infinite
+            reward. In a process group the objective refuses the infinite reward, on every rank.
     """
 
     targets: torch.Tensor
@@ -51,7 +52,7 @@ class HybridBatch:
     old_logp: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Of a frozen dataclass; anyone else would be surprised by such a change.
+        # The only way to set a field of a frozen dataclass.
         object.__setattr__(self, "rewards", rewards_table(self.rewards))
         # If one rank raised here, the others would wait for it in the gate's all-reduce.
         if not in_process_group():
@@ -79,13 +80,13 @@ class HybridBatch:
         self._check_rows("anchor_row", MAX_SEGMENTS, "2^24")
 
     def to(self, device: torch.device | str) -> "HybridBatch":
-        """The batch on ``device``; the host does not wait for the copies."""
+        """The batch on ``device``; the host does not wait for the copy."""
         (there,) = copied_together(torch.device(device), self)
         return there
 
     @property
     def anchor_rows(self) -> int:
-        """At least the number of demonstrations; a device is not waited for to count them."""
+        """An upper bound of the number of demonstrations, without a host sync: T on a GPU."""
         length = self.anchor_row.shape[0]
         if length == 0 or not can_be_read(self.anchor_row):
             return length
@@ -113,35 +114,38 @@ class HybridBatch:
         *,
         attention_mask: torch.Tensor | None = None,
     ) -> "HybridBatch":
-        """The released code's layout: B·G rollout rows, then demonstration rows.
+        """Reads padded rows, B·G rollouts and then demonstrations, as the released code has them.
 
-        Without an ``attention_mask`` the rows must be right-padded. Left-padded prompts (as TRL and
-        ``generate`` make them) need one, for nothing else says where a prompt begins; rows that
-        cannot be right-padded are refused, where the ids are on the CPU. Padding between a prompt
-        and its completion counts as prompt.
+        Without an ``attention_mask`` the rows must be right-padded. Left-padded prompts, as TRL and
+        ``generate`` make them, need a mask: nothing else says where a prompt begins. Rows on the
+        CPU that cannot be right-padded are refused. Padding between a prompt and its completion
+        counts as prompt.
 
         Args:
-            input_ids: [R, L] ids.
-            completion_mask: [B·G, C], 1 on completion tokens; column 0 is each row's prompt end.
-            labels: [R, L]; -100 on rollout rows and on unlabelled tokens of demonstrations.
-            rewards: [B, G], or a nested list.
-            prompt_lengths: [B], tokens of each prompt, padding not counted.
-            ref_logp: [B·G, L - 1]; column t scores id t + 1. ``old_logp`` likewise.
+            input_ids: [R, L] integer ids.
+            completion_mask: [B·G, C], 1 on completion tokens and 0 elsewhere; column 0 is the first
+                column after the row's prompt.
+            labels: [R, L] integer ids; -100 on demonstration tokens without a loss. Rollout rows
+                are not read.
+            rewards: [B, G] floats, or a nested list of numbers.
+            prompt_lengths: [B] whole numbers, the tokens of each prompt without padding.
+            ref_logp: [B·G, L - 1] floats; column t is the log-prob of id t + 1.
+            old_logp: [B·G, L - 1] floats, likewise.
             attention_mask: [R, L] or [B·G, L], 1 on tokens and 0 on padding.
 
         Returns:
             A batch of T = R·L positions for hidden states [R, L, H].
 
         Raises:
-            ValueError: what does not fit, by the name it has here.
+            ValueError: an argument that does not fit, under its name here.
         """
         rows = padded.PaddedRows.of(
-            input_ids,
-            completion_mask,
-            labels,
-            rewards_table(rewards),
-            prompt_lengths,
-            attention_mask,
+            input_ids=input_ids,
+            completion_mask=completion_mask,
+            labels=labels,
+            rewards=rewards_table(rewards),
+            prompt_lengths=prompt_lengths,
+            attention_mask=attention_mask,
         )
         return cls(
             targets=rows.targets(),

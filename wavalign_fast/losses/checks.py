@@ -1,4 +1,4 @@
-"""Checks that several losses make of what they are given."""
+"""Checks of arguments that several losses share."""
 
 import torch
 
@@ -7,11 +7,11 @@ from wavalign_fast.ops.inputs import can_be_read, check_head_shape, finite_numbe
 
 
 def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
-    """Refuses a log-prob that is not finite where it is ``used``, both [T].
+    """Refuses a log-prob that is not finite where it is ``used``, both [T], if it is on the CPU.
 
-    A ratio to a probability of 0 has no value that could be trained on: an id that the sampler
-    banned was forced, not sampled, and belongs to no row. Only on the CPU, for elsewhere the check
-    would wait for the device; there the loss itself is not finite.
+    A ratio to a probability of 0 is infinite. A token that was forced although the sampler had
+    banned it belongs to no row. On another device the check would wait for the device; there the
+    loss itself is not finite.
     """
     if not can_be_read(logps):
         return
@@ -24,7 +24,7 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
 
 
 def check_head(weight: torch.Tensor, layout: ModalityLayout) -> None:
-    """Refuses a head that does not have a row for each id of the layout."""
+    """Refuses a head that is not [V, H] with a row for each id of the layout."""
     check_head_shape(weight)
     if weight.shape[0] != layout.vocab_size:
         raise ValueError(
@@ -33,7 +33,7 @@ def check_head(weight: torch.Tensor, layout: ModalityLayout) -> None:
 
 
 def check_normaliser(name: str, value: torch.Tensor | float) -> None:
-    """Refuses a number that is not above 0, a tensor that is not 0-d or (on the CPU) not >= 0."""
+    """Refuses a number that is not > 0; a tensor that is not 0-d or, on the CPU, not >= 0."""
     if isinstance(value, torch.Tensor):
         if value.dim() != 0:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, want a number or 0-d")

@@ -24,12 +24,15 @@ from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refus
 
 
 class DPOOutput(NamedTuple):
-    """Everything but ``loss`` is detached."""
+    """Results of ``fused_dpo_loss``; everything but ``loss`` is detached."""
 
     loss: torch.Tensor
+    """0-d float32, float64 for float64 operands."""
     sequence_logp: torch.Tensor
-    """[S], summed (or averaged) over the tokens in scope; 0 for a sequence without any."""
+    """[S] in the dtype of ``loss``, log-probs summed (or averaged) over the tokens in scope; 0 for
+    a sequence without any."""
     metrics: dict[str, torch.Tensor]
+    """0-d tensors, means over the pairs in the loss, under TRL's names where it has them."""
 
 
 def dpo_loss(
@@ -42,12 +45,19 @@ def dpo_loss(
 ) -> torch.Tensor:
     """``-log sigmoid(beta [(S+ - S-)_policy - (S+ - S-)_ref])`` of each pair.
 
+    DPO of Rafailov et al., arXiv 2305.18290. S is the log-prob of a sequence; + is the chosen one.
+
     Args:
-        policy_chosen, policy_rejected: sequence log-probs under the policy; the gradient goes here.
-        ref_chosen, ref_rejected: the same under the reference, constants that get no gradient.
+        policy_chosen, policy_rejected: log-probs under the policy, floats of one shape. They get
+            the gradient.
+        ref_chosen, ref_rejected: the same under the reference, constants without a gradient.
+        beta: above 0; how strongly the policy is held to the reference.
 
     Returns:
         The loss of every pair, in the shape of the arguments.
+
+    Raises:
+        ValueError: shapes that differ, or a ``beta`` that is not above 0.
     """
     beta = finite_number("beta", beta, above=0)
     sides = _Sides(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
@@ -76,28 +86,35 @@ def fused_dpo_loss(
     bias: torch.Tensor | None = None,
     options: LossOptions | None = None,
 ) -> DPOOutput:
-    """Mean DPO loss over the pairs, from hidden states and head.
+    """Mean of ``dpo_loss`` over the pairs, from hidden states and head (arXiv 2305.18290).
 
-    A pair of which one side has no token in scope says nothing and is left out of the mean. Only
-    tokens in scope are multiplied with the head.
+    The log-prob of a sequence is summed over its tokens in ``scope``, and only these are multiplied
+    with the head. A pair with a side without such a token is left out of the mean. The gradient
+    goes to ``hidden``, ``weight`` and ``bias``.
 
     Args:
-        hidden: [T, H]; position t predicts ``targets[t]``.
-        weight: [V, H].
-        targets: [T] int64 ids, -100 = ignored. With ``hidden`` on a GPU these and the next two
-            may be on the CPU: which rows are multiplied is then known without waiting for the GPU.
-        sequence_id: [T] int64, the sequence of each position not ignored, in [0, S).
-        pairs: [P, 2] int64 sequence indices (chosen, rejected).
-        ref_logp: [S] log-probs under the reference, summed over the same tokens, constants that
-            get no gradient; ``None``: no reference, its margin is 0, and a device is waited for to
-            count the sequences.
-        length_normalised: average a sequence's log-probs (and the reference's) over its tokens.
-        normaliser: what the sum over the pairs is divided by, a number or 0-d, for pairs that are
-            a part of a step: ``count_pairs`` of the whole step. The loss is then their share.
+        hidden: [T, H] floats; position t predicts ``targets[t]``.
+        weight: [V, H] in the dtype of ``hidden``.
+        targets: [T] int64 ids; -100 is ignored. With ``hidden`` on a GPU these and the next two
+            tables may be on the CPU: the rows to multiply are then known without a host sync.
+        sequence_id: [T] int64 in [0, S), the sequence of each position that is not ignored.
+        pairs: [P, 2] int64 indices of sequences (chosen, rejected).
+        layout: the class, text or speech, of every id.
+        scope: the tokens that count: "all", "text" or "speech".
+        beta: above 0; how strongly the policy is held to the reference.
+        ref_logp: [S] floats, log-probs under the reference summed over the same tokens, constants
+            without a gradient. ``None``: the reference's margin is 0, and counting the sequences of
+            tables on a GPU is a host sync.
+        length_normalised: divide a sequence's log-prob, and the reference's, by its tokens.
+        normaliser: what to divide the sum over the pairs by if they are a part of a step, a number
+            or 0-d: ``count_pairs`` of the whole step. The losses of the parts then add up to the
+            step's.
+        bias: [V] floats, the head's bias.
+        options: the backend and its limits; see ``LossOptions``.
 
     Raises:
-        ValueError: what does not fit; a table on the CPU while a CUDA graph is captured; on the CPU
-            also a ``ref_logp`` that is not finite in a pair.
+        ValueError: an argument that does not fit; a table on the CPU while a CUDA graph is
+            captured; on the CPU also a ``ref_logp`` that is not finite in a pair.
     """
     true_or_false("length_normalised", length_normalised)
     if normaliser is not None:
@@ -114,7 +131,8 @@ def fused_dpo_loss(
     live = torch.where(mask > 0, targets, IGNORE_INDEX)
     scores = linear_logprob(hidden, weight, live, bias=bias, options=options)
     row = torch.where(mask > 0, sequence_id, -1)
-    # Tables on the CPU have told which rows to multiply; the rest is done where the rows are.
+    # Tables on the CPU have given the rows to multiply. The rest is computed where the hidden
+    # states are.
     row, tokens, pairs, ref_logp, normaliser = copied_together(
         scores.logp.device, row, tokens, pairs, ref_logp, normaliser
     )
@@ -123,13 +141,13 @@ def fused_dpo_loss(
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
 
     usable = _usable(tokens, pairs)
-    # Nothing of a pair that is left out, a non-finite reference least of all, reaches the rest.
+    chosen, rejected = pairs.unbind(1)
+    # A pair that is left out must not reach the rest: its reference may be NaN.
     sides = _Sides(
-        *(
-            torch.where(usable, values[side], 0.0)
-            for values in (policy, reference)
-            for side in pairs.unbind(1)
-        )
+        policy_chosen=torch.where(usable, policy[chosen], 0.0),
+        policy_rejected=torch.where(usable, policy[rejected], 0.0),
+        ref_chosen=torch.where(usable, reference[chosen], 0.0),
+        ref_rejected=torch.where(usable, reference[rejected], 0.0),
     )
     check_finite("chosen ref_logp", sides.ref_chosen, usable)
     check_finite("rejected ref_logp", sides.ref_rejected, usable)
@@ -152,10 +170,14 @@ def count_pairs(
     layout: ModalityLayout,
     scope: Scope = "text",
 ) -> torch.Tensor:
-    """How many pairs have a token in scope on both sides, 0-d: the ``normaliser`` of these alone.
+    """How many pairs have a token in scope on both sides: an int64, 0-d.
 
-    Added up over micro-batches (and over ranks, divided by their number where gradients are
-    averaged) it is that of a step. The arguments are those of ``fused_dpo_loss``.
+    Sum it over the micro-batches of a step for the ``normaliser`` of ``fused_dpo_loss``, and over
+    the ranks too; where gradients are averaged over the ranks, divide by their number. The
+    arguments are those of ``fused_dpo_loss``.
+
+    Raises:
+        ValueError: an argument that does not fit.
     """
     sequences = _check(targets, sequence_id, pairs, None)
     _, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
@@ -195,7 +217,7 @@ class _Sides(NamedTuple):
 
 
 def _metrics(sides: _Sides, usable: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
-    """Means over the usable pairs, under TRL's names where it has them."""
+    """Means over the usable pairs; their names are TRL's where it has one."""
     count = usable.sum().clamp(min=1)
     chosen = beta * (sides.policy_chosen - sides.ref_chosen)
     rejected = beta * (sides.policy_rejected - sides.ref_rejected)
@@ -232,7 +254,7 @@ def _check(
     pairs: torch.Tensor,
     ref_logp: torch.Tensor | None,
 ) -> int:
-    """The number of sequences, after a check of everything that names one."""
+    """The number of sequences S, after a check of the tables."""
     named = {"targets": targets, "sequence_id": sequence_id, "pairs": pairs, "ref_logp": ref_logp}
     for name, table in named.items():
         if table is not None or name != "ref_logp":
@@ -254,10 +276,10 @@ def _check(
             f"ref_logp: got {ref_logp.dtype} of shape {tuple(ref_logp.shape)}, want floats [S]"
         )
     if ref_logp is not None and not can_be_read(targets):
-        return ref_logp.shape[0]  # what follows would wait for the device
+        return ref_logp.shape[0]  # the checks below would wait for the device
     if targets.device.type == "meta":
         raise ValueError(
-            "ref_logp: got None with targets on meta, want [S]: nothing else has the number of "
+            "ref_logp: got None with targets on meta, want [S]: nothing else gives the number of "
             "sequences"
         )
     end = MAX_SEGMENTS if ref_logp is None else ref_logp.shape[0]
@@ -278,7 +300,7 @@ def _check(
 
 
 def _highest(name: str, ids: torch.Tensor, end: int, of_ref_logp: bool) -> int:
-    """The highest of the indices of sequences, -1 of none; refuses those outside [0, ``end``)."""
+    """The highest index among ``ids``, -1 if there is none; refuses one outside [0, ``end``)."""
     if ids.numel() == 0:
         return -1
     low, high = int(ids.min()), int(ids.max())

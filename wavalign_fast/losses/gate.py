@@ -1,4 +1,4 @@
-"""The adaptive mixture: how much of the loss is reinforcement, from the rewards of the step."""
+"""The gate of the adaptive mixture: the weight λ of the policy term, from the step's rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,26 +24,30 @@ PARTS = ("gate_raw", "gate_reward", "gate_variance", "gate_reward_max", "gate_re
 
 
 class MixingGate(nn.Module):
-    """λ of a step: is the best rollout acceptable, and do the rollouts differ (arXiv 2604.14932)?
+    """λ of a step: high where the best rollout is good and the rollouts differ (arXiv 2604.14932).
 
-    Per prompt ``λ_raw = λ_max · sigmoid(slope (max R - threshold)) · clip(Var R / variance_scale,
-    0, 1)``; then the mean over the prompts of the call and of all ranks, smoothed as
-    ``λ = (1 - ema) λ_raw + ema λ_before`` and clamped to [0, λ_max]. The first step takes λ_raw;
-    one without any reward leaves the gate where it is. ``threshold`` and ``variance_scale`` are in
-    units of the reward; the defaults are those of a 1-5 scale, whose largest variance is 4.
+    For each prompt ``λ_raw = λ_max · sigmoid(slope (max R - threshold)) · clip(Var R /
+    variance_scale, 0, 1)``, and λ_raw of the step is the mean over the prompts with a reward, those
+    of all ranks included. It is smoothed to ``λ = (1 - ema) λ_raw + ema λ_before`` and clamped to
+    [0, λ_max]. The first step takes λ_raw as it is; a step without any reward leaves λ unchanged.
 
-    An infinite reward is refused, on every rank if one has it. On another device than the CPU,
-    where the check would wait for the device, λ of that step is NaN, and so is its loss; the gate
-    does not move.
+    An infinite reward is refused, on every rank if one has it. On a GPU, where the check would wait
+    for the device, λ of that step is NaN, and so is its loss; the gate does not move.
 
-    Inside activation checkpointing the forward pass runs again in the backward pass: the gate then
-    gives the λ that it gave to the same rewards; where that is not one number it raises.
+    Activation checkpointing runs the forward pass again in the backward pass. The gate then returns
+    the λ that it had returned for the same rewards, and raises if it had returned different ones.
 
     Args:
+        lambda_max: λ_max, in [0, 1].
+        ema: in [0, 1]; the part of the last step's λ in the next one.
+        slope: per unit of the reward, finite.
+        threshold: in units of the reward, finite. The default is the middle of a 1-5 scale.
+        variance_scale: a variance of rewards, above 0. The default is the largest on a 1-5 scale.
         initial: λ of the step before, to go on from; ``None`` starts anew.
 
     Raises:
-        ValueError: a setting that is not finite or outside its range, rewards that do not fit.
+        ValueError: a setting outside its range; rewards that do not fit.
+        RuntimeError: a recomputed step whose λ is not known any more.
     """
 
     def __init__(
@@ -63,19 +67,20 @@ class MixingGate(nn.Module):
         self.variance_scale = finite_number("variance_scale", variance_scale, above=0)
         if initial is not None:
             initial = finite_number("initial", initial, low=0.0, high=self.lambda_max)
-        # The buffer is always there, for a checkpoint is loaded by the keys of a fresh module. Its
-        # name is taken by the property below.
+        # The buffer always exists: a checkpoint is loaded by the keys of a fresh module. It is not
+        # registered, for the property below has its name.
         start = NOT_MOVED if initial is None else initial
         self._buffers["value"] = torch.tensor(start, dtype=torch.float32, device="cpu")
-        # Known without looking: on a device to look would be to wait.
+        # Kept on the host, for reading the buffer may be a host sync.
         self._stepped = initial is not None
         self._recomputed = RecomputedSteps()
 
     @property
     def value(self) -> torch.Tensor | None:
-        """λ of the last step, 0-d float32, in ``state_dict``; ``None`` before the first.
+        """λ of the last step, 0-d float32; ``None`` before the first. It is in the ``state_dict``.
 
-        On a GPU, which is not waited for after a step, ``NOT_MOVED`` if no step had a reward.
+        On a GPU, after steps of which none had a reward, it is -1: finding out would be a host
+        sync.
         """
         state = self._state
         if not self._stepped:
@@ -86,16 +91,19 @@ class MixingGate(nn.Module):
     def _state(self) -> torch.Tensor:
         """λ, or ``NOT_MOVED``, 0-d float32."""
         state = self._buffers["value"]
-        assert state is not None  # every way to set it makes None the number
+        assert state is not None  # `__setattr__` stores NOT_MOVED for None
         return state
 
     def forward(self, rewards: torch.Tensor, options: LossOptions | None = None) -> torch.Tensor:
         """Advances the gate by one step and returns λ, 0-d float32, without a gradient.
 
         Args:
-            rewards: [B, G] of the whole optimizer step on this rank; NaN = missing. A nested list
-                with numbers and ``None`` is taken too.
-            options: its ``backend`` says whether the CUDA kernels may be used.
+            rewards: [B, G] floats of this rank's whole optimizer step, or a nested list of numbers.
+                NaN or ``None`` is a missing reward.
+            options: its ``backend`` decides whether the CUDA kernels may compute this.
+
+        Raises:
+            ValueError: rewards that do not fit; on the CPU also an infinite one on any rank.
         """
         rl_weight, _ = self.step(rewards, options)
         return rl_weight
@@ -104,7 +112,7 @@ class MixingGate(nn.Module):
     def step(
         self, rewards: torch.Tensor, options: LossOptions | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """``forward``, and what λ was made of, under the names of the released code."""
+        """``forward``, and the metrics of the gate, 0-d, under the names of the released code."""
         if torch.compiler.is_compiling():
             return self._step(rewards, options)
         with unseen_by_checkpointing():
@@ -130,11 +138,11 @@ class MixingGate(nn.Module):
             totals = _over_ranks(rewards, totals)
         before = self._state_beside(totals)
         rl_weight, means = self._mixed(totals, before, takes_cuda_groups(totals, options))
-        # A NaN differs from itself.
+        # A NaN differs from itself, so a λ of NaN is not kept.
         value = torch.where((totals[-1] > 0) & (rl_weight == rl_weight), rl_weight, before)
-        if captured:  # a replay goes on from where the last one has left it
+        if captured:  # in place, so that each replay goes on from the last
             self._state.copy_(value)
-        elif value.device.type != "meta":  # a step for its shapes alone has no λ
+        elif value.device.type != "meta":  # which has shapes only, no λ
             self._buffers["value"] = value
             self._stepped |= value.device.type != "cpu"
         parts = dict(zip(PARTS, means, strict=True)) | {"gate": rl_weight}
@@ -143,7 +151,7 @@ class MixingGate(nn.Module):
         return result
 
     def _totals(self, rewards: torch.Tensor, by_kernel: bool) -> torch.Tensor:
-        """Sums [6] over the prompts with a reward: λ_raw, gates, max R, Var R; and their number."""
+        """Sums [6] over the prompts with a reward: those of ``PARTS``, and how many prompts."""
         if by_kernel:
             _, totals = cuda.group_statistics(
                 rewards,
@@ -165,7 +173,7 @@ class MixingGate(nn.Module):
         return torch.cat([sums, rewarded.sum().to(sums.dtype).reshape(1)])
 
     def _state_beside(self, totals: torch.Tensor) -> torch.Tensor:
-        """The state on the device of ``totals``; one on the CPU gets there without a copy."""
+        """The state on the device of ``totals``; a fill takes it from the CPU without a copy."""
         state = self._state
         if state.device.type != "cpu" or totals.device.type == "cpu" or not can_be_read(state):
             return state.to(totals)
@@ -174,11 +182,13 @@ class MixingGate(nn.Module):
     def _mixed(
         self, totals: torch.Tensor, before: torch.Tensor, by_kernel: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """λ, 0-d, and the means [5] of the sums."""
+        """λ, 0-d, and the means [5] over the prompts, those of ``PARTS``."""
         moved = before >= 0
         if by_kernel:
             rl_weight, means = cuda.mix(
-                *(totals, before.reshape(1), moved.reshape(1)),
+                totals,
+                previous=before.reshape(1),
+                has_previous=moved.reshape(1),
                 lambda_max=self.lambda_max,
                 ema=self.ema,
             )
@@ -191,8 +201,8 @@ class MixingGate(nn.Module):
         return rl_weight, means
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # λ goes where the module goes, but stays float32 and keeps its value: on the meta device it
-        # would lose it, and `to_empty` would give it any.
+        # λ moves with the module, but stays float32 and keeps its value. On the meta device it
+        # would lose it, and `to_empty` would make it arbitrary.
         state = self._state
         super()._apply(fn, recurse)
         device = self._state.device
@@ -212,7 +222,7 @@ class MixingGate(nn.Module):
         if strict:
             others = (key for key in state_dict if key.startswith(prefix))
             unexpected_keys.extend(key for key in others if key != f"{prefix}value")
-        # Before the key was always there it was absent from the state of a gate that had not moved.
+        # Earlier releases left the key out of the state of a gate that had not moved.
         value = state_dict.get(f"{prefix}value", torch.full((), NOT_MOVED, device="cpu"))
         away = isinstance(value, torch.Tensor) and value.device.type != "meta"
         here = value.cpu() if away else value
@@ -231,7 +241,7 @@ class MixingGate(nn.Module):
         self._stepped = bool(value >= 0) if can_be_read(value) else True
 
     def _check_state(self, name: str, value: Any) -> None:
-        """Refuses what no gate can have come to, as far as it can be read."""
+        """Refuses a λ that no gate can have, as far as it can be read without a host sync."""
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{name}: got {shape}, want a 0-d tensor")
@@ -248,10 +258,10 @@ class MixingGate(nn.Module):
 
 
 def _over_ranks(rewards: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
-    """``totals`` [6] of all ranks: every rank needs the same λ, or they descend different losses.
+    """The sum of ``totals`` [6] over all ranks: with different λ they would train different losses.
 
-    The count of infinite rewards goes along, so that all ranks raise. If one rank raised before the
-    all-reduce, the others would wait in it until its timeout.
+    The number of infinite rewards is summed along, so that all ranks raise. If one rank raised
+    before the all-reduce, the others would wait in it until its timeout.
 
     Raises:
         ValueError: some rank has an infinite reward, and the rewards are on the CPU.

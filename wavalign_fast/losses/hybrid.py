@@ -28,49 +28,68 @@ from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refus
 
 
 class HybridOutput(NamedTuple):
-    """Everything but ``loss`` is detached."""
+    """Results of a step; everything but ``loss`` is detached.
+
+    Losses and ``logp`` are float32, float64 for float64 operands.
+    """
 
     loss: torch.Tensor
+    """``λ L_policy + (1 - λ) L_anchor (+ L_kl)``, 0-d."""
     policy_loss: torch.Tensor
+    """0-d."""
     anchor_loss: torch.Tensor
+    """0-d."""
     kl_loss: torch.Tensor
-    """The KL term of ``kl_scope="completion"``; else 0, for the KL is in ``policy_loss``."""
+    """The KL of ``kl_scope="completion"``, 0-d; else 0, for it is a part of ``policy_loss``."""
     rl_weight: torch.Tensor
     """λ, 0-d."""
     logp: torch.Tensor
     """[T]; 0 at positions that carry no loss."""
     metrics: dict[str, torch.Tensor]
-    """0-d tensors. Statistics of a class that this scope does not multiply are absent."""
+    """0-d tensors on the device of the step. KL and entropy of a class are absent where some of its
+    completion tokens carry no loss, as those of speech with ``policy_scope="text"``."""
 
 
 class HybridObjective(nn.Module):
     """``L = λ L_policy + (1 - λ) L_anchor (+ L_kl)`` (WavAlign, arXiv 2604.14932).
 
-    L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k`` (see
-    ``policy_tokens``); L_anchor the mean over demonstrations with a label in scope of the weighted
-    token mean of ``-log p``. Only positions that carry loss are multiplied with the head, and only
-    those with a gradient take part in the backward products. On a GPU these are the ones that
-    rewards, λ, β and the anchor leave a gradient, as far as the host knows: with the tables on the
-    CPU. With tables on the GPU every position that carries loss takes part.
+    L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k``: ``s = ρA`` is
+    the surrogate, clipped if asked for, and k the k3 estimate of the KL to the reference. L_anchor
+    is the mean over the demonstrations that have a label in scope of the weighted token mean of
+    ``-log p``.
+
+    Only positions that carry loss are multiplied with the head, and only those that may have a
+    gradient take part in the GEMMs of the backward pass. With hidden states on a GPU this needs the
+    tables on the CPU, where the host can read them; with tables on the GPU every position that
+    carries loss takes part.
+
+    The ``state_dict`` holds the gate's λ.
 
     Args:
-        layout: the classes of the ids.
-        policy_scope, anchor_scope: "all", "text" or "speech" tokens.
-        text_weight, speech_weight: token weights of the policy term by class; the ``anchor_`` pair
-            likewise for the anchor. Only their ratio matters, and only under "all".
-        text_kl, speech_kl: β of the KL to the reference by class; > 0 needs ``batch.ref_logp``.
-        kl_scope: "policy": the KL is a part of the policy term and of its scope (the released
-            code). "completion": it has a mean of its own over all completion tokens, outside λ.
-        clip: ε or (low, high) for PPO clipping against ``batch.old_logp``; ``None`` is off.
-        importance_sampling_level: "token": each token has its own ratio ρ to ``batch.old_logp``;
-            "sequence": all tokens of a rollout share the exponential of their weighted mean
-            log-ratio (GSPO, arXiv 2507.18071), and ``clip`` clips that. On-policy both have the
-            same value and gradient.
-        normalisation: "sequence": the means above. "token": every token of the batch weighs the
-            same, Σ weight·term / Σ weight over all rows (DAPO, arXiv 2503.14476), in each term.
-        advantage_std: "population" or "sample".
-        gate: a ``MixingGate`` (the default: a new one) or a constant λ.
-        options: how it is computed.
+        layout: the class, text or speech, of every id.
+        policy_scope, anchor_scope: the tokens of the term: "all", "text" or "speech".
+        text_weight, speech_weight: weights of the policy term's tokens by class. Only their ratio
+            matters, and only where the scope is "all".
+        anchor_text_weight, anchor_speech_weight: the same for the anchor.
+        text_kl, speech_kl: β of the KL to the reference by class; above 0 it needs
+            ``batch.ref_logp``.
+        kl_scope: "policy": the KL is a part of the policy term, over that term's tokens (the
+            released code). "completion": it is a term of its own outside λ, the mean over all
+            completion tokens.
+        clip: ε or (low, high) for PPO clipping against ``batch.old_logp``; ``None`` does not clip.
+        importance_sampling_level: "token": each token has its own ratio ρ to ``batch.old_logp``.
+            "sequence": all tokens of a rollout have the same ratio, the exponential of their
+            weighted mean log-ratio, and ``clip`` clips that (GSPO, arXiv 2507.18071). On-policy
+            both have the same value and gradient.
+        normalisation: "sequence": the means above. "token": all tokens of the batch count alike,
+            each term is Σ weight·term / Σ weight over all its rows (DAPO, arXiv 2503.14476).
+        advantage_std: "population" or "sample" standard deviation of a group's rewards.
+        gate: a ``MixingGate`` (by default a new one) or a constant λ in [0, 1].
+        options: the backend and its limits; see ``LossOptions``.
+
+    Raises:
+        ValueError: an option outside its range; the message has the value seen and the value
+            wanted.
     """
 
     def __init__(
@@ -128,24 +147,29 @@ class HybridObjective(nn.Module):
         rl_weight: torch.Tensor | float | None = None,
         normalisers: Normalisers | None = None,
     ) -> HybridOutput:
-        """One step's loss.
+        """Computes the loss of one step; ``loss.backward()`` gives the gradients.
+
+        The gradient goes to ``hidden``, ``weight`` and ``bias``; everything else is constant.
 
         Args:
-            hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states.
-            weight: [V, H], the head.
+            hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states; dtypes as in
+                ``linear_logprob``.
+            weight: [V, H], the head, in the dtype of ``hidden``.
             batch: the tables. With ``hidden`` on a GPU they may be on the CPU, rewards included:
-                which rows are multiplied is then known without waiting for the GPU. While a CUDA
-                graph is captured they must be on the GPU.
-            bias: [V] of the head.
-            rl_weight: a λ in [0, 1] computed before, a number or 0-d (another head, accumulation,
-                late rewards); the gate then does not move. It gets no gradient.
-            normalisers: what the terms are divided by, for a batch that is a part of a step; the
-                losses are then this part's share. Groups must be whole in it, for the advantages.
+                the rows to multiply are then known without a host sync. While a CUDA graph is
+                captured they must be on the GPU.
+            bias: [V] floats, the head's bias.
+            rl_weight: a λ in [0, 1] that was computed before, a number or 0-d: for a second head,
+                gradient accumulation or rewards that arrive late. The gate then does not move.
+            normalisers: what to divide the terms by, if the batch is a part of a step: the losses
+                of the parts then add up to the step's. A prompt's rollouts must all be in one part,
+                for their advantages.
 
         Raises:
-            ValueError: what does not fit; a table on the CPU while a graph is captured; on the CPU
-                also a log-prob in ``batch.old_logp`` or ``batch.ref_logp`` that is not finite at a
-                token of their term (elsewhere the loss is then not finite).
+            ValueError: an argument that does not fit; a table on the CPU while a graph is captured;
+                with tables on the CPU also an infinite reward, or a log-prob in ``batch.old_logp``
+                or ``batch.ref_logp`` that is not finite at a token of its term. On a GPU, where a
+                check would wait for the device, the loss is then not finite.
         """
         self._check_inputs(hidden, weight, batch, rl_weight, normalisers)
         self._warn_of_idle_options(batch)
@@ -205,10 +229,11 @@ class HybridObjective(nn.Module):
         )
 
     def normalisers(self, batch: HybridBatch) -> Normalisers:
-        """What ``batch``, were it a whole step, divides its terms by: 0-d float64 tensors.
+        """What the terms of ``batch`` are divided by if it is a whole step: 0-d float64 tensors.
 
-        Rollouts, demonstrations with a label in scope, rollouts; under ``normalisation="token"``
-        the summed weights of the tokens of each, for the KL the number of completion tokens.
+        The number of rollouts, of demonstrations with a label in scope, and of rollouts again for
+        the KL; under ``normalisation="token"`` the summed weights of each term's tokens, for the KL
+        the number of completion tokens.
         """
         return Normalisers.of(batch, self.token_weights(batch), self.normalisation)
 

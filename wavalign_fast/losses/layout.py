@@ -19,22 +19,27 @@ Modality = Literal["text", "speech"]
 class ModalityLayout:
     """Gives every id of a vocabulary exactly one class, ``TEXT`` or ``SPEECH``.
 
-    Speech is the ids in the ``speech`` ranges, text is every other id; the ``boundary`` ids (begin
-    and end of audio) and the ``eos`` ids are then set to the class named for them. The released
-    WavAlign code is ``boundary_as="speech"``, ``eos_as="text"``; with ``eos_as="speech"`` a text
-    policy leaves the end of the answer to the anchor.
+    Ids in the ``speech`` ranges are speech and all others text, except that ``boundary_as`` is the
+    class of the ``boundary`` ids and ``eos_as`` that of the ``eos`` ids. The released WavAlign code
+    has ``boundary_as="speech"`` and ``eos_as="text"``. With ``eos_as="speech"`` a policy term over
+    text leaves the end of the answer to the anchor.
 
     Raises:
-        ValueError: ranges that overlap, ids outside the vocabulary, unknown class names.
+        ValueError: ranges that overlap, an id outside the vocabulary, an unknown class.
     """
 
     vocab_size: int
+    """V, the rows of the head."""
     speech: Sequence[tuple[int, int]]
-    """Half-open ranges [first, end)."""
+    """Half-open ranges [first, end) of ids."""
     boundary: Sequence[int] = ()
+    """Ids of the tokens that begin and end audio."""
     boundary_as: Modality = "speech"
+    """Their class."""
     eos: Sequence[int] = ()
+    """Ids that end a sequence."""
     eos_as: Modality = "text"
+    """Their class."""
     _tables: dict[torch.device, torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -42,8 +47,8 @@ class ModalityLayout:
     def __post_init__(self) -> None:
         whole_number("vocab_size", self.vocab_size, low=1)
         end_before = 0
-        # Kept as they are now: a generator can be read once, and a list may change. Of a frozen
-        # dataclass; anyone else would be surprised by such a change.
+        # A copy: a generator can be read only once, and a list may change later. This is the only
+        # way to set a field of a frozen dataclass.
         object.__setattr__(self, "speech", self._speech_ranges())
         for first, end in sorted(self.speech):
             if not 0 <= first < end <= self.vocab_size:
@@ -89,9 +94,18 @@ class ModalityLayout:
     ) -> "ModalityLayout":
         """Reads the ids from a ``transformers`` tokenizer.
 
-        Speech begins at ``speech_start`` and goes on to ``vocab_size`` (the rows of the head, pad
-        rows included, as in the released code; by default the tokenizer's length). The numbered
-        speech tokens must be contiguous there, and no other token may lie among them.
+        Speech is every id from ``speech_start`` up to ``vocab_size``, as in the released code. The
+        numbered speech tokens must be contiguous there, without another token among them.
+
+        Args:
+            tokenizer: a tokenizer with ``get_vocab``, ``eos_token_id`` and a length.
+            speech_start: the speech token of number 0.
+            boundary: the tokens that begin and end audio.
+            vocab_size: the rows of the head, padding included; by default the tokenizer's length.
+            boundary_as, eos_as: classes, as in ``ModalityLayout``.
+
+        Raises:
+            ValueError: a token that is missing, or speech tokens that are not contiguous.
         """
         vocab = tokenizer.get_vocab()
         size = len(tokenizer) if vocab_size is None else vocab_size
@@ -121,19 +135,22 @@ class ModalityLayout:
         )
 
     def classify(self, ids: torch.Tensor) -> torch.Tensor:
-        """``TEXT`` or ``SPEECH`` for every id: uint8, shape and device of ``ids``.
+        """The class of every id, ``TEXT`` or ``SPEECH``.
 
         Args:
-            ids: integers of any shape.
+            ids: integers of any shape, in [0, vocab_size).
+
+        Returns:
+            uint8 of the shape and on the device of ``ids``.
 
         Raises:
-            ValueError: another dtype; an id outside [0, vocab_size) (checked on the CPU; elsewhere
-                it is clamped, for a check would wait for the device).
+            ValueError: another dtype; on the CPU also an id outside [0, vocab_size). On another
+                device the check would wait for the device, and such an id is clamped.
         """
         return self.classify_as("ids", ids)
 
     def classify_as(self, name: str, ids: torch.Tensor) -> torch.Tensor:
-        """``classify``, for ids that the caller knows by another name."""
+        """``classify`` with the caller's name of ``ids`` in its error messages."""
         check_tensor(name, ids)
         check_integers(name, ids)
         if can_be_read(ids):
@@ -155,7 +172,7 @@ class ModalityLayout:
                 kind = SPEECH if getattr(self, f"{name}_as") == "speech" else TEXT
                 table[list(getattr(self, name))] = kind
             table = table.to(device)
-            if type(table) is not torch.Tensor:  # fake, for the duration of a trace
+            if type(table) is not torch.Tensor:  # a fake one, valid during this trace only
                 return table
             self._tables[device] = table
         return self._tables[device]

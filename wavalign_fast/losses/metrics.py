@@ -1,10 +1,10 @@
-"""What a step reports, under the names of the released code and, where it has none, of TRL."""
+"""Metrics of a step; names that the released code does not have are TRL's where it has them."""
 
 from dataclasses import dataclass
 
 import torch
 
-from wavalign_fast.losses.advantage import Std, group_stats, group_std
+from wavalign_fast.losses.advantage import ADVANTAGE_EPS, Std, group_stats, group_std
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.policy import ImportanceLevel, PolicyTokens
 from wavalign_fast.losses.segments import mean_weights, segments_with_weight, weighted_sum
@@ -15,25 +15,27 @@ CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mea
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepMetrics:
-    """A step's metrics up to its log-probs: what is known without them, and how they are averaged.
+    """The metrics of a step that need no log-probs, and the weights that average the others.
 
-    KL and entropy are reported for the classes whose completion tokens all carry loss; of the
-    others the product with the head was never made.
+    KL and entropy are reported for a class only if all its completion tokens carry loss: the others
+    are never multiplied with the head.
     """
 
     known: dict[str, torch.Tensor]
-    """0-d, of rewards and counts; as of a step in which nothing is clipped."""
+    """0-d metrics of rewards and counts, as if nothing were clipped."""
     classes: tuple[str, ...]
+    """The C classes that are reported: "text", "speech", "total"."""
     kl: torch.Tensor
-    """Weights [C, T] of the tokens in the KL of each class: the mean over rollouts of their means
-    over tokens."""
+    """[C, T] weights of the tokens in the KL of a class, the mean over rollouts of token means; no
+    rows without a reference."""
     entropy: torch.Tensor
-    """Weights [C, T] likewise: the mean over groups of token means."""
+    """[C, T] weights of the tokens in the entropy of a class, the mean over groups of token means.
+    """
     clipped: torch.Tensor | None
-    """Weights [T] of the clipped share, of the weighted tokens or of the rollouts with one in
-    scope; ``None`` where nothing clips."""
-    held: torch.Tensor
-    """[T] bool: tokens that only clipping can leave without a gradient."""
+    """[T] weights in the clipped fraction, of weighted tokens or of rollouts with a token in scope;
+    ``None`` without clipping."""
+    clippable: torch.Tensor
+    """[T] bool, tokens that have no gradient if clipped."""
 
     @classmethod
     def of(
@@ -59,23 +61,23 @@ class StepMetrics:
         kl = [_of_rollouts(batch, of) for of in measured]
         entropy = [_of_groups(batch, of) for of in in_class.values()]
         moved = (weights.policy > 0) & (advantage != 0)
-        without = weights.live & (weights.anchor == 0) & (weights.beta == 0)
+        without_other = weights.live & (weights.anchor == 0) & (weights.beta == 0)
         known = _reward_metrics(batch, std) | _count_metrics(batch, weights)
         known |= {name: advantage.new_zeros(()) for name in CLIPPED}
-        known["zero_gradient_rows"] = (without & ~moved).sum()
+        known["zero_gradient_rows"] = (without_other & ~moved).sum()
         return cls(
             known=known,
             classes=tuple(in_class),
             kl=torch.stack(kl) if kl else none,
             entropy=torch.stack(entropy) if entropy else none,
             clipped=_clip_weights(batch, weights, level) if clips else None,
-            held=without & moved,
+            clippable=without_other & moved,
         )
 
     def of_tokens(
         self, tokens: PolicyTokens, entropy: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """All metrics, 0-d tensors on the tokens' device; nothing waits for the device."""
+        """All metrics, 0-d on the device of the tokens, without a host sync."""
         metrics = dict(self.known)
         if tokens.kl is not None and self.classes:
             for name, value in zip(self.classes, weighted_sum(tokens.kl, self.kl), strict=True):
@@ -89,17 +91,19 @@ class StepMetrics:
             for name, value in zip(CLIPPED, (flags * self.clipped).sum(-1), strict=True):
                 metrics[name] = value
             metrics["zero_gradient_rows"] = (
-                metrics["zero_gradient_rows"] + (self.held & clipped).sum()
+                metrics["zero_gradient_rows"] + (self.clippable & clipped).sum()
             )
         return metrics
 
 
 def _of_rollouts(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
+    """Weights [T] in the mean over all rollouts of weighted token means."""
     rollouts = batch.rewards.numel()
     return mean_weights(weights, batch.policy_row, rollouts) / max(rollouts, 1)
 
 
 def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
+    """Weights [T] in the mean over the groups with a weight of weighted token means."""
     groups, size = batch.rewards.shape
     prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
     nonempty = segments_with_weight(weights, prompt, groups).clamp(min=1)
@@ -117,21 +121,21 @@ def _clip_weights(
 
 
 def _reward_metrics(batch: HybridBatch, std: Std) -> dict[str, torch.Tensor]:
-    """Means over the groups that have a reward: one without any is missing, not 0."""
+    """Means over the groups with a reward: a group without any is missing, not 0."""
     stats = group_stats(batch.rewards)
     rewarded = stats.rewarded > 0
     groups = rewarded.sum().clamp(min=1)
     return {
         "reward": (stats.mean * rewarded).sum() / groups,
-        # With the floor of the advantage's denominator, as released.
-        "reward_std": ((group_std(stats, std) + 1e-4) * rewarded).sum() / groups,
+        # The denominator of the advantage, as in the released code.
+        "reward_std": ((group_std(stats, std) + ADVANTAGE_EPS) * rewarded).sum() / groups,
         "frac_reward_zero_std": _per(groups, (rewarded & (stats.max == stats.min)).sum()),
         "missing_rewards": torch.isnan(batch.rewards).sum(),
     }
 
 
 def _per(total: torch.Tensor | int, count: torch.Tensor) -> torch.Tensor:
-    """``count / total`` in float32: of two integers torch's quotient is of the default dtype."""
+    """``count / total`` in float32: torch divides two integers in the default dtype."""
     return count.to(torch.float32) / total
 
 

@@ -15,34 +15,37 @@ Normalisation = Literal["sequence", "token"]
 
 @dataclass(frozen=True, eq=False)
 class Normalisers:
-    """Denominators of the policy term, the anchor and the KL of its own, each a number or 0-d.
+    """Denominators of the policy term, the anchor and the KL term, each a number or 0-d.
 
-    ``HybridObjective.normalisers`` counts them for one batch, ``+`` and ``sum`` add batches up.
-    Gradients that accumulate over micro-batches are then those of the whole batch::
+    ``HybridObjective.normalisers`` counts them for one batch; ``+`` and ``sum`` add batches up.
+    Divided by their sum, micro-batches accumulate the gradient of the whole batch::
 
         total = sum(objective.normalisers(batch) for batch in batches)
         rl_weight = objective.gate(torch.cat([batch.rewards for batch in batches]))
         for hidden, batch in ...:
             objective(hidden, weight, batch, rl_weight=rl_weight, normalisers=total).loss.backward()
 
-    Over ranks, add the counts up too; a wrapper that averages gradients (DDP, FSDP) has divided by
-    the number of ranks already, so the counts must be::
+    Add the counts up over ranks too. A wrapper that averages gradients (DDP, FSDP) divides by the
+    number of ranks itself, so divide the counts by it::
 
         counts = torch.stack([total.policy, total.anchor, total.kl])
         torch.distributed.all_reduce(counts)
         total = wf.Normalisers(*(counts / torch.distributed.get_world_size()))
 
-    The gate reduces over the ranks by itself. A tensor of 0 divides by 1: nothing was counted, so
-    nothing is divided.
+    The gate reduces over the ranks by itself. A tensor of 0 divides by 1: it counted nothing, so
+    the sum is 0 anyway.
 
     Raises:
-        ValueError: a number that is not above 0, a tensor that is not 0-d; on the CPU also one that
-            is negative or not finite.
+        ValueError: a number that is not above 0, a tensor that is not 0-d; on the CPU also a tensor
+            that is negative or not finite.
     """
 
     policy: torch.Tensor | float
+    """Of the policy term: rollouts, or summed weights of their tokens."""
     anchor: torch.Tensor | float
+    """Of the anchor: demonstrations with a label in scope, or summed weights of their tokens."""
     kl: torch.Tensor | float
+    """Of the KL term of ``kl_scope="completion"``: rollouts, or their tokens."""
 
     def __post_init__(self) -> None:
         for name in ("policy", "anchor", "kl"):
@@ -56,12 +59,12 @@ class Normalisers:
         )
 
     def __radd__(self, other: Any) -> "Normalisers":
-        # `sum` starts from 0.
+        # `sum` starts with 0.
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @classmethod
     def of(cls, batch: HybridBatch, weights: TokenWeights, level: Normalisation) -> "Normalisers":
-        """Those of ``batch`` itself, float64 on its device; nothing waits for the device."""
+        """The counts of ``batch``, float64 on its device, without a host sync."""
         if level == "token":
             return cls(
                 weights.policy.sum(), weights.anchor.sum(), weights.completion.sum().double()
@@ -72,7 +75,7 @@ class Normalisers:
 
 
 def normalised(total: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
-    """``total / by``; by 1 where ``by`` is a tensor of 0, and NaN where it is NaN."""
+    """``total / by``, where a tensor of 0 divides by 1."""
     if isinstance(by, torch.Tensor):
         by = by.detach().to(total)
         by = torch.where(by == 0, 1.0, by)

@@ -1,4 +1,4 @@
-"""Padded rows of rollouts and demonstrations, read as the flat tables of ``HybridBatch``."""
+"""Turns padded rows of rollouts and demonstrations into the flat tables of ``HybridBatch``."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,16 +20,16 @@ from wavalign_fast.ops.inputs import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaddedRows:
-    """R rows of L ids, the first B·G of them rollouts, after all checks."""
+    """R checked rows of L ids, the first B·G of them rollouts."""
 
     input_ids: torch.Tensor
     """[R, L] int64."""
     labels: torch.Tensor
     """[R, L] int64."""
     completion: torch.Tensor
-    """[B·G, C] bool, the completion tokens."""
+    """[B·G, C] bool, the completion tokens, from column ``first`` of a row on."""
     first: torch.Tensor
-    """[B·G, 1] column of each row's first completion token."""
+    """[B·G, 1] int64, the column of each row's first completion token."""
     rewards: torch.Tensor
     """[B, G]"""
 
@@ -43,7 +43,7 @@ class PaddedRows:
         prompt_lengths: Any,
         attention_mask: torch.Tensor | None,
     ) -> "PaddedRows":
-        """The arguments of ``HybridBatch.from_padded``."""
+        """The rows of ``HybridBatch.from_padded``, after a check of its arguments."""
         for name, ids in (("input_ids", input_ids), ("labels", labels)):
             _check_table(name, ids, "[R, L]")
             check_integers(name, ids)
@@ -70,7 +70,7 @@ class PaddedRows:
         first = first + left
         if attention_mask is not None:
             _check_attended(attention_mask[:rollouts], completion, first)
-        # A mask of ones is what one gets without asking for it.
+        # A mask of ones says nothing: tokenizers return one for rows that are not padded.
         if attention_mask is None or (can_be_read(left) and bool(attention_mask[:rollouts].all())):
             check_right_padded(input_ids[:rollouts], completion, first, rewards.shape[1])
         return cls(
@@ -82,14 +82,14 @@ class PaddedRows:
         )
 
     def targets(self) -> torch.Tensor:
-        """[R·L]; position t predicts id t + 1."""
+        """[R·L] int64; position t predicts id t + 1."""
         targets = torch.zeros_like(self.input_ids)
         labelled = self._labelled
         targets[:, :-1] = torch.where(labelled[:, :-1], self.labels[:, 1:], self.input_ids[:, 1:])
         return targets.reshape(-1)
 
     def policy_row(self) -> torch.Tensor:
-        """[R·L], row of the rollout whose completion token each position predicts, or -1."""
+        """[R·L] int64, the rollout whose completion token each position predicts, or -1."""
         rows, length = self.input_ids.shape
         position = _predicting(self.completion, self.first)
         # All other entries go to an extra column, which is cut off: listing the completion's alone
@@ -101,12 +101,12 @@ class PaddedRows:
         return table[:, :length].reshape(-1)
 
     def anchor_row(self) -> torch.Tensor:
-        """[R·L], index of the demonstration whose label each position predicts, or -1."""
+        """[R·L] int64, the demonstration whose label each position predicts, or -1."""
         rows = torch.arange(len(self.input_ids), device=self.input_ids.device).unsqueeze(1)
         return torch.where(self._labelled, rows - len(self.completion), -1).reshape(-1)
 
     def flat_logps(self, name: str, logps: torch.Tensor | None) -> torch.Tensor | None:
-        """[B·G, L - 1] to [R·L]; 0 where there is no score."""
+        """[B·G, L - 1] as [R·L], 0 elsewhere."""
         if logps is None:
             return None
         check_tensor(name, logps)
@@ -167,7 +167,7 @@ def _prompt_lengths(lengths: Any, prompts: int, input_ids: torch.Tensor) -> torc
 
 
 def _check_ones(name: str, mask: torch.Tensor) -> None:
-    """Refuses, on the CPU, a mask with something else than 0 and 1: ids, weights, or -inf."""
+    """Refuses, on the CPU, a mask of anything but 0 and 1, such as ids, weights or -inf."""
     if not can_be_read(mask):
         return
     bad = torch.nonzero((mask != 0) & (mask != 1))
@@ -179,7 +179,7 @@ def _check_ones(name: str, mask: torch.Tensor) -> None:
 def _padding_on_the_left(
     attention_mask: Any, input_ids: torch.Tensor, rollouts: int
 ) -> torch.Tensor:
-    """Columns [B·G, 1] before each rollout's first token."""
+    """[B·G, 1] int64, the columns of padding before each rollout's first token."""
     check_tensor("attention_mask", attention_mask)
     check_device("attention_mask", attention_mask, input_ids.device, "input_ids are")
     allowed = [tuple(input_ids.shape), (rollouts, input_ids.shape[1])]
@@ -189,24 +189,25 @@ def _padding_on_the_left(
             "input_ids"
         )
     _check_ones("attention_mask", attention_mask)
-    seen = attention_mask[:rollouts] != 0
-    # Columns up to the first one seen; of an empty row, all.
-    return (seen.cumsum(1) == 0).sum(1, keepdim=True)
+    attended = attention_mask[:rollouts] != 0
+    # All columns before the first that is attended; of a row without one, all columns.
+    return (attended.cumsum(1) == 0).sum(1, keepdim=True)
 
 
 def _predicting(completion: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """[B·G, C] position that predicts each token of ``completion``."""
+    """[B·G, C] the position that predicts each token of ``completion``."""
     return first - 1 + torch.arange(completion.shape[1], device=completion.device)
 
 
 def _inside(position: torch.Tensor, length: int) -> torch.Tensor:
+    """Whether a row of ``length`` ids has both the position and the id that it predicts."""
     return (position >= 0) & (position < length - 1)
 
 
 def _check_within(
     completion: torch.Tensor, first: torch.Tensor, left: torch.Tensor, length: int
 ) -> None:
-    """Refuses, on the CPU, completion tokens that have no column or nothing in front of them."""
+    """Refuses, on the CPU, completion tokens outside the row, or in its first column."""
     outside = completion & ~_inside(_predicting(completion, first + left), length)
     if can_be_read(completion) and bool(outside.any()):
         row, column = (int(i) for i in torch.nonzero(outside)[0])
@@ -222,7 +223,7 @@ def _check_within(
 def _check_attended(
     attention_mask: torch.Tensor, completion: torch.Tensor, first: torch.Tensor
 ) -> None:
-    """Refuses, on the CPU, completion tokens that are padding by the attention mask."""
+    """Refuses, on the CPU, completion tokens that the attention mask says are padding."""
     if not can_be_read(completion) or completion.numel() == 0:
         return
     column = first + torch.arange(completion.shape[1], device="cpu")

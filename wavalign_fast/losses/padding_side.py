@@ -1,4 +1,4 @@
-"""On which side rows of ids are padded, told from the ids alone."""
+"""Recognises from the ids alone on which side rows are padded."""
 
 import torch
 
@@ -8,17 +8,21 @@ from wavalign_fast.ops.inputs import can_be_read
 def check_right_padded(
     ids: torch.Tensor, completion: torch.Tensor, first: torch.Tensor, group: int
 ) -> None:
-    """Refuses, on the CPU, rollouts [B·G, L] that cannot be right-padded but can be otherwise.
+    """Refuses, on the CPU, rows that are padded elsewhere than on the right, as far as ids show it.
 
-    Ids alone say which is which only together. Behind right-padded completions stands one id, the
-    padding. Else it may stand in front of the rows, or between prompts and completions; it then
-    fills up the rest as well. One cell of it could be chance, so two are asked for.
+    All rows are needed to see it. Right-padded rows have a single id after their completions, the
+    padding. If they have several, the padding may be before the prompts, or between prompts and
+    completions, and it then fills the rows up to one length. A single padding id could be a token
+    like any other, so at least two are needed as evidence.
 
     Args:
-        ids: [B·G, L].
+        ids: [B·G, L] ids of the rollouts.
         completion: [B·G, C] bool, the completion tokens.
         first: [B·G, 1], the tokens of each row's prompt.
-        group: G.
+        group: G, rollouts of one prompt.
+
+    Raises:
+        ValueError: the rows are not right-padded and fit another way of padding.
     """
     if not can_be_read(ids) or ids.numel() == 0 or completion.shape[1] == 0:
         return
@@ -27,13 +31,13 @@ def check_right_padded(
     places = torch.arange(1, completion.shape[1] + 1, device="cpu")
     end = torch.where(completion, places, 0).amax(1, True)  # [B·G, 1] tokens of the completion
     behind = ids[filled & (column >= first + end)]
-    if len(behind.unique()) <= 1:  # right-padded, or as good as
+    if len(behind.unique()) <= 1:  # right-padded, or without any padding
         return
     rows = _Rows(ids, first, end, filled, group)
     shortest = int(first.argmin())
     padding = ids[shortest, 0]
-    run = (ids == padding).cumprod(1).sum(1, keepdim=True)  # [B·G, 1] padding in front
-    # Prompts may begin with the very id that pads them, so not all of a run need be padding.
+    run = (ids == padding).cumprod(1).sum(1, keepdim=True)  # [B·G, 1] leading padding ids
+    # A prompt may begin with the id that pads it, so a part of a run may belong to the prompt.
     ends = range(int(first.max()), int((run + first).min()) + 1)
     if rows.all_end_together(run) or any(rows.prompts_end_together(at, padding) for at in ends):
         row = int(run.argmax())
@@ -52,7 +56,7 @@ def check_right_padded(
 
 
 class _Rows:
-    """Rollouts [B·G, L] and what is known of each, [B·G, 1]."""
+    """Rollouts [B·G, L] with their prompt lengths and completion lengths, [B·G, 1]."""
 
     def __init__(
         self,
@@ -68,12 +72,12 @@ class _Rows:
         self.shared = (grouped == grouped[:, :1]).all(1)[:, None].expand_as(grouped).reshape_as(ids)
 
     def all_end_together(self, run: torch.Tensor) -> bool:
-        """Whether whole rows can be padded on the left: as much as they are too short."""
+        """Whether whole rows may be left-padded: the padding makes up for what each row lacks."""
         missing = self.ids.shape[1] - self.first - self.end
         return bool((run >= missing)[self.filled].all()) and int(missing[self.filled].sum()) > 1
 
     def prompts_end_together(self, at: int, padding: torch.Tensor) -> bool:
-        """Whether all prompts can end before column ``at``, with ``padding`` in front of them."""
+        """Whether the prompts may be left-padded so that all end before column ``at``."""
         prompt = (self.column >= self.first) & (self.column < at)
         filling = self._filling(at)
         signs = int((at - self.first).sum()) + int(filling.sum())
@@ -81,12 +85,12 @@ class _Rows:
         return fits and signs > 1
 
     def completions_begin_together(self, at: int, padding: torch.Tensor) -> bool:
-        """Whether there can be ``padding`` between prompts and column ``at``, and behind."""
+        """Whether prompts may be right-padded so that all completions begin in column ``at``."""
         between = (self.column >= self.first) & (self.column < at)
         filling = self._filling(at)
         signs = self.ids[between | filling]
         return bool(filling.any()) and len(signs) > 1 and bool((signs == padding).all())
 
     def _filling(self, at: int) -> torch.Tensor:
-        """Cells [B·G, L] behind completions that begin at column ``at``."""
+        """[B·G, L] bool, the cells after a completion that begins in column ``at``."""
         return self.filled & (self.column >= at + self.end)

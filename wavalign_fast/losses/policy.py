@@ -1,4 +1,4 @@
-"""Policy-gradient and KL terms of rollout tokens, from log-probs."""
+"""The policy-gradient and KL terms of rollout tokens, from their log-probs."""
 
 import math
 from collections.abc import Callable
@@ -14,18 +14,20 @@ ImportanceLevel = Literal["token", "sequence"]
 
 
 class PolicyTokens(NamedTuple):
-    """Per-token terms, each [T]."""
+    """The terms of each token, [T]."""
 
     surrogate: torch.Tensor
-    """``s``, to be maximised."""
+    """s, to be maximised."""
     kl: torch.Tensor | None
-    """``k``, the k3 estimate of KL(policy || reference); ``None`` without a reference."""
+    """k, the k3 estimate of KL(policy || reference); ``None`` without a reference."""
     clipped_low: torch.Tensor
+    """bool, whether ρ is below the lower bound and A < 0."""
     clipped_high: torch.Tensor
+    """bool, whether ρ is above the upper bound and A > 0."""
 
 
 def clip_bounds(clip: Clip | None) -> tuple[float, float] | None:
-    """``(1 - low, 1 + high)`` from one ε or a pair ``(low, high)``."""
+    """The bounds ``(1 - low, 1 + high)`` of ρ, from one ε or a pair ``(low, high)``."""
     if clip is None:
         return None
     try:
@@ -42,14 +44,14 @@ def clip_bounds(clip: Clip | None) -> tuple[float, float] | None:
 def linear_beyond(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
-    """``function`` (exp or expm1) up to 20 nats, and its tangent from there on.
+    """``function`` (exp or expm1) up to 20 nats, and its tangent at 20 beyond.
 
-    Finite and increasing where exp overflows, and the gradient keeps its sign: to clamp ``x``
-    would take the gradient away just from the tokens that are furthest off.
+    The result is finite where exp overflows, and its gradient keeps its sign. Clamping ``x``
+    instead would leave the tokens that are furthest off without a gradient.
     """
     slope = math.exp(LINEAR_FROM)
-    # The gradient of clamp alone is 1 at the bound up to torch 2.13 and 0 from 2.14 on; and a NaN
-    # must keep it from the token that it is masked in.
+    # At the bound the gradient of clamp alone is 1 up to torch 2.13 and 0 from 2.14 on. `where`
+    # also passes no gradient to a token that is NaN and masked later.
     bounded = torch.where(x <= LINEAR_FROM, x, x.detach().clamp(max=LINEAR_FROM))
     return function(bounded) + slope * torch.relu(x - LINEAR_FROM)
 
@@ -61,17 +63,16 @@ def policy_tokens(
     ref_gap: torch.Tensor | None = None,
     clip: Clip | None = None,
 ) -> PolicyTokens:
-    """``s = ρA``, or ``min(ρA, clip(ρ)A)`` when clipping is on, and ``k = e^(r-ℓ) - (r-ℓ) - 1``.
+    """``s = ρA``, clipped ``s = min(ρA, clip(ρ)A)``, and ``k = e^(r-ℓ) - (r-ℓ) - 1``.
 
-    ``ρ = e^log_ratio``. Both exponentials are ``linear_beyond`` 20 nats.
+    ``ρ = e^log_ratio``. Beyond 20 nats both exponentials go on as their tangents
+    (``linear_beyond``).
 
     Args:
-        log_ratio: ``ℓ - ℓ_old``, of each token or the mean of its sequence.
-        advantage: A.
-        ref_gap: ``r - ℓ``, log-probs under the reference less those under the policy.
-
-    Returns:
-        Terms of the shape of the arguments, [T].
+        log_ratio: [T] floats, ``ℓ - ℓ_old`` of each token, or its mean over the token's sequence.
+        advantage: [T] floats, A.
+        ref_gap: [T] floats, ``r - ℓ``: the log-prob under the reference minus that of the policy.
+        clip: ε or (low, high); ``None`` does not clip.
     """
     ratio = linear_beyond(torch.exp, log_ratio)
     surrogate = ratio * advantage
@@ -81,7 +82,7 @@ def policy_tokens(
     if bounds is not None:
         low = (ratio < bounds[0]) & (advantage < 0)
         high = (ratio > bounds[1]) & (advantage > 0)
-        # The minimum of the two, with the whole gradient where they are equal.
+        # The minimum of the two; where they are equal, the gradient is that of ρA.
         clipped = ratio.detach().clamp(*bounds) * advantage
         surrogate = torch.where(low | high, clipped, surrogate)
     # expm1 keeps the digits of a small KL, where e^x - 1 has none.

@@ -1,7 +1,7 @@
-"""Results of a stateful forward pass, for a backward pass that runs it again.
+"""Results of a stateful forward pass, for when activation checkpointing computes it again.
 
-Activation checkpointing computes a step twice. What moved in the first pass must not move in the
-second, and must give what it gave.
+The backward pass then repeats the forward pass. State that changed in the first must not change
+again, and the second must get the results of the first.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,15 @@ from torch.utils._python_dispatch import (
     _get_current_dispatch_mode_stack,
 )
 
-MOST_STEPS = 16
+MAX_STEPS = 16
 
 
 @contextmanager
 def unseen_by_checkpointing() -> Iterator[None]:
-    """Hides what runs in the first pass alone from selective activation checkpointing.
+    """Hides ops that only the first pass runs from selective activation checkpointing.
 
-    It matches the ops of both passes by their order, and would hand out another op's results.
+    It matches the ops of the two passes by their order. With an op missing in the second pass it
+    would return the results of another.
     """
     modes = [type(mode).__module__ for mode in _get_current_dispatch_mode_stack()]
     if modes and all(module == "torch.utils.checkpoint" for module in modes):
@@ -39,7 +40,7 @@ class _Step(NamedTuple):
 
 
 class RecomputedSteps:
-    """The steps whose backward pass may still come: at most the last ``MOST_STEPS``."""
+    """The last steps, at most ``MAX_STEPS``, whose backward pass may still come."""
 
     def __init__(self) -> None:
         self._steps: list[_Step] = []
@@ -48,22 +49,22 @@ class RecomputedSteps:
 
     @staticmethod
     def asked() -> bool:
-        """Whether this call is a part of a backward pass."""
+        """Whether this call is inside a backward pass."""
         return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
     def note(self, rewards: torch.Tensor, rl_weight: torch.Tensor, result: Any) -> None:
-        """Remembers a step; those up to one that was asked for again are over."""
+        """Remembers a step. Steps up to the last one that was computed again are dropped."""
         if torch.compiler.is_compiling():
             return
         waiting = [step for step in self._steps if step.number > self._last_asked]
         waiting.append(_Step(self._count, rewards, rl_weight, result))
-        self._steps, self._count = waiting[-MOST_STEPS:], self._count + 1
+        self._steps, self._count = waiting[-MAX_STEPS:], self._count + 1
 
     def of(self, rewards: torch.Tensor) -> Any:
-        """The result of the step with these rewards.
+        """The result of the step that had these rewards.
 
         Raises:
-            RuntimeError: there is none, or there are several that differ in λ.
+            RuntimeError: no step had them, or several with different λ.
         """
         found = [step for step in self._steps if step.rewards is rewards]
         found = found or [step for step in self._steps if _same_bits(step.rewards, rewards)]
@@ -72,15 +73,16 @@ class RecomputedSteps:
         ):
             raise RuntimeError(
                 f"MixingGate: got rewards of {len(found)} steps that wait for a backward pass, "
-                "want one, where activation checkpointing computes a step again: compute λ before, "
-                "and pass rl_weight=gate(rewards) to the objective"
+                "want one: activation checkpointing computes the step again and needs its λ. "
+                "Compute λ before, and pass rl_weight=gate(rewards) to the objective"
             )
         self._last_asked = max(self._last_asked, found[-1].number)
         return found[-1].result
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tables of rewards are the same, NaN where the other has NaN."""
+    """Whether two tables of rewards are equal bit for bit, so that NaN equals NaN."""
     if one.shape != other.shape or one.device != other.device:
         return False
-    return torch.equal(*(t.to(torch.float64).view(torch.int64) for t in (one, other)))
+    left, right = (t.to(torch.float64).view(torch.int64) for t in (one, other))
+    return torch.equal(left, right)

@@ -1,4 +1,4 @@
-"""Which positions of a hybrid step carry what, known before a single product."""
+"""The mask and the weight of every position in each term, known before any GEMM."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,21 +15,21 @@ SCOPES: tuple[Scope, ...] = ("all", "text", "speech")
 
 
 def check_scope(name: str, scope: Any) -> None:
-    """Refuses what is no scope."""
+    """Refuses anything but a scope."""
     if scope not in SCOPES:
         raise ValueError(f"{name}: got {scope!r}, want one of {', '.join(SCOPES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScopeWeights:
-    """Weight of a text and of a speech token; 0 leaves the class out."""
+    """The weight of a text and of a speech token; 0 leaves the class out."""
 
     text: float
     speech: float
 
     @classmethod
     def of(cls, name: str, scope: str, text: float, speech: float) -> "ScopeWeights":
-        """The weights of ``scope``, after a check that names the argument."""
+        """The weights of the classes in ``scope``; ``name`` is the term's in error messages."""
         check_scope(f"{name}_scope", scope)
         try:
             text, speech = (finite_number(name, weight, low=0.0) for weight in (text, speech))
@@ -40,26 +40,32 @@ class ScopeWeights:
         return cls(text=text * (scope != "speech"), speech=speech * (scope != "text"))
 
     def per_token(self, speech: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """Weights [T] in float64: by class where ``where`` holds, else 0."""
-        # Numbers, not a table of them: to send one to a device would be to wait for it.
+        """[T] float64: the weight of the position's class where ``where`` holds, else 0."""
+        # Numbers, not a tensor of them: copying one to a device would be a host sync.
         text = torch.full_like(speech, self.text, dtype=torch.float64)
         return torch.where(where, torch.where(speech, self.speech, text), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenWeights:
-    """Masks and weights of a step, each [T]."""
+    """Masks (bool) and weights (float64) of the positions of a step, each [T]."""
 
     speech: torch.Tensor
+    """Whether the target is speech."""
     completion: torch.Tensor
+    """Whether the position is in a rollout."""
     policy: torch.Tensor
+    """Weight in the policy term, before any mean."""
     anchor: torch.Tensor
+    """Weight in the anchor, before any mean."""
     beta: torch.Tensor
+    """β of the KL."""
     live: torch.Tensor
-    """Positions that carry loss; no other is multiplied with the head."""
+    """Whether the position carries loss; no other is multiplied with the head."""
     text_live: bool
-    """Whether all text tokens of the rollouts are live, by configuration alone."""
+    """Whether all text tokens of rollouts are live, which the options alone decide."""
     speech_live: bool
+    """The same for speech tokens."""
 
     @classmethod
     def of(
@@ -72,6 +78,7 @@ class TokenWeights:
         kl: ScopeWeights,
         kl_scope: KLScope,
     ) -> "TokenWeights":
+        """The masks and weights of ``batch``, with the weights of each term by class."""
         completion, labelled = batch.policy_row >= 0, batch.anchor_row >= 0
         used = completion | labelled
         speech = layout.classify_as("batch.targets", torch.where(used, batch.targets, 0)) == SPEECH
