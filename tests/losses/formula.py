@@ -1,4 +1,4 @@
-"""The objective written out token by token in float64 scalars, and random batches to try it on."""
+"""The objective written out token by token in float64, and random batches to compare it on."""
 
 import math
 import random
@@ -21,7 +21,7 @@ CONTINUED = math.exp(20.0)
 def random_batch(
     rng: random.Random, prompts: int, group: int, anchors: int, *, reference: bool, old: bool
 ) -> tuple[wf.HybridBatch, torch.Tensor, torch.Tensor]:
-    """A batch, hidden states [T, H] and a head [V, H]; rows of 0 to 8 tokens, gaps between."""
+    """A batch, hidden states [T, H] and a head [V, H]; rows of 0 to 8 tokens with gaps between."""
     policy, anchor = [], []
     for row in range(prompts * group):
         length = rng.randrange(0, 9)
@@ -52,7 +52,7 @@ def grown(x: torch.Tensor) -> torch.Tensor:
 
 
 def mean(rows: list[tuple[list, list[float]]], level: str, count: int) -> torch.Tensor:
-    """Of (terms, weights) a row: the mean of ``count`` row means, or over all tokens alike."""
+    """Mean of (terms, weights) per row: of ``count`` row means, or over all tokens alike."""
     zero = torch.zeros((), dtype=torch.float64)
     sums = [
         sum((w * x for x, w in zip(terms, weights, strict=True) if w > 0), zero)

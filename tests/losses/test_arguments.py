@@ -1,4 +1,4 @@
-"""What a caller of the losses can get wrong: the argument that is wrong is named."""
+"""Wrong arguments of the losses are refused by name."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def batch(**changes) -> wf.HybridBatch:
     ],
     ids=["generator", "zip", "lists"],
 )
-def test_a_layout_keeps_what_it_was_given(settings) -> None:
+def test_a_layout_copies_its_arguments(settings) -> None:
     layout = wf.ModalityLayout(**({"vocab_size": 12, "boundary": (3, 4), "eos": (5,)} | settings))
     for given in settings.values():
         if isinstance(given, list):
@@ -35,7 +35,7 @@ def test_a_layout_keeps_what_it_was_given(settings) -> None:
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([7.9]), torch.tensor([True]), torch.tensor([1j])])
-def test_ids_that_are_no_integers_have_no_class(ids) -> None:
+def test_ids_that_are_not_integers_are_refused(ids) -> None:
     with pytest.raises(ValueError, match=rf"^ids: got {ids.dtype}, want an integer dtype"):
         LAYOUT.classify(ids)
 
@@ -98,7 +98,7 @@ def test_options_of_another_type_are_refused() -> None:
             call()
 
 
-def test_an_index_far_off_is_refused_before_there_is_a_table_for_it() -> None:
+def test_a_huge_index_is_refused_before_its_table_is_allocated() -> None:
     far = torch.full((4,), 10**12)
     with pytest.raises(ValueError, match=r"anchor_row: got 1000000000000, want -1 or a row in"):
         batch(anchor_row=far)
@@ -108,7 +108,7 @@ def test_an_index_far_off_is_refused_before_there_is_a_table_for_it() -> None:
             wf.fused_dpo_loss(**HEAD, targets=ROW, **tables, layout=LAYOUT)
 
 
-def test_what_is_added_to_normalisers_is_such() -> None:
+def test_only_normalisers_are_added_to_normalisers() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         wf.Normalisers(1.0, 1.0, 1.0) + 1
 
@@ -128,7 +128,7 @@ def test_what_is_added_to_normalisers_is_such() -> None:
         ({"ref_logp": torch.zeros(2).long()}, "ref_logp: got torch.int64 .*want floats"),
         ({"ref_logp": torch.zeros(1, 2)}, r"ref_logp: .* of shape \(1, 2\), want floats \[S\]"),
         ({"ref_logp": torch.zeros(2, device="meta")}, "ref_logp: got a tensor on meta, want cpu"),
-        # A score of each token, as a HybridBatch takes it.
+        # A log-prob of each token, as a HybridBatch takes it.
         ({"ref_logp": torch.zeros(4)}, r"ref_logp: got 4 values, as many as targets, for 2 seq"),
         ({"length_normalised": "no"}, "length_normalised: got 'no', want True or False"),
         ({"scope": None}, "scope: got None, want one of all, text, speech"),
@@ -152,7 +152,7 @@ def test_a_batch_goes_to_a_device_by_its_name(device) -> None:
 
 @pytest.mark.parametrize("tables", ["cpu", "meta"])
 @pytest.mark.parametrize("ref", [None, torch.zeros(2)], ids=["alone", "reference"])
-def test_a_preference_loss_is_where_its_hidden_states_are(tables: str, ref) -> None:
+def test_a_preference_loss_is_on_the_device_of_its_hidden_states(tables: str, ref) -> None:
     row, pairs = torch.tensor([0, 0, 1, 1]), torch.tensor([[0, 1]])
     away = [table.to("meta") for table in HEAD.values()]
     here = [table.to(tables) for table in (ROW, row, pairs)]

@@ -1,4 +1,4 @@
-"""Preference loss: the authors' values and gradients, and the edges."""
+"""Preference loss: the released values and gradients, and edge cases."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The step from kernels heeds what it is given, and makes its products once."""
+"""The fused step honours its options, and computes its GEMMs once."""
 
 import random
 
@@ -75,7 +75,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("backend", ["cpu", "auto"])
 def test_a_step_is_one_pass_over_the_vocabulary(backend: str) -> None:
-    """Parts put together would have the same values, and twice the products."""
+    """Separate losses would have the same values, and twice the GEMMs."""
     with Calls() as calls:
         step(wf.LossOptions(backend=backend))
     assert calls.names == ["linear_logprob", "linear_logprob_backward_"]
@@ -100,7 +100,7 @@ def test_normalisers_divide_on_every_path(backend: str) -> None:
     plain = results(None)
     for got, want in zip(results(own + own), plain, strict=True):
         torch.testing.assert_close(2 * got, want)
-    # Each of its own: the anchor's is what the anchor alone is divided by.
+    # Each normaliser divides its own term alone.
     for place, name in enumerate(("policy", "anchor", "kl"), 1):
         by = wf.Normalisers(**{**own.__dict__, name: 4 * getattr(own, name)})
         changed = results(by)
@@ -126,7 +126,7 @@ def test_normalisers_divide_on_every_path(backend: str) -> None:
     ],
     ids=str,
 )
-def test_a_mixing_weight_that_is_none_is_refused(backend: str, bad, message: str) -> None:
+def test_a_bad_rl_weight_is_refused(backend: str, bad, message: str) -> None:
     batch, hidden, weight = random_batch(random.Random(0), 1, 2, 1, reference=False, old=False)
     objective = wf.HybridObjective(LAYOUT, options=wf.LossOptions(backend=backend))
     with pytest.raises(ValueError, match=f"rl_weight: .*{message}"):

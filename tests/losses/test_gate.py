@@ -1,4 +1,4 @@
-"""The gate's state: a bad step does not stay, checkpoints keep λ, options and ranks count."""
+"""The gate's state: bad steps, checkpoints, options and ranks."""
 
 import copy
 import pickle
@@ -55,8 +55,8 @@ def test_an_infinite_reward_is_refused_by_name_and_leaves_no_trace(bad, at, dtyp
     assert torch.equal(gate.value, before)
 
 
-def test_where_nothing_is_waited_for_a_bad_reward_poisons_its_own_step_only(monkeypatch) -> None:
-    """As on a GPU, whose rewards are not looked at."""
+def test_an_unchecked_infinite_reward_makes_only_its_own_step_nan(monkeypatch) -> None:
+    """As on a GPU, where a check would be a host sync."""
     monkeypatch.setattr(gate_module, "refuse_infinite", lambda rewards: None)
     for bad in (INF, -INF):
         rewards = REWARDS.clone()
@@ -68,7 +68,7 @@ def test_where_nothing_is_waited_for_a_bad_reward_poisons_its_own_step_only(monk
         assert torch.equal(going_on(REWARDS), never(REWARDS))
 
 
-def test_a_step_for_its_shapes_alone_leaves_lambda() -> None:
+def test_a_step_on_meta_tensors_does_not_move_the_gate() -> None:
     objective = moved()
     before = objective.gate.value
     rows = batch_of(REWARDS)
@@ -82,8 +82,8 @@ def test_a_step_for_its_shapes_alone_leaves_lambda() -> None:
     assert torch.equal(objective.gate.value, before)
 
 
-def test_to_read_lambda_waits_for_no_device_after_a_step(monkeypatch) -> None:
-    """A tensor that cannot be read stands for one on a device."""
+def test_reading_lambda_after_a_step_is_no_host_sync(monkeypatch) -> None:
+    """A tensor without a truth value stands for one on a device."""
     for gate in (wf.MixingGate(initial=0.5), moved().gate):
         assert gate.value is not None
         monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("it waits"))
@@ -100,7 +100,7 @@ def test_a_first_step_without_any_reward_does_not_move_it() -> None:
 @pytest.mark.parametrize("setting", ["lambda_max", "ema", "slope", "threshold", "variance_scale",
                                      "initial"])  # fmt: skip
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, "0.5", True, [0.5], torch.tensor(NAN)], ids=str)
-def test_a_setting_that_is_no_finite_number_is_refused(setting: str, bad) -> None:
+def test_a_setting_that_is_not_a_finite_number_is_refused(setting: str, bad) -> None:
     with pytest.raises(ValueError, match=f"{setting}: got .*, want "):
         wf.MixingGate(**{setting: bad})
 
@@ -139,20 +139,20 @@ def test_a_checkpoint_gives_lambda_back(way, start, target, tmp_path) -> None:
         assert torch.equal(new.gate.value, old.gate.value)
 
 
-def test_a_state_of_before_the_key_was_always_there() -> None:
+def test_a_state_dict_without_the_key_resets_the_gate() -> None:
     objective = moved()
     objective.load_state_dict({})
     assert objective.gate.value is None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_go_on_alike(copied) -> None:
+def test_copies_continue_alike(copied) -> None:
     for objective in (moved(), wf.HybridObjective(LAYOUT)):
         other = copied(objective)
         assert torch.equal(other.gate(REWARDS), objective.gate(REWARDS))
 
 
-def test_a_key_that_no_gate_has_is_refused() -> None:
+def test_an_unknown_key_is_refused() -> None:
     objective = wf.HybridObjective(LAYOUT)
     with pytest.raises(RuntimeError, match=r'Unexpected key.* "gate\.lambda"'):
         objective.load_state_dict({"gate.value": torch.tensor(0.5), "gate.lambda": torch.tensor(1)})
@@ -164,7 +164,7 @@ def test_a_key_that_no_gate_has_is_refused() -> None:
     assert gate.value == 0.5
 
 
-def test_a_state_dict_stays_what_it_was() -> None:
+def test_a_later_step_does_not_change_a_state_dict() -> None:
     objective = moved()
     state, value = objective.state_dict(), objective.gate.value
     before = value.clone()
@@ -198,7 +198,7 @@ def test_lambda_keeps_its_value_and_type_wherever_the_module_goes(move) -> None:
     ],
     ids=str,
 )
-def test_a_state_that_no_gate_has_is_refused(state, message: str) -> None:
+def test_an_impossible_state_is_refused(state, message: str) -> None:
     objective = moved()
     before = objective.gate.value
     with pytest.raises(ValueError, match=message):
@@ -225,7 +225,7 @@ def test_a_limit_that_is_lowered_holds_from_the_next_step() -> None:
 @pytest.mark.parametrize("backend, by_kernel", [("auto", True), ("cuda", True), ("triton", False),
                                                 ("reference", False), ("cpu", False)])  # fmt: skip
 @pytest.mark.parametrize("from_environment", [False, True])
-def test_the_backend_asked_for_makes_the_statistics(
+def test_the_backend_decides_who_computes_the_statistics(
     backend, by_kernel, from_environment, monkeypatch
 ) -> None:
     calls = []
@@ -248,9 +248,9 @@ def test_the_backend_asked_for_makes_the_statistics(
     assert calls == (["advantages", "gate", "mix"] if by_kernel else [])
 
 
-def test_an_objective_hands_its_backend_on(monkeypatch) -> None:
+def test_an_objective_passes_its_backend_on(monkeypatch) -> None:
     monkeypatch.setattr(cuda, "serves", lambda tensor: True)
-    monkeypatch.delattr(cuda, "group_statistics")  # whoever calls one of them fails
+    monkeypatch.delattr(cuda, "group_statistics")  # a call of one of them fails
     monkeypatch.delattr(cuda, "group_advantages")
     monkeypatch.delattr(cuda, "mix")
     row = torch.tensor([0, 1])
@@ -320,7 +320,7 @@ def run_steps(order: list[str], rewards: dict[str, torch.Tensor], *, inside: boo
 ])  # fmt: skip
 @pytest.mark.parametrize("fresh", [False, True])
 def test_micro_batches_that_are_computed_twice_keep_their_own_lambda(order: str, fresh) -> None:
-    """With ``fresh`` the rewards' tensor is made inside the checkpoint, each time anew."""
+    """With ``fresh`` each pass inside the checkpoint makes a new tensor of the rewards."""
     rewards = {"1": REWARDS, "2": REWARDS + 1, "3": REWARDS.flip(1)}
     given = {name: r.numpy() for name, r in rewards.items()} if fresh else rewards
     got, want = (run_steps(order.split(), given, inside=inside) for inside in (True, False))
@@ -331,8 +331,8 @@ def test_micro_batches_that_are_computed_twice_keep_their_own_lambda(order: str,
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("saved", ["aten.sum", "aten.where", "linear_logprob", "nothing"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["same table", "new table"])
-def test_selective_checkpointing_does_not_count_the_ops_of_a_step(backend, saved, fresh) -> None:
-    """It matches the ops of both passes by their order; the gate's run in the first alone."""
+def test_selective_checkpointing_does_not_see_the_ops_of_the_gate(backend, saved, fresh) -> None:
+    """It matches the ops of both passes by their order; the gate's run only in the first."""
 
     def policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:
         kept = saved in str(op)
@@ -373,8 +373,8 @@ def test_one_buffer_of_rewards_for_every_step() -> None:
         assert torch.equal(objective.gate.value, plain(REWARDS + step / 10))
 
 
-def test_a_lambda_that_is_not_known_any_more_is_not_made_up() -> None:
-    """The same rewards twice, each with its own λ: which was it?"""
+def test_an_ambiguous_or_forgotten_lambda_raises() -> None:
+    """The same rewards twice, with a different λ each time."""
     with pytest.raises(RuntimeError, match=r"rewards of 2 steps .*pass rl_weight=gate\(rewards\)"):
         run_steps(["F1", "F2", "B1"], {"1": REWARDS, "2": REWARDS}, inside=True)
     many = {str(step): REWARDS + step for step in range(10)}
@@ -407,7 +407,7 @@ def test_a_default_dtype_or_device_changes_no_bit(backend, gate) -> None:
     assert_defaults_change_no_bit(results, device="meta")
 
 
-def test_where_a_process_group_adds_up() -> None:
+def test_the_device_that_a_process_group_reduces_on() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for device, config, wanted in (
         (cpu, "cpu:gloo,cuda:nccl", "cpu"), (gpu, "cpu:gloo,cuda:nccl", "cuda"),
@@ -417,7 +417,7 @@ def test_where_a_process_group_adds_up() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the rewards go to the GPU and back")
-def test_a_group_that_nothing_here_can_serve_is_named(tmp_path) -> None:
+def test_a_group_with_a_backend_for_a_missing_device_is_refused(tmp_path) -> None:
     dist.init_process_group(
         backend="cuda:gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )

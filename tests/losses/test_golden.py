@@ -1,4 +1,4 @@
-"""Every case of the authors' own code, value by value and gradient by gradient."""
+"""Values and gradients of every golden case, which the released code computed."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_case(path: Path, backend: str) -> None:
     for name, want in (expected["lambda_stats"] or {}).items():
         close(out.metrics[f"adaptive_{name}"], want)
     for name, per_prompt in expected["metrics"].items():
-        # Text scope never multiplies speech rows, so their statistics do not exist.
+        # With text scope speech is never multiplied with the head and has no statistics.
         if name in out.metrics:
             close(out.metrics[name], sum(per_prompt) / len(per_prompt))
     assert {"reward", "reward_std", "completion_length"} <= set(out.metrics)

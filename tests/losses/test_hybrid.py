@@ -1,4 +1,4 @@
-"""The objective against its formula written out token by token, and at its edges."""
+"""The objective against its formula written out token by token, and edge cases."""
 
 import random
 
@@ -191,7 +191,7 @@ def test_eos_follows_its_owner() -> None:
         ),
     ],
 )
-def test_a_bad_objective_is_refused(settings: dict, message: str) -> None:
+def test_a_bad_option_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wf.HybridObjective(LAYOUT, **settings)
 

@@ -1,4 +1,4 @@
-"""Ratios to the policy that sampled: by token and by sequence, clipped, and far off."""
+"""Ratios to the policy that sampled: by token and by sequence, clipped, and very large."""
 
 import math
 
@@ -21,14 +21,14 @@ def objective(**settings) -> wf.HybridObjective:
 
 
 def rollouts(old: torch.Tensor | None = None, ref: torch.Tensor | None = None) -> wf.HybridBatch:
-    """One group, a rollout a row of LENGTH text tokens."""
+    """One group; every rollout has LENGTH text tokens."""
     row = torch.arange(GROUP).repeat_interleave(LENGTH)
     tables = [None if table is None else table.flatten() for table in (ref, old)]
     return wf.HybridBatch(torch.ones_like(row), row, torch.full_like(row, -1), REWARDS, *tables)
 
 
 def step(batch: wf.HybridBatch, logp: torch.Tensor, **settings) -> wf.HybridOutput:
-    """The loss from log-probs alone, so that any ratio can be had."""
+    """The loss from given log-probs, so that a test can choose the ratio."""
     made = objective(**settings)
     scores = LogProb(logp.flatten(), None, logp.flatten())
     return made.combine(batch, made.token_weights(batch), scores, torch.tensor(1.0))
@@ -97,8 +97,10 @@ def test_a_sequence_has_one_ratio_over_the_weighted_tokens_in_scope() -> None:
         (0.85, -1, False, None), (0.75, -1, True, "low"), (1.5, -1, False, None),
     ],
 )  # fmt: skip
-def test_each_side_clips_for_its_own_sign(level, ratio, advantage_sign, clipped, side) -> None:
-    """clip=(0.2, 0.3): a good token is held from growing, a bad one from shrinking."""
+def test_each_bound_clips_one_sign_of_advantage(
+    level, ratio, advantage_sign, clipped, side
+) -> None:
+    """clip=(0.2, 0.3) bounds the ratio of a good token above, that of a bad one below."""
     rewards = torch.tensor([[3.0 + advantage_sign, 3.0]])
     row = torch.zeros(3, dtype=torch.long)
     logp = torch.full((3,), -1.0, dtype=torch.float64, requires_grad=True)
@@ -116,17 +118,17 @@ def test_each_side_clips_for_its_own_sign(level, ratio, advantage_sign, clipped,
     assert out.metrics["zero_gradient_rows"] == 3 * clipped
 
 
-def test_clip_shares_count_tokens_or_rollouts() -> None:
-    """Of rows of one and of three tokens the short one is clipped."""
+def test_clip_fractions_count_tokens_or_rollouts() -> None:
+    """The rows have one and three tokens, and the short one is clipped."""
     row = torch.tensor([0, 1, 1, 1])
     batch = wf.HybridBatch(
         torch.ones_like(row), row, torch.full_like(row, -1), torch.tensor([[5.0, 1.0, 3.0]]),
         old_logp=torch.tensor([-5.0, -1.0, -1.0, -1.0]),
     )  # fmt: skip
     logp = torch.full((4,), -1.0, dtype=torch.float64)
-    for level, share in (("token", 1 / 4), ("sequence", 1 / 2)):
+    for level, fraction in (("token", 1 / 4), ("sequence", 1 / 2)):
         metrics = step(batch, logp, clip=0.2, importance_sampling_level=level).metrics
-        assert metrics["clip_ratio/high_mean"].item() == pytest.approx(share)
+        assert metrics["clip_ratio/high_mean"].item() == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize("clip", [None, 0.0])
@@ -159,7 +161,7 @@ def test_recorded_log_probs_give_a_sequence_ratio_of_exactly_one(backend, dtype)
 
 @pytest.mark.parametrize("function", [torch.exp, torch.expm1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_exponential_goes_on_as_its_tangent(function, dtype) -> None:
+def test_an_exponential_continues_as_its_tangent(function, dtype) -> None:
     below = torch.linspace(-60, 20, 999, dtype=dtype)
     assert torch.equal(linear_beyond(function, below), function(below))
     beyond = torch.tensor([20.0, 20.5, 25.0, 100.0, 1e6], dtype=dtype, requires_grad=True)
@@ -184,7 +186,7 @@ def test_no_gap_to_the_old_policy_overflows(gap, level, clip) -> None:
     assert torch.isfinite(out.loss) and torch.isfinite(gradient).all()
     assert torch.isfinite(out.loss.float())
     if gap > 0:
-        # The bad rows always go down; the good ones go up, unless they are clipped.
+        # Bad rows become less likely; good ones more, unless they are clipped.
         assert (gradient[:2] > 0).all()
         assert (gradient[2:] < 0).all() if clip is None else not gradient[2:].any()
 
@@ -197,7 +199,7 @@ def test_no_gap_to_the_reference_overflows(gap) -> None:
     out = step(batch, logp, text_kl=0.1)
     (gradient,) = torch.autograd.grad(out.loss, logp)
     assert torch.isfinite(out.loss) and torch.isfinite(out.metrics["text_kl"])
-    # Towards the reference: up when it gives the token more.
+    # Towards the reference: more likely where the reference gives the token more.
     assert torch.isfinite(gradient).all() and (gradient.sign() == -math.copysign(1, gap)).all()
 
 

@@ -1,4 +1,4 @@
-"""What stands where there is no loss never reaches it; a head used twice gets both gradients."""
+"""Values at positions without loss never reach it; a tied head gets both its gradients."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def mixed_batch(**tables: torch.Tensor) -> wf.HybridBatch:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.backend)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(c.values()))
-def test_nan_where_nothing_is_scored_changes_no_bit(config, options) -> None:
+def test_nan_at_positions_without_loss_changes_no_bit(config, options) -> None:
     """Text policy and text β: NaN in every other log-prob, and in hidden states without loss."""
     torch.manual_seed(0)
     clean = {name: -2 * torch.rand(9) for name in ("old_logp", "ref_logp")}
@@ -50,7 +50,7 @@ def test_nan_where_nothing_is_scored_changes_no_bit(config, options) -> None:
         return out.loss, *torch.autograd.grad(out.loss, leaves)
 
     wanted = run(hidden, clean)
-    with torch.autograd.set_detect_anomaly(True):  # not even on the way, to be masked later
+    with torch.autograd.set_detect_anomaly(True):  # no NaN that is masked later either
         on_the_way = run(hidden, dirty)
     for results in (run(poisoned, dirty), on_the_way):
         for got, want in zip(results, wanted, strict=True):
@@ -77,7 +77,7 @@ def test_a_reference_without_a_coefficient_changes_no_bit(bad, config) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(c.values()))
 def test_a_position_in_both_terms_keeps_them_apart(config) -> None:
-    """Speech of a rollout that is a label too is live, but no token of the policy or its KL."""
+    """Speech of a rollout with a label is live, but not in the policy term or its KL."""
     row = torch.tensor([0, 0, 1])
     batch = wf.HybridBatch(
         torch.tensor([TEXT_ID, SPEECH_ID, TEXT_ID]), row, torch.tensor([-1, 0, -1]),
@@ -98,7 +98,7 @@ def test_a_position_in_both_terms_keeps_them_apart(config) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.backend)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(c.values()))
-def test_without_a_scored_token_the_loss_is_a_connected_zero(config, options) -> None:
+def test_without_a_token_in_scope_the_loss_is_a_connected_zero(config, options) -> None:
     row = torch.tensor([0, 1])
     batch = wf.HybridBatch(
         torch.tensor([SPEECH_ID] * 2), row, torch.tensor([-1, -1]), torch.tensor([[1.0, 4.0]]),
@@ -114,8 +114,8 @@ def test_without_a_scored_token_the_loss_is_a_connected_zero(config, options) ->
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_a_rollout_without_a_scored_token_counts_by_sequences_only(level) -> None:
-    """Rollout 1 is all speech: a row of 0 in the mean over rollouts, nothing among tokens."""
+def test_a_rollout_without_a_token_in_scope_counts_by_sequences_only(level) -> None:
+    """Rollout 1 is all speech: 0 in the mean over rollouts, absent from the mean over tokens."""
     targets = torch.tensor([TEXT_ID, TEXT_ID, SPEECH_ID, TEXT_ID])
     row = torch.tensor([0, 0, 1, 2])
     batch = wf.HybridBatch(
@@ -140,7 +140,7 @@ def test_a_rollout_without_a_scored_token_counts_by_sequences_only(level) -> Non
     (OPTIONS[0], torch.float64, 1e-12), (OPTIONS[1], torch.float32, 1e-5),
 ])  # fmt: skip
 def test_a_tied_head_gets_both_gradients(options, dtype, tolerance) -> None:
-    """The embedding is the head: the gradient through the hidden states adds to the direct one."""
+    """The embedding is the head: its gradient through the hidden states adds to the direct one."""
     torch.manual_seed(0)
     batch, ids = mixed_batch(), torch.tensor([2, 1, 13, 2, 1, 13, 2, 1, 0])
     embedding = torch.randn(V, H, dtype=torch.float64, requires_grad=True)

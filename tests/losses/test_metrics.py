@@ -1,4 +1,4 @@
-"""Every metric of a step and of a preference loss, on batches small enough to count by hand."""
+"""Every metric of a step and of a preference loss, on batches small enough to check by hand."""
 
 import math
 
@@ -82,21 +82,21 @@ def test_all_tokens(backend: str) -> None:
     assert found["combined_loss"] == pytest.approx(0.25 * found["rl_loss"] + 0.75 * LOG_V)
 
 
-def test_a_clipped_share_below_and_of_sequences() -> None:
+def test_a_clipped_fraction_below_and_of_sequences() -> None:
     """ρ is 1/2: clipped below in rollout 0 alone, where A < 0."""
     low = batch()
     old = torch.full((10,), -LOG_V + math.log(2.0))
     low = wf.HybridBatch(**{**low.__dict__, "old_logp": old})
-    for level, share in (("token", 2 / 6), ("sequence", 1 / 4)):
+    for level, fraction in (("token", 2 / 6), ("sequence", 1 / 4)):
         objective = wf.HybridObjective(
             LAYOUT, policy_scope="all", clip=0.2, gate=0.5, importance_sampling_level=level
         )
         found = objective(torch.zeros(10, H), torch.zeros(V, H), low).metrics
-        assert found["clip_ratio/low_mean"] == pytest.approx(share)
+        assert found["clip_ratio/low_mean"] == pytest.approx(fraction)
         assert found["clip_ratio/high_mean"] == 0
 
 
-def test_a_share_of_groups_with_equal_rewards() -> None:
+def test_the_fraction_of_groups_with_equal_rewards() -> None:
     row = torch.tensor([0])
     rewards = torch.tensor([[1.0, 2.0], [3.0, 3.0], [1.0, 4.0], [NAN, 2.0], [NAN, NAN]])
     out = wf.HybridObjective(LAYOUT, gate=0.5)(
@@ -118,7 +118,7 @@ def test_a_class_that_is_not_multiplied_has_no_statistics(scope: str, absent: st
 
 
 def test_preference_metrics() -> None:
-    """Sequence s has s + 1 tokens, each of -log V; the pairs' margins are of both signs."""
+    """Sequence s has s + 1 tokens of log-prob -log V; the margins have both signs."""
     targets = torch.tensor([1, 2, 2, 6, 6, 6, 1, 1, 1, 1])
     sequence = torch.arange(4).repeat_interleave(torch.arange(1, 5))
     pairs = torch.tensor([[0, 1], [2, 3], [3, 0]])
@@ -155,7 +155,7 @@ def test_preference_metrics() -> None:
 
 @pytest.mark.parametrize("scope, count", [("all", 3), ("text", 1), ("speech", 1)])
 def test_pairs_are_counted_in_their_scope(scope: str, count: int) -> None:
-    """Sequences of text, text, speech, speech, and both pairs and a mixed one of them."""
+    """Sequences of text, text, speech, speech; pairs of one class each, and a mixed one."""
     targets = torch.tensor([TEXT_ID, TEXT_ID, SPEECH_ID, SPEECH_ID])
     sequence, pairs = torch.arange(4), torch.tensor([[0, 1], [2, 3], [0, 2]])
     assert wf.count_pairs(targets, sequence, pairs, layout=LAYOUT, scope=scope) == count

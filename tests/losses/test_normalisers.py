@@ -36,7 +36,7 @@ def problem(seed: int):
     batch, hidden, weight = random_batch(
         random.Random(seed), PROMPTS, GROUP, ANCHORS, reference=True, old=True
     )
-    # The second and the third part lack something: no anchors, no rollouts.
+    # The second part has no anchors, the third no rollouts.
     split = ((0, 2, {0, 3}), (2, 2, set()), (4, 0, {1, 2, 4}))
     return batch, hidden, weight, [part_of(batch, *part) for part in split]
 
@@ -80,7 +80,7 @@ def test_micro_batches_add_up_to_the_step(normalisation, level, kl_scope, seed) 
 
 
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
-def test_its_own_normalisers_are_the_default(normalisation) -> None:
+def test_a_batchs_own_normalisers_are_the_default(normalisation) -> None:
     batch, hidden, weight, _ = problem(0)
     objective = wf.HybridObjective(
         LAYOUT, gate=0.5, normalisation=normalisation, text_kl=0.1, kl_scope="completion",
@@ -93,8 +93,8 @@ def test_its_own_normalisers_are_the_default(normalisation) -> None:
         assert torch.equal(objective(hidden, weight, batch, normalisers=given).loss, loss)
 
 
-def test_what_is_counted() -> None:
-    """A rollout of 2 text and 1 speech token, one of speech, one of nothing; anchors likewise."""
+def test_normalisers_count_rollouts_demonstrations_and_weights() -> None:
+    """Rollouts: 2 text and 1 speech token, 1 speech token, none; demonstrations likewise."""
     batch = wf.HybridBatch(
         torch.tensor([1, 2, 13, 13, 1, 14, 14]),
         torch.tensor([0, 0, 0, 1, -1, -1, -1]),
@@ -115,7 +115,7 @@ def test_what_is_counted() -> None:
 
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
 def test_zeros_divide_by_one(normalisation) -> None:
-    """A step without rollouts, without anchors, without either: finite, and 0 where nothing is."""
+    """A step without rollouts and demonstrations has a finite loss, which is 0."""
     objective = wf.HybridObjective(LAYOUT, gate=0.5, normalisation=normalisation)
     row = torch.full((2,), -1)
     batch = wf.HybridBatch(row + 2, row, row, torch.zeros(0, 2))
@@ -128,7 +128,7 @@ def test_zeros_divide_by_one(normalisation) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), "2", True])
-def test_a_number_that_divides_badly_is_refused(value) -> None:
+def test_a_number_that_is_not_above_0_is_refused(value) -> None:
     with pytest.raises(
         ValueError, match=f"normalisers.anchor: got {value!r}, want a finite number"
     ):
@@ -138,7 +138,7 @@ def test_a_number_that_divides_badly_is_refused(value) -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), -float("inf")])
-def test_a_count_that_divides_badly_is_refused(value) -> None:
+def test_a_tensor_that_is_negative_or_not_finite_is_refused(value) -> None:
     count = torch.tensor(value)
     with pytest.raises(ValueError, match=rf"normalisers.anchor: got {value}, want >= 0 and finite"):
         wf.Normalisers(1.0, count, 1.0)
@@ -146,8 +146,8 @@ def test_a_count_that_divides_badly_is_refused(value) -> None:
         dpo(torch.zeros(1, 4), normaliser=count)
 
 
-def test_a_count_of_nan_on_a_device_is_not_taken_for_one() -> None:
-    """What is not looked at must be seen in the loss."""
+def test_an_unchecked_nan_shows_in_the_loss() -> None:
+    """A count on a GPU is not checked, for that would be a host sync."""
     assert torch.isnan(normalised(torch.ones(2), torch.tensor(float("nan")))).all()
     assert torch.equal(normalised(torch.ones(2), torch.tensor(0)), torch.ones(2))
 
@@ -167,7 +167,7 @@ def dpo(hidden: torch.Tensor, *, sequences=(0, 1), pairs=((0, 1),), **more) -> w
 
 
 def test_pairs_of_micro_batches_add_up() -> None:
-    """Sequence 2 has no text: its pair counts nowhere."""
+    """Sequence 2 has no text, so its pair is left out."""
     hidden = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     sequences, pairs = (0, 1, 2, 3, 4, 5), ((0, 1), (2, 3), (4, 5), (0, 5))
     whole = dpo(hidden, sequences=sequences, pairs=pairs)
@@ -197,8 +197,8 @@ def test_no_pair_and_a_count_of_zero() -> None:
 @pytest.mark.parametrize("normalisation", ["sequence", "token"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("kl_scope", ["policy", "completion"])
-def test_nothing_waits_for_the_device(normalisation, level, kl_scope) -> None:
-    """On meta tensors, which have no values: whoever asks for one raises."""
+def test_there_is_no_host_sync(normalisation, level, kl_scope) -> None:
+    """On meta tensors, which have no values: reading one raises."""
     row, logp = torch.zeros(6, dtype=torch.long, device="meta"), torch.zeros(6, device="meta")
     batch = wf.HybridBatch(row, row, row, torch.zeros(1, 2, device="meta"), logp, logp)
     objective = wf.HybridObjective(

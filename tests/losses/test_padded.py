@@ -1,4 +1,4 @@
-"""Padded rows: where a prompt begins, and which argument is wrong."""
+"""Padded rows: where prompts begin, and which argument is wrong."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def padded(left: int | None, *, right: int = 1) -> dict[str, torch.Tensor]:
 
 
 def tokens_of(batch: wf.HybridBatch) -> dict[tuple[str, int], list[int]]:
-    """The ids that each rollout and demonstration is scored on, in order."""
+    """The ids that each rollout and demonstration has a loss on, in order."""
     found: dict[tuple[str, int], list[int]] = {}
     for name in ("policy", "anchor"):
         for row, target in zip(getattr(batch, f"{name}_row"), batch.targets, strict=True):
@@ -70,7 +70,7 @@ def test_an_attention_mask_says_where_prompts_begin(left, mask_rows, mask_dtype)
     "lengths", [[3, 1], (3, 1), torch.tensor([3, 1], dtype=torch.int32)], ids=str
 )
 @pytest.mark.parametrize("ids_dtype", [torch.int64, torch.int32, torch.uint8])
-def test_without_one_rows_are_right_padded(lengths, ids_dtype) -> None:
+def test_without_an_attention_mask_rows_are_right_padded(lengths, ids_dtype) -> None:
     given = padded(None)
     del given["attention_mask"]
     given |= {"input_ids": given["input_ids"].to(ids_dtype), "prompt_lengths": lengths}
@@ -121,15 +121,15 @@ def test_a_padding_that_begins_a_prompt_as_well_is_recognised(left, padding) -> 
         wf.HybridBatch.from_padded(**given)
 
 
-def test_a_mask_without_padding_is_not_believed_of_left_padded_rows() -> None:
+def test_left_padded_rows_with_a_mask_of_ones_are_recognised() -> None:
     given = padded(5)
     given["attention_mask"] = torch.ones_like(given["attention_mask"])
     with pytest.raises(ValueError, match=r"input_ids: row \d begins with \d × id 0, as if"):
         wf.HybridBatch.from_padded(**given)
 
 
-def test_a_mask_is_believed_where_ids_could_be_read_either_way() -> None:
-    """The padding begins every text, and the end of an answer, 2, is not scored."""
+def test_a_mask_decides_where_the_ids_are_ambiguous() -> None:
+    """The padding begins every text, and the end of an answer, 2, has no loss."""
     ids = torch.tensor([[0, 7, 3, 5, 4, 2, 0], [0, 7, 3, 6, 2, 0, 0], [9, 9, 9, 9, 9, 9, 9]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     labels = torch.full_like(ids, -100)
@@ -171,7 +171,7 @@ def test_right_padded_rows_that_begin_with_the_padding_are_not_taken_for_left_pa
         "prompt_lengths": given["prompt_lengths"] + 1,
     }
     assert tokens_of(wf.HybridBatch.from_padded(**given)) == WANTED
-    # What was sampled after the end of an answer may still stand there.
+    # Tokens sampled after the end of an answer may follow.
     begun[:4, -2:] = torch.tensor([[3, 4], [4, 3], [3, 3], [4, 4]])
     assert tokens_of(wf.HybridBatch.from_padded(**given)) == WANTED
 
@@ -222,7 +222,7 @@ def test_log_probs_of_both_policies_are_placed() -> None:
             r"attention_mask: got shape \(4, 3\), want \(5, 7\)",
         ),
         ({"attention_mask": [[1]]}, "attention_mask: got a list"),
-        # As attention layers add it to their scores: 0 means the opposite.
+        # A mask to add to attention scores: its 0 means the opposite.
         (
             {"attention_mask": torch.where(torch.arange(7) < 6, 0.0, -1e9).expand(5, 7)},
             r"attention_mask\[0, 6\]: got -1000000000\.0, want 0 or 1",
@@ -292,7 +292,7 @@ def test_a_flat_table_that_is_wrong_is_named(change: dict, message: str) -> None
         wf.HybridBatch(**(good | change))
 
 
-def test_settings_without_an_effect_are_said_once(recwarn) -> None:
+def test_idle_options_are_warned_of_once(recwarn) -> None:
     from wavalign_fast.ops import backends
 
     backends._said.clear()

@@ -172,7 +172,7 @@ def test_a_bad_gate_is_refused(settings: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("eps", [NAN, float("inf"), -1e-4, "1e-4", None])
-def test_an_eps_that_is_no_finite_number_is_refused(eps) -> None:
+def test_an_eps_that_is_not_a_finite_number_is_refused(eps) -> None:
     with pytest.raises(ValueError, match=r"eps: got .*, want >= 0 and finite"):
         wf.group_advantages(torch.ones(1, 2), eps=eps)
 
@@ -222,7 +222,7 @@ def test_a_demonstration_without_a_position_leaves_a_gap() -> None:
     torch.testing.assert_close(out.anchor_loss, torch.tensor(12.0).log())
 
 
-def test_the_rounding_of_a_mean_is_no_advantage() -> None:
+def test_rounding_of_a_mean_gives_no_advantage() -> None:
     row = torch.full((1, 3), 0.1, dtype=torch.float64)
     assert row.sum() / 3 != row[0, 0]
     assert torch.equal(wf.group_advantages(row), torch.zeros_like(row))

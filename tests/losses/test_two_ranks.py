@@ -1,4 +1,4 @@
-"""Two ranks of a gloo group: this process, and one of its own."""
+"""Two ranks of a gloo group: this process and a subprocess."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
-    """What each rank has computed."""
+    """The results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     program = (
         "import torch; from tests.losses import two_ranks;"
@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
     return mine, torch.load(folder / "rank 1")
 
 
-def test_both_mix_alike_by_the_rewards_of_both(found: tuple[dict, dict]) -> None:
+def test_both_ranks_have_the_lambda_of_all_rewards(found: tuple[dict, dict]) -> None:
     gate = wf.MixingGate(ema=0.5, initial=0.1)
     for step in (0, 1):
         want = gate(two_ranks.REWARDS.flatten(0, 1) + step)
@@ -40,7 +40,7 @@ def test_both_mix_alike_by_the_rewards_of_both(found: tuple[dict, dict]) -> None
 
 
 @pytest.mark.parametrize("name", ["gate", "objective"])
-def test_both_refuse_an_infinite_reward_of_one(found: tuple[dict, dict], name: str) -> None:
+def test_both_ranks_refuse_an_infinite_reward_of_one(found: tuple[dict, dict], name: str) -> None:
     """If one rank raised alone, the other would wait in the all-reduce until its timeout."""
     without, with_one = found
     assert without[name].startswith("rewards: got 1 infinite on other ranks, want finite rewards")

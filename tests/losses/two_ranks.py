@@ -1,4 +1,4 @@
-"""What each of two ranks computes: a mixture over both, and gradients of a sharded head."""
+"""What each of two ranks computes: λ of the rewards of both, and gradients of a sharded head."""
 
 import datetime
 import re
@@ -17,7 +17,7 @@ INFINITE = torch.tensor([[[1.0, 5.0], [2.0, 2.0]], [[3.0, 4.0], [2.0, float("inf
 
 
 def operands() -> tuple[torch.Tensor, ...]:
-    """Hidden states of both ranks, head, bias and targets, each rank's half of the positions."""
+    """Hidden states, head, bias and targets; each rank has half of the positions."""
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, H, generator=g) for n in (2 * POSITIONS, V))
     return hidden, weight, torch.randn(V, generator=g), torch.arange(2 * POSITIONS)
@@ -28,7 +28,7 @@ def loss_of(hidden, weight, bias, targets) -> torch.Tensor:
 
 
 def as_advised(name: str, sharded: torch.Tensor, call) -> torch.Tensor:
-    """``sharded`` after the expression that the error message of ``call`` names."""
+    """``sharded`` after the conversion that the error message of ``call`` suggests."""
     try:
         call()
     except ValueError as error:
@@ -54,7 +54,7 @@ def objective_step(gate: wf.MixingGate, rewards: torch.Tensor) -> wf.HybridOutpu
 
 
 def run(rank: int, store: str) -> dict[str, torch.Tensor | str]:
-    """Everything of one rank; gradients are gathered."""
+    """The results of one rank, with gradients gathered from both."""
     limit = datetime.timedelta(seconds=120)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit

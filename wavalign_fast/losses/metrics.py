@@ -1,4 +1,4 @@
-"""Metrics of a step; names that the released code does not have are TRL's where it has them."""
+"""The metrics of a step, named as in the released code, and where it has none as in TRL."""
 
 from dataclasses import dataclass
 
