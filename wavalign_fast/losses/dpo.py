@@ -24,15 +24,18 @@ from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refus
 
 
 class DPOOutput(NamedTuple):
-    """Results of ``fused_dpo_loss``; everything but ``loss`` is detached."""
+    """Results of ``fused_dpo_loss``; everything but ``loss`` is detached.
+
+    Attributes:
+        loss: 0-d float32, or float64 for float64 operands.
+        sequence_logp: [S] in the dtype of ``loss``, log-probs summed (or averaged) over the tokens
+            in scope; 0 for a sequence without any.
+        metrics: 0-d tensors, means over the pairs in the loss, under TRL's names where it has them.
+    """
 
     loss: torch.Tensor
-    """0-d float32, float64 for float64 operands."""
     sequence_logp: torch.Tensor
-    """[S] in the dtype of ``loss``, log-probs summed (or averaged) over the tokens in scope; 0 for
-    a sequence without any."""
     metrics: dict[str, torch.Tensor]
-    """0-d tensors, means over the pairs in the loss, under TRL's names where it has them."""
 
 
 def dpo_loss(

@@ -30,24 +30,26 @@ from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refus
 class HybridOutput(NamedTuple):
     """Results of a step; everything but ``loss`` is detached.
 
-    Losses and ``logp`` are float32, float64 for float64 operands.
+    Losses and ``logp`` are float32, or float64 for float64 operands.
+
+    Attributes:
+        loss: ``λ L_policy + (1 - λ) L_anchor (+ L_kl)``, 0-d.
+        policy_loss: L_policy, 0-d.
+        anchor_loss: L_anchor, 0-d.
+        kl_loss: L_kl of ``kl_scope="completion"``, 0-d; else 0, for the KL is in ``policy_loss``.
+        rl_weight: λ, 0-d.
+        logp: [T] log-probs of the targets; 0 at positions that carry no loss.
+        metrics: 0-d tensors on the device of the step. KL and entropy of a class are absent where
+            some of its completion tokens carry no loss, such as speech under a "text" policy.
     """
 
     loss: torch.Tensor
-    """``λ L_policy + (1 - λ) L_anchor (+ L_kl)``, 0-d."""
     policy_loss: torch.Tensor
-    """0-d."""
     anchor_loss: torch.Tensor
-    """0-d."""
     kl_loss: torch.Tensor
-    """The KL of ``kl_scope="completion"``, 0-d; else 0, for it is a part of ``policy_loss``."""
     rl_weight: torch.Tensor
-    """λ, 0-d."""
     logp: torch.Tensor
-    """[T]; 0 at positions that carry no loss."""
     metrics: dict[str, torch.Tensor]
-    """0-d tensors on the device of the step. KL and entropy of a class are absent where some of its
-    completion tokens carry no loss, as those of speech with ``policy_scope="text"``."""
 
 
 class HybridObjective(nn.Module):

@@ -24,22 +24,24 @@ class ModalityLayout:
     has ``boundary_as="speech"`` and ``eos_as="text"``. With ``eos_as="speech"`` a policy term over
     text leaves the end of the answer to the anchor.
 
+    Args:
+        vocab_size: V, the rows of the head.
+        speech: half-open ranges [first, end) of ids.
+        boundary: ids of the tokens that begin and end audio.
+        boundary_as: the class of the boundary ids, "text" or "speech".
+        eos: ids that end a sequence.
+        eos_as: the class of the eos ids, "text" or "speech".
+
     Raises:
         ValueError: ranges that overlap, an id outside the vocabulary, an unknown class.
     """
 
     vocab_size: int
-    """V, the rows of the head."""
     speech: Sequence[tuple[int, int]]
-    """Half-open ranges [first, end) of ids."""
     boundary: Sequence[int] = ()
-    """Ids of the tokens that begin and end audio."""
     boundary_as: Modality = "speech"
-    """Their class."""
     eos: Sequence[int] = ()
-    """Ids that end a sequence."""
     eos_as: Modality = "text"
-    """Their class."""
     _tables: dict[torch.device, torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -35,17 +35,20 @@ class Normalisers:
     The gate reduces over the ranks by itself. A tensor of 0 divides by 1: it counted nothing, so
     the sum is 0 anyway.
 
+    Args:
+        policy: of the policy term: rollouts, or the summed weights of their tokens.
+        anchor: of the anchor: demonstrations with a label in scope, or the summed weights of their
+            tokens.
+        kl: of the KL term of ``kl_scope="completion"``: rollouts, or their tokens.
+
     Raises:
         ValueError: a number that is not above 0, a tensor that is not 0-d; on the CPU also a tensor
             that is negative or not finite.
     """
 
     policy: torch.Tensor | float
-    """Of the policy term: rollouts, or summed weights of their tokens."""
     anchor: torch.Tensor | float
-    """Of the anchor: demonstrations with a label in scope, or summed weights of their tokens."""
     kl: torch.Tensor | float
-    """Of the KL term of ``kl_scope="completion"``: rollouts, or their tokens."""
 
     def __post_init__(self) -> None:
         for name in ("policy", "anchor", "kl"):
