@@ -20,7 +20,7 @@ from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 
 from . import shapes
-from .gpu_sheets import GPUS, PUBLISHED, Gpu, Published
+from .gpu_specifications import GPUS, PUBLISHED, Gpu, Published
 from .record import RESULTS, save
 from .shapes import GrowthShape, HybridShape, LogprobShape, PairShape
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import gpu_model, shapes
 from benchmarks.gpu_model import LABEL, Array, Work
 from benchmarks.gpu_model_page import page
-from benchmarks.gpu_sheets import GPUS, PUBLISHED
+from benchmarks.gpu_specifications import GPUS, PUBLISHED
 from benchmarks.record import load
 
 A100, H100, H200, B200 = GPUS
