@@ -111,7 +111,7 @@ def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array
     return Array(chunk * vocab * item, passes * rows / chunk, between=True)
 
 
-def row_stats(rows: int, vocab: int, item: int = FP32) -> Work:
+def row_stats_work(rows: int, vocab: int, item: int = FP32) -> Work:
     return Work(
         name="row_stats",
         exponentials=rows * statistics_exponentials(vocab),
@@ -120,7 +120,7 @@ def row_stats(rows: int, vocab: int, item: int = FP32) -> Work:
     )
 
 
-def row_gradient(rows: int, vocab: int, item: int = FP32, out: int = BF16) -> Work:
+def row_gradient_work(rows: int, vocab: int, item: int = FP32, out: int = BF16) -> Work:
     return Work(
         name="row_gradient_",
         exponentials=rows * vocab,
@@ -129,7 +129,7 @@ def row_gradient(rows: int, vocab: int, item: int = FP32, out: int = BF16) -> Wo
     )
 
 
-def hybrid_rows(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int = BF16) -> Work:
+def hybrid_rows_work(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int = BF16) -> Work:
     passes = 1.0 if held_on_chip(gpu, vocab, item) else 2.0
     return Work(
         name="hybrid_rows_",
@@ -187,14 +187,14 @@ def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, ...]:
 def in_forward(rows: int, hidden: int, vocab: int, gpu: Gpu) -> list[Work]:
     """The hybrid loss: three products, one row kernel."""
     products = gradient_products(rows, hidden, vocab)
-    return [logits_product(rows, hidden, vocab), hybrid_rows(rows, vocab, gpu), *products]
+    return [logits_product(rows, hidden, vocab), hybrid_rows_work(rows, vocab, gpu), *products]
 
 
 def recomputed(rows: int, hidden: int, vocab: int) -> list[Work]:
     """Log-probs for any loss: the logits are made a second time in the backward pass."""
     logits = logits_product(rows, hidden, vocab)
     products = gradient_products(rows, hidden, vocab)
-    return [logits, row_stats(rows, vocab), logits, row_gradient(rows, vocab), *products]
+    return [logits, row_stats_work(rows, vocab), logits, row_gradient_work(rows, vocab), *products]
 
 
 def total(works: Sequence[Work], gpu: Gpu) -> dict[str, Any]:
@@ -260,9 +260,9 @@ def kernels() -> list[dict[str, Any]]:
     table = []
     for gpu in GPUS:
         for work in (
-            row_stats(rows, vocab),
-            row_gradient(rows, vocab),
-            hybrid_rows(rows, vocab, gpu),
+            row_stats_work(rows, vocab),
+            row_gradient_work(rows, vocab),
+            hybrid_rows_work(rows, vocab, gpu),
         ):
             limits = work.limits(gpu)
             instructions = rows * vocab * PTX_INSTRUCTIONS[work.name, FP32]

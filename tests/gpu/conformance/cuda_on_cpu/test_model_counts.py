@@ -42,18 +42,18 @@ def test_bytes_are_those_that_the_kernels_ask_for(
     size, item = (ROWS, vocab), dtype.itemsize
     watched = kernels.on("accesses")
     stats = watched.row_stats(RowChunk(logits, targets, None, **SETTINGS))
-    check(watched, gpu_model.row_stats(*size, item), item)
+    check(watched, gpu_model.row_stats_work(*size, item), item)
     watched.row_gradient_(
         RowChunk(logits, targets, None, **SETTINGS), stats, RowGrads(ones), out_dtype=out
     )
-    check(watched, gpu_model.row_gradient(*size, item, out.itemsize), item)
+    check(watched, gpu_model.row_gradient_work(*size, item, out.itemsize), item)
     for gpu in (H100, replace(A100, shared_bytes=SMALL)):
         on_gpu = watched.on(arch=gpu.arch, shared_bytes=gpu.shared_bytes)
         table = TokenTable(ones, ones, ones, ones)
         on_gpu.hybrid_rows_(
             RowChunk(logits, targets, None, **SETTINGS), table, clip=None, out_dtype=out
         )
-        work = gpu_model.hybrid_rows(*size, gpu, item, out.itemsize)
+        work = gpu_model.hybrid_rows_work(*size, gpu, item, out.itemsize)
         check(on_gpu, work, item)
 
 

@@ -38,10 +38,10 @@ def counted(source: Source, kernel: str, dtype: torch.dtype, vocab: int) -> Coun
 
 def modelled(kernel: str, item: int, vocab: int) -> gpu_model.Work:
     if kernel == "row_stats":
-        return gpu_model.row_stats(1, vocab, item)
+        return gpu_model.row_stats_work(1, vocab, item)
     if kernel == "row_gradient_":
-        return gpu_model.row_gradient(1, vocab, item)
-    return gpu_model.hybrid_rows(1, vocab, H100, item)
+        return gpu_model.row_gradient_work(1, vocab, item)
+    return gpu_model.hybrid_rows_work(1, vocab, H100, item)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
