@@ -34,7 +34,7 @@ def _loss(calls: Calls, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
 
 
 @case("tied-head", "Embedding and head are one tensor: its gradient has both parts", items=(10,))
-def _(calls: Calls) -> None:
+def tied_head_gets_both_gradients(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     ids = torch.randint(0, 3001, (60,), generator=torch.Generator().manual_seed(4))
 
@@ -49,7 +49,7 @@ def _(calls: Calls) -> None:
 
 @case("lora-head", "A head W + BA made on the fly: A and B get their gradients, W none",
       items=(22,), source="trl#4612, trl#5977")  # fmt: skip
-def _(calls: Calls) -> None:
+def lora_factors_get_gradients(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     g = torch.Generator().manual_seed(4)
     factors = [torch.randn(3001, 4, generator=g), torch.randn(4, 16, generator=g) / 4]
@@ -78,18 +78,18 @@ def _frozen(calls: Calls, which: int) -> None:
 
 
 @case("frozen-hidden", "Only the head learns", items=(10,))
-def _(calls: Calls) -> None:
+def frozen_hidden_states(calls: Calls) -> None:
     _frozen(calls, 0)
 
 
 @case("frozen-head", "The head is frozen, as under LoRA", items=(10, 22))
-def _(calls: Calls) -> None:
+def frozen_head(calls: Calls) -> None:
     _frozen(calls, 1)
 
 
 @case("autocast", "fp32 operands under bf16 autocast: no worse than plain torch, fp32 gradients",
       items=(10,))  # fmt: skip
-def _(calls: Calls) -> None:
+def bf16_autocast(calls: Calls) -> None:
     p = problem(60, 64, 3001)
     sides = []
     for side in (calls, PLAIN):
@@ -108,7 +108,7 @@ def _(calls: Calls) -> None:
 
 @case("compile-fullgraph", "torch.compile(fullgraph=True): the same gradients, no graph break",
       items=(22,))  # fmt: skip
-def _(calls: Calls) -> None:
+def compiles_without_a_graph_break(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     torch._dynamo.reset()
     g = coefficients(60)
@@ -125,7 +125,7 @@ def _(calls: Calls) -> None:
 
 @case("dtensor-head", "A DTensor head, as under FSDP2: right or refused, never silently wrong",
       items=(10,), source="cce#31, trl#6064, trl#6065")  # fmt: skip
-def _(calls: Calls) -> str:
+def dtensor_head(calls: Calls) -> str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -155,7 +155,7 @@ def _(calls: Calls) -> str:
 
 @case("double-backward", "Second derivatives: right or refused, never silently wrong or missing",
       items=(23,))  # fmt: skip
-def _(calls: Calls) -> str:
+def double_backward(calls: Calls) -> str:
     p = problem(40, 16, 300)
 
     def second(side: Calls, operands: Problem) -> Tensor:
@@ -179,7 +179,7 @@ def _(calls: Calls) -> str:
 
 @case("retain-graph", "A second backward pass over a retained graph gives the same gradients",
       items=(23,))  # fmt: skip
-def _(calls: Calls) -> None:
+def backward_twice_over_a_retained_graph(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     hidden, weight = _leaves(p)
     loss = _loss(calls, hidden, weight, p.targets)
@@ -190,7 +190,7 @@ def _(calls: Calls) -> None:
 
 
 @case("two-calls", "Two calls with one head in a step add their gradients", items=(8, 16))
-def _(calls: Calls) -> None:
+def two_calls_add_their_gradients(calls: Calls) -> None:
     p = problem(100, 16, 3001)
     weight = p.weight.clone().requires_grad_()
     halves = [p.rows(slice(60)), p.rows(slice(60, 100))]
@@ -203,7 +203,7 @@ def _(calls: Calls) -> None:
 
 @case("gradient-buffer", "A .grad that is there is added to in place, as DDP and FSDP need",
       items=(20,))  # fmt: skip
-def _(calls: Calls) -> None:
+def gradient_is_accumulated_in_place(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     weight = p.weight.clone().requires_grad_()
     weight.grad = torch.ones_like(weight)

@@ -35,19 +35,19 @@ def _batches(calls: Calls, p: Problem) -> None:
 
 @case("batch-invariance-bf16", "bf16: a row's log-prob has the same bits in any batch", items=(18,),
       source="verl#6280, sglang#6318")  # fmt: skip
-def _(calls: Calls) -> None:
+def batch_invariance_bf16(calls: Calls) -> None:
     _batches(calls, problem(600, 256, 5000, torch.bfloat16, std=4.0))
 
 
 @case("batch-invariance-fp32", "fp32: a row's log-prob has the same bits in any batch", items=(18,),
       source="verl#6280, trl#4772")  # fmt: skip
-def _(calls: Calls) -> None:
+def batch_invariance_fp32(calls: Calls) -> None:
     _batches(calls, problem(600, 256, 5000, std=4.0))
 
 
 @case("batch-invariance-gradient", "bf16: a row's hidden gradient has the same bits in any batch",
       items=(18,), source="verl#6280")  # fmt: skip
-def _(calls: Calls) -> None:
+def batch_invariance_of_the_hidden_gradient(calls: Calls) -> None:
     p = problem(600, 256, 5000, torch.bfloat16, std=4.0)
     g = coefficients(600)
     whole = results(calls, p, g=g).grad_hidden
@@ -58,7 +58,7 @@ def _(calls: Calls) -> None:
 
 
 @case("repeatable", "The same call twice: the same bits, gradients too", items=(18,))
-def _(calls: Calls) -> None:
+def repeated_call_has_the_same_bits(calls: Calls) -> None:
     p = problem(600, 64, 5000, torch.bfloat16)
     first, second = results(calls, p), results(calls, p)
     for name in ("logp", "grad_hidden", "grad_weight"):
@@ -76,24 +76,24 @@ def _within(calls: Calls, p: Problem, most: float) -> str:
 
 @case("bf16-trained-scale", "bf16, logits of standard deviation 8: errors of at most 1e-4 nat",
       items=(18,), source="verl#6280, trl#6789, Fast-LLM#525")  # fmt: skip
-def _(calls: Calls) -> str:
+def bf16_error_at_trained_scale(calls: Calls) -> str:
     return _within(calls, problem(256, 256, 4099, torch.bfloat16, std=8.0), 1e-4)
 
 
 @case("fp16-trained-scale", "fp16, logits of standard deviation 8: errors of at most 1e-4 nat",
       items=(18,), source="verl#6280")  # fmt: skip
-def _(calls: Calls) -> str:
+def fp16_error_at_trained_scale(calls: Calls) -> str:
     return _within(calls, problem(256, 256, 4099, torch.float16, std=8.0), 1e-4)
 
 
 @case("bf16-common-offset", "bf16, all logits near -300: errors of at most 1e-3 nat", items=(3, 18))
-def _(calls: Calls) -> str:
+def bf16_error_under_a_common_offset(calls: Calls) -> str:
     return _within(calls, problem(128, 65, 4099, torch.bfloat16, offset=-300.0), 1e-3)
 
 
 @case("value-without-gradient", "The value does not change with what asks for gradients",
       items=(18,))  # fmt: skip
-def _(calls: Calls) -> None:
+def value_is_the_same_without_gradients(calls: Calls) -> None:
     p = problem(300, 64, 3001, torch.bfloat16)
     scored, trained = _logp(calls, p), results(calls, p).logp
     _same(trained, scored, "with gradients")
@@ -101,7 +101,7 @@ def _(calls: Calls) -> None:
 
 @case("entropy-without-change", "Asking for the entropy leaves the log-probability's bits alone",
       items=(12, 18))  # fmt: skip
-def _(calls: Calls) -> None:
+def entropy_leaves_logp_unchanged(calls: Calls) -> None:
     if calls.logp_entropy is None:
         raise Unsupported("no entropy")
     p = problem(300, 64, 3001, torch.bfloat16)

@@ -80,7 +80,7 @@ def _unchanged(calls: Calls, dirty: Rollouts, clean: Rollouts) -> None:
 
 @case("grpo", "Clipped policy loss and its gradients, off-policy and on-policy, loss scaled",
       items=(6,))  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_loss_and_gradients(calls: Calls) -> None:
     for r in (rollouts(), rollouts(on_policy=True)):
         _right(_step(calls.grpo, r), r)
     _right(_step(calls.grpo, r, scale=3.0), r, scale=3.0)
@@ -88,7 +88,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-nan-under-mask", "NaN hidden states of masked tokens reach nothing", items=(7, 14, 23),
       source="unsloth#3006")  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_ignores_nan_under_the_mask(calls: Calls) -> None:
     clean = rollouts()
     hidden = clean.hidden.masked_fill((clean.mask == 0).unsqueeze(-1), torch.nan)
     want(bool(hidden.isnan().any()), "the problem lost its NaN")
@@ -97,7 +97,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-nan-scores-under-mask", "NaN old log-probs of masked tokens reach nothing",
       items=(7, 14))  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_ignores_nan_old_logp_under_the_mask(calls: Calls) -> None:
     clean = rollouts()
     _unchanged(
         calls,
@@ -107,7 +107,7 @@ def _(calls: Calls) -> None:
 
 
 @case("grpo-ids-under-mask", "Ids of -100 under the mask reach nothing", items=(7, 13))
-def _(calls: Calls) -> None:
+def policy_ignores_ids_under_the_mask(calls: Calls) -> None:
     clean = rollouts()
     _unchanged(
         calls, replace(clean, ids=clean.ids.masked_fill(clean.mask == 0, IGNORE_INDEX)), clean
@@ -116,7 +116,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-all-masked", "No token left: loss 0, gradients 0 and present", items=(7, 8, 14),
       source="unsloth#3006, unsloth#3827")  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_with_every_token_masked(calls: Calls) -> None:
     r = rollouts()
     seen = _step(calls.grpo, replace(r, mask=torch.zeros_like(r.mask)))
     for name, value in seen.items():
@@ -126,7 +126,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-row-masked", "A rollout without a token adds 0 and still counts in the mean",
       items=(7, 16), source="unsloth#3827")  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_with_one_rollout_masked(calls: Calls) -> None:
     r = rollouts()
     mask = r.mask.clone()
     mask[1] = 0.0
@@ -136,7 +136,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-equal-rewards", "Groups of equal rewards: loss 0, gradients 0, nothing infinite",
       items=(14,))  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_with_equal_rewards(calls: Calls) -> None:
     r = rollouts()
     seen = _step(calls.grpo, replace(r, rewards=torch.full((2, 2), 3.0)))
     for name, value in seen.items():
@@ -146,7 +146,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-ratio-overflow-clipped", "Old log-probs of -300 where the clip decides: right and "
       "finite", items=(18, 23), source="trl#4772")  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_ratio_overflow_that_the_clip_bounds(calls: Calls) -> None:
     r = rollouts()
     old = r.old_logp.clone()
     old[1, ::3] = -300.0  # rollout 1 has the larger reward of its pair: min() takes the clip
@@ -161,7 +161,7 @@ def _(calls: Calls) -> None:
 
 @case("grpo-ratio-overflow", "Old log-probs of -300 where no clip helps: finite, or a loss that "
       "shows it", items=(18, 23), source="trl#4772")  # fmt: skip
-def _(calls: Calls) -> str:
+def policy_ratio_overflow_without_a_clip(calls: Calls) -> str:
     r = rollouts()
     old = r.old_logp.clone()
     old[0, ::3] = -300.0  # a negative advantage: min() takes the ratio itself
@@ -176,7 +176,7 @@ def _(calls: Calls) -> str:
 
 @case("grpo-micro-batches", "Micro-batches of one prompt each average to the batch", items=(16,),
       source="trl#6024, ms-swift#10117")  # fmt: skip
-def _(calls: Calls) -> None:
+def policy_micro_batches_average_to_the_batch(calls: Calls) -> None:
     r = rollouts()
     whole = _step(calls.grpo, r)
     halves = [
@@ -210,14 +210,14 @@ def _right_preferences(seen: dict[str, Tensor], r: Rollouts) -> None:
 
 
 @case("dpo", "Preference loss without a reference and its gradients", items=(6,))
-def _(calls: Calls) -> None:
+def preference_loss_and_gradients(calls: Calls) -> None:
     r = rollouts()
     _right_preferences(_preferences(calls.dpo, r), r)
 
 
 @case("dpo-nan-under-mask", "NaN hidden states of prompt and padding reach no preference loss",
       items=(7, 14, 23))  # fmt: skip
-def _(calls: Calls) -> None:
+def preference_ignores_nan_under_the_mask(calls: Calls) -> None:
     clean = rollouts()
     hidden = clean.hidden.masked_fill((clean.mask == 0).unsqueeze(-1), torch.nan)
     _right_preferences(_preferences(calls.dpo, replace(clean, hidden=hidden)), clean)

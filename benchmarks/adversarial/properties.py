@@ -96,14 +96,14 @@ def adds_up(calls: Calls, p: Problem, first: int) -> None:
 
 @case("never-positive", "No log-probability above 0 where the target is certain, V = 168072",
       items=(1,), source="verl#2656")  # fmt: skip
-def _(calls: Calls) -> None:
+def never_positive_for_certain_targets(calls: Calls) -> None:
     p = problem(48, 16, PAPER_VOCAB)
     p.hidden.mul_(torch.logspace(0, 3, 48).unsqueeze(1))
     never_positive(calls, p._replace(targets=(p.hidden @ p.weight.T).argmax(-1)))
 
 
 @case("entropy-bounds", "0 <= entropy <= log V for certain and for uniform rows", items=(12, 17))
-def _(calls: Calls) -> None:
+def entropy_bounds_for_certain_and_uniform_rows(calls: Calls) -> None:
     p = problem(48, 16, PAPER_VOCAB, std=30.0)
     p.hidden[::2] = 0.0
     entropy_bounds(calls, p)
@@ -111,21 +111,21 @@ def _(calls: Calls) -> None:
 
 @case("probabilities-sum-to-one", "Σ_v dlogits = 0: the rows of the head's gradient sum to 0",
       items=(18,))  # fmt: skip
-def _(calls: Calls) -> None:
+def probabilities_sum_to_one(calls: Calls) -> None:
     sums_to_zero(calls, problem(200, 64, 9001))
 
 
 @case("linear-in-coefficients", "dX and dW are linear in the coefficients", items=(6, 18))
-def _(calls: Calls) -> None:
+def gradients_are_linear_in_the_coefficients(calls: Calls) -> None:
     linear(calls, problem(100, 32, 3001))
 
 
 @case("row-order", "Permuted rows: permuted log-probs and dX, the same dW", items=(18,))
-def _(calls: Calls) -> None:
+def permuted_rows(calls: Calls) -> None:
     row_order(calls, problem(300, 32, 3001))
 
 
 @case("micro-batches", "Two micro-batches add up to the gradient of the batch", items=(16,),
       source="trl#6024, ms-swift#10116")  # fmt: skip
-def _(calls: Calls) -> None:
+def micro_batches_add_up(calls: Calls) -> None:
     adds_up(calls, problem(700, 32, 3001), 437)

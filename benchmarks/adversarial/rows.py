@@ -36,7 +36,7 @@ def _leaves(p: Problem) -> tuple[Tensor, Tensor]:
 
 @case("all-ignored", "Every target -100: zeros and zero gradients, or refused", items=(7, 8),
       source=f"TE#2476, trl#6859; {LEFT_TO_CALLERS}")  # fmt: skip
-def _(calls: Calls) -> None:
+def all_targets_ignored(calls: Calls) -> None:
     p = problem(12, 8, 300)
     leaves = _leaves(p)
     _connected_zeros(calls.logp(*leaves, torch.full((12,), IGNORE_INDEX)), *leaves)
@@ -44,7 +44,7 @@ def _(calls: Calls) -> None:
 
 @case("some-ignored", "Targets of -100 hold 0 and give no gradient, or are refused",
       items=(7,), source=f"Liger#974; {LEFT_TO_CALLERS}")  # fmt: skip
-def _(calls: Calls) -> None:
+def some_targets_ignored(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     p.targets[::3] = IGNORE_INDEX
     seen = results(calls, p)
@@ -56,7 +56,7 @@ def _(calls: Calls) -> None:
 
 @case("nan-under-ignored", "NaN in the hidden state of an ignored row stays there", items=(7, 14),
       source=f"unsloth#3006; {LEFT_TO_CALLERS}")  # fmt: skip
-def _(calls: Calls) -> None:
+def nan_in_an_ignored_row(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     p.targets[::3] = IGNORE_INDEX
     clean = results(calls, p)
@@ -71,7 +71,7 @@ def _(calls: Calls) -> None:
 
 @case("mean-some-ignored", "A mean cross-entropy counts only the targets that are not -100",
       items=(7,), source="Automodel#3796, Automodel#3797")  # fmt: skip
-def _(calls: Calls) -> None:
+def mean_over_the_targets_that_count(calls: Calls) -> None:
     if calls.ce is None:
         raise Unsupported("no mean cross-entropy")
     p = problem(60, 16, 3001)
@@ -92,7 +92,7 @@ def _(calls: Calls) -> None:
 
 @case("mean-all-ignored", "A mean cross-entropy of nothing is 0 with zero gradients", items=(7, 14),
       source="Liger#177, TE#2476")  # fmt: skip
-def _(calls: Calls) -> None:
+def mean_with_all_targets_ignored(calls: Calls) -> None:
     if calls.ce is None:
         raise Unsupported("no mean cross-entropy")
     leaves = _leaves(problem(12, 8, 300))
@@ -101,7 +101,7 @@ def _(calls: Calls) -> None:
 
 @case("no-rows", "N = 0: an empty result that is connected to the head", items=(8,),
       source="trl#6859")  # fmt: skip
-def _(calls: Calls) -> None:
+def no_rows(calls: Calls) -> None:
     p = problem(4, 8, 300)
     hidden, weight = p.hidden[:0].clone().requires_grad_(), p.weight.clone().requires_grad_()
     logp = calls.logp(hidden, weight, p.targets[:0])
@@ -110,13 +110,13 @@ def _(calls: Calls) -> None:
 
 
 @case("one-row", "N = 1", items=(2,))
-def _(calls: Calls) -> None:
+def one_row(calls: Calls) -> None:
     check(calls, problem(1, 16, 3001), g=torch.ones(1))
 
 
 @case("bad-target", "A target outside the vocabulary raises or gives NaN, never a number",
       items=(13,), source="pytorch#195829")  # fmt: skip
-def _(calls: Calls) -> str | None:
+def target_outside_the_vocabulary(calls: Calls) -> str | None:
     p = problem(12, 8, 300)
     remark = None
     for bad in (300 + 5, -7):
@@ -132,14 +132,14 @@ def _(calls: Calls) -> str | None:
 
 
 @case("int32-targets", "int32 targets give what int64 ones do", items=(13,))
-def _(calls: Calls) -> None:
+def int32_targets(calls: Calls) -> None:
     p = problem(24, 8, 300)
     check(calls, p._replace(targets=p.targets.int()))
 
 
 @case("random-grad-output", "Each row's gradient is scaled by its own coefficient", items=(6, 22),
       source="Liger#968, Liger#1298, Liger#678, Automodel#3853, Liger#338")  # fmt: skip
-def _(calls: Calls) -> None:
+def one_coefficient_for_each_row(calls: Calls) -> None:
     p = problem(700, 16, 3001)  # more than one chunk of the chunked ones
     check(calls, p, g=torch.randn(700, generator=torch.Generator().manual_seed(3)))
 
@@ -158,17 +158,17 @@ def _with_grad_output(calls: Calls, grad_output: Tensor) -> None:
 
 @case("expanded-grad-output", "A gradient of stride 0, as sum() and mean() send it", items=(6,),
       source="TE#2402, ROCm-TE#623")  # fmt: skip
-def _(calls: Calls) -> None:
+def grad_output_of_stride_zero(calls: Calls) -> None:
     _with_grad_output(calls, torch.full((), 0.5).expand(60))
 
 
 @case("strided-grad-output", "A gradient that is every second element of a buffer", items=(6,))
-def _(calls: Calls) -> None:
+def grad_output_of_stride_two(calls: Calls) -> None:
     _with_grad_output(calls, coefficients(120)[::2])
 
 
 @case("strided-operands", "Transposed, sliced and padded operands, strided targets", items=(6,))
-def _(calls: Calls) -> None:
+def strided_operands(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     spread = torch.zeros(60, 40)
     spread[:, 4:36:2] = p.hidden
@@ -194,7 +194,7 @@ def _(calls: Calls) -> None:
 
 @case("large-and-small-gradients", "Gradients are linear from 1e-6 to 1e4 times a coefficient",
       items=(6,))  # fmt: skip
-def _(calls: Calls) -> None:
+def large_and_small_gradients(calls: Calls) -> None:
     p = problem(60, 16, 3001)
     for scale in (1e4, 1e-6):
         check(calls, p, g=coefficients(60) * scale)
@@ -202,7 +202,7 @@ def _(calls: Calls) -> None:
 
 @case("mixed-dtypes", "bf16 hidden states under an fp32 head: right or refused", items=(10,),
       source="trl#7065, trl#7077")  # fmt: skip
-def _(calls: Calls) -> str | None:
+def bf16_hidden_states_under_an_fp32_head(calls: Calls) -> str | None:
     p = problem(40, 16, 1000)
     mixed = p._replace(hidden=p.hidden.bfloat16())
     refused = refusal(lambda: calls.logp(mixed.hidden, mixed.weight, mixed.targets))

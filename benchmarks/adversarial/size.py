@@ -14,7 +14,7 @@ PAPER_VOCAB = 168072
 
 @case("rows-times-vocab", "N·V just over 2^31: rows on both sides of the overflow", items=(4,),
       source="Liger#1296", slow=True)  # fmt: skip
-def _(calls: Calls) -> None:
+def logits_beyond_32_bit_offsets(calls: Calls) -> None:
     rows = 2**31 // PAPER_VOCAB + 24
     p = problem(rows, 4, PAPER_VOCAB)
     hidden, weight = p.hidden.requires_grad_(), p.weight.clone().requires_grad_()
@@ -37,13 +37,13 @@ def _(calls: Calls) -> None:
 
 @case("many-rows", "N = 70 000, more than a grid dimension of 65 535", items=(4,),
       source="Liger#1294")  # fmt: skip
-def _(calls: Calls) -> None:
+def more_rows_than_a_grid_dimension(calls: Calls) -> None:
     check(calls, problem(70_000, 8, 64))
 
 
 @case("weight-gradient-rows", "bf16 head gradient over 32 768 rows: the sum keeps its digits",
       items=(5,), source="Liger#512, Liger#827, Liger#830, OLMo-core#370")  # fmt: skip
-def _(calls: Calls) -> None:
+def bf16_head_gradient_over_many_rows(calls: Calls) -> None:
     errors = {}
     for rows in (256, 32_768):
         p = problem(rows, 32, 200, torch.bfloat16)
@@ -65,7 +65,7 @@ def _(calls: Calls) -> None:
 
 @case("memory", "Forward and backward never hold the logits: N 4096, V 65 536, H 32, fp32",
       items=(20,), source="Liger#1308, Liger#1323, vllm#5907")  # fmt: skip
-def _(calls: Calls) -> str:
+def memory_below_the_logits(calls: Calls) -> str:
     p = problem(4096, 32, 65_536)
     hidden, weight = p.hidden.requires_grad_(), p.weight.requires_grad_()
 

@@ -48,30 +48,30 @@ for _v, (_what, _source) in VOCABS.items():
 
 @case("values-bf16", "bf16 operands: values and gradients no worse than plain torch's", items=(18,),
       source="Fast-LLM#525")  # fmt: skip
-def _(calls: Calls) -> None:
+def bf16_operands(calls: Calls) -> None:
     check(calls, problem(200, 64, 3001, torch.bfloat16))
 
 
 @case("hidden-sizes", "H = 1, 7 and 127: no multiple of a vector's or a tile's width", items=(2,))
-def _(calls: Calls) -> None:
+def hidden_sizes_that_fill_no_tile(calls: Calls) -> None:
     for h in (1, 7, 127):
         check(calls, problem(20, h, 1000))
 
 
 @case("offset-minus-300", "All logits near -300: nothing underflows", items=(3,),
       source="verl#7439")  # fmt: skip
-def _(calls: Calls) -> None:
+def logits_near_minus_300(calls: Calls) -> None:
     check(calls, problem(48, 17, 3001, offset=-300.0))
 
 
 @case("offset-plus-20000", "All logits near 20 000: the loss keeps the digits fp32 leaves it",
       items=(3, 13), source="pytorch#195829")  # fmt: skip
-def _(calls: Calls) -> None:
+def logits_near_20000(calls: Calls) -> None:
     check(calls, problem(48, 17, 3001, offset=2e4))
 
 
 @case("spread-10000", "Logits between -10 000 and 10 000 in a row", items=(3,), source="verl#7439")
-def _(calls: Calls) -> None:
+def logits_between_minus_and_plus_10000(calls: Calls) -> None:
     p = problem(48, 17, 3001, std=2500.0)
     want(largest_logit(p) > 8000, "the problem lost its spread")
     check(calls, p)
@@ -79,13 +79,13 @@ def _(calls: Calls) -> None:
 
 @case("bias", "A bias counts once, in values and gradient, H over several blocks", items=(9,),
       source="cce#52, cce#53")  # fmt: skip
-def _(calls: Calls) -> None:
+def bias_counts_once(calls: Calls) -> None:
     check(calls, problem(40, 600, 1000, bias=True))
 
 
 @case("small-probabilities", "Ids of probability below 1e-4 keep their gradient", items=(9,),
       source="cce#14, cce#18")  # fmt: skip
-def _(calls: Calls) -> None:
+def rare_ids_keep_their_gradient(calls: Calls) -> None:
     p = problem(64, 16, 40_000, std=1.0)
     ones = torch.ones(64)
     seen = results(calls, p, g=ones).grad_weight
@@ -160,18 +160,18 @@ def _banned_by_bias() -> Problem:
 
 
 @case("banned-by-bias", "A bias of -inf bans ids: values and all gradients", items=(11,))
-def _(calls: Calls) -> None:
+def ids_banned_by_bias(calls: Calls) -> None:
     check(calls, _banned_by_bias())
 
 
 @case("banned-by-bias-entropy", "A bias of -inf bans ids: entropy and its gradient", items=(11,))
-def _(calls: Calls) -> None:
+def entropy_with_ids_banned_by_bias(calls: Calls) -> None:
     check(calls, _banned_by_bias(), g_entropy=coefficients(40, seed=8))
 
 
 @case("entropy", "Entropy and the gradient through it", items=(12, 22),
       source="trl#6625, Liger#551")  # fmt: skip
-def _(calls: Calls) -> None:
+def entropy_and_its_gradient(calls: Calls) -> None:
     p = problem(60, 32, 3001, std=2.0)
     check(calls, p, g=torch.zeros(60), g_entropy=coefficients(60))
     seen = check(calls, p, g=coefficients(60), g_entropy=coefficients(60, seed=8))
@@ -181,5 +181,5 @@ def _(calls: Calls) -> None:
 
 
 @case("entropy-bf16", "Entropy of bf16 operands no worse than plain torch's", items=(12, 18))
-def _(calls: Calls) -> None:
+def entropy_of_bf16_operands(calls: Calls) -> None:
     check(calls, problem(60, 32, 3001, torch.bfloat16, std=2.0), g_entropy=coefficients(60))
