@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .commit import DIRTY
 from .record import machine, save
 
 CHECKOUT = Path(__file__).parents[1]
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help="write results/demo.json")
     arguments = parser.parse_args(argv)
     commit = machine()["commit"] or "no-commit"
-    if arguments.save and commit.endswith("-dirty"):
+    if arguments.save and commit.endswith(DIRTY):
         # The clone is of the commit, and the record would say something else.
         parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
     with tempfile.TemporaryDirectory() as folder:

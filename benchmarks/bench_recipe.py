@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .commit import DIRTY
 from .record import machine, save
 
 RECIPE = "spoken-sums"
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(arms, seeds[:1], jobs=arguments.jobs, output=Path(folder), settings=QUICK)
         return 0
     commit = machine()["commit"] or "no-commit"
-    if arguments.save and commit.endswith("-dirty"):
+    if arguments.save and commit.endswith(DIRTY):
         # Kept runs may be of other code than the one that is here now, and nothing would show it.
         parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
     output = arguments.output or Path("runs/bench") / commit

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
@@ -12,21 +11,11 @@ from typing import Any
 import torch
 
 from . import gpu
+from .commit import own_commit
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 2
 KEY = ("device", "dtype", "operation")
-WRITTEN = tuple(
-    f":(exclude){path}"
-    for path in (
-        "README.md",
-        "docs",
-        "benchmarks/results",
-        "benchmarks/plots",
-        "benchmarks/results.html",
-    )
-)
-"""What benchmarks and their report write, as git's path patterns."""
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -42,7 +31,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "wavalign_fast": package_version(),
-        "commit": _commit(),
+        "commit": own_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
     return facts | (gpu.describe() if device == "cuda" else {})
@@ -53,33 +42,6 @@ def package_version() -> str | None:
         return metadata.version("wavalign-fast")
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit; ``None`` for an installed package, which lies in no checkout.
-
-    It ends in ``-dirty`` where tracked files differ from it, what benchmarks write aside: after the
-    first of several is saved, the others still measure the code of that commit.
-    """
-    folder = Path(__file__).parent
-    if folder.name != "benchmarks" or not (folder.parent / "pyproject.toml").exists():
-        return None
-    return checkout_commit(folder.parent)
-
-
-def checkout_commit(checkout: Path) -> str | None:
-    """``_commit`` of a directory."""
-    try:
-        commit = _git(checkout, "rev-parse", "--short=7", "HEAD").strip()
-        changed = _git(checkout, "diff", "--name-only", "HEAD", "--", ".", *WRITTEN)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(checkout: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=checkout, check=True).stdout
 
 
 def save(name: str, record: dict[str, Any], directory: Path = RESULTS) -> Path:

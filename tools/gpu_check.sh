@@ -226,7 +226,7 @@ run_stages() {
   trap 'exit 143' INT TERM
   mkdir -p "$OUT" && [ -w "$OUT" ] || fail "--out: cannot write to $OUT"
   rm -f "${RESULTS[@]/#/$OUT/}"
-  [ -n "$COMMIT" ] || COMMIT=$(git describe --always --dirty --abbrev=7 --exclude='*' 2>/dev/null)
+  [ -n "$COMMIT" ] || COMMIT=$("$PYTHON" -m benchmarks.commit)
   note "commit ${COMMIT:-unknown}, $date"
   [ "$REHEARSE" = false ] || note "rehearsal: no GPU took part"
   [ "$REHEARSE" = true ] || limited 40 install_wheels || note "wheels: not installed"

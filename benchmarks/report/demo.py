@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .tables import commit_text
+from ..commit import commit_text
 
 
 def demo_sentence(record: dict[str, Any]) -> str:

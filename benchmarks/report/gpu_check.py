@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..commit import commit_text
 from .rows import Row, rows_of
 from .tables import markdown_name, mebibytes, seconds
 
@@ -82,20 +83,20 @@ def _device(found: dict[str, Any]) -> str:
     versions, run = record.get("versions", {}), record.get("run", {})
     clock = f"{machine['sm_max_mhz']} MHz" if "sm_max_mhz" in machine else smi.get("clocks.max.sm")
     power = f"{machine['power_limit_w']:.0f} W" if "power_limit_w" in machine else None
-    facts = {
-        "": machine.get("gpu", "a GPU that was not described"),
-        "driver ": machine.get("driver") or smi.get("driver_version"),
-        "clock up to ": clock,
-        "while measured ": _measured_clock(found),
-        "power limit ": power or smi.get("power.limit"),
-        "torch ": machine.get("torch"),
-        "CUDA ": machine.get("cuda"),
-        "nvcc ": record.get("nvcc"),
-        "triton ": versions.get("triton"),
-        "commit ": run.get("commit"),
-        " ": run.get("date"),
-    }
-    return ", ".join(f"{name}{value}".strip() for name, value in facts.items() if value) + "."
+    facts = [
+        ("", machine.get("gpu", "a GPU that was not described")),
+        ("driver ", machine.get("driver") or smi.get("driver_version")),
+        ("clock up to ", clock),
+        ("while measured ", _measured_clock(found)),
+        ("power limit ", power or smi.get("power.limit")),
+        ("torch ", machine.get("torch")),
+        ("CUDA ", machine.get("cuda")),
+        ("nvcc ", record.get("nvcc")),
+        ("triton ", versions.get("triton")),
+        ("", commit_text(run.get("commit"))),
+        ("", run.get("date")),
+    ]
+    return ", ".join(f"{name}{value}" for name, value in facts if value) + "."
 
 
 def _measured_clock(found: dict[str, Any]) -> str | None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..commit import DIRTY, commit_text
 from .plots import Records
-from .tables import DIRTY, caption, commit_text
+from .tables import caption
 
 
 def where_measured(records: Records) -> str:

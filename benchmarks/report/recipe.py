@@ -4,7 +4,7 @@ import html
 import statistics
 from typing import Any
 
-from .tables import commit_text
+from ..commit import commit_text
 
 FIGURES = {
     "text_accuracy": "text right",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..commit import commit_text
 from .rows import Place, Row, error_name, places, rows_of
 
 
@@ -52,8 +53,6 @@ def _quartiles(row: Row) -> str:
     return f"{number} – {high}" if high.endswith(f" {unit}") else f"{low} – {high}"
 
 
-DIRTY = "-dirty"
-"""What git appends to a commit when tracked files differ from it."""
 ERROR = "error"
 ERROR_HEADS = {"logp": "largest ℓ error", "loss": "loss error"}
 COLUMNS = (
@@ -184,14 +183,6 @@ def machine_line(case: dict[str, Any]) -> str:
         machine["date"],
     ]
     return ", ".join(fact for fact in facts if fact)
-
-
-def commit_text(commit: str | None) -> str:
-    """The commit, and whether the checkout had other code than it; "" for an installed package."""
-    if not commit:
-        return ""
-    clean = commit.removesuffix(DIRTY)
-    return f"commit {clean}" + ("" if clean == commit else " with uncommitted changes")
 
 
 def rates_line(case: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import bench_growth, bench_linear_logprob, record
+from benchmarks import bench_growth, bench_linear_logprob, commit, record
 from benchmarks.options import Options, parse
 from benchmarks.report.plots import COMPARED
 from tests.benchmarks.synthetic import case
@@ -89,7 +89,7 @@ def test_a_checkout_is_dirty_by_its_code_and_not_by_what_benchmarks_write(tmp_pa
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
         )
 
-    assert record.checkout_commit(tmp_path) is None
+    assert commit.checkout_commit(tmp_path) is None
     written = ["README.md", "docs/x.md", "benchmarks/results/x.json", "benchmarks/plots/x.png"]
     for name in (*written, "benchmarks/results.html", "benchmarks/bench.py", "csrc/x.cpp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +97,14 @@ def test_a_checkout_is_dirty_by_its_code_and_not_by_what_benchmarks_write(tmp_pa
     git("init")
     git("add", ".")
     git("commit", "-m", "x")
-    clean = record.checkout_commit(tmp_path)
+    clean = commit.checkout_commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{7}", clean)
     for name in (*written, "benchmarks/results.html"):
         (tmp_path / name).write_text("after")
-        assert record.checkout_commit(tmp_path) == clean, name
+        assert commit.checkout_commit(tmp_path) == clean, name
     for name in ("benchmarks/bench.py", "csrc/x.cpp"):
         (tmp_path / name).write_text("after")
-        assert record.checkout_commit(tmp_path) == f"{clean}-dirty"
+        assert commit.checkout_commit(tmp_path) == f"{clean}-dirty"
         git("checkout", name)
 
 

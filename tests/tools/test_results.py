@@ -101,6 +101,11 @@ def test_saved_results_become_the_table(saved):
     assert "triton: no" in launches
 
 
+def test_a_commit_with_uncommitted_changes_is_shown_as_one(run):
+    shown = results.show(run(records(), RUN | {"commit": "abc1234-dirty"}))
+    assert "commit abc1234 with uncommitted changes, 2026-12-01." in shown
+
+
 def test_the_readme_shows_what_was_saved_and_says_where_nothing_was(saved):
     text = readme.README.read_text(encoding="utf-8")
     known = report.read_records(report.RESULTS)

@@ -161,6 +161,8 @@ def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
     no_git = {"GIT_DIR": "/nonexistent"}
     assert "commit unknown" in check("hybrid", **no_git).summary
     assert "commit abc1234," in check("hybrid", "--commit", "abc1234", **no_git).summary
+    known = "*benchmarks.commit*) echo fed4321-dirty ;;"
+    assert "commit fed4321-dirty," in check("hybrid", cases=known).summary
     said = 'echo "$GPU_CHECK_RUN" >"$NOTES"'
     found = check("hybrid", "--commit", "v1.0", cases=f"*hybrid*) {said} ;;")
     assert found.code("hybrid") == 0
