@@ -18,6 +18,7 @@ from typing import Any
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
+from wavalign_fast.outputs import write_whole
 
 from . import shapes
 from .gpu_specifications import GPUS, PUBLISHED, Gpu, Published
@@ -318,8 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = page(found)
     print(text, end="")
     if args.save:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text, encoding="utf-8")
+        write_whole(PAGE, text.encode())
         save("gpu_model", found)
     return 0
 

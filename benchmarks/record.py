@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from wavalign_fast.outputs import write_whole
+
 from . import gpu
 from .commit import own_commit
 
@@ -46,14 +48,8 @@ def package_version() -> str | None:
 
 def save(name: str, record: dict[str, Any], directory: Path = RESULTS) -> Path:
     """Writes ``<name>.json``, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
     return path
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wavalign_fast.outputs import write_whole
+
 from ..record import RESULTS, load
 from .gpu_check import FOLDER, RehearsalError, read_gpu
 from .page import write_page
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NoMatplotlibError as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2
-    README.write_text(after, encoding="utf-8")
+    write_whole(README, after.encode())
     for path in (README, *written, write_page(records, PAGE)):
         print(path)
     return 0

@@ -1,13 +1,14 @@
 """One self-contained page of all measurements; nothing on it is fetched."""
 
 import html
-import os
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from wavalign_fast.outputs import write_whole
 
 from .adversarial import adversarial_section
 from .notes import why
@@ -46,13 +47,7 @@ METHOD = (
 
 def write_page(records: Records, path: Path) -> Path:
     """Writes the page of these records; without matplotlib it has no plots and says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(render(records), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, render(records).encode())
     return path
 
 

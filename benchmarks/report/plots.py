@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.outputs import write_whole
+
 from .theme import DARK, LIGHT, Theme, drawn_in
 
 Records = Mapping[str, dict[str, Any] | None]
@@ -104,12 +106,11 @@ def png(draw: Draw, theme: Theme) -> bytes:
 
 def write_plots(records: Records, directory: Path) -> list[Path]:
     """Writes ``<name>-light.png`` and ``<name>-dark.png`` of every figure there is."""
-    directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in figures(records).items():
         for theme in (LIGHT, DARK):
             path = directory / f"{name}-{theme.name}.png"
-            path.write_bytes(png(draw, theme))
+            write_whole(path, png(draw, theme))
             written.append(path)
     return written
 

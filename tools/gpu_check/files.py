@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.outputs import write_whole
+
 RUN = "GPU_CHECK_RUN"
 """The variable in which tools/gpu_check.sh hands over commit, date and whether it rehearses."""
 
@@ -24,13 +26,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, record: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Replaces the file by the record and its run, by default the current one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps(record | {"run": current_run() if run is None else run}, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(record | {"run": current_run() if run is None else run}, indent=2)
+    write_whole(path, f"{text}\n".encode())
 
 
 def put(path: Path, group: str, name: str, value: Any) -> None:

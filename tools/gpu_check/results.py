@@ -70,7 +70,6 @@ def save(directory: Path, commit: str | None, target: Path = RESULTS) -> list[Pa
         raise ResultsError(f"{directory}: got a rehearsal, want the results of a GPU")
     if "machine" not in found:
         raise ResultsError(f"{directory}: has no machine.json, so nobody knows what was measured")
-    target.mkdir(parents=True, exist_ok=True)
     written = []
     for name, record in found.items():
         known = record["run"].get("commit") or commit
