@@ -32,16 +32,17 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "wavalign_fast": package_version(),
+        "wavalign_fast": installed_version("wavalign-fast"),
         "commit": own_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
     return facts | (gpu.describe() if device == "cuda" else {})
 
 
-def package_version() -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution; ``None`` where it is not installed."""
     try:
-        return metadata.version("wavalign-fast")
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
 
@@ -67,12 +68,15 @@ def case_key(case: dict[str, Any]) -> tuple[str, ...]:
     return (case["shape"]["name"], *(case[name] for name in KEY))
 
 
-def add_case(name: str, case: dict[str, Any], directory: Path) -> Path:
-    """Puts a case into ``<name>.json``, in the place of an earlier one of the same thing."""
+def add_case(name: str, case: dict[str, Any], directory: Path, **facts: Any) -> Path:
+    """Puts a case into ``<name>.json``, in the place of an earlier one of the same thing.
+
+    ``facts`` become entries of the record itself.
+    """
     record = load(name, directory) or {"benchmark": name, "format": FORMAT, "cases": []}
     keys = [case_key(old) for old in record["cases"]]
     if case_key(case) in keys:
         record["cases"][keys.index(case_key(case))] = case
     else:
         record["cases"].append(case)
-    return save(name, record, directory)
+    return save(name, record | facts, directory)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, shapes
+from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu, shapes
 from benchmarks.options import Options
 from benchmarks.record import add_case
 from benchmarks.shapes import HybridShape, LogprobShape
@@ -110,11 +110,10 @@ def measured(comparison: Comparison, directory: Path) -> bool:
     except Exception:  # a rival may run out of memory while it is timed
         traceback.print_exc()
         record = None
-    torch.cuda.empty_cache()
+    gpu.release_memory()
     if record is None:
         return False
-    path = add_case(comparison.benchmark, record, directory)
-    files.write(path, files.read(path))  # told which run it is of
+    add_case(comparison.benchmark, record, directory, run=files.current_run())
     return True
 
 

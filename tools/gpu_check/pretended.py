@@ -66,7 +66,6 @@ def pretended() -> Iterator[None]:
         enter(mock.patch.object(torch.cuda, "is_available", lambda: True))
         enter(mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)))
         enter(mock.patch.object(cuda, "status", lambda device=None: "it is only pretended"))
-        enter(mock.patch.object(gpu, "CudaClock", Clock))
         enter(mock.patch.object(timing, "CudaClock", Clock))
         enter(mock.patch.object(gpu, "describe", lambda: FACTS))
         enter(mock.patch.object(gpu, "captured", lambda run: (run, run())))

@@ -46,7 +46,7 @@ def collected(directory: Path) -> dict[str, Any]:
     found = {name: record for name, record in found.items() if record}
     run = next((record["run"] for record in found.values() if "run" in record), {})
     found["stages"] = {"stages": stages(summary)}
-    # A benchmark that was ended between a file's two writes has not told its own.
+    # The stages do not name their run.
     return {name: {"run": run} | record for name, record in found.items()}
 
 
