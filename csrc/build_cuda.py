@@ -66,6 +66,12 @@ def find_nvcc() -> Path | None:
     return next((Path(place) for place in places if place), None)
 
 
+def nvcc_release(nvcc: Path) -> str | None:
+    """Such as "13.0"; ``None`` where its ``--version`` names none."""
+    release = re.search(r"release ([\d.]+)", run([str(nvcc), "--version"]))
+    return release[1] if release else None
+
+
 def architectures(known: set[str]) -> list[Arch]:
     """The architectures to build for; ``known`` are the numbers that this nvcc compiles for.
 
@@ -111,9 +117,8 @@ def build(target: Path, build_dir: Path) -> None:
         raise NoCudaError("no nvcc in CUDA_HOME, on the PATH or in /usr/local/cuda")
     known = set(re.findall(r"sm_(\d+)", run([str(nvcc), "--list-gpu-code"])))
     archs = architectures(known)
-    release = re.search(r"release ([\d.]+)", run([str(nvcc), "--version"]))
     built = {
-        "CUDA_RELEASE": release[1] if release else "?",
+        "CUDA_RELEASE": nvcc_release(nvcc) or "?",
         "CUDA_ARCHS": ";".join(map(str, archs)),
     }
     # More jobs than files: the architectures of a file side by side.

@@ -1,11 +1,11 @@
 """How to call every implementation that the benchmarks and the adversarial suite compare."""
 
-import importlib.metadata
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
+from ..record import installed_version
 from . import rivals
 from .base import (
     IGNORE_INDEX,
@@ -114,7 +114,4 @@ def version(provider: Provider) -> str | None:
         name = "wavalign-fast"
     else:
         return str(torch.__version__)
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed_version(name)

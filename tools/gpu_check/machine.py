@@ -9,13 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.record import machine
+from benchmarks.record import installed_version, machine
 from tools.gpu_check import files
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "csrc"))
@@ -48,7 +47,7 @@ def facts() -> dict[str, Any]:
         "nvidia_smi": nvidia_smi(),
         "nvcc": nvcc_release(),
         "tools": {name: shutil.which(name) is not None for name in TOOLS},
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
     }
 
 
@@ -66,18 +65,11 @@ def nvidia_smi() -> dict[str, str] | str:
 
 
 def nvcc_release() -> str | None:
+    """Its release; ``None`` where there is none, or where it fails, which the build will report."""
     nvcc = build_cuda.find_nvcc()
-    if nvcc is None:
-        return None
-    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release ([\d.]+)", said)
-    return release[1] if release else None
-
-
-def version(name: str) -> str | None:
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
+        return None if nvcc is None else build_cuda.nvcc_release(nvcc)
+    except build_cuda.NoCudaError:
         return None
 
 
