@@ -24,10 +24,13 @@ install_releases() {
   rm -rf "$venv"
   "${PYTHON:-python3}" -m venv "$venv"
   python tools/install_torch.py "$(grep '^torch==' "$list")"
-  # Without torch, or pip would add the libraries that it was installed without.
-  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list")
-  python -m pip install --quiet --no-compile --no-warn-conflicts "${others[@]}" \
-    "ninja>=1.11" "pytest>=9,<10" "pytest-xdist>=3.6,<4" "hypothesis>=6.130,<7"
+  # Without torch, or pip would add the libraries that it was installed without. What tests need
+  # beside the releases has its versions in pyproject.toml's extra `dev`.
+  mapfile -t others < <(
+    grep -Ev '^(#|torch==)' "$list"
+    grep -oE '"(hypothesis|ninja|peft|pytest|pytest-xdist)[<=>][^"]*"' pyproject.toml | tr -d '"'
+  )
+  python -m pip install --quiet --no-compile --no-warn-conflicts "${others[@]}"
   cp "$list" "$venv/releases.txt"
 }
 
