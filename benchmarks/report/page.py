@@ -24,7 +24,15 @@ from .plots import (
 from .provenance import uncommitted_note, where_measured
 from .recipe import recipe_html
 from .rows import Place, Standing, places, rows_of, standings
-from .tables import caption, distribution_line, html_table, machine_line, rates_line, verdict
+from .tables import (
+    caption,
+    distribution_line,
+    html_note,
+    html_table,
+    machine_line,
+    rates_line,
+    verdict,
+)
 from .theme import PAGE_DARK, PAGE_LIGHT
 
 TITLES = {
@@ -64,7 +72,7 @@ def render(records: Records) -> str:
         headline=html.escape(_headline(cases)),
         lead=html.escape(_lead(records)),
         standing=_standing(standings(cases)),
-        uncommitted=_note(uncommitted_note(records)),
+        uncommitted=html_note(uncommitted_note(records)),
         contents=_contents(sections),
         sections="".join(_section(title, content) for title, content in sections.items()),
         footer=html.escape(missing),
@@ -80,7 +88,7 @@ def _sections(records: Records, plots: dict[str, str]) -> Iterator[tuple[str, st
     adversarial, recipe = records.get("adversarial"), records.get("spoken_sums")
     yield "Who fails what", adversarial_section(adversarial) if adversarial else ""
     yield "The recipe spoken-sums", recipe_html(recipe) if recipe else ""
-    yield "How it is measured", _note(METHOD) + _what_runs(compared_cases(records))
+    yield "How it is measured", html_note(METHOD) + _what_runs(compared_cases(records))
 
 
 def _asset(name: str) -> str:
@@ -100,10 +108,6 @@ def _section(title: str, content: str) -> str:
 
 def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _plots(records: Records) -> tuple[dict[str, str], str]:
@@ -158,7 +162,7 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
         tables = "".join(_case(case) for case in same)
         told = [f"Source of the shape: {same[0]['shape']['source']}."]
         told += [f"Measured: {line}." for line in sorted({machine_line(case) for case in same})]
-        source = _note(" ".join(told))
+        source = html_note(" ".join(told))
         if index == 0:
             parts.append(tables + source)
             continue
@@ -171,7 +175,7 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
 def _case(case: dict[str, Any]) -> str:
     facts = " ".join(line for line in (distribution_line(case), rates_line(case)) if line)
     items = "".join(f"<li>{_verdict(place, case)}</li>" for place in places(case))
-    return f'{html_table(case)}<ul class="verdicts">{items}</ul>{_note(facts)}'
+    return f'{html_table(case)}<ul class="verdicts">{items}</ul>{html_note(facts)}'
 
 
 def _verdict(place: Place, case: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from ..commit import commit_text
+from .tables import html_note
 
 FIGURES = {
     "text_accuracy": "text right",
@@ -37,7 +38,7 @@ def recipe_html(record: dict[str, Any]) -> str:
     )
     return (
         f'<div class="scroll"><table><thead><tr><th scope="col">arm</th>{heads}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div><p class="note">{html.escape(recipe_note(record))}</p>'
+        f"<tbody>{body}</tbody></table></div>{html_note(recipe_note(record))}"
     )
 
 

@@ -138,13 +138,18 @@ def html_table(case: dict[str, Any]) -> str:
     for row, reason in _failed(rows):
         why = f'<td class="why" colspan="{len(columns)}">{html.escape(reason)}</td>'
         body.append(f'<tr class="rival">{_name(row)}{why}</tr>')
-    note = " ".join(f"{line}." for line in absent(rows))
+    without = " ".join(f"{line}." for line in absent(rows))
     return (
         f'<div class="scroll"><table><caption><span>{html.escape(caption(case))}</span>'
         "</caption><thead><tr>"
         f'<th scope="col">side</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        + (f'<p class="note">{html.escape(note)}</p>' if note else "")
+        + html_note(without)
     )
+
+
+def html_note(text: str) -> str:
+    """A paragraph of the page in small print; "" where there is no text."""
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _name(row: Row) -> str:
