@@ -12,7 +12,6 @@ from wavalign_fast.models.transformers_names import cache_argument
 from .test_output_head import causal_lm, gradients, log_probs_of_logits
 
 RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
-CACHE = "cache" if RENAMED else "past_key_values"
 
 
 def new(ids, cache=None):

@@ -1,6 +1,7 @@
 """The evaluation's figures on answers made by hand: these are the ones in the README's table."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,8 +133,7 @@ def test_cross_entropies_are_of_text_and_of_speech(model):
 
 def test_an_answer_follows_its_seed(model):
     task = SpokenSums()
-    task.judge = Judge([""])
-    task.judge.hear = lambda answers: [""] * len(answers)
+    task.judge = SimpleNamespace(hear=lambda answers: [""] * len(answers))
 
     def texts(seed):
         (sample,) = task.answer(model, "eighty seven plus six", seed=seed).samples

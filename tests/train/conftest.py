@@ -1,7 +1,9 @@
 """A toy task: a tiny random model whose reward counts one text token."""
 
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -172,6 +174,37 @@ def no_report(monkeypatch):
     module = type("report", (), {"write_report": lambda root: written.append(root) or "page"})
     monkeypatch.setitem(sys.modules, "wavalign_fast.report", module)
     return written
+
+
+class Payload:
+    """Makes the directory ``harm`` where a pickle of it is read without care."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+@pytest.fixture
+def payload() -> Payload:
+    return Payload()
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable:
+    """Sends signals to this process after a step, once; without any named, Ctrl-C."""
+
+    def arm(step: int, *numbers: int) -> None:
+        one_step = Trainer._one_step
+
+        def stopping(self, *args):
+            one_step(self, *args)
+            if self.step == step:
+                monkeypatch.setattr(Trainer, "_one_step", one_step)
+                for number in numbers or (signal.SIGINT,):
+                    signal.raise_signal(number)
+
+        monkeypatch.setattr(Trainer, "_one_step", stopping)
+
+    return arm
 
 
 @pytest.fixture

@@ -113,18 +113,11 @@ def test_no_checkpoint_yet(tmp_path):
     assert CheckpointStore(tmp_path).load_state() is None
 
 
-class Payload:
-    """Runs code where a pickle is read without care."""
-
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
-def test_no_code_of_a_state_file_is_run(model, tmp_path, monkeypatch):
+def test_no_code_of_a_state_file_is_run(model, tmp_path, monkeypatch, payload):
     monkeypatch.chdir(tmp_path)
     store = CheckpointStore(tmp_path)
     store.save(model, {"step": 1})
-    for state in ({"format": 1, "step": Payload()}, [1, 2], {"format": 2}, torch.zeros(1)):
+    for state in ({"format": 1, "step": payload}, [1, 2], {"format": 2}, torch.zeros(1)):
         torch.save(state, tmp_path / "checkpoint" / "training_state.pt")
         with pytest.raises(
             UserError, match=r"training_state\.pt.*(cannot be read|wanted 1)"

@@ -5,26 +5,21 @@ import signal
 
 import pytest
 
-from wavalign_fast.cli import main
-from wavalign_fast.train.trainer import Trainer
-
-pytestmark = pytest.mark.usefixtures("toy_recipe")
+pytestmark = pytest.mark.usefixtures("toy_recipe", "in_tmp_path")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 OPTIONS = ("train.steps=3", "train.checkpoint_every=1")
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path, capsys):
-    """Trains the toy; status and what was written to stderr. Goes on with a run that is there."""
-    monkeypatch.chdir(tmp_path)
+def run(in_tmp_path, train_toy, capsys):
+    """Trains two arms, or goes on with the run of that name; status and what stderr got."""
 
-    def run(name="it"):
-        resume = ["--resume"] if (tmp_path / "runs" / name).exists() else []
-        command = ["train", "--recipe", "toy", "--arms", "both,sft", "--name", name, *resume]
-        status = main([*command, *OPTIONS])
+    def train(name="it"):
+        resume = ["--resume"] if (in_tmp_path / "runs" / name).exists() else []
+        status = train_toy("--arms", "both,sft", "--name", name, *resume, *OPTIONS)
         return status, capsys.readouterr().err
 
-    return run
+    return train
 
 
 @pytest.fixture
@@ -52,11 +47,11 @@ def uninterrupted():
     return {}
 
 
-def same_as_uninterrupted(train, tmp_path, uninterrupted):
+def same_as_uninterrupted(run, tmp_path, uninterrupted):
     """Whether the run, gone on with, has become what one without a signal is."""
-    assert train() == (0, "")
+    assert run() == (0, "")
     if not uninterrupted:
-        assert train("whole") == (0, "")
+        assert run("whole") == (0, "")
         uninterrupted.update(results(tmp_path / "runs/whole"))
     return results(tmp_path / "runs/it") == uninterrupted
 
@@ -82,52 +77,32 @@ def half_written(root):
     ids=["SIGINT-base", "SIGTERM-base", "SIGHUP-base", "SIGINT-first-arm", "SIGTERM-second-arm"],
 )
 def test_a_signal_while_a_model_is_evaluated(
-    train, at_evaluation, tmp_path, uninterrupted, number, nth
+    run, at_evaluation, tmp_path, uninterrupted, number, nth
 ):
     at_evaluation(number, nth)
-    status, err = train()
+    status, err = run()
     assert status == 128 + number
     assert err.startswith(f"wavalign-fast: interrupted by {number.name}") and err.count("\n") == 1
     assert not half_written(tmp_path)
-    assert same_as_uninterrupted(train, tmp_path, uninterrupted)
+    assert same_as_uninterrupted(run, tmp_path, uninterrupted)
 
 
 def test_a_second_ctrl_c_ends_training_at_once_and_it_goes_on(
-    train, tmp_path, monkeypatch, uninterrupted
+    run, stop_at, tmp_path, uninterrupted
 ):
-    one_step = Trainer._one_step
-
-    def stop_at_three(self, *args):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("the second Ctrl-C was swallowed")
-        one_step(self, *args)
-
-    monkeypatch.setattr(Trainer, "_one_step", stop_at_three)
-    status, err = train()
+    stop_at(2, signal.SIGINT, signal.SIGINT)
+    status, err = run()
     assert status == 130
+    # Were the second one swallowed, training would say where it saved its checkpoint.
     assert err.startswith("wavalign-fast: interrupted by SIGINT") and err.count("\n") == 1
-    monkeypatch.setattr(Trainer, "_one_step", one_step)
-    assert same_as_uninterrupted(train, tmp_path, uninterrupted)
+    assert same_as_uninterrupted(run, tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_while_training_says_how_to_go_on(
-    train, tmp_path, monkeypatch, uninterrupted, number
-):
-    one_step = Trainer._one_step
-
-    def stop_at_two(self, *args):
-        one_step(self, *args)
-        if self.step == 2:
-            signal.raise_signal(number)
-            signal.raise_signal(signal.SIGTERM)  # as `timeout` does
-
-    monkeypatch.setattr(Trainer, "_one_step", stop_at_two)
-    status, err = train()
+def test_a_signal_while_training_says_how_to_go_on(run, stop_at, tmp_path, uninterrupted, number):
+    stop_at(2, number, signal.SIGTERM)  # as `timeout` does
+    status, err = run()
     assert status == 128 + number
     assert f"stopped by {number.name} after step 2; checkpoint saved in" in err
     assert "--resume" in err and err.count("\n") == 1
-    monkeypatch.setattr(Trainer, "_one_step", one_step)
-    assert same_as_uninterrupted(train, tmp_path, uninterrupted)
+    assert same_as_uninterrupted(run, tmp_path, uninterrupted)

@@ -6,7 +6,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import threading
 from pathlib import Path
 
@@ -17,28 +16,9 @@ import yaml
 from wavalign_fast.cli import main
 from wavalign_fast.train.owned_files import MARKER_FILE
 from wavalign_fast.train.run_directory import fingerprint, start_run
-from wavalign_fast.train.trainer import Trainer
 from wavalign_fast.train_command import resume_command
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Ctrl-C in the given step, once."""
-
-    def arm(step):
-        one_step = Trainer._one_step
-
-        def stopping(self, *args):
-            one_step(self, *args)
-            if self.step == step:
-                monkeypatch.setattr(Trainer, "_one_step", one_step)
-                signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(Trainer, "_one_step", stopping)
-
-    return arm
 
 
 def command_of(err):

@@ -114,17 +114,10 @@ def test_a_checkpoint_that_needs_its_own_code_is_refused(run, in_tmp_path, error
     assert not (in_tmp_path / "harm").exists() and not (in_tmp_path / "a.wav").exists()
 
 
-class Payload:
-    """Runs code where a pickle is read without care."""
-
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
-def test_weights_in_a_pickle_are_not_read(run, in_tmp_path):
+def test_weights_in_a_pickle_are_not_read(run, in_tmp_path, payload):
     weights = load_checkpoint(run / "checkpoint").state_dict()
     (run / "checkpoint" / "model.safetensors").unlink()
-    for harmless_or_not in (weights, {"weight": Payload()}):
+    for harmless_or_not in (weights, {"weight": payload}):
         torch.save(harmless_or_not, run / "checkpoint" / "pytorch_model.bin")
         with pytest.raises(UserError, match="cannot be read"):
             load_checkpoint(run / "checkpoint")

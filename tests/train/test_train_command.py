@@ -1,7 +1,6 @@
 """``wavalign-fast train`` and ``say`` from end to end on the toy recipe."""
 
 import json
-import signal
 import wave
 
 import pytest
@@ -10,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from wavalign_fast.cli import main
 from wavalign_fast.train.owned_files import MARKER_FILE
-from wavalign_fast.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
 
@@ -89,19 +87,11 @@ def test_overwrite_removes_nothing_but_runs(in_tmp_path, refused):
     assert (in_tmp_path / "runs" / "mine" / "thesis.tex").exists()
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, monkeypatch, train_toy):
-    one_step = Trainer._one_step
-
-    def stop_at_two(self, *args):
-        one_step(self, *args)
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "_one_step", stop_at_two)
+def test_ctrl_c_leaves_a_run_that_resumes(in_tmp_path, capsys, stop_at, train_toy):
+    stop_at(2)
     assert train_toy("--arms", "both,sft") == 130
     err = capsys.readouterr().err
     assert "stopped by SIGINT after step 2; checkpoint saved in runs/toy/both/checkpoint" in err
-    monkeypatch.undo()
 
 
 def test_resume_goes_on_and_leaves_finished_arms(in_tmp_path, toy_recipe, capsys, train_toy):
