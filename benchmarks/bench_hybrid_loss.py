@@ -99,8 +99,14 @@ class Step:
     def released(self) -> Result:
         hidden, weight = self.leaves()
         loss = released_step(
-            *(hidden, weight, self.input_ids, self.labels, self.completion),
-            *(self.policy_mask, self.rewards, RL_WEIGHT),
+            hidden,
+            weight,
+            self.input_ids,
+            self.labels,
+            completion=self.completion,
+            policy_mask=self.policy_mask,
+            rewards=self.rewards,
+            rl_weight=RL_WEIGHT,
         )
         return _result({"loss": loss.detach()}, *torch.autograd.grad(loss, (hidden, weight)))
 

@@ -218,15 +218,15 @@ def all_rows_flops(products: int, rows: int, hidden: int, vocab: int) -> int:
 
 def modelled(kind: str, shape: Shape) -> dict[str, Any]:
     """One shape on every GPU. ``others``: four products over all positions, matrices alone."""
+    hybrid = isinstance(shape, HybridShape)
     positions = shape.positions if isinstance(shape, HybridShape) else shape.live
-    size = (shape.hidden, shape.vocab)
-    others = all_rows_flops(4, positions, *size)
+    live, hidden, vocab = shape.live, shape.hidden, shape.vocab
+    others = all_rows_flops(4, positions, hidden, vocab)
     gpus = {}
     for gpu in GPUS:
-        hybrid = isinstance(shape, HybridShape)
-        works = in_forward(shape.live, *size, gpu) if hybrid else recomputed(shape.live, *size)
+        works = in_forward(live, hidden, vocab, gpu) if hybrid else recomputed(live, hidden, vocab)
         gpus[gpu.name] = total(works, gpu) | {"others_products_s": others / gpu.matrix_flops}
-    flops = all_rows_flops(3 if isinstance(shape, HybridShape) else 4, shape.live, *size)
+    flops = all_rows_flops(3 if hybrid else 4, live, hidden, vocab)
     return {
         "kind": kind,
         "shape": asdict(shape) | {"positions": positions, "live": shape.live},
@@ -239,15 +239,15 @@ def modelled(kind: str, shape: Shape) -> dict[str, Any]:
 def beside(published: Published) -> dict[str, Any]:
     """A published time, and bounds of ours at its shape on its GPU."""
     gpu = next(gpu for gpu in GPUS if gpu.name == published.gpu)
-    size = (published.hidden, published.vocab)
-    flops = all_rows_flops(published.products, published.rows, *size)
+    rows, hidden, vocab = published.rows, published.hidden, published.vocab
+    flops = all_rows_flops(published.products, rows, hidden, vocab)
     return asdict(published) | {
         "flops": flops,
         "flops_per_s": flops / (published.milliseconds / 1e3),
         "their_products_s": flops / gpu.matrix_flops,
-        "ours_all_rows_s": total(in_forward(published.rows, *size, gpu), gpu)["bound_s"],
-        "ours_half_rows_s": total(in_forward(published.rows // 2, *size, gpu), gpu)["bound_s"],
-        "ours_logprob_s": total(recomputed(published.rows, *size), gpu)["bound_s"],
+        "ours_all_rows_s": total(in_forward(rows, hidden, vocab, gpu), gpu)["bound_s"],
+        "ours_half_rows_s": total(in_forward(rows // 2, hidden, vocab, gpu), gpu)["bound_s"],
+        "ours_logprob_s": total(recomputed(rows, hidden, vocab), gpu)["bound_s"],
     }
 
 

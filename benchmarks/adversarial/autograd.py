@@ -101,9 +101,10 @@ def bf16_autocast(calls: Calls) -> None:
     true = results(PLAIN, p.double())
     truths = (true.logp, true.grad_hidden, true.grad_weight)
     names = ("logp", "grad_hidden", "grad_weight")
-    for name, seen, usual, truth in zip(names, *sides, truths, strict=True):
-        compare(name, seen, truth, usual, value_floor=1e-5 * largest_logit(p))
-    want(sides[0][1].dtype == torch.float32, f"a hidden gradient of {sides[0][1].dtype}")
+    seen, usual = sides
+    for name, value, plain, truth in zip(names, seen, usual, truths, strict=True):
+        compare(name, value, truth, plain, value_floor=1e-5 * largest_logit(p))
+    want(seen[1].dtype == torch.float32, f"a hidden gradient of {seen[1].dtype}")
 
 
 @case("compile-fullgraph", "torch.compile(fullgraph=True): the same gradients, no graph break",

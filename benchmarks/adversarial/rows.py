@@ -9,6 +9,7 @@ from .problem import (
     IGNORE_INDEX,
     PLAIN,
     Problem,
+    Results,
     check,
     coefficients,
     compare,
@@ -32,6 +33,15 @@ def _connected_zeros(loss: Tensor, *leaves: Tensor) -> None:
 
 def _leaves(p: Problem) -> tuple[Tensor, Tensor]:
     return p.hidden.clone().requires_grad_(), p.weight.clone().requires_grad_()
+
+
+def _compare_gradients(
+    hidden: Tensor, weight: Tensor, truth: Results, plain: Results, *, value_floor: float
+) -> None:
+    """The rule of ``check`` for the gradients of two leaves."""
+    for name, leaf in (("hidden", hidden), ("weight", weight)):
+        true, usual = (getattr(r, f"grad_{name}") for r in (truth, plain))
+        compare(f"grad_{name}", gradient(name, leaf), true, usual, value_floor=value_floor)
 
 
 @case("all-ignored", "Every target -100: zeros and zero gradients, or refused", items=(7, 8),
@@ -83,11 +93,9 @@ def mean_over_the_targets_that_count(calls: Calls) -> None:
     g = -live.float() / live.sum()
     truth, plain = results(PLAIN, p.double(), g=g), results(PLAIN, p, g=g)
     floor = 8 * torch.finfo(torch.float32).eps * largest_logit(p)
-    mean = [(r.logp * g).sum() for r in (truth, plain)]
-    compare("loss", loss.detach(), *mean, value_floor=floor)
-    for name, leaf in (("hidden", hidden), ("weight", weight)):
-        sides = (getattr(r, f"grad_{name}") for r in (truth, plain))
-        compare(f"grad_{name}", gradient(name, leaf), *sides, value_floor=floor)
+    true_mean, plain_mean = ((r.logp * g).sum() for r in (truth, plain))
+    compare("loss", loss.detach(), true_mean, plain_mean, value_floor=floor)
+    _compare_gradients(hidden, weight, truth, plain, value_floor=floor)
 
 
 @case("mean-all-ignored", "A mean cross-entropy of nothing is 0 with zero gradients", items=(7, 14),
@@ -151,9 +159,7 @@ def _with_grad_output(calls: Calls, grad_output: Tensor) -> None:
     logp.backward(grad_output.to(logp.dtype))
     truth = results(PLAIN, p.double(), g=grad_output.double())
     plain = results(PLAIN, p, g=grad_output)
-    for name, leaf in (("hidden", hidden), ("weight", weight)):
-        sides = (getattr(r, f"grad_{name}") for r in (truth, plain))
-        compare(f"grad_{name}", gradient(name, leaf), *sides, value_floor=0.0)
+    _compare_gradients(hidden, weight, truth, plain, value_floor=0.0)
 
 
 @case("expanded-grad-output", "A gradient of stride 0, as sum() and mean() send it", items=(6,),

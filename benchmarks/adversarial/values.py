@@ -33,7 +33,7 @@ VOCABS = {
 }
 
 
-def _vocab(v: int, calls: Calls) -> None:
+def _vocab(calls: Calls, *, v: int) -> None:
     check(calls, problem(24, 16, v))
 
 
@@ -43,7 +43,7 @@ for _v, (_what, _source) in VOCABS.items():
         f"Values and gradients at V = {_v}: {_what}",
         items=(17,) if _v > 250_000 else (1, 2) if _v == PAPER_VOCAB else (2,),
         source=_source,
-    )(partial(_vocab, _v))
+    )(partial(_vocab, v=_v))
 
 
 @case("values-bf16", "bf16 operands: values and gradients no worse than plain torch's", items=(18,),
@@ -115,7 +115,7 @@ def _banned(first: int, end: int, v: int) -> tuple[Problem, Problem]:
     return Problem(hidden, torch.cat([p.weight, column], 1), ids[chosen]), smaller
 
 
-def _ban(first: int, end: int, entropy: bool, calls: Calls) -> None:
+def _ban(calls: Calls, *, first: int, end: int, entropy: bool) -> None:
     """Everything but the gradient to the infinite column, which mathematics does not define."""
     p, smaller = _banned(first, end, PAPER_VOCAB)
     g = coefficients(16)
@@ -143,14 +143,15 @@ def _ban(first: int, end: int, entropy: bool, calls: Calls) -> None:
     want(stray == 0, f"{stray} banned ids have a gradient, {lost} of them NaN, want 0")
 
 
-for _name, _what, _range in (
-    ("speech", "The speech ids at -inf, as for a text-only turn", (SPEECH_START, PAPER_VOCAB)),
-    ("text", "The text ids at -inf, whole leading tiles of them", (0, SPEECH_START)),
+for _name, _what, _first, _end in (
+    ("speech", "The speech ids at -inf, as for a text-only turn", SPEECH_START, PAPER_VOCAB),
+    ("text", "The text ids at -inf, whole leading tiles of them", 0, SPEECH_START),
 ):
+    _banned_ids = partial(_ban, first=_first, end=_end)
     case(f"banned-{_name}", f"{_what}: log-probabilities and their gradients", items=(11,),
-         source="flash-attention#1930")(partial(_ban, *_range, False))  # fmt: skip
+         source="flash-attention#1930")(partial(_banned_ids, entropy=False))  # fmt: skip
     case(f"banned-{_name}-entropy", f"{_what}: entropy and its gradient (0 · -inf is 0)",
-         items=(11,))(partial(_ban, *_range, True))  # fmt: skip
+         items=(11,))(partial(_banned_ids, entropy=True))  # fmt: skip
 
 
 def _banned_by_bias() -> Problem:

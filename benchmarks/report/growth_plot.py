@@ -63,7 +63,9 @@ def _slope(ax: Axes, place: int, slope: float | None, colour: str) -> None:
         return
     text = f"slope {slope:.2f}".replace("-", "−")
     ax.text(
-        *(0.03, 0.95 - 0.085 * place, text),
+        0.03,
+        0.95 - 0.085 * place,
+        text,
         transform=ax.transAxes,
         color=colour,
         fontsize=8.5,

@@ -14,9 +14,9 @@ from tools.gpu_check import bench, files
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu_check.sh"
 FILES = {
-    *("summary.txt", "log.txt", "machine.json", "tests.json", "hybrid_loss.json"),
-    *("linear_logprob.json", "profile.json", "sanitizer.json"),
-}
+    "summary.txt", "log.txt", "machine.json", "tests.json", "hybrid_loss.json",
+    "linear_logprob.json", "profile.json", "sanitizer.json",
+}  # fmt: skip
 
 
 @pytest.mark.slow

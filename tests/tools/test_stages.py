@@ -17,9 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
 STAGES = [
-    *("versions", "build", "tests", "hybrid", "large", "kernels", "compiled", "profile"),
-    *("memcheck", "racecheck"),
-]
+    "versions", "build", "tests", "hybrid", "large", "kernels", "compiled", "profile", "memcheck",
+    "racecheck",
+]  # fmt: skip
 
 
 class Checked:
