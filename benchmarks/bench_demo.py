@@ -44,10 +44,10 @@ def run(target: str, checkout: Path, environment: Mapping[str, str]) -> dict[str
 
 def downloaded(log: str) -> float:
     """Bytes of the archives that pip's log names; of those on a local disk, their size there."""
-    said = re.findall(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log)
-    here = {Path(path) for path in re.findall(r"Processing (/\S+\.whl)", log)}
-    return sum(float(size) * UNITS[unit] for size, unit in said) + sum(
-        path.stat().st_size for path in here
+    sizes = re.findall(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log)
+    local = {Path(path) for path in re.findall(r"Processing (/\S+\.whl)", log)}
+    return sum(float(size) * UNITS[unit] for size, unit in sizes) + sum(
+        path.stat().st_size for path in local
     )
 
 

@@ -177,7 +177,7 @@ def growth(axis: str, *, quick: bool) -> list[GrowthShape]:
     ]
 
 
-def _scored(head: Head, rows: int) -> LogprobShape:
+def _logprob_shape(head: Head, rows: int) -> LogprobShape:
     return LogprobShape(**vars(head), rows=rows)
 
 
@@ -186,14 +186,15 @@ LOGPROB = {
     for shape in (
         KERNEL,
         QUICK_KERNEL,
-        _scored(TINY, 1024),
+        _logprob_shape(TINY, 1024),
         # Full heads with few rows: every rival must fit into 24 GiB beside two copies of the head.
-        *(_scored(head, 256) for head in HEADS if head is not TINY),
+        *(_logprob_shape(head, 256) for head in HEADS if head is not TINY),
     )
 }
 
 SKIPPING = {
-    shape.name: shape for shape in (_scored(TINY, 1024), QUICK_KERNEL, _scored(VITA_AUDIO, 504))
+    shape.name: shape
+    for shape in (_logprob_shape(TINY, 1024), QUICK_KERNEL, _logprob_shape(VITA_AUDIO, 504))
 }
 """504 rows: 36 times 4 text and 10 speech tokens."""
 

@@ -25,7 +25,7 @@ PYTHON=${PYTHON:-python3}
 CARRIED=.gpu_check
 STAGES=(versions build tests hybrid large kernels compiled profile memcheck racecheck)
 # Seconds that a stage may count on. What an early one leaves, the later ones share.
-declare -A SHARE=(
+declare -A BUDGET=(
   [versions]=20 [build]=80 [tests]=130 [hybrid]=50 [large]=55 [kernels]=45 [compiled]=35
   [profile]=30 [memcheck]=45 [racecheck]=25
 )
@@ -113,8 +113,8 @@ compiled() { py tools.gpu_check.bench compiled "$OUT"; }
 profile() { py tools.gpu_check.step_profile "$OUT"; }
 
 sanitized() {
-  local tool=$1 pick=$2 options=(-m gpu -q -x -p no:xdist -p no:cacheprovider)
-  local files=(tests/gpu/conformance/extension/test_ops.py -k "$pick")
+  local tool=$1 select=$2 options=(-m gpu -q -x -p no:xdist -p no:cacheprovider)
+  local files=(tests/gpu/conformance/extension/test_ops.py -k "$select")
   [ "$REHEARSE" = true ] && options+=(-p tools.gpu_check.pretended) files=("${REHEARSED_TESTS[@]}")
   # Without torch's cache every tensor is an allocation of its own, so that its end is known.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$PYTHON" -m tools.gpu_check.sanitizer "$tool" \
@@ -188,8 +188,8 @@ show() { "$PYTHON" -m tools.gpu_check.results show "$OUT" >>"$OUT/summary.txt" 2
 # The seconds of a stage: its part of what is left, by the shares of all that are still to come.
 allowed() {
   local name all=0
-  for name in "$@"; do all=$((all + SHARE[$name])); done
-  echo $(((LIMIT - RESERVE - SECONDS) * SHARE[$1] / all))
+  for name in "$@"; do all=$((all + BUDGET[$name])); done
+  echo $(((LIMIT - RESERVE - SECONDS) * BUDGET[$1] / all))
 }
 
 stage() {
@@ -264,7 +264,7 @@ while [ $# -gt 0 ]; do
     -h | --help) usage && exit ;;
     bench) chosen+=(hybrid large kernels compiled) ;;
     *)
-      [ -n "${SHARE[$1]:-}" ] || fail "$1: no such stage or option; see --help"
+      [ -n "${BUDGET[$1]:-}" ] || fail "$1: no such stage or option; see --help"
       chosen+=("$1")
       ;;
   esac

@@ -73,8 +73,8 @@ def wanted_names(libraries: list[Path]) -> dict[str, Names]:
 def write_stand_in(target: Path, names: Names) -> None:
     source = ["#include <stdio.h>", "#include <stdlib.h>"]
     for name in sorted(set().union(*names.values())):
-        said = f"{name} of {target.name}, which is a stand-in (tools/install_torch.py)\\n"
-        source.append(f'void {name}(void) {{ fputs("call of {said}", stderr); abort(); }}')
+        message = f"{name} of {target.name}, which is a stand-in (tools/install_torch.py)\\n"
+        source.append(f'void {name}(void) {{ fputs("call of {message}", stderr); abort(); }}')
     versions = [f"{v} {{ global: {'; '.join(sorted(names[v]))}; }};" for v in names if v]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "names.c").write_text("\n".join(source), encoding="utf-8")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..providers import Calls
-from .case import REFUSALS, Failed, case, refusal, said, want
+from .case import REFUSALS, Failed, case, error_line, refusal, want
 from .problem import (
     PLAIN,
     Problem,
@@ -172,7 +172,7 @@ def double_backward(calls: Calls) -> str:
     try:
         seen = second(calls, p)
     except REFUSALS as refused:
-        return f"refused: {said(refused)}"
+        return f"refused: {error_line(refused)}"
     error = _relative(seen, second(PLAIN, p.double()))
     want(error <= 1e-4, f"silently wrong, off by {error:.0%}")
     return "right"

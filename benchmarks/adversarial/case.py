@@ -59,11 +59,11 @@ def refusal(call: Callable[[], object]) -> str | None:
     try:
         call()
     except REFUSALS as error:
-        return said(error)
+        return error_line(error)
     return None
 
 
-def said(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Kind and first line of an error, with its message cut to what a table can hold."""
     lines = str(error).strip().splitlines()
     if not lines:

@@ -95,8 +95,8 @@ def bf16_error_under_a_common_offset(calls: Calls) -> str:
       items=(18,))  # fmt: skip
 def value_is_the_same_without_gradients(calls: Calls) -> None:
     p = problem(300, 64, 3001, torch.bfloat16)
-    scored, trained = _logp(calls, p), results(calls, p).logp
-    _same(trained, scored, "with gradients")
+    alone, with_gradients = _logp(calls, p), results(calls, p).logp
+    _same(with_gradients, alone, "with gradients")
 
 
 @case("entropy-without-change", "Asking for the entropy leaves the log-probability's bits alone",

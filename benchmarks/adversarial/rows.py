@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..providers import Calls, Unsupported
-from .case import REFUSALS, case, refusal, said, want
+from .case import REFUSALS, case, error_line, refusal, want
 from .problem import (
     IGNORE_INDEX,
     PLAIN,
@@ -133,7 +133,7 @@ def target_outside_the_vocabulary(calls: Calls) -> str | None:
         try:
             seen = calls.logp(p.hidden, p.weight, targets)[3].item()
         except REFUSALS as error:
-            remark = f"refused: {said(error)}"
+            remark = f"refused: {error_line(error)}"
             continue
         want(seen != seen, f"target {bad} of 300 ids gives log-probability {seen:.3f}")
     return remark

@@ -11,7 +11,7 @@ from typing import TextIO
 import torch
 
 from ..providers import Calls, Unsupported, available
-from . import CASES, REFUSALS, Case, Failed, said
+from . import CASES, REFUSALS, Case, Failed, error_line
 
 MEMORY_CAP = 10 * 2**30
 """Beyond what the process has when a case begins: a case that needs more is not run to its end."""
@@ -32,9 +32,9 @@ def outcome(case: Case, calls: Calls) -> dict[str, str | None]:
                 "detail": f"needs more than {MEMORY_CAP / 2**30:.0f} GiB",
             }
         # An assertion without a word is no answer to a user.
-        return {"status": "unsupported" if str(error) else "crash", "detail": said(error)}
+        return {"status": "unsupported" if str(error) else "crash", "detail": error_line(error)}
     except Exception as error:
-        return {"status": "crash", "detail": said(error)}
+        return {"status": "crash", "detail": error_line(error)}
 
 
 def _cap_memory() -> None:

@@ -31,7 +31,7 @@ def adversarial_section(record: dict[str, Any]) -> str:
     """The table of all cases and providers, worst outcomes counted at its foot."""
     names = list(record["providers"])
     heads = "".join(
-        f'<th scope="col" class="turned"><span>{html.escape(record["providers"][name]["label"])}'
+        f'<th scope="col" class="vertical"><span>{html.escape(record["providers"][name]["label"])}'
         "</span></th>"
         for name in names
     )

@@ -78,8 +78,9 @@ def _cases(found: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _device(found: dict[str, Any]) -> str:
     """Device, driver, clocks, versions, commit."""
     record = found.get("machine", {})
-    machine, told = record.get("machine", {}), record.get("nvidia_smi")
-    smi = told if isinstance(told, dict) else {}
+    machine, smi = record.get("machine", {}), record.get("nvidia_smi")
+    if not isinstance(smi, dict):  # the reason why it answered nothing
+        smi = {}
     versions, run = record.get("versions", {}), record.get("run", {})
     clock = f"{machine['sm_max_mhz']} MHz" if "sm_max_mhz" in machine else smi.get("clocks.max.sm")
     power = f"{machine['power_limit_w']:.0f} W" if "power_limit_w" in machine else None
@@ -110,17 +111,17 @@ def _measured_clock(found: dict[str, Any]) -> str | None:
 
 def _checks(found: dict[str, Any]) -> str:
     """Tests, sanitizers, and the stages that came to no good end."""
-    told = []
+    sentences = []
     for name, run in found.get("tests", {}).get("runs", {}).items():
         kinds = ("passed", "failed", "errors", "skipped")
         counts = ", ".join(f"{run[kind]} {kind}" for kind in kinds if run.get(kind))
         unfinished = "" if run["finished"] else " when its time was over"
-        told.append(f"`pytest -m gpu` ({name}): {counts or 'no test ran'}{unfinished}.")
+        sentences.append(f"`pytest -m gpu` ({name}): {counts or 'no test ran'}{unfinished}.")
     for tool, result in found.get("sanitizer", {}).get("tools", {}).items():
-        told.append(f"compute-sanitizer {tool}: {result['outcome']}.")
+        sentences.append(f"compute-sanitizer {tool}: {result['outcome']}.")
     stages = found.get("stages", {}).get("stages", {})
     bad = [f"{name} ({_ending(stage)})" for name, stage in stages.items() if stage.get("rc") != 0]
-    return " ".join(told + ([f"Stages that failed: {', '.join(bad)}."] if bad else []))
+    return " ".join(sentences + ([f"Stages that failed: {', '.join(bad)}."] if bad else []))
 
 
 def _ending(stage: dict[str, Any]) -> str:
@@ -189,25 +190,25 @@ def _head(case: dict[str, Any]) -> str:
 
 def _failed(cases: list[dict[str, Any]]) -> str:
     """Sides that ran and were wrong or raised, each once."""
-    told: dict[str, None] = {}
+    failures: dict[str, None] = {}
     for case in cases:
         for row in rows_of(case):
             if row.outcome in ("wrong", "error"):
                 why = "wrong result" if row.outcome == "wrong" else row.detail
-                told[f"{row.label}, {_head(case)}: {why}"] = None
-    return f"Not timed: {'; '.join(told)}." if told else ""
+                failures[f"{row.label}, {_head(case)}: {why}"] = None
+    return f"Not timed: {'; '.join(failures)}." if failures else ""
 
 
 def _launches(record: dict[str, Any]) -> str:
     """How many launches a step is, and who waits for whom."""
-    told = []
+    parts = []
     for backend, found in record.get("backends", {}).items():
         if "launches" not in found:
-            told.append(f"{backend}: {found['error']}")
+            parts.append(f"{backend}: {found['error']}")
             continue
-        told.append(
+        parts.append(
             f"{backend}: {found['launches']:.0f} launches, host {seconds(found['host_s'])}, device "
             f"{seconds(found['device_s'])} of {seconds(found['wall_s'])} "
             f"(busy {found['busy_share']:.0%})"
         )
-    return f"A hybrid step at the paper's head, not captured: {'; '.join(told)}." if told else ""
+    return f"A hybrid step at the paper's head, not captured: {'; '.join(parts)}." if parts else ""

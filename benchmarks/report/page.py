@@ -160,9 +160,9 @@ def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
     for index, (_, group) in enumerate(grouped):
         same = list(group)
         tables = "".join(_case(case) for case in same)
-        told = [f"Source of the shape: {same[0]['shape']['source']}."]
-        told += [f"Measured: {line}." for line in sorted({machine_line(case) for case in same})]
-        source = html_note(" ".join(told))
+        facts = [f"Source of the shape: {same[0]['shape']['source']}."]
+        facts += [f"Measured: {line}." for line in sorted({machine_line(case) for case in same})]
+        source = html_note(" ".join(facts))
         if index == 0:
             parts.append(tables + source)
             continue

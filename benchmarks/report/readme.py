@@ -34,8 +34,8 @@ def picture(name: str) -> str:
 
 def overview(records: Records) -> str:
     """The devices, how often ours is first, the plot of all cases, and what no commit holds."""
-    told = f"{where_measured(records)} {standing_text(compared_cases(records))}"
-    return "\n\n".join(filter(None, (told, picture("overview"), uncommitted_note(records))))
+    lead = f"{where_measured(records)} {standing_text(compared_cases(records))}"
+    return "\n\n".join(filter(None, (lead, picture("overview"), uncommitted_note(records))))
 
 
 def standing_text(cases: list[dict[str, Any]]) -> str:
@@ -86,8 +86,8 @@ def growth(records: Records) -> str:
     for axis, _, label, figures in slope_rows(records):
         if label.startswith("wavalign_fast"):
             memory = figures.get("extra_memory")
-            told = "" if memory is None else f", extra memory {memory:.2f}"
-            lines.setdefault(label, []).append(f"{axis}: time {figures['time']:.2f}{told}")
+            also = "" if memory is None else f", extra memory {memory:.2f}"
+            lines.setdefault(label, []).append(f"{axis}: time {figures['time']:.2f}{also}")
     if lines:
         ours = ". ".join(f"{label}: {'; '.join(found)}" for label, found in lines.items())
         parts.append(f"Slopes in the log-log plot (1 is linear, 0 is flat). {ours}.")

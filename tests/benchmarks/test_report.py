@@ -220,12 +220,12 @@ def test_figures_that_no_commit_gives_again_are_named():
     assert uncommitted_note(found) == ""
     found["linear_logprob"]["cases"][1]["machine"] = MACHINE | {"commit": "abc1234-dirty"}
     found["spoken_sums"]["machine"] = MACHINE | {"commit": "abc1234-dirty"}
-    told = (
+    text = (
         "Measured at commit abc1234 with uncommitted changes: "
         "A head: H 512, V 32768, 1024 rows, logp, fp32; spoken-sums."
     )
-    assert uncommitted_note(found) == told
-    assert told in page_text(found) and told in readme.overview(found)
+    assert uncommitted_note(found) == text
+    assert text in page_text(found) and text in readme.overview(found)
     assert "-dirty" not in page_text(found) + readme.spoken_sums(found)
 
 
@@ -299,7 +299,7 @@ def test_plots_are_of_what_was_measured():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ModuleNotFoundError("no"), "the plots need matplotlib: pip install"),
         (ImportError("numpy.core"), "matplotlib cannot be imported: ImportError: numpy.core"),
@@ -307,9 +307,9 @@ def test_plots_are_of_what_was_measured():
         (SystemExit(1), "matplotlib cannot be imported: SystemExit: 1"),
     ],
 )
-def test_a_matplotlib_that_fails_is_done_without_and_said(failing_import, error, said):
+def test_a_matplotlib_that_cannot_be_imported_is_reported(failing_import, error, message):
     failing_import("matplotlib", error)
-    with pytest.raises(plots.NoMatplotlibError, match=said):
+    with pytest.raises(plots.NoMatplotlibError, match=message):
         plots.figures(records())
 
 

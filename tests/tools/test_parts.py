@@ -40,7 +40,7 @@ HAZARDS = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, 0 warni
     ],
 )
 def test_a_sanitizer_is_clean_only_where_it_saw_tests_pass(status, output, outcome, errors):
-    found = sanitizer.judged(status, output)
+    found = sanitizer.run_outcome(status, output)
     assert (found["outcome"], found["errors"]) == (outcome, errors)
 
 
@@ -126,15 +126,15 @@ def test_launches_are_counted_on_the_device():
     assert found["busy_share"] == pytest.approx(0.756)
     assert found["calls"] == {"cudaLaunchKernel": 4, "cudaStreamSynchronize": 1}
     assert [kernel["name"] for kernel in found["slowest"][:2]] == ["gemm", "hybrid_rows"]
-    told = step_profile.line("cuda", found)
-    assert "2.000 ms a step, host 1.000 ms, 11 launches, device 1.512 ms, busy 76%" in told
+    line = step_profile.line("cuda", found)
+    assert "2.000 ms a step, host 1.000 ms, 11 launches, device 1.512 ms, busy 76%" in line
 
 
 def test_a_profile_without_kernels_is_no_measurement():
     with pytest.raises(RuntimeError, match="the profiler saw no kernel"):
         step_profile.summary([row("aten::mm", 6, "CPU")], {"wall_s": 1.0, "host_s": 1.0}, 1)
-    told = step_profile.line("cuda", {"wall_s": 1.0, "host_s": 0.5, "error": "no kernel"})
-    assert told == "cuda: 1000.000 ms a step, host 500.000 ms; no kernel"
+    line = step_profile.line("cuda", {"wall_s": 1.0, "host_s": 0.5, "error": "no kernel"})
+    assert line == "cuda: 1000.000 ms a step, host 500.000 ms; no kernel"
     assert step_profile.line("triton", {"error": "absent"}) == "triton: absent"
 
 
@@ -211,8 +211,8 @@ def test_outcomes_are_counted_and_failures_told(pytester, workers, monkeypatch):
     counts = {name: run[name] for name in ("passed", "failed", "skipped", "xfailed", "errors")}
     assert counts == {"passed": 3, "failed": 1, "skipped": 1, "xfailed": 1, "errors": 1}
     assert run["finished"] is True and len(run["slowest"]) == 6  # all that ran
-    told = {failure["test"].rpartition("::")[2]: failure["why"] for failure in run["failures"]}
-    assert "a reason" in told["test_fails"] and "no such thing" in told["test_errs"]
+    reasons = {failure["test"].rpartition("::")[2]: failure["why"] for failure in run["failures"]}
+    assert "a reason" in reasons["test_fails"] and "no such thing" in reasons["test_errs"]
 
 
 def test_a_file_that_cannot_be_imported_is_an_error(pytester):

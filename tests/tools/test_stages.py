@@ -26,7 +26,7 @@ class Checked:
     """A run of the script that has ended."""
 
     def __init__(self, done: subprocess.CompletedProcess, out: Path) -> None:
-        self.status, self.said = done.returncode, done.stdout + done.stderr
+        self.status, self.output = done.returncode, done.stdout + done.stderr
         summary = out / "summary.txt"
         self.summary = summary.read_text() if summary.exists() else ""
         self.stages = dict(re.findall(r"^stage (\w+) (.*)", self.summary, re.MULTILINE))
@@ -82,7 +82,7 @@ def all_gone(notes: Path) -> bool:
 def test_all_stages_run_in_order(check):
     found = check()
     assert list(found.stages) == STAGES
-    assert found.status == 0, found.said
+    assert found.status == 0, found.output
     assert all(found.code(stage) == 0 for stage in STAGES)
 
 
@@ -113,18 +113,18 @@ def test_without_time_a_stage_is_skipped_and_said(check):
     assert found.status == 1
 
 
-def test_the_shares_fit_into_nine_minutes(check):
+def test_the_budgets_fit_into_nine_minutes(check):
     text = SCRIPT.read_text()
-    shares = dict(re.findall(r"\[(\w+)\]=(\d+)", text))
-    assert list(shares) == STAGES
+    budgets = dict(re.findall(r"\[(\w+)\]=(\d+)", text))
+    assert list(budgets) == STAGES
     reserve, limit = (
         int(re.search(pattern, text)[1]) for pattern in (r"RESERVE=(\d+)", r"LIMIT=(\d+)")
     )
-    assert sum(map(int, shares.values())) + reserve <= limit == 540
+    assert sum(map(int, budgets.values())) + reserve <= limit == 540
     # What the early ones do not take is shared by those after them.
     limits = [int(value.split("limit=")[1]) for value in check().stages.values()]
-    assert all(limit >= int(shares[stage]) for stage, limit in zip(STAGES, limits, strict=True))
-    assert limits[-1] > 10 * int(shares["racecheck"])
+    assert all(limit >= int(budgets[stage]) for stage, limit in zip(STAGES, limits, strict=True))
+    assert limits[-1] > 10 * int(budgets["racecheck"])
 
 
 def test_bench_stands_for_its_parts(check):
@@ -163,8 +163,8 @@ def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
     assert "commit abc1234," in check("hybrid", "--commit", "abc1234", **no_git).summary
     known = "*benchmarks.commit*) echo fed4321-dirty ;;"
     assert "commit fed4321-dirty," in check("hybrid", cases=known).summary
-    said = 'echo "$GPU_CHECK_RUN" >"$NOTES"'
-    found = check("hybrid", "--commit", "v1.0", cases=f"*hybrid*) {said} ;;")
+    note_run = 'echo "$GPU_CHECK_RUN" >"$NOTES"'
+    found = check("hybrid", "--commit", "v1.0", cases=f"*hybrid*) {note_run} ;;")
     assert found.code("hybrid") == 0
     run = json.loads((tmp_path / "notes").read_text())
     assert run["commit"] == "v1.0" and run["rehearsed"] is False
@@ -182,7 +182,7 @@ def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
 )
 def test_what_cannot_be_honoured_is_refused(check, arguments, message):
     found = check(*arguments)
-    assert found.status == 2 and message in found.said and not found.stages
+    assert found.status == 2 and message in found.output and not found.stages
 
 
 def test_a_run_that_is_ended_ends_its_stage(stand_in, tmp_path):
@@ -204,9 +204,9 @@ def test_a_run_that_is_ended_ends_its_stage(stand_in, tmp_path):
 
 
 def test_saving_is_left_to_python(stand_in, tmp_path):
-    said = 'echo "$@"'
+    echo = 'echo "$@"'
     command = [str(SCRIPT), "save", "results", "--commit", "abc"]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=stand_in(f"*save*) {said} ;;")
+        command, capture_output=True, text=True, cwd=tmp_path, env=stand_in(f"*save*) {echo} ;;")
     )
     assert done.stdout == f"-m tools.gpu_check.results save {tmp_path}/results --commit abc\n"

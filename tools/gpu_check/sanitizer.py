@@ -23,13 +23,13 @@ OURS = "kns=wavalign"
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
-def options(said: str) -> list[str]:
+def options(help_text: str) -> list[str]:
     """Options that this release has, by its ``--help``."""
-    watched = ["--kernel-name", OURS] if "--kernel-name" in said else []
-    return [*watched, "--target-processes", "application-only", "--error-exitcode", str(FOUND)]
+    flags = ["--kernel-name", OURS] if "--kernel-name" in help_text else []
+    return [*flags, "--target-processes", "application-only", "--error-exitcode", str(FOUND)]
 
 
-def judged(status: int, output: str) -> dict[str, Any]:
+def run_outcome(status: int, output: str) -> dict[str, Any]:
     """What came of a run, by its exit status and what it printed."""
     errors = [int(a or b) for a, b in SUMMARY.findall(output)]
     tests = re.findall(r"^=* ?(\d+ (?:passed|failed|skipped|error).*?) in ", output, re.MULTILINE)
@@ -62,16 +62,18 @@ def run(tool: str, path: Path, command: list[str]) -> int:
         print(f"gpu_check: there is no {PROGRAM} on the PATH")
         return 3
     put({"outcome": "not finished"})
-    said = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True).stdout
-    watched = [PROGRAM, "--tool", tool, *options(said), *command]
-    print(*watched, flush=True)
-    process = subprocess.Popen(watched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    help_text = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True).stdout
+    sanitized = [PROGRAM, "--tool", tool, *options(help_text), *command]
+    print(*sanitized, flush=True)
+    process = subprocess.Popen(
+        sanitized, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
-    found = judged(process.wait(), "".join(lines))
+    found = run_outcome(process.wait(), "".join(lines))
     put(found)
     print(f"{tool}: {found}")
     return int(found["outcome"] != "clean")

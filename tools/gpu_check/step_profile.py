@@ -101,11 +101,11 @@ def line(backend: str, found: dict[str, Any]) -> str:
     """For the terminal."""
     if "wall_s" not in found:
         return f"{backend}: {found['error']}"
-    told = f"{backend}: {found['wall_s'] * 1e3:.3f} ms a step, host {found['host_s'] * 1e3:.3f} ms"
+    times = f"{backend}: {found['wall_s'] * 1e3:.3f} ms a step, host {found['host_s'] * 1e3:.3f} ms"
     if "error" in found:
-        return f"{told}; {found['error']}"
+        return f"{times}; {found['error']}"
     return (
-        f"{told}, {found['launches']:.0f} launches, device {found['device_s'] * 1e3:.3f} ms, "
+        f"{times}, {found['launches']:.0f} launches, device {found['device_s'] * 1e3:.3f} ms, "
         f"busy {found['busy_share']:.0%}"
     )
 
