@@ -1,10 +1,10 @@
-"""What users of fused losses have run into, put to every implementation there is.
+"""Runs every implementation through the problems that users of fused losses have reported.
 
     python -m benchmarks.bench_adversarial [--providers trl,verl] [--cases NAME,...] [--save]
 
-Each provider runs in a process of its own; one that crashes or hangs does not end the run. With
---save, providers that are not run now keep what results/adversarial.json has of them. The exit
-code is 1 where ours does not pass.
+Each provider runs in its own process, and a crash or a hang does not end the run. With --save,
+providers that do not run now keep their entries in results/adversarial.json. The exit code is 1 if
+ours fails a case.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def table(outcomes: Outcomes, cases: list[Case]) -> str:
 
 
 def record(outcomes: Outcomes, before: dict[str, Any] | None) -> dict[str, Any]:
-    """What the file holds; of ``before`` it keeps the providers that have no outcome here."""
+    """The content of the file; providers without an outcome keep those of ``before``."""
     kept = {} if before is None else before["providers"]
     kept_cases = {} if before is None else {c["name"]: c["outcomes"] for c in before["cases"]}
     return {
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--providers", type=_names, help=",".join(p.name for p in named(None, "cpu"))
     )
-    parser.add_argument("--cases", type=_names, help="by name; they are not saved")
+    parser.add_argument("--cases", type=_names, help="names, separated by commas; cannot be saved")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each case")
     parser.add_argument("--save", action="store_true", help=f"write results/{NAME}.json")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"write DIR/{NAME}.json")

@@ -1,10 +1,10 @@
-"""What README's first command costs on a new machine: downloads, disk, time.
+"""Measures what README's first command costs on a new machine: downloads, disk and time.
 
 python -m benchmarks.bench_demo [--save]
 
 Clones the checkout's commit into a temporary directory. Runs ``make install`` and then
-``make demo`` there, without pip's cache. Checks what the demo has left, and only then says what
-it took.
+``make demo`` there, without pip's cache. Checks the files that the demo leaves before it reports
+any cost.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from .record import machine, save
 CHECKOUT = Path(__file__).parents[1]
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 TIMED = {"install": "install", "demo": "demo"}
-"""What is timed -> the target of make; the second one finds the first one done."""
+"""Name of a timing -> target of make; the second target finds the first one done."""
 
 
 def run(target: str, checkout: Path, environment: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of ``make TARGET``, by the clock and of the CPU.
+    """Wall-clock and CPU seconds of ``make TARGET``.
 
     Raises:
         subprocess.CalledProcessError: the command failed.
@@ -43,7 +43,7 @@ def run(target: str, checkout: Path, environment: Mapping[str, str]) -> dict[str
 
 
 def downloaded(log: str) -> float:
-    """Bytes of the archives that pip's log names; of those on a local disk, their size there."""
+    """Bytes of the archives in pip's log; an archive on a local disk counts with its size there."""
     sizes = re.findall(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log)
     local = {Path(path) for path in re.findall(r"Processing (/\S+\.whl)", log)}
     return sum(float(size) * UNITS[unit] for size, unit in sizes) + sum(
@@ -52,7 +52,7 @@ def downloaded(log: str) -> float:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes that the files of a folder take, each once however many names it has."""
+    """Bytes on disk of the files in a folder; a file with several names counts once."""
     seen = {(info.st_dev, info.st_ino): info.st_blocks * 512 for info in _files(folder)}
     return sum(seen.values())
 
@@ -62,10 +62,10 @@ def _files(folder: Path) -> list[os.stat_result]:
 
 
 def check_outcome(run_directory: Path) -> None:
-    """Refuses a demo that has not done what README says of it.
+    """Checks that the demo did what README says.
 
     Raises:
-        ValueError: what is missing, or an arm that taught the text nothing.
+        ValueError: a file is missing, or an arm did not improve its text accuracy.
     """
     if not (run_directory / "report.html").exists():
         raise ValueError(f"{run_directory}: no report.html")
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     commit = machine()["commit"] or "no-commit"
     if arguments.save and commit.endswith(DIRTY):
-        # The clone is of the commit, and the record would say something else.
+        # The clone holds the commit without these changes.
         parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
     with tempfile.TemporaryDirectory() as folder:
         record = measure(Path(folder))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_dpo [--quick] [--shape NAME] [--dtype bf16] [--save]
 
-Forward and backward to hidden states and head, without a reference (Liger's takes the reference's
-hidden states, the others its log-probs: without one all compute the same). Checks against float64
-first; a failed check of ours ends with exit code 1, a timing never does.
+Times forward and backward passes to hidden states and head. No side has a reference model, because
+Liger takes the reference's hidden states and the others its log-probs. Every side is checked
+against float64 first. The exit code is 1 if ours fails the check; timings do not affect it.
 """
 
 import sys

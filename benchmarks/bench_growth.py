@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_growth [--quick] [--dtype bf16] [--save]
 
-One axis at a time, the other two small; forward and backward of log-probs. Ours runs with its
-default memory budget and with a small one; plain torch stops where its memory would pass a cap.
-The slopes are those of straight lines through the logarithms: 1 is linear, 0 is flat.
+Varies one axis at a time and keeps the other two small. Times forward and backward passes of
+log-probs. Ours runs with the default memory budget and with a small one. Plain torch stops where it
+would exceed a memory cap. A slope is that of a straight line through the logarithms: 1 is linear,
+0 is flat.
 """
 
 import math
@@ -34,7 +35,7 @@ FIGURES = {"time": "wall_s", "extra_memory": "extra_bytes_beyond_gradients"}
 
 
 def run(options: Options) -> int:
-    # In float32 the lines are the same ones, further up.
+    # float32 gives the same lines, shifted up.
     dtypes = options.dtypes if len(options.dtypes) == 1 else ("bf16",)
     options = replace(options, providers=(our_name(options.device), PLAIN))
     own = [_budgeted()] if options.device == "cpu" else []
@@ -49,7 +50,7 @@ def run(options: Options) -> int:
                 del case
                 if record is None:
                     return 1
-                # Each point is twice the one before, in the worst case in memory too.
+                # Each point is twice the one before, and at worst needs twice its memory.
                 expected = 2 * (record["sides"][PLAIN].get(FIGURES["extra_memory"]) or expected)
     if options.directory is not None:
         add_slopes(options.directory)
@@ -91,7 +92,7 @@ def add_slopes(directory: Path) -> None:
 
 
 def slopes(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """axis -> side -> figure -> slope, for sides that are measured at two points or more."""
+    """axis -> side -> figure -> slope, for sides measured at two points or more."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for axis in AXES:
         points = [case for case in cases if case["shape"]["axis"] == axis]
@@ -108,7 +109,7 @@ def slopes(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, flo
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the least-squares line through (log x, log y)."""
+    """Slope of the least-squares line through (log x, log y)."""
     x, y = ([math.log(value) for value in values] for values in zip(*points, strict=True))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     spread = sum((value - mean_x) ** 2 for value in x)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_hybrid_loss [--quick] [--shape NAME] [--dtype bf16] [--save]
 
-Forward and backward to hidden states and head. Checks against float64 first; a failed check of
-ours ends with exit code 1, a timing never does.
+Times forward and backward passes to hidden states and head. Every side is checked against float64
+first. The exit code is 1 if ours fails the check; timings do not affect it.
 """
 
 import sys
@@ -26,7 +26,7 @@ from .truth import Result, Truth, truth_of
 
 NAME = "hybrid_loss"
 RL_WEIGHT = 0.4
-"""Not one half, at which an exchange of the two losses would go unnoticed."""
+"""Not one half, which would hide a swap of the two losses."""
 REWARDS = (1.0, 5.0, 2.0, 4.0, 1.0, 3.0, 5.0, 2.0)
 
 
@@ -52,7 +52,7 @@ class Step:
         self.rewards = torch.tensor([REWARDS] * shape.prompts, device=device)
         if self.rewards.numel() != shape.rollouts:
             raise ValueError(
-                f"{shape.name}: {shape.rollouts} rollouts, want {self.rewards.numel()}"
+                f"{shape.name}: got {shape.rollouts} rollouts, want {self.rewards.numel()}"
             )
         self.input_ids, self.labels = ids.to(device), self.labels.to(device)
         position = torch.arange(1, length, device=device).expand(shape.rollouts, -1)
@@ -80,7 +80,7 @@ class Step:
         layout = wf.ModalityLayout(
             vocab_size=self.shape.vocab, speech=(self.shape.speech,), boundary=self.shape.boundary
         )
-        # A trainer knows how many positions of its batch carry loss; a GPU then waits for nothing.
+        # As a trainer does, which knows the number: a GPU step then needs no host sync.
         live_rows = None if backend == "cpu" else len(self.live())
         options = wf.LossOptions(backend=backend, live_rows=live_rows)
         return wf.HybridObjective(layout, gate=RL_WEIGHT, options=options)
@@ -111,7 +111,7 @@ class Step:
         return _result({"loss": loss.detach()}, *torch.autograd.grad(loss, (hidden, weight)))
 
     def provider(self, calls: Any) -> Callable[[], Result] | None:
-        """A library's GRPO over the completions and its log-probs of the labelled tokens."""
+        """A step made of a library's GRPO on completions and its log-probs of labelled tokens."""
         if calls.grpo is None:
             return None
         rollouts, first = self.shape.rollouts, self.prompt - 1
@@ -158,7 +158,7 @@ def _sides(step: Step, options: Options) -> Iterator[Side]:
     for side in provider_sides(options, step.provider):
         backend = side.name.removeprefix("ours-")
         if side.ours and backend != "reference":
-            # Not composed of the provider's parts: the whole step is one of our calls.
+            # Ours computes the whole step in one call.
             yield replace(side, run=side.run and step.ours(backend))
         elif not side.ours and side.run:
             yield side

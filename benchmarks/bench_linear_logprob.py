@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_linear_logprob [--quick] [--shape NAME] [--dtype bf16] [--save]
 
-Forward and backward to hidden states and head: log-probs, log-probs and entropies, and the mean
-cross-entropy. Every side is checked against float64 first; a failed check of ours ends with exit
-code 1, a timing never does.
+Times forward and backward passes to hidden states and head of three operations: log-probs,
+log-probs with entropies, and the mean cross-entropy. Every side is checked against float64 first.
+The exit code is 1 if ours fails the check; timings do not affect it.
 """
 
 import sys
@@ -24,15 +24,15 @@ from .truth import Result, truth_of
 NAME = "linear_logprob"
 RETURNS = {"logp": ("logp",), "logp+entropy": ("logp", "entropy"), "mean CE": ("loss",)}
 LOGIT_STD = 4.0
-"""Of the order of a trained model's."""
+"""About that of a trained model."""
 
 
 def random_head(
     vocab: int, hidden: int, dtype: torch.dtype, device: str, g: torch.Generator
 ) -> Tensor:
-    """[V, H], drawn where it is: a CPU takes half a minute for a large one in bf16.
+    """Random weight [V, H], drawn on its device: a CPU takes half a minute for a large bf16 one.
 
-    The generator ``g`` is the CPU's, and not used elsewhere.
+    ``g`` is a generator of the CPU; another device draws from its own.
     """
     weight = torch.empty(vocab, hidden, dtype=dtype, device=device)
     if weight.device.type != "cpu":
@@ -52,7 +52,7 @@ class Operands:
         self.hidden = torch.randn(shape.rows, shape.hidden, generator=g).to(device, dtype)
         self.weight = random_head(shape.vocab, shape.hidden, dtype, device, g)
         self.targets = torch.randint(0, shape.vocab, (shape.rows,), generator=g).to(device)
-        # Random coefficients: with equal ones a side that mixes rows up would go unnoticed.
+        # Random coefficients: equal ones would hide a side that mixes up rows.
         self.of_logp = torch.randn(shape.rows, generator=g).to(device)
         self.of_entropy = 0.1 * torch.randn(shape.rows, generator=g).to(device)
 
@@ -103,7 +103,7 @@ class Operands:
 def make_case(
     shape: LogprobShape, dtype: str, operation: str, options: Options, own: Sequence[Own] = ()
 ) -> Case:
-    """Random operands of the shape: the providers, and our calls ``own`` beside them."""
+    """The case of random operands: a side for each provider and each of our calls ``own``."""
     operands = Operands(shape, DTYPES[dtype], options.device)
     return case_of(operands, shape, dtype, operation, options, own)
 
@@ -116,7 +116,7 @@ def case_of(
     options: Options,
     own: Sequence[Own],
 ) -> Case:
-    """The case of these operands."""
+    """The case of the given operands."""
     return Case(
         shape=shape,
         operation=operation,

@@ -1,10 +1,10 @@
-"""The arms of a recipe over several seeds: mean and spread of their held-out figures.
+"""Trains the arms of a recipe with several seeds: mean and spread of the held-out figures.
 
     python -m benchmarks.bench_recipe [--arms a,b] [--seeds 0,1,2] [--jobs 2] [--quick | --save]
 
-Every run is the ordinary command `wavalign-fast train`, one process and one thread each. Runs are
-kept by commit: those that are there already are finished or kept, not repeated. `--quick` trains
-two steps of every arm and throws them away, to see that the full command will work.
+Each run is the ordinary command `wavalign-fast train`, in its own process with one thread. Runs are
+kept by commit: an existing run is resumed or reused, not repeated. `--quick` trains two steps of
+every arm and discards them, to check that the full command will work.
 """
 
 import argparse
@@ -28,7 +28,7 @@ QUICK = ("train.steps=2", "train.eval_items=8")
 
 
 def train(arm: str, seed: int, output: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """Trains and evaluates one arm with one seed; its evaluation record."""
+    """Trains and evaluates one arm with one seed; returns its evaluation record."""
     name = f"{RECIPE}-{arm}-seed{seed}"
     command = [sys.executable, "-m", "wavalign_fast.cli", "train", "--recipe", RECIPE]
     command += ["--arm", arm, "--seed", str(seed), "--name", name, "--output", str(output)]
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     commit = machine()["commit"] or "no-commit"
     if arguments.save and commit.endswith(DIRTY):
-        # Kept runs may be of other code than the one that is here now, and nothing would show it.
+        # Kept runs may come from other code than the current one, and nothing would show it.
         parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
     output = arguments.output or Path("runs/bench") / commit
     report = measure(arms, seeds, jobs=arguments.jobs, output=output)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.bench_skip [--quick] [--save]
 
-Two distributions, each labelled for what it is: the hidden states and head of the trained model
-that ships with the package (its vocabulary is two tiles, so there is next to nothing to leave
-out), and a synthetic one under the paper's head, whose rows put a stated mass on the other
-modality. In bf16: its rounding of a gradient is above what skipping adds, so every side passes the
-gate against float64. The bound on what skipping adds is for the tests of `skip_tolerance`.
+Measures two distributions. One is the hidden states and head of the trained model that ships with
+the package; its vocabulary has only two tiles, so there is little to skip. The other is synthetic,
+under the paper's head, and its record states the probability mass on the other modality. Both are
+in bf16: its rounding of a gradient exceeds the error that skipping adds, so every side passes the
+check against float64. The tests of `skip_tolerance` check the bound on that error.
 """
 
 import random
@@ -30,14 +30,14 @@ from .shapes import SKIPPING, LogprobShape
 NAME = "skip"
 TOLERANCES = (1e-6, 1e-4)
 APART = 10.0
-"""Logit by which an id of the row's own modality is raised, and one of the other lowered."""
+"""Added to the logits of the row's own modality, subtracted from those of the other."""
 TEXT_SHARE = 4 / 14
 """Four text tokens to ten of speech, as VITA-Audio interleaves them."""
 MASS_ROWS = 64
 
 
 class Synthetic(Operands):
-    """Random rows of a demonstration, which know what modality comes next."""
+    """Random rows of a demonstration; each favours the modality of its target."""
 
     def __init__(self, shape: LogprobShape, dtype: torch.dtype, device: str) -> None:
         super().__init__(shape, dtype, device)
@@ -47,7 +47,7 @@ class Synthetic(Operands):
         text = torch.randint(0, begin, (shape.rows,), generator=g)
         speech = torch.randint(begin, end, (shape.rows,), generator=g)
         self.targets = torch.where(is_text, text, speech).to(device)
-        # One hidden dimension tells the modalities apart.
+        # One hidden dimension separates the modalities.
         self.hidden[:, 0] = torch.where(is_text, APART, -APART).to(self.hidden)
         self.weight[:begin, 0], self.weight[begin:, 0] = 1.0, -1.0
 
@@ -87,7 +87,7 @@ DISTRIBUTIONS: dict[str, tuple[type[Operands], str]] = {
 
 
 def off_modality_mass(operands: Operands, speech: tuple[int, int]) -> Tensor:
-    """Probability of the other modality's ids, for the first rows, float64."""
+    """Probability mass on the other modality, of the first ``MASS_ROWS`` rows, in float64."""
     rows, targets = operands.hidden[:MASS_ROWS].double(), operands.targets[:MASS_ROWS]
     logp = torch.log_softmax(rows @ operands.weight.double().T, dim=-1)
     spoken = logp[:, speech[0] : speech[1]].exp().sum(-1)
@@ -124,7 +124,7 @@ def cases(options: Options) -> Iterator[Callable[[], Case]]:
 
 
 def run(options: Options) -> int:
-    """Measures on the CPU, where there is skipping; 1 if a result is wrong."""
+    """Measures on the CPU, which alone can skip; returns 1 if a result is wrong."""
     if options.device != "cpu":
         return 0
     options = replace(options, dtypes=("bf16",), providers=("ours-cpu",))

@@ -1,4 +1,4 @@
-"""What users of fused vocabulary losses have run into, as cases that any provider can be put to."""
+"""Problems that users of fused vocabulary losses have reported, as cases for any provider."""
 
 from . import (  # noqa: F401  each adds its cases
     autograd,

@@ -1,4 +1,4 @@
-"""The machinery around an op: autograd, compilation, autocast, shared and sharded heads."""
+"""An op under autograd, compilation and autocast, and with shared or sharded heads."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a case is, and how it says what it saw."""
+"""The adversarial case, and how it reports what it found."""
 
 import re
 from collections.abc import Callable
@@ -8,24 +8,24 @@ from ..providers import Calls
 
 
 class Failed(Exception):
-    """What was seen and what was wanted."""
+    """A wrong result; the message names the value seen and the value wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that users of fused losses have run into."""
+    """One problem that users of fused losses have reported."""
 
     name: str
     title: str
     """What must hold."""
     items: tuple[int, ...]
-    """Groups of reports that it stands for, as in ``GROUPS``."""
+    """Numbers of the groups of reports that it covers, as in ``GROUPS``."""
     source: str
-    """Upstream reports and a remark on them; "" where the finding is our own."""
+    """Upstream reports, and a remark on them; "" for a finding of our own."""
     run: Callable[[Calls], str | None]
-    """Returns if it holds, with a remark or ``None``; raises ``Failed`` where the result is wrong,
-    ``Unsupported`` where the provider has no such function, and lets the provider's own error
-    through where that refuses the input."""
+    """Returns a remark or ``None`` if the case passes. Raises ``Failed`` if the result is wrong and
+    ``Unsupported`` if the provider has no such function. An error of the provider, which refuses
+    the input, passes through."""
     slow: bool = False
 
 
@@ -35,7 +35,7 @@ added: list[Case] = []
 def case(
     name: str, title: str, *, items: tuple[int, ...], source: str = "", slow: bool = False
 ) -> Callable[[Callable[[Calls], str | None]], Callable[[Calls], str | None]]:
-    """Puts the function it decorates on the list."""
+    """Registers the decorated function as a case."""
 
     def add(run: Callable[[Calls], str | None]) -> Callable[[Calls], str | None]:
         added.append(Case(name=name, title=title, items=items, source=source, run=run, slow=slow))
@@ -45,17 +45,17 @@ def case(
 
 
 def want(holds: bool, message: str) -> None:
-    """Raises ``Failed(message)`` unless it holds; a comparison with NaN does not."""
+    """Raises ``Failed(message)`` unless ``holds``. A comparison with NaN does not hold."""
     if not holds:
         raise Failed(message)
 
 
-# What a provider may answer to an input that it does not take. Anything else is a fault in it.
+# Errors with which a provider may refuse an input. Any other error is a fault of the provider.
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, AssertionError)
 
 
 def refusal(call: Callable[[], object]) -> str | None:
-    """The error with which the provider refuses, or ``None`` if the call returns."""
+    """The error with which the provider refuses the input; ``None`` if the call returns."""
     try:
         call()
     except REFUSALS as error:
@@ -64,10 +64,10 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 
 def error_line(error: BaseException) -> str:
-    """Kind and first line of an error, with its message cut to what a table can hold."""
+    """The type and first line of an error, shortened to fit a table."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    # Where a compiler put its file is the machine's business.
+    # Paths of this machine do not belong in a result.
     first = re.sub(r"(/[^\s/]+){2,}/", "", lines[0])
     return f"{type(error).__name__}: {first[:160]}"

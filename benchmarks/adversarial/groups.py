@@ -1,4 +1,4 @@
-"""What the numbers in ``Case.items`` stand for, and the reports that no case here can show."""
+"""The groups that ``Case.items`` numbers, and the reports that no case can reproduce."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The same row has the same value in any batch, and that of float64 on the same operands."""
+"""A row has the same value in every batch, close to float64 on the same operands."""
 
 import torch
 from torch import Tensor

@@ -27,7 +27,7 @@ class Rollouts:
 
 
 def rollouts(*, on_policy: bool = False) -> Rollouts:
-    """Two prompts of two rollouts; some ratios beyond the clip, on either side."""
+    """Two prompts with two rollouts each; some ratios lie beyond the clip on either side."""
     g = torch.Generator().manual_seed(0)
     rows, length, h, v = 4, 24, 16, 3001
     hidden = torch.randn(rows, length, h, generator=g)

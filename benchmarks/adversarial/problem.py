@@ -1,4 +1,4 @@
-"""Random heads, what they give in float64, and how far a provider may be from it."""
+"""Random problems, their results in float64, and the comparison of a provider with them."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Problem(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Values and the gradients of their weighted sum; ``None`` for what was not asked for."""
+    """Values and the gradients of their weighted sum; ``None`` for what was not requested."""
 
     logp: Tensor
     entropy: Tensor | None
@@ -40,9 +40,9 @@ def problem(
     n: int, h: int, v: int, dtype: torch.dtype = torch.float32, *, seed: int = 0, std: float = 1.0,
     offset: float = 0.0, bias: bool = False,
 ) -> Problem:  # fmt: skip
-    """Logits of about this standard deviation, all of them shifted by ``offset``.
+    """Random operands whose logits have about this standard deviation, shifted by ``offset``.
 
-    The shift is a hidden unit that is always 1 and a column of the head that holds ``offset``.
+    A hidden unit that is always 1 and a column of the head that holds ``offset`` make the shift.
     """
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, h, generator=g)
@@ -92,7 +92,7 @@ def results(
 ) -> Results:
     """Values, and gradients of ``Σ g logp + Σ g_entropy entropy``.
 
-    Without coefficients of the entropy it is not asked for.
+    The entropy is requested only where ``g_entropy`` is given.
     """
     given = {"hidden": p.hidden, "weight": p.weight, "bias": p.bias}
     leaves = {k: t.detach().clone().requires_grad_() for k, t in given.items() if t is not None}
@@ -119,7 +119,7 @@ def results(
 
 
 def gradient(name: str, leaf: Tensor) -> Tensor:
-    """A leaf's gradient; ``Failed`` where none came back."""
+    """The gradient of a leaf; raises ``Failed`` where there is none."""
     if leaf.grad is None:
         raise Failed(f"{name} got no gradient")
     return leaf.grad
@@ -130,8 +130,8 @@ def check(
 ) -> Results:
     """Compares values and gradients with float64 on the same operands, and returns them.
 
-    A value's error may be twice that of plain torch in the same dtype, a gradient's three times,
-    and a floor more: a logit is not known better than its own rounding in float32.
+    A value may have twice the error of plain torch in the same dtype, a gradient three times. A
+    floor is added, because a float32 logit is rounded itself.
     """
     seen = results(calls, p, g=g, g_entropy=g_entropy)
     truth = results(PLAIN, p.double(), g=g, g_entropy=g_entropy)
@@ -144,7 +144,7 @@ def check(
 
 
 def compare(name: str, value: Tensor, truth: Tensor, plain: Tensor, *, value_floor: float) -> None:
-    """The rule of ``check`` for one tensor."""
+    """Applies the rule of ``check`` to one tensor."""
     want(
         value.shape == truth.shape,
         f"{name}: got shape {tuple(value.shape)}, want {tuple(truth.shape)}",
@@ -155,7 +155,7 @@ def compare(name: str, value: Tensor, truth: Tensor, plain: Tensor, *, value_flo
         error = relative_error(value, truth)
         allowed = GRADIENT_FACTOR * relative_error(plain, truth) + FLOOR[torch.float32]
     else:
-        # Values are nats, differences of logits: below one nat their error is absolute.
+        # Values are in nats, as differences of logits: below one nat the error is absolute.
         error = relative_error(value, truth, at_least=1.0)
         usual = relative_error(plain, truth, at_least=1.0)
         allowed = VALUE_FACTOR * usual + value_floor / max(1.0, truth.abs().max().item())

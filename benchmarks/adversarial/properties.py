@@ -1,6 +1,6 @@
-"""What holds for every head and every batch: bounds, sums, linearity, order.
+"""Properties of every head and every batch: bounds, sums, linearity, order.
 
-Each property takes any fp32 problem, so that tests can draw them at random; ``never_positive``,
+Each takes any fp32 problem, so that tests can draw problems at random; ``never_positive``,
 ``entropy_bounds`` and ``row_order`` take any dtype.
 """
 
@@ -15,7 +15,7 @@ from .problem import Problem, coefficients, problem, results
 
 PAPER_VOCAB = 168072
 ROUNDING = 1e-5
-"""Of the largest element: what the order of a sum in float32 may change."""
+"""Difference, relative to the largest element, that the order of a float32 sum may make."""
 
 
 def _equal_within(name: str, seen: Tensor, expected: Tensor, rounding: float = ROUNDING) -> None:
@@ -61,7 +61,7 @@ def sums_to_zero(calls: Calls, p: Problem) -> None:
 
 
 def linear(calls: Calls, p: Problem) -> None:
-    """Gradients of 3a - 2b are 3 times those of a less 2 times those of b."""
+    """The gradients for 3a - 2b are 3 times those for a minus 2 times those for b."""
     a, b = (coefficients(len(p.targets), seed=seed) for seed in (1, 2))
     first, second, both = (results(calls, p, g=g) for g in (a, b, 3 * a - 2 * b))
     for name in ("grad_hidden", "grad_weight"):
@@ -84,7 +84,7 @@ def row_order(calls: Calls, p: Problem, rounding: float = ROUNDING) -> None:
 
 
 def adds_up(calls: Calls, p: Problem, first: int) -> None:
-    """Two micro-batches, the first of ``first`` rows, add up to the gradient of the batch."""
+    """The gradients of two micro-batches, split at row ``first``, add up to that of the batch."""
     g = coefficients(len(p.targets))
     whole = results(calls, p, g=g).grad_weight
     parts = [

@@ -1,4 +1,4 @@
-"""Ignored, absent, bad and oddly laid out rows, and what comes back to each of them."""
+"""Values and gradients of rows that are ignored, absent, invalid or strided."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def _leaves(p: Problem) -> tuple[Tensor, Tensor]:
 def _compare_gradients(
     hidden: Tensor, weight: Tensor, truth: Results, plain: Results, *, value_floor: float
 ) -> None:
-    """The rule of ``check`` for the gradients of two leaves."""
+    """Applies the rule of ``check`` to the gradients of two leaves."""
     for name, leaf in (("hidden", hidden), ("weight", weight)):
         true, usual = (getattr(r, f"grad_{name}") for r in (truth, plain))
         compare(f"grad_{name}", gradient(name, leaf), true, usual, value_floor=value_floor)
@@ -148,7 +148,7 @@ def int32_targets(calls: Calls) -> None:
 @case("random-grad-output", "Each row's gradient is scaled by its own coefficient", items=(6, 22),
       source="Liger#968, Liger#1298, Liger#678, Automodel#3853, Liger#338")  # fmt: skip
 def one_coefficient_for_each_row(calls: Calls) -> None:
-    p = problem(700, 16, 3001)  # more than one chunk of the chunked ones
+    p = problem(700, 16, 3001)  # more than one chunk of every chunked provider
     check(calls, p, g=torch.randn(700, generator=torch.Generator().manual_seed(3)))
 
 
@@ -218,7 +218,7 @@ def bf16_hidden_states_under_an_fp32_head(calls: Calls) -> str | None:
     seen, usual = results(calls, mixed), results(calls, low)
     truth, low_truth = results(PLAIN, mixed.double()), results(PLAIN, low.double())
     for name in ("logp", "grad_hidden", "grad_weight"):
-        # The head may be rounded to bf16: then as far off as with a bf16 head, or as rounding is.
+        # A provider may round the head to bf16: then the error is that of a bf16 head.
         values = [getattr(r, name).double() for r in (seen, usual, truth, low_truth)]
         error = min((values[0] - true).abs().max() for true in values[2:])
         allowed = 3 * (values[1] - values[3]).abs().max() + 1e-5

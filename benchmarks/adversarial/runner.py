@@ -1,4 +1,4 @@
-"""Puts a provider to the cases in a subprocess, which may hang or die without ending the run."""
+"""Runs the cases of a provider in a subprocess, which may hang or crash without ending the run."""
 
 import json
 import queue
@@ -59,7 +59,7 @@ class _Worker:
 
 
 def run(provider: str, cases: Iterable[Case], *, timeout: float) -> Iterator[tuple[Case, Outcome]]:
-    """The outcome of each case as it comes; ``timeout`` in seconds is for each of them."""
+    """Yields each case with its outcome; ``timeout`` is the limit in seconds for one case."""
     worker = None
     try:
         for case in cases:

@@ -20,7 +20,7 @@ def logits_beyond_32_bit_offsets(calls: Calls) -> None:
     hidden, weight = p.hidden.requires_grad_(), p.weight.clone().requires_grad_()
     logp = calls.logp(hidden, weight, p.targets)
     logp.float().sum().backward()
-    # Only the rows at either end, where an offset would have gone wrong; dW takes all of them.
+    # The rows at both ends show an overflow of an offset. dW sums over all rows.
     sample = torch.cat([torch.arange(12), torch.arange(rows - 36, rows)])
     part = Problem(p.hidden.detach()[sample], p.weight, p.targets[sample])
     g = torch.ones(len(sample))
@@ -29,7 +29,7 @@ def logits_beyond_32_bit_offsets(calls: Calls) -> None:
     compare("logp", logp.detach()[sample], truth.logp, plain.logp, value_floor=floor)
     seen = gradient("hidden", hidden)[sample]
     compare("grad_hidden", seen, truth.grad_hidden, plain.grad_hidden, value_floor=floor)
-    # Each row's dlogits sum to 0 over the vocabulary, so the rows of dW do.
+    # Each row's dlogits sum to 0 over the vocabulary, and so do the rows of dW.
     grad = gradient("weight", weight).double()
     drift = (grad.sum(0).abs() / grad.abs().sum(0)).max().item()
     want(drift <= 1e-4, f"Σ_v dW_v is {drift:.1e} of its terms, want at most 1e-4")
@@ -73,7 +73,7 @@ def memory_below_the_logits(calls: Calls) -> str:
         return torch.autograd.grad(calls.logp(hidden, weight, p.targets).sum(), (hidden, weight))
 
     small = p.rows(slice(64))
-    # Compile and load before the measurement whatever that happens to only once.
+    # Compile and load, which happens only once, before the measurement.
     calls.logp(small.hidden, small.weight, small.targets).sum().backward()
     gc.collect()
     extra = timing.peak_extra_bytes(step)

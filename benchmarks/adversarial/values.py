@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and their gradients are right: sizes, offsets, bans, biases."""
+"""Log-probabilities, entropies and gradients over sizes, offsets, banned ids and biases."""
 
 from functools import partial
 
@@ -101,7 +101,7 @@ def rare_ids_keep_their_gradient(calls: Calls) -> None:
 def _banned(first: int, end: int, v: int) -> tuple[Problem, Problem]:
     """A head whose ids in [first, end) have logits of -inf, and the head without these ids.
 
-    The ban is a hidden unit that is always 1 and a column of the head that holds -inf or 0.
+    A hidden unit that is always 1 and a column of the head that holds -inf or 0 make the ban.
     """
     p = problem(16, 8, v)
     kept = torch.ones(v, dtype=torch.bool)
@@ -116,7 +116,7 @@ def _banned(first: int, end: int, v: int) -> tuple[Problem, Problem]:
 
 
 def _ban(calls: Calls, *, first: int, end: int, entropy: bool) -> None:
-    """Everything but the gradient to the infinite column, which mathematics does not define."""
+    """Checks all but the gradient of the infinite column, which is not defined."""
     p, smaller = _banned(first, end, PAPER_VOCAB)
     g = coefficients(16)
     g_entropy = coefficients(16, seed=8) if entropy else None

@@ -1,4 +1,4 @@
-"""One provider in a process of its own: case names come in, one JSON line per case goes out."""
+"""Runs one provider in its own process: reads case names, writes one JSON line per case."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from ..providers import Calls, Unsupported, available
 from . import CASES, REFUSALS, Case, Failed, error_line
 
 MEMORY_CAP = 10 * 2**30
-"""Beyond what the process has when a case begins: a case that needs more is not run to its end."""
+"""Memory that a case may allocate beyond what its process has when it begins."""
 
 
 def outcome(case: Case, calls: Calls) -> dict[str, str | None]:
-    """``{"status": ..., "detail": ...}`` of one case; never raises an ``Exception``."""
+    """Runs one case and returns its status and detail; never raises an ``Exception``."""
     try:
         return {"status": "pass", "detail": case.run(calls)}
     except Failed as error:
@@ -31,7 +31,7 @@ def outcome(case: Case, calls: Calls) -> dict[str, str | None]:
                 "status": "unsupported",
                 "detail": f"needs more than {MEMORY_CAP / 2**30:.0f} GiB",
             }
-        # An assertion without a word is no answer to a user.
+        # An assertion without a message tells a user nothing.
         return {"status": "unsupported" if str(error) else "crash", "detail": error_line(error)}
     except Exception as error:
         return {"status": "crash", "detail": error_line(error)}
@@ -47,7 +47,7 @@ def _cap_memory() -> None:
 
 
 def _fresh_compiler() -> None:
-    """Each case starts with nothing compiled, and no case runs into the limit on recompilations."""
+    """Drops compiled code, and raises the recompilation limit beyond what a case needs."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 64
@@ -68,7 +68,7 @@ def serve(name: str, requests: TextIO, replies: TextIO) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    # What a provider prints must not stand between the replies.
+    # Keeps what a provider prints out of the replies.
     with os.fdopen(os.dup(1), "w") as replies:
         os.dup2(2, 1)
         serve(sys.argv[1], sys.stdin, replies)
