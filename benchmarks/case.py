@@ -1,4 +1,4 @@
-"""One comparison: the gate first, then time, CPU time and memory of all sides in one process."""
+"""One comparison: checks every side, then measures time, CPU time and memory in one process."""
 
 import gc
 import sys
@@ -21,13 +21,13 @@ from .truth import OURS, RIVALS, Result, Truth
 BOUND = "three_gemms"
 COMPILING = ("torch-compile", "cce")
 CAPTURABLE = ("ours-cuda", "ours-triton")
-# Up to torch 2.12 a capture that fails takes the process's allocator and its random numbers on the
-# GPU with it: there only those that must succeed are captured.
+# Up to torch 2.12 a failed capture breaks the process's allocator, and its random numbers on the
+# GPU. There only the sides that must succeed are captured.
 CAPTURES_MAY_FAIL = torch.__version__ >= "2.13"
 
 
 class WrongResultError(Exception):
-    """One of our own sides is not within its tolerance: nothing may be timed."""
+    """A side of ours exceeds its tolerance: nothing may be timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Side:
     ours: bool = False
     version: str | None = None
     runs: str | None = None
-    """What of the provider runs here."""
+    """Which implementation of the provider runs here."""
     reason: str | None = None
 
 
@@ -60,11 +60,11 @@ class Case:
     positions: int
     """Rows of the hidden states that get a gradient, with or without loss."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else belongs in the record."""
+    """Further entries of the record."""
 
     @property
     def gradient_bytes(self) -> int:
-        """What every side must hold in the end."""
+        """Bytes of the two gradients, which every side must return."""
         numbers = self.positions * self.rows.shape[1] + self.weight.numel()
         return numbers * self.weight.element_size()
 
@@ -72,7 +72,7 @@ class Case:
 def provider_sides(
     options: Options, step: Callable[[Any], Callable[[], Result] | None]
 ) -> list[Side]:
-    """A side for every provider; ``step`` makes its run from its calls, or has none."""
+    """A side for every provider; ``step`` makes its run from its calls, or returns ``None``."""
     chosen = available(options.providers, device=options.device)
     if options.quick and options.providers is None:
         chosen = [
@@ -99,7 +99,7 @@ def _provider_side(loaded: Loaded, step: Callable[[Any], Callable[[], Result] | 
 
 
 def run_cases(name: str, cases: Iterable[Callable[[], Case]], options: Options) -> int:
-    """Measures one case after the other; 1 as soon as one of ours is wrong."""
+    """Measures the cases in turn; returns 1 at the first wrong result of ours."""
     for build in cases:
         if record_case(name, build(), options) is None:
             return 1
@@ -107,7 +107,7 @@ def run_cases(name: str, cases: Iterable[Callable[[], Case]], options: Options) 
 
 
 def record_case(name: str, case: Case, options: Options) -> dict[str, Any] | None:
-    """Measures, prints and writes a case; ``None``, and a message, if one of ours is wrong."""
+    """Measures, prints and writes a case; returns ``None`` if a result of ours is wrong."""
     print(f"{name}: {case.shape.title}, {case.operation}, {case.dtype}", flush=True)
     try:
         record = measure(case, options)
@@ -124,15 +124,15 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
     """The record of a case.
 
     Raises:
-        WrongResultError: a side of ours fails the gate. A rival that fails it is not timed.
+        WrongResultError: a side of ours fails the check. A rival that fails it is not timed.
     """
-    # Otherwise the second shape is compiled for any shape, and the rivals' time depends on order.
+    # Or the second shape would be compiled for any size, and a rival's time depend on the order.
     torch.compiler.reset()
     facts = machine(options.device)
     truth: Truth | None = case.truth()
     sides = _checked(case, truth)
     if options.device != "cuda":
-        truth = None  # large, and no graph will be held against it
+        truth = None  # large, and no graph needs it
     running: dict[str, Callable[[], Any]] = {
         side.name: side.run
         for side in case.sides
@@ -179,9 +179,9 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
 
 @contextmanager
 def _imports_frozen() -> Iterator[None]:
-    """Keeps the garbage collector from what is alive now, above all what the imports left behind.
+    """Hides the objects alive now, most of them from imports, from the garbage collector.
 
-    To look through it before every single timing would take longer than all of a small case.
+    Examining them before every timing would take longer than a small case.
     """
     gc.collect()
     gc.freeze()
@@ -192,13 +192,13 @@ def _imports_frozen() -> Iterator[None]:
 
 
 def three_gemms(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What no exact method can do without: logits, dH and dW of the rows that carry loss."""
+    """The GEMMs of every exact method: logits, dH and dW of the rows that carry loss."""
     logits = rows @ weight.T
     return logits @ weight, logits.T @ rows
 
 
 def _checked(case: Case, truth: Truth) -> dict[str, dict[str, Any]]:
-    """Every side's entry, with its errors against float64 and what came of the gate."""
+    """The entry of every side: its errors against float64 and the outcome of the check."""
     dtype = DTYPES[case.dtype]
     entries: dict[str, dict[str, Any]] = {}
     for side in case.sides:
@@ -218,7 +218,7 @@ def _judged(
 ) -> dict[str, Any]:
     try:
         errors = truth.errors(run())
-    except Exception as error:  # a rival may raise whatever it likes
+    except Exception as error:  # a rival may raise anything
         if side.ours and not isinstance(error, Unsupported):
             raise
         return {"outcome": "error", "detail": _first_line(error)}
@@ -232,9 +232,9 @@ def _judged(
 def _timed_graph(
     side: Side, case: Case, truth: Truth, clock: timing.Clock, options: Options
 ) -> dict[str, Any]:
-    """The side as a CUDA graph: what came of the gate, and its time beside the three products.
+    """The side as a CUDA graph: the outcome of its check, and its time beside the three GEMMs.
 
-    One at a time: each graph keeps all the memory of a step, and several may exceed the GPU's.
+    One graph is alive at a time: each keeps all the memory of a step.
     """
     if side.run is None or not (CAPTURES_MAY_FAIL or side.name in CAPTURABLE):
         return {"outcome": "error", "detail": "not tried with this torch"}
@@ -251,10 +251,10 @@ def _timed_graph(
 def _as_graph(
     side: Side, run: Callable[[], Result], truth: Truth, dtype: torch.dtype
 ) -> tuple[dict[str, Any], gpu.Run | None]:
-    """What came of the gate for the side as a CUDA graph, and its replay if it may be timed."""
+    """Captures the side; returns the outcome of the check, and the replay if it may be timed."""
     try:
         replay, result = gpu.captured(run)
-    except Exception as error:  # most rivals wait for the device somewhere
+    except Exception as error:  # most rivals have a host sync somewhere
         torch.cuda.synchronize()
         return {"outcome": "error", "detail": _first_line(error)}, None
     judged = _judged(side, lambda: result, truth, dtype)

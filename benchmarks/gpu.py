@@ -1,4 +1,4 @@
-"""Timing and description of a CUDA device: events, a cold L2 cache, what NVML tells meanwhile."""
+"""Timing and description of a CUDA device: events, a cold L2 cache, NVML's readings."""
 
 import gc
 import time
@@ -13,7 +13,7 @@ from wavalign_fast.gpu_monitor import GpuMonitor
 Run = Callable[[], Any]
 
 WARM_UP_FLOPS = 2e12
-"""Work before the first measurement: clocks of an idle GPU are low, and they take a while."""
+"""Work before the first measurement, until the clocks of an idle GPU have risen."""
 WARM_UPS = 3
 """Runs before a capture."""
 
@@ -24,7 +24,7 @@ class CudaClock:
     def __init__(self) -> None:
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         self._flush = torch.empty(max(2 * l2_bytes, 2**26), dtype=torch.int8, device="cuda")
-        # Not the GPU's random numbers: a capture that has failed may have broken them.
+        # Drawn on the CPU: a failed capture may have broken the GPU's random numbers.
         a = torch.randn(4096, 4096).to("cuda", torch.bfloat16)
         for _ in range(int(WARM_UP_FLOPS / (2 * 4096**3)) + 1):
             a = torch.tanh(a @ a)
@@ -32,7 +32,7 @@ class CudaClock:
 
     def time(self, run: Run) -> tuple[float, float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # What the call before left in the L2 cache must not help this one.
+        # Evict what the previous call left in the L2 cache.
         self._flush.zero_()
         torch.cuda.synchronize()
         cpu_before = time.process_time()
@@ -54,17 +54,17 @@ class CudaClock:
 
 
 def captured(run: Run) -> tuple[Run, Any]:
-    """``run`` as a CUDA graph: what replays it, and what it returns, which every replay overwrites.
+    """Captures ``run`` as a CUDA graph; returns its replay, and the result that replays overwrite.
 
-    A graph is launched as a whole, so its time is the device's alone: what Python and the launches
-    cost is in the time of ``run`` itself.
+    A graph is launched as a whole, so its time is that of the device alone. The time of ``run``
+    itself includes the cost of Python and of the launches.
 
     Raises:
-        RuntimeError: it cannot be captured, as where it waits for the device.
+        RuntimeError: it cannot be captured, for example because of a host sync.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what a first run on a stream sets up must not be in the graph
+    with torch.cuda.stream(side):  # keeps the set-up of a first run out of the graph
         for _ in range(WARM_UPS):
             run()
     torch.cuda.current_stream().wait_stream(side)
@@ -76,7 +76,7 @@ def captured(run: Run) -> tuple[Run, Any]:
 
 
 def release_memory() -> None:
-    """Gives back what nothing refers to any more: a graph's memory goes with its graph."""
+    """Returns unreferenced memory to the device, that of dropped graphs included."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -97,7 +97,7 @@ def describe() -> dict[str, Any]:
 
 @contextmanager
 def recorded(device: str, facts: dict[str, Any]) -> Iterator[None]:
-    """Puts into ``facts`` what the GPU did within; nothing on another device."""
+    """Adds NVML's readings during the block to ``facts``; does nothing on another device."""
     with GpuMonitor(torch.device(device)) as gpu:
         yield
         use = gpu.take()

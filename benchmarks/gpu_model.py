@@ -2,11 +2,11 @@
 
 python -m benchmarks.gpu_model [--save]
 
-A time here is a lower bound: matrix products at the data sheet's peak, memory at its peak, each
-kernel at the slower of its limits, caches perfect, no launch costs anything. What a GPU takes is
-more, and only a GPU can say how much. ``--save`` writes results/gpu_model.json and
-docs/gpu_model.md. What the row kernels read, write and compute is held by tests against the
-kernels themselves, run on the CPU.
+A time here is a lower bound. It assumes GEMMs and memory at the peak of the data sheet, each kernel
+at the slower of its limits, a perfect cache and free launches. A GPU takes longer, and only a
+measurement can say by how much. ``--save`` writes results/gpu_model.json and docs/gpu_model.md.
+Tests compare the bytes, exponentials and instructions of the row kernels with the kernels
+themselves, run on the CPU.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STEP_ITEMS = 8
 """Logits that a thread adds to its sums at a time."""
 WARP_LANES = 32
 MOST_BLOCKS_A_ROW = 8
-"""Blocks of a cluster, on GPUs that have clusters."""
+"""Most blocks of a cluster, on GPUs that have clusters."""
 SCRATCH_BYTES = 512
 """Shared memory of a block beside its part of the row."""
 PTX_INSTRUCTIONS = {
@@ -42,7 +42,8 @@ PTX_INSTRUCTIONS = {
     ("hybrid_rows_", FP32): 32.5,
     ("hybrid_rows_", BF16): 32.1,
 }
-"""Executed for each logit, by its bytes; bf16 gradients, no bias. Counted on emulated PTX."""
+"""(kernel, bytes of a logit) -> instructions executed for a logit, counted on emulated PTX; bf16
+gradients, no bias."""
 PAGE = RESULTS.parents[1] / "docs" / "gpu_model.md"
 
 Shape = HybridShape | LogprobShape | PairShape | GrowthShape
@@ -50,28 +51,28 @@ Shape = HybridShape | LogprobShape | PairShape | GrowthShape
 
 @dataclass(frozen=True)
 class Array:
-    """Memory that a kernel goes through."""
+    """Memory that a kernel reads or writes."""
 
     bytes: int
     passes: float = 1.0
     """How often all of it is read or written."""
     between: bool = False
-    """It only carries what one kernel leaves for the next."""
+    """Whether it only passes data from one kernel to the next."""
 
     def moved(self, gpu: Gpu) -> float:
-        """Bytes to and from memory with a perfect L2 cache, which keeps what it can hold from one
-        pass to the next, and from one kernel to the next."""
+        """Bytes to and from memory under a perfect L2 cache, which keeps as much as it can hold
+        from pass to pass and from kernel to kernel."""
         first = 0 if self.between else min(self.bytes, gpu.l2_bytes)
         return self.passes * max(0, self.bytes - gpu.l2_bytes) + min(1.0, self.passes) * first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one kernel of a step does in all of its launches."""
+    """The work of one kernel in all of its launches in a step."""
 
     name: str
     flops: int = 0
-    """Of matrix products."""
+    """Of GEMMs."""
     exponentials: int = 0
     reads: tuple[Array, ...] = ()
     writes: tuple[Array, ...] = ()
@@ -96,18 +97,18 @@ def held_on_chip(gpu: Gpu, vocab: int, item: int) -> bool:
 
 
 def statistics_exponentials(vocab: int) -> int:
-    """One for each logit, and one for every step of the sums, which are then measured anew."""
+    """One for each logit, and one for each step of the sums, which rescales them."""
     return vocab + math.ceil(vocab / STEP_ITEMS)
 
 
 def chunk_heights(rows: int, vocab: int) -> list[int]:
-    """Rows of each chunk under the default budget of memory, every row with a gradient."""
+    """Rows of each chunk under the default memory budget, where every row gets a gradient."""
     options = ChunkOptions("", DEFAULT_MEMORY_BUDGET, True, rows)
     return [part.stop - part.start for part in chunks_of(rows, vocab, FP32, options).rows]
 
 
 def logits_array(rows: int, vocab: int, item: int, passes: float = 1.0) -> Array:
-    """A chunk of them, which is made, read and overwritten before the next one."""
+    """The logits of a chunk, which are written, read and overwritten before the next chunk."""
     chunk = max(chunk_heights(rows, vocab))
     return Array(chunk * vocab * item, passes * rows / chunk, between=True)
 
@@ -141,10 +142,10 @@ def hybrid_rows_work(rows: int, vocab: int, gpu: Gpu, item: int = FP32, out: int
 
 
 def logits_product(rows: int, hidden: int, vocab: int) -> Work:
-    """A product a chunk, filled up to whole heights; all of the weight is read for each.
+    """One GEMM for each chunk, padded to whole ``PRODUCT_ROWS``; each reads all of the weight.
 
-    So it is where the library gives a taller product the bits of a low one. Where not, the weight
-    is read for every ``PRODUCT_ROWS`` rows.
+    This holds where cuBLAS gives a tall GEMM the same bits as GEMMs of ``PRODUCT_ROWS`` rows.
+    Elsewhere the weight is read once for every ``PRODUCT_ROWS`` rows.
     """
     heights = chunk_heights(rows, vocab)
     filled = sum(math.ceil(height / PRODUCT_ROWS) * PRODUCT_ROWS for height in heights)
@@ -157,10 +158,10 @@ def logits_product(rows: int, hidden: int, vocab: int) -> Work:
 
 
 def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, ...]:
-    """dH and dW, and their rounding.
+    """dH, dW and their rounding.
 
-    dH is summed in fp32, a chunk at a time. So is dW over several chunks, of which the first one
-    writes; the product of a single chunk is rounded as it is made, but for a small head's.
+    dH is summed in fp32, one chunk at a time. So is dW where there are several chunks, of which the
+    first one writes. With a single chunk the GEMM itself rounds dW, except for a small head.
     """
     chunks = len(chunk_heights(rows, vocab))
     operand = logits_array(rows, vocab, BF16)
@@ -186,20 +187,20 @@ def gradient_products(rows: int, hidden: int, vocab: int) -> tuple[Work, ...]:
 
 
 def in_forward(rows: int, hidden: int, vocab: int, gpu: Gpu) -> list[Work]:
-    """The hybrid loss: three products, one row kernel."""
+    """The hybrid loss: three GEMMs, one row kernel."""
     products = gradient_products(rows, hidden, vocab)
     return [logits_product(rows, hidden, vocab), hybrid_rows_work(rows, vocab, gpu), *products]
 
 
 def recomputed(rows: int, hidden: int, vocab: int) -> list[Work]:
-    """Log-probs for any loss: the logits are made a second time in the backward pass."""
+    """Log-probs for any loss: the backward pass computes the logits a second time."""
     logits = logits_product(rows, hidden, vocab)
     products = gradient_products(rows, hidden, vocab)
     return [logits, row_stats_work(rows, vocab), logits, row_gradient_work(rows, vocab), *products]
 
 
 def total(works: Sequence[Work], gpu: Gpu) -> dict[str, Any]:
-    """The bound of a step, and what of it each kind of kernel takes."""
+    """The bound of a step, and the part of each kind of kernel."""
     seconds = {"products": 0.0, "row kernels": 0.0}
     for work in works:
         seconds["row kernels" if work.exponentials else "products"] += work.seconds(gpu)
@@ -217,7 +218,7 @@ def all_rows_flops(products: int, rows: int, hidden: int, vocab: int) -> int:
 
 
 def modelled(kind: str, shape: Shape) -> dict[str, Any]:
-    """One shape on every GPU. ``others``: four products over all positions, matrices alone."""
+    """One shape on every GPU. ``others`` has four GEMMs over all positions, and nothing else."""
     hybrid = isinstance(shape, HybridShape)
     positions = shape.positions if isinstance(shape, HybridShape) else shape.live
     live, hidden, vocab = shape.live, shape.hidden, shape.vocab
@@ -237,7 +238,7 @@ def modelled(kind: str, shape: Shape) -> dict[str, Any]:
 
 
 def beside(published: Published) -> dict[str, Any]:
-    """A published time, and bounds of ours at its shape on its GPU."""
+    """A published time beside the bounds of ours, for its shape and GPU."""
     gpu = next(gpu for gpu in GPUS if gpu.name == published.gpu)
     rows, hidden, vocab = published.rows, published.hidden, published.vocab
     flops = all_rows_flops(published.products, rows, hidden, vocab)
@@ -254,8 +255,8 @@ def beside(published: Published) -> dict[str, Any]:
 def kernels() -> list[dict[str, Any]]:
     """The row kernels for a thousand rows under the paper's head.
 
-    ``issue_s`` is no bound: it takes an instruction of PTX for one of the machine, which the
-    assembler makes fewer, or more, of.
+    ``issue_s`` is not a bound: it counts each PTX instruction as one machine instruction, and the
+    assembler may emit fewer or more.
     """
     rows, vocab = 1000, shapes.VITA_AUDIO.vocab
     table = []
@@ -283,7 +284,7 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def record() -> dict[str, Any]:
-    """Everything, as it is written."""
+    """The whole record."""
     kinds: dict[str, Sequence[Shape]] = {
         "hybrid": list(shapes.HYBRID.values()),
         "linear_logprob": list(shapes.LOGPROB.values()),

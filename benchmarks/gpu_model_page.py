@@ -9,48 +9,48 @@ NAMES = [gpu.name for gpu in GPUS]
 
 INTRODUCTION = """# What a GPU can do at best: model, not measured
 
-Written by `python -m benchmarks.gpu_model --save`. No GPU took part. A time on this page is a
-**lower bound**: matrix products at the data sheet's bf16 peak, memory at its peak, every kernel at
-the slower of its limits, a perfect cache, launches for free, kernels one after the other. Real
-products reach two thirds to three quarters of the peak and a launch takes microseconds, so real
-times are longer, for small heads many times; how much longer only a GPU can say. **A measured time
-over a bound is not a speed-up.**
+Written by `python -m benchmarks.gpu_model --save`. No GPU was involved. A time on this page is a
+**lower bound**. It assumes GEMMs at the data sheet's bf16 peak, memory at its peak, every kernel at
+the slower of its limits, a perfect cache, free launches, and kernels one after the other. Real
+GEMMs reach two thirds to three quarters of the peak, and a launch takes microseconds. So real times
+are longer, for small heads many times longer, and only a measurement can say by how much. **A
+measured time divided by a bound is not a speed-up.**
 
-What stands on firmer ground are the counts: operations of the products, bytes and exponentials of
-the row kernels. Tests hold them against the kernels themselves, run on the CPU. The logits of a
-chunk are counted as one product, which is what runs where the library gives a tall product the bits
-of products of 256 rows, as is tried on first use; where it does not, the head is read once for
-every 256 rows.
+The counts stand on firmer ground: operations of the GEMMs, bytes and exponentials of the row
+kernels. Tests compare those of the row kernels with the kernels themselves, run on the CPU. The
+logits of a chunk count as one GEMM. That is what runs where cuBLAS gives a tall GEMM the same bits
+as GEMMs of 256 rows, which is tried on first use. Elsewhere the head is read once for every 256
+rows.
 """
 
-HYBRID = """## The hybrid step: three products on live rows against four on all
+HYBRID = """## The hybrid step: three GEMMs on live rows against four on all rows
 
 Model, not measured. "Ours" is the bound of the whole step in milliseconds, row kernel included.
-"4 on all" is four products over all positions, as of a method that computes every position's
-log-prob and makes its logits again, with nothing counted but its matrix products.
+"4 on all" counts four GEMMs over all positions and nothing else. They are those of a method that
+computes the log-prob of every position and recomputes its logits in the backward pass.
 """
 
-LOGPROB = """## Log-probs for any loss, and preference pairs: four products
+LOGPROB = """## Log-probs for any loss, and preference pairs: four GEMMs
 
 Model, not measured: milliseconds of forward and backward pass, row kernels included. Every row is
-live, so the count of products is that of the rivals which recompute.
+live, so ours has as many GEMMs as the rivals that recompute the logits.
 """
 
 KERNELS = """## The row kernels
 
 Model, not measured: a thousand rows of fp32 logits under the paper's head (V 168072), bf16
 gradients, and the milliseconds that memory and the special function units need for them.
-`hybrid_rows_` reads a row once where the shared memory of a cluster holds it (sm_90 and later),
-else twice. Instructions are those of PTX that each logit executes, on average; the milliseconds of
-their issue are no bound, for the assembler makes another number of machine instructions of them.
-Where they are more than those of memory, expect the issue of instructions to be what limits.
+`hybrid_rows_` reads a row once where the shared memory of a cluster holds it (sm_90 and later), and
+twice elsewhere. "Instructions" are the PTX instructions executed for a logit, on average. The time
+to issue them is not a bound, because the assembler may emit fewer or more machine instructions.
+Where it exceeds the time of memory, expect instruction issue to be the limit.
 """
 
 PUBLISHED = """## Beside published times
 
-Times by others, on their GPUs, with their settings: forward and backward over all rows. The
-milliseconds behind them are of this model, not measured: their products alone at the peak, and
-bounds of ours at the same shape. Bounds are not times: a published figure has paid for everything
+Times by others, on their GPUs and with their settings: forward and backward over all rows. The
+milliseconds to the right of them are of this model, not measured: their GEMMs alone at the peak,
+and bounds of ours for the same shape. A bound is not a time: a published figure includes everything
 that a bound leaves out.
 """
 
@@ -66,7 +66,7 @@ def page(record: dict[str, Any]) -> str:
     budget = record["memory_budget"] // 2**20
     parts = [
         INTRODUCTION,
-        f"Chunks of logits are of {budget} MiB, the default budget.\n",
+        f"A chunk of logits takes {budget} MiB, the default memory budget.\n",
         HYBRID + _hybrid(by_kind["hybrid"]),
         LOGPROB + _logprob(rows),
         KERNELS + _kernels(record["kernels"]),
@@ -94,7 +94,7 @@ def _hybrid(entries: Iterable[dict[str, Any]]) -> str:
 
 
 def _logprob(entries: Iterable[dict[str, Any]]) -> str:
-    heading = ["shape", "for", "rows", "H", "V", "TFLOP", *NAMES]
+    heading = ["shape", "benchmark", "rows", "H", "V", "TFLOP", *NAMES]
     lines = []
     for entry in entries:
         shape = entry["shape"]
@@ -122,8 +122,8 @@ def _kernels(entries: Iterable[dict[str, Any]]) -> str:
 
 
 def _published(entries: Iterable[dict[str, Any]]) -> str:
-    heading = ["who", "GPU", "rows", "H", "V", "products", "published", "of the peak"]
-    heading += ["their products at the peak", "ours, 3 on all rows", "ours, half of the rows live"]
+    heading = ["who", "GPU", "rows", "H", "V", "GEMMs", "published", "of the peak"]
+    heading += ["their GEMMs at the peak", "ours, 3 on all rows", "ours, half of the rows live"]
     heading += ["ours, log-probs (4)", "source"]
     lines = []
     for entry in entries:
@@ -139,7 +139,7 @@ def _published(entries: Iterable[dict[str, Any]]) -> str:
 
 
 def _peaks(gpus: Iterable[dict[str, Any]]) -> str:
-    heading = ["GPU", "bf16 products", "fp32", "memory", "multiprocessors", "L2", "source"]
+    heading = ["GPU", "bf16 GEMM", "fp32", "memory", "multiprocessors", "L2", "source"]
     lines = [
         [
             gpu["name"], f"{gpu['matrix_flops'] / 1e12:.0f} TFLOP/s",

@@ -1,32 +1,32 @@
-"""Numbers of others: peak rates by the vendor's data sheets, and times that rivals published."""
+"""Figures from others: peak rates of the vendor's data sheets, and times that rivals published."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU by its data sheet; every rate is a peak that no program reaches."""
+    """The data sheet of a GPU; every rate is a peak that no program reaches."""
 
     name: str
     source: str
     arch: int
     """90 for sm_90."""
     matrix_flops: float
-    """bf16 products with fp32 sums, without sparsity, per second."""
+    """bf16 GEMMs with fp32 sums, without sparsity, per second."""
     memory_bytes: float
     """Bytes between the chip and its memory per second."""
     vector_flops: float
-    """fp32 outside matrix products, per second."""
+    """fp32 outside GEMMs, per second."""
     multiprocessors: int
     lanes: int
     """fp32 lanes of a multiprocessor, each one multiply-add a clock."""
     l2_bytes: int
     shared_bytes: int
-    """Shared memory of one block, where it asks for the most."""
+    """The most shared memory that one block can have."""
 
     @property
     def clock_hz(self) -> float:
-        """At which the data sheet's fp32 rate is reached."""
+        """The clock at which the data sheet's fp32 rate is reached."""
         return self.vector_flops / (2 * self.lanes * self.multiprocessors)
 
     @property
@@ -94,7 +94,7 @@ GPUS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A time that others have published for forward and backward pass over all rows."""
+    """A time that others published for forward and backward pass over all rows."""
 
     who: str
     gpu: str
@@ -103,7 +103,7 @@ class Published:
     hidden: int
     vocab: int
     products: int
-    """Matrix products over all rows that the method does."""
+    """GEMMs over all rows that the method computes."""
     milliseconds: float
     source: str
 

@@ -20,7 +20,7 @@ class Options:
     shapes: tuple[str, ...] = ()
     """Names of shapes; empty: the benchmark's own choice."""
     operations: tuple[str, ...] = ()
-    """Likewise."""
+    """Names of operations; empty: the benchmark's own choice."""
     dtypes: tuple[str, ...] = ("bf16", "fp32")
     providers: tuple[str, ...] | None = None
     """Names of providers; ``None``: all that load."""
@@ -48,7 +48,7 @@ def parse(
                 flag, action="append", choices=names, help="may be given several times"
             )
     parser.add_argument("--dtype", action="append", choices=tuple(DTYPES), help="both by default")
-    parser.add_argument("--providers", help="names, separated by commas; a wrong one lists them")
+    parser.add_argument("--providers", help="names, separated by commas; an unknown name lists all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small shape, for CI")

@@ -21,7 +21,7 @@ KEY = ("device", "dtype", "operation")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures are measured on, and with which version of the package."""
+    """The machine, the software and the commit of a measurement."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((ln.split(":")[1].strip() for ln in info.splitlines() if "model name" in ln), "?")
     facts = {
@@ -55,7 +55,7 @@ def save(name: str, record: dict[str, Any], directory: Path = RESULTS) -> Path:
 
 
 def load(name: str, directory: Path = RESULTS) -> dict[str, Any] | None:
-    """The record of a benchmark; ``None`` where it was not run."""
+    """The record of a benchmark; ``None`` where it did not run."""
     path = directory / f"{name}.json"
     if not path.exists():
         return None
@@ -64,12 +64,12 @@ def load(name: str, directory: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def case_key(case: dict[str, Any]) -> tuple[str, ...]:
-    """Two cases with one key are measurements of the same thing."""
+    """Identifies what a case measures."""
     return (case["shape"]["name"], *(case[name] for name in KEY))
 
 
 def add_case(name: str, case: dict[str, Any], directory: Path, **facts: Any) -> Path:
-    """Puts a case into ``<name>.json``, in the place of an earlier one of the same thing.
+    """Puts a case into ``<name>.json``, in place of an earlier one with the same ``case_key``.
 
     ``facts`` become entries of the record itself.
     """

@@ -1,8 +1,9 @@
-"""The order of operations of the released WavAlign trainer, written anew.
+"""The released WavAlign trainer's order of operations, reimplemented.
 
-Logits of every position, a cross-entropy by the model itself whose value is thrown away, a full
-log-softmax for the policy, another one for the anchor, and softmax, log-softmax and product for
-the entropy metrics. All in the operands' dtype but the model's own loss, as there.
+It computes the logits of every position, the model's own cross-entropy, whose value is discarded, a
+full log-softmax for the policy and another for the anchor. For the entropy metrics it computes a
+softmax, a log-softmax and their product. As there, all but the model's own loss is in the operands'
+dtype.
 """
 
 import torch
@@ -45,7 +46,7 @@ def released_step(
 ) -> Tensor:
     """The loss of a step; hidden [R, L, H], ids and labels [R, L], the masks [B·G, L - 1].
 
-    ``completion`` marks what the rollouts wrote, ``policy_mask`` what of it is in scope.
+    ``completion`` marks the tokens that the rollouts wrote, ``policy_mask`` those in scope.
     """
     rollouts = rewards.numel()
     logits = hidden @ weight.T  # [R, L, V]

@@ -29,13 +29,13 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobShape(Head):
-    """Rows scored under a head in one call."""
+    """Rows whose log-probs are computed in one call."""
 
     rows: int
 
     @property
     def live(self) -> int:
-        """Rows that are multiplied with the head: all."""
+        """Rows that meet the head: all of them."""
         return self.rows
 
 
@@ -48,7 +48,7 @@ class HybridShape(Head):
     anchors: int
     length: int
     text_tokens: int
-    """Scored text tokens of each rollout."""
+    """Text tokens of each rollout; those in scope carry loss."""
     speech_tokens: int
     anchor_tokens: int
     """Labelled tokens of each demonstration."""
@@ -156,7 +156,7 @@ class GrowthShape(LogprobShape):
 
 
 def growth(axis: str, *, quick: bool) -> list[GrowthShape]:
-    """The points of an axis, each twice the one before, from small to large."""
+    """The points of an axis from small to large, each twice the one before."""
     ranges = {"rows": (256, 8192), "vocab": (8192, 262144), "hidden": (128, 4096)}
     fixed = {"rows": 512, "vocab": 16384, "hidden": 256}
     if quick:
@@ -253,7 +253,7 @@ HYBRID = {
 
 @dataclass(frozen=True, kw_only=True)
 class PairShape(Head):
-    """Preference pairs: every sequence scored over all of its tokens."""
+    """Preference pairs: all tokens of every sequence carry loss."""
 
     pairs: int
     length: int

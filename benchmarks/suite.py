@@ -1,4 +1,4 @@
-"""The whole set on one machine: `wavalign-fast bench`."""
+"""All benchmarks on one machine: `wavalign-fast bench`."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ADVERSARIAL = f"{__package__}.bench_adversarial"
 
 
 def devices(wanted: str | None) -> list[str]:
-    """What to measure on; by default the CPU, and the GPU where torch sees one.
+    """The devices to measure; by default the CPU, and the GPU where torch sees one.
 
     Raises:
         ValueError: a GPU is wanted where there is none.
@@ -37,7 +37,7 @@ def devices(wanted: str | None) -> list[str]:
 def bench(*, quick: bool, devices: Sequence[str], output: Path) -> int:
     """Runs all benchmarks and writes their JSON and ``index.html`` into ``output``.
 
-    What was measured before an interruption is in the page too.
+    After an interruption the page has what was measured before it.
 
     Returns:
         0, or 1 if a result of ours was not within its tolerance of float64.
@@ -49,7 +49,7 @@ def bench(*, quick: bool, devices: Sequence[str], output: Path) -> int:
         for device in devices:
             for module in MODULES:
                 status = max(status, module.run(replace(options, device=device)))
-        if not quick and "cpu" in devices:  # where it runs
+        if not quick and "cpu" in devices:  # it runs on the CPU only
             status = max(status, _adversarial(output))
     finally:
         records = read_records(output)

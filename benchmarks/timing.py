@@ -27,7 +27,7 @@ class Clock(Protocol):
         """(seconds, CPU seconds of all threads of the process)."""
 
     def peak_extra_bytes(self, run: Run) -> int | None:
-        """How far memory rises above its level before ``run``; ``None`` where none can tell."""
+        """How far memory rises above its level before ``run``; ``None`` if that is unknown."""
 
 
 class HostClock:
@@ -45,8 +45,8 @@ class HostClock:
 def peak_extra_bytes(run: Run) -> int | None:
     """How far the process's resident memory rises above its level before ``run``.
 
-    What ours keeps from call to call is given back before, so that it counts. ``None`` where the
-    kernel does not let a process reset its own peak.
+    Buffers that ours caches from call to call are freed first, so that they count. ``None`` where
+    the kernel does not let a process reset its own peak.
     """
     gc.collect()
     wf.empty_cache()
@@ -70,15 +70,15 @@ def clock_for(device: str) -> Clock:
 def paired(
     sides: Mapping[str, Run], *, rounds: int, clock: Clock | None = None, warm: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Runs every side once per round, in turn and back again, after one warm-up each.
+    """Runs every side once per round, in alternating order, after one warm-up each.
 
-    The sides named in ``warm`` have run just now and are not warmed up again.
+    The sides named in ``warm`` have just run and need no warm-up.
 
     Returns for each side the medians and quartiles of its seconds and of its CPU seconds (all
-    threads), and the median over rounds of its time divided by each other side's.
+    threads), and the median over rounds of its time divided by that of each other side.
     """
     if rounds < 2:
-        raise ValueError(f"rounds: got {rounds}, want >= 2, for there are no quartiles of one")
+        raise ValueError(f"rounds: got {rounds}, want >= 2: one round has no quartiles")
     clock = clock or HostClock()
     for name in sides.keys() - set(warm):
         sides[name]()
@@ -91,7 +91,7 @@ def paired(
             seconds, cpu_seconds = clock.time(sides[name])
             wall[name].append(seconds)
             cpu[name].append(cpu_seconds)
-        order.reverse()  # or a side would always find the caches as the same neighbour left them
+        order.reverse()  # or the same neighbour would always leave the caches for a side
     report: dict[str, dict[str, Any]] = {}
     for name in sides:
         report[name] = {

@@ -1,4 +1,4 @@
-"""The gate: values and gradients against float64, computed in vocabulary slices."""
+"""The check of every side: values and gradients against float64, in vocabulary slices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 class Result(NamedTuple):
-    """What one forward and backward pass gave."""
+    """The result of one forward and backward pass."""
 
     values: Mapping[str, Tensor]
-    """By the names of ``Truth.values``; a side that lacks one is not checked on it."""
+    """By the names of ``Truth.values``; a value that a side lacks is not checked."""
     grad_hidden: Tensor
     """[N, H], the rows of ``Truth``."""
     grad_weight: Tensor
@@ -25,13 +25,13 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest errors: values in nats, gradients as shares of the largest gradient."""
+    """Largest errors: values in nats, gradients relative to the largest gradient."""
 
     value: float
     gradient: float
 
     def refuses(self, errors: Mapping[str, float]) -> list[str]:
-        """The errors that are too large; NaN is."""
+        """Names of the errors that are too large; NaN always is."""
         return [
             name
             for name, error in errors.items()
@@ -45,7 +45,7 @@ OURS = {
     torch.float32: Tolerance(value=5e-5, gradient=1e-5),
 }
 RIVALS = {
-    # Logits, and in one case log-probs, rounded to bf16: a wrong result is further off.
+    # Rivals round logits, one of them log-probs, to bf16; a wrong result has a larger error.
     torch.bfloat16: Tolerance(value=0.5, gradient=0.1),
     torch.float32: Tolerance(value=1e-3, gradient=1e-3),
 }
@@ -61,7 +61,7 @@ class Truth(NamedTuple):
     """Kept in float32: its rounding is far below every tolerance, and V x H is large."""
 
     def scattered(self, live: Tensor, positions: int) -> "Truth":
-        """The truth of all positions, of which only those of the index ``live`` carry loss."""
+        """The truth of all positions; only those in the index ``live`` carry loss."""
 
         def scatter(rows: Tensor) -> Tensor:
             zeros = rows.new_zeros(positions, *rows.shape[1:])
@@ -79,7 +79,7 @@ class Truth(NamedTuple):
         for name in ("grad_hidden", "grad_weight"):
             want, got = getattr(self, name), getattr(result, name)
             slices = zip(want.split(SLICE), got.split(SLICE), strict=True)
-            # A tensor's max hands on a NaN, Python's does not.
+            # A tensor's max propagates NaN, Python's does not.
             worst = torch.stack([(g.double() - w.double()).abs().max() for w, g in slices]).max()
             found[name] = (worst / want.abs().max()).item()
         return found

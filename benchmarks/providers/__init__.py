@@ -91,7 +91,7 @@ def named(names: Iterable[str] | None, device: str) -> list[Provider]:
 
 
 def available(names: Iterable[str] | None = None, *, device: str = "cpu") -> list[Loaded]:
-    """The ``named`` providers, loaded or with the reason why not."""
+    """The ``named`` providers, loaded or with the reason why they cannot be."""
     return [_load(provider) for provider in named(names, device)]
 
 

@@ -17,7 +17,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """A provider's functions. Where one is ``None`` the provider has none that takes hidden states.
+    """A provider's functions; ``None`` where it has none that takes hidden states.
 
     logp: hidden [N, H], weight [V, H], targets [N], bias [V] or ``None`` -> log-probs [N];
         differentiable.
@@ -48,11 +48,11 @@ class Provider:
     label: str
     """What a table shows."""
     runs: str
-    """What of it runs."""
+    """Which of its implementations runs."""
     requirement: str | None
     """The pinned distribution, as in ``rivals.txt``; ``None``: torch, or ourselves."""
     load: Callable[[], Calls]
-    """Imports it. Raises ``ImportError`` or ``RuntimeError`` with the reason why it cannot run."""
+    """Imports it. Raises ``ImportError`` or ``RuntimeError`` with the reason if it cannot run."""
 
     def serves(self, device: str) -> bool:
         return self.device in (None, device)

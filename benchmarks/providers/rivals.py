@@ -16,7 +16,7 @@ from .base import IGNORE_INDEX, Calls, Unsupported, dpo_from, group_advantages, 
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a user writes: the product in the operands' dtype, the softmax in float32."""
+    """Logits as users compute them: the GEMM in the operands' dtype, the softmax in float32."""
     return F.linear(hidden, weight, bias).float()
 
 
@@ -57,7 +57,7 @@ def torch_compile() -> Calls:
 def torch_lce() -> Calls:
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise RuntimeError(f"torch {torch.__version__} has no chunked linear_cross_entropy")
-    # Its own choice of a chunk makes it many times slower on a CPU.
+    # Its default chunk size makes it many times slower on a CPU.
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 
     def loss(
@@ -73,7 +73,7 @@ def torch_lce() -> Calls:
 def trl() -> Calls:
     from trl.kernels import ChunkedLogProbFunction
 
-    # Imported by its backward pass: what is missing should show here.
+    # Its backward pass imports this: a missing package should fail here.
     importlib.import_module("trl.trainer.utils")
     columns = 32768  # the vocabulary chunk of TRL's own head
 
@@ -101,7 +101,7 @@ def _without_bias(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def verl() -> Calls:
-    # Its package wants ray; this file of it does not.
+    # The package needs ray; this one file does not.
     package = importlib.util.find_spec("verl")
     if package is None or not package.submodule_search_locations:
         raise ImportError("No module named 'verl'")
