@@ -66,7 +66,7 @@ def page(record: dict[str, Any]) -> str:
     budget = record["memory_budget"] // 2**20
     parts = [
         INTRODUCTION,
-        f"A chunk of logits takes {budget} MiB, the default memory budget.\n",
+        f"A chunk of logits takes at most {budget} MiB, the default memory budget.\n",
         HYBRID + _hybrid(by_kind["hybrid"]),
         LOGPROB + _logprob(rows),
         KERNELS + _kernels(record["kernels"]),

@@ -1,1 +1,1 @@
-"""Tables, plots and a page, made from the JSON of the benchmarks."""
+"""Tables, plots and a page from the JSON of the benchmarks."""

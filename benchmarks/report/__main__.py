@@ -1,4 +1,4 @@
-"""Makes README's tables, the plots and the page again from benchmarks/results/*.json.
+"""Regenerates README's tables, the plots and the page from benchmarks/results/*.json.
 
 python -m benchmarks.report [--check]
 """
@@ -31,10 +31,10 @@ PAGE = RESULTS.parent / "results.html"
 
 
 def read_records(directory: Path) -> Records:
-    """name -> record, ``None`` where a benchmark was not run.
+    """name -> record, ``None`` where a benchmark did not run.
 
     Raises:
-        RehearsalError: what should be of a GPU is of a rehearsal.
+        RehearsalError: the results of a GPU come from a rehearsal.
     """
     gpu = read_gpu(directory / FOLDER)
     return {name: load(name, directory) for name in NAMES} | {"gpu_check": gpu}
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; 1 if README.md is out of date"
+        "--check",
+        action="store_true",
+        help="change nothing; fail if README.md is out of date",
     )
     arguments = parser.parse_args(argv)
     try:

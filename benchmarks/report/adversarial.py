@@ -10,15 +10,15 @@ SIGNS = {"pass": "✓", "fail": "✗", "unsupported": "–", "crash": "crash", "
 MEANINGS = {
     "pass": "passes",
     "fail": "wrong result",
-    "unsupported": "has no such function, or says that it cannot",
-    "crash": "the process dies",
-    "timeout": "does not end in time",
+    "unsupported": "has no such function, or refuses the input",
+    "crash": "the process crashes",
+    "timeout": "exceeds the time limit",
 }
 BAD = ("fail", "crash", "timeout")
 
 
 def failures(record: dict[str, Any]) -> dict[str, Counter[str]]:
-    """provider -> how many cases came out in which way."""
+    """provider -> number of cases with each status."""
     return {
         name: Counter(
             case["outcomes"][name]["status"] for case in record["cases"] if name in case["outcomes"]
@@ -28,7 +28,7 @@ def failures(record: dict[str, Any]) -> dict[str, Counter[str]]:
 
 
 def adversarial_section(record: dict[str, Any]) -> str:
-    """The table of all cases and providers, worst outcomes counted at its foot."""
+    """The table of all cases and providers, with the failures counted at its foot."""
     names = list(record["providers"])
     heads = "".join(
         f'<th scope="col" class="vertical"><span>{html.escape(record["providers"][name]["label"])}'
@@ -46,7 +46,7 @@ def adversarial_section(record: dict[str, Any]) -> str:
         f"{_key(record)}"
         '<div class="scroll"><table class="marks"><thead><tr><th scope="col">case</th>'
         f'{heads}</tr></thead><tbody>{body}</tbody><tfoot><tr><th scope="row">failed, of those '
-        f"it takes</th>{foot}</tr></tfoot></table></div>{_left_out(record)}"
+        f"supported</th>{foot}</tr></tfoot></table></div>{_left_out(record)}"
     )
 
 
@@ -79,7 +79,7 @@ def _key(record: dict[str, Any]) -> str:
         if status in seen
     )
     return (
-        f'<p class="note">{entries}. What exactly happened stands behind each mark. Run on '
+        f'<p class="note">{entries}. Hover over a mark for the details. Run on '
         f"{html.escape(machine_line(record))}.</p>"
     )
 
@@ -92,6 +92,4 @@ def _left_out(record: dict[str, Any]) -> str:
     )
     if not entries:
         return ""
-    return (
-        f"<details><summary>Items that no such case can show</summary><ul>{entries}</ul></details>"
-    )
+    return f"<details><summary>Reports without a case</summary><ul>{entries}</ul></details>"

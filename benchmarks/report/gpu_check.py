@@ -1,4 +1,4 @@
-"""What tools/gpu_check.sh found on a GPU, for README.md."""
+"""The results of tools/gpu_check.sh on a GPU, for README.md."""
 
 import json
 import math
@@ -17,21 +17,21 @@ NAMES = (
     "machine", "stages", "tests", "hybrid_loss", "linear_logprob", "profile", "sanitizer",
 )  # fmt: skip
 NOTHING = (
-    "`tools/gpu_check.sh` has not run on a GPU yet; once it has, its figures stand here "
+    "`tools/gpu_check.sh` has not run on a GPU yet. Its figures will appear here "
     "([tools/README.md](tools/README.md))."
 )
-REHEARSAL = "**A rehearsal: no GPU took part, and no figure means anything.**"
+REHEARSAL = "**A rehearsal without a GPU: no figure means anything.**"
 
 
 class RehearsalError(ValueError):
-    """The results are of a rehearsal, not of a GPU."""
+    """The results come from a rehearsal, not from a GPU."""
 
 
 def read_gpu(directory: Path) -> dict[str, Any] | None:
     """name -> record of the results in ``directory``; ``None`` where nothing was measured.
 
     Raises:
-        RehearsalError: they are not of a GPU.
+        RehearsalError: they come from a rehearsal.
     """
     paths = {name: directory / f"{name}.json" for name in NAMES}
     found = {
@@ -48,7 +48,7 @@ def read_gpu(directory: Path) -> dict[str, Any] | None:
 
 
 def is_rehearsed(record: Any) -> bool:
-    """Whether the record, or anything in it, says that no GPU took part."""
+    """Whether the record, or anything in it, is marked as rehearsed."""
     if isinstance(record, dict):
         return bool(record.get("rehearsed")) or any(map(is_rehearsed, record.values()))
     return isinstance(record, list) and any(map(is_rehearsed, record))
@@ -79,13 +79,13 @@ def _device(found: dict[str, Any]) -> str:
     """Device, driver, clocks, versions, commit."""
     record = found.get("machine", {})
     machine, smi = record.get("machine", {}), record.get("nvidia_smi")
-    if not isinstance(smi, dict):  # the reason why it answered nothing
+    if not isinstance(smi, dict):  # the reason why there is none
         smi = {}
     versions, run = record.get("versions", {}), record.get("run", {})
     clock = f"{machine['sm_max_mhz']} MHz" if "sm_max_mhz" in machine else smi.get("clocks.max.sm")
     power = f"{machine['power_limit_w']:.0f} W" if "power_limit_w" in machine else None
     facts = [
-        ("", machine.get("gpu", "a GPU that was not described")),
+        ("", machine.get("gpu", "unknown GPU")),
         ("driver ", machine.get("driver") or smi.get("driver_version")),
         ("clock up to ", clock),
         ("while measured ", _measured_clock(found)),
@@ -110,12 +110,12 @@ def _measured_clock(found: dict[str, Any]) -> str | None:
 
 
 def _checks(found: dict[str, Any]) -> str:
-    """Tests, sanitizers, and the stages that came to no good end."""
+    """Tests, sanitizers, and the stages that failed."""
     sentences = []
     for name, run in found.get("tests", {}).get("runs", {}).items():
         kinds = ("passed", "failed", "errors", "skipped")
         counts = ", ".join(f"{run[kind]} {kind}" for kind in kinds if run.get(kind))
-        unfinished = "" if run["finished"] else " when its time was over"
+        unfinished = "" if run["finished"] else " before its time ran out"
         sentences.append(f"`pytest -m gpu` ({name}): {counts or 'no test ran'}{unfinished}.")
     for tool, result in found.get("sanitizer", {}).get("tools", {}).items():
         sentences.append(f"compute-sanitizer {tool}: {result['outcome']}.")
@@ -133,7 +133,7 @@ def _ending(stage: dict[str, Any]) -> str:
 def _matrix(
     title: str, cases: list[dict[str, Any]], figure: Figure, text: Callable[[Any], str]
 ) -> str:
-    """Sides down, cases across; the least figure of each case in bold."""
+    """A row for each side, a column for each case; the least figure of a case is bold."""
     tables = [{row.name: row for row in rows_of(case)} for case in cases]
     least = [_least(figure, table.values()) for table in tables]
     lines = []
@@ -157,7 +157,7 @@ def _matrix(
 
 
 def _least(figure: Figure, rows: Iterable[Row]) -> float | None:
-    """Of those that were timed, the bound aside."""
+    """The least figure of the timed sides, the bound excluded."""
     figures = [figure(row) for row in rows if row.wall is not None and not row.bound]
     return min((value for value in figures if value is not None), default=None)
 
@@ -171,7 +171,7 @@ def _extra(row: Row) -> float | None:
 
 
 def _order(tables: list[dict[str, Row]]) -> Callable[[str], tuple[bool, bool, float]]:
-    """Ours first, the bound last, the others by their least time."""
+    """Sorts ours first, the bound last, and the others by their least time."""
 
     def order(name: str) -> tuple[bool, bool, float]:
         rows = [table[name] for table in tables if name in table]
@@ -189,7 +189,7 @@ def _head(case: dict[str, Any]) -> str:
 
 
 def _failed(cases: list[dict[str, Any]]) -> str:
-    """Sides that ran and were wrong or raised, each once."""
+    """The sides that were wrong or raised an error, each named once."""
     failures: dict[str, None] = {}
     for case in cases:
         for row in rows_of(case):
@@ -200,7 +200,7 @@ def _failed(cases: list[dict[str, Any]]) -> str:
 
 
 def _launches(record: dict[str, Any]) -> str:
-    """How many launches a step is, and who waits for whom."""
+    """The launches of a step, and how busy host and device are."""
     parts = []
     for backend, found in record.get("backends", {}).items():
         if "launches" not in found:

@@ -1,4 +1,4 @@
-"""Small multiples of growth: time above, extra memory below, one column an axis."""
+"""Growth in small multiples: time above, extra memory below, a column for each axis."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,21 +14,21 @@ WHY = {
     ("memory", "torch-compile"): COMPILED,
     ("memory", "cce"): COMPILED,
     ("memory", "torch-lce"): (
-        "it holds the logits of 256 rows at a time, at the price of its time; a smaller "
-        "memory_budget does the same to ours"
+        "it holds the logits of 256 rows at a time, which costs it time; with a smaller "
+        "memory_budget ours does the same"
     ),
 }
 SMALL_BYTES = 32 * 2**20
 SMALL = {
-    "time": "the full logits fit the caches, and the fixed cost of a call decides",
-    "memory": "tiles in the threads' scratch memory, a few MiB at any shape, outweigh such logits",
+    "time": "the full logits fit in the caches, so the fixed cost of a call decides",
+    "memory": "the threads' scratch tiles, a few MiB for any shape, outweigh such small logits",
 }
-CHANCE = "float32 roundings of many log-probs, summed: which sum is the smaller is chance"
+CHANCE = "both are sums of float32 roundings over many log-probs: which is smaller is chance"
 UNKNOWN = "not yet explained"
 
 
 def why(place: Place, case: dict[str, Any]) -> str:
-    """The reason that is known for a rival being ahead in a metric of a case."""
+    """The known reason why a rival is ahead in a metric of a case."""
     item = 2 if case["dtype"] == "bf16" else 4
     small = case["shape"]["live"] * case["shape"]["vocab"] * item <= SMALL_BYTES
     if small and place.metric.key in SMALL:

@@ -42,14 +42,14 @@ TITLES = {
     "skip": "Modality-aware skipping",
 }
 METHOD = (
-    "Every side is checked against float64 on the same operands before anything is timed: values "
-    "and gradients. Then all sides run in turn and back again in one process; times are medians, "
-    "forward and backward together, and a ratio is the median over rounds. CPU time counts all "
-    "threads. Extra memory is the peak beyond operands and gradients. “Of the GEMM rate” is the "
-    "time of torch's own three products (logits, dH, dW) on the rows that carry loss, in the same "
-    "run, over the side's time. The best figure of a column is underlined. “Level” "
-    "is said of times whose quartile ranges overlap, of memory within 5 % and of errors within a "
-    "factor of two, which the order of a summation makes."
+    "Before anything is timed, the values and gradients of every side are checked against float64 "
+    "on the same operands. Then all sides run in one process, in alternating order. A time is the "
+    "median of forward and backward together, and a ratio is the median over rounds. CPU time "
+    "counts all threads. Extra memory is the peak beyond operands and gradients. “Of the GEMM "
+    "rate” is the time of torch's own three GEMMs (logits, dH, dW) on the rows that carry loss, in "
+    "the same run, divided by the side's time. The best figure of a column is underlined. “Level” "
+    "means times with overlapping quartile ranges, memory within 5 %, or errors within a factor of "
+    "two, which the order of a summation can cause."
 )
 
 
@@ -80,7 +80,7 @@ def render(records: Records) -> str:
 
 
 def _sections(records: Records, plots: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(title, content) in the order of the page; content is "" where nothing was measured."""
+    """(title, content) in the order of the page; the content is "" where nothing was measured."""
     yield "Overview", plots.get("overview", "")
     for name, title in TITLES.items():
         yield title, _benchmark(cases_of(records, name), plots.get(name, ""))
@@ -111,7 +111,7 @@ def _anchor(title: str) -> str:
 
 
 def _plots(records: Records) -> tuple[dict[str, str], str]:
-    """name -> picture, and what to say where none can be drawn."""
+    """name -> picture, and the reason where no picture can be drawn."""
     try:
         drawn = figures(records)
     except NoMatplotlibError as error:
@@ -136,7 +136,7 @@ def _headline(cases: list[dict[str, Any]]) -> str:
 
 
 def _lead(records: Records) -> str:
-    """The machines, each once; which commit was measured is said beside each table."""
+    """The machines, each once; the commit is named beside each table."""
     cases = compared_cases(records)
     machines = {
         machine_line(case | {"machine": case["machine"] | {"commit": ""}}) for case in cases
@@ -154,7 +154,7 @@ def _standing(found: list[Standing]) -> str:
 
 
 def _benchmark(cases: list[dict[str, Any]], plot: str) -> str:
-    """The plot, the first shape's tables in view, those of the others folded."""
+    """The plot, the tables of the first shape, and those of the other shapes folded."""
     parts = [plot]
     grouped = groupby(cases, key=lambda case: (case["shape"]["name"], case["device"]))
     for index, (_, group) in enumerate(grouped):
@@ -206,7 +206,7 @@ def _slopes(records: Records) -> str:
 
 
 def _what_runs(cases: list[dict[str, Any]]) -> str:
-    """What of each library ran: on a CPU it is seldom the kernel that it is known for."""
+    """The implementation of each library that ran: on a CPU seldom the one it is known for."""
     ran = {row.label: row.runs for case in cases for row in rows_of(case) if row.runs and row.wall}
     entries = "".join(
         f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(runs or '')}</dd></div>"

@@ -30,7 +30,7 @@ TITLES = {
 
 
 class NoMatplotlibError(RuntimeError):
-    """The message says what to install, or why what is installed cannot be imported."""
+    """matplotlib is missing, or cannot be imported; the message says which, and what to do."""
 
     def __init__(self, why: BaseException) -> None:
         reason = " ".join(f"{type(why).__name__}: {why}".split())
@@ -39,14 +39,14 @@ class NoMatplotlibError(RuntimeError):
 
 
 def figures(records: Records) -> dict[str, Draw]:
-    """name -> function that draws it, of what was measured.
+    """name -> function that draws the figure, for everything that was measured.
 
     Raises:
         NoMatplotlibError: matplotlib is not installed, or fails when it is imported.
     """
     try:
         import matplotlib.figure  # noqa: F401
-    except (Exception, SystemExit) as error:  # of a package built for another numpy, say
+    except (Exception, SystemExit) as error:  # for example one built for another numpy
         raise NoMatplotlibError(error) from error
     from .growth_plot import growth_figure
     from .side_plots import overview_figure, sides_figure
@@ -61,19 +61,19 @@ def figures(records: Records) -> dict[str, Draw]:
 
 
 def plot_names(records: Records) -> list[str]:
-    """The plots that these records give."""
+    """The plots for which the records have enough figures."""
     names = ["overview"] if len(compared_cases(records)) > 1 else []
     names += [name for name in COMPARED if cases_of(records, name)]
     return names + (["growth"] if len(cases_of(records, "growth")) > 1 else [])
 
 
 def cases_of(records: Records, name: str) -> list[dict[str, Any]]:
-    """The cases of a benchmark; none where it was not run."""
+    """The cases of a benchmark; none where it did not run."""
     return list((records.get(name) or {}).get("cases", []))
 
 
 def slope_rows(records: Records) -> list[tuple[str, str, str, dict[str, float]]]:
-    """(axis, side, the side's label, slopes) of everything that has a slope in time."""
+    """(axis, side, label of the side, slopes) of every side with a slope in time."""
     cases = cases_of(records, "growth")
     labels = {name: side["label"] for case in cases for name, side in case["sides"].items()}
     slopes = (records.get("growth") or {}).get("slopes", {})
@@ -116,12 +116,12 @@ def write_plots(records: Records, directory: Path) -> list[Path]:
 
 
 def data_uri(draw: Draw, theme: Theme) -> str:
-    """The figure as text that a page can hold."""
+    """The figure as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png(draw, theme)).decode()
 
 
 def main_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the first shape, operation and device in the record, one case a type."""
+    """One case for each dtype, of the first shape, operation and device in the record."""
     return [case for case in cases if all(_same(case, cases[0], key) for key in MAIN)]
 
 

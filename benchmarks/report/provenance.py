@@ -1,4 +1,4 @@
-"""On which devices the records were measured, and which of them no commit can give again."""
+"""The devices of the records, and the records that no commit can reproduce."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from .tables import caption
 
 
 def where_measured(records: Records) -> str:
-    """One sentence: the CPU only, or which GPUs as well; "" where nothing was measured."""
+    """A sentence that names the GPUs, or says that there was none; "" without measurements."""
     machines = [machine for _, machine in _measured(records)]
     if not machines:
         return ""
@@ -21,7 +21,7 @@ def where_measured(records: Records) -> str:
 
 
 def uncommitted_note(records: Records) -> str:
-    """Names what was measured in a checkout with changes that are in no commit; "" where none."""
+    """Names what was measured in a checkout with uncommitted changes; "" where nothing was."""
     found: dict[str, list[str]] = {}
     for what, machine in _measured(records):
         if (machine.get("commit") or "").endswith(DIRTY):
@@ -30,9 +30,9 @@ def uncommitted_note(records: Records) -> str:
 
 
 def _measured(records: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what, its machine) of every case, and of the records that have one machine for all.
+    """(what, machine) of every case, and of every record with a single machine.
 
-    The records of one GPU are a mapping among the others, by name as these.
+    The records of a GPU are nested: a mapping of the same form under one name.
     """
     for name, record in records.items():
         if not isinstance(record, Mapping):

@@ -25,7 +25,7 @@ ALT = {
 
 
 def picture(name: str) -> str:
-    """The plot in the reader's own colours."""
+    """The plot in the reader's colour scheme."""
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{PLOTS}/{name}-dark.png">'
         f'<img alt="{ALT[name]}" src="{PLOTS}/{name}-light.png"></picture>'
@@ -33,7 +33,7 @@ def picture(name: str) -> str:
 
 
 def overview(records: Records) -> str:
-    """The devices, how often ours is first, the plot of all cases, and what no commit holds."""
+    """The devices, how often ours is first, the plot of all cases, and uncommitted changes."""
     lead = f"{where_measured(records)} {standing_text(compared_cases(records))}"
     return "\n\n".join(filter(None, (lead, picture("overview"), uncommitted_note(records))))
 
@@ -68,7 +68,7 @@ def benchmark(name: str, lead: str) -> Callable[[Records], str]:
 
 
 def own_error(case: dict[str, Any]) -> str:
-    """The error of our log-probabilities where no rival returns any."""
+    """The error of our log-probabilities, where the rivals return none."""
     primary = primary_of(case)
     errors = {} if primary is None else case["sides"][primary].get("errors", {})
     if "logp" not in errors or error_name(case) == "logp":
@@ -101,7 +101,7 @@ def spoken_sums(records: Records) -> str:
 
 def _record(records: Records, name: str) -> dict[str, Any]:
     record = records[name]
-    assert record is not None  # a block of something not measured is not made
+    assert record is not None  # only blocks of measured records are rendered
     return record
 
 
@@ -109,7 +109,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "overview": overview,
     "hybrid_loss": benchmark("hybrid_loss", "The hybrid step on the paper's head:"),
     "linear_logprob": benchmark(
-        "linear_logprob", "Log-probabilities of chosen ids, as every such trainer needs them:"
+        "linear_logprob", "Log-probabilities of given ids, which every such trainer needs:"
     ),
     "growth": growth,
     "spoken_sums": spoken_sums,
@@ -119,9 +119,9 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
 
 
 def rendered(text: str, records: Records) -> str:
-    """README with every block made anew; a block of something not measured is empty."""
+    """README with every block regenerated; the block of something not measured is empty."""
     measured = {*plot_names(records), *(name for name, record in records.items() if record)}
-    measured.add("gpu_check")  # it says so itself where nothing was
+    measured.add("gpu_check")  # it says itself that nothing was measured
     for name, make in BLOCKS.items():
         block = f"\n{make(records)}" if name in measured else ""
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"

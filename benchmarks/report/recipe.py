@@ -19,7 +19,7 @@ FIGURES = {
 
 
 def recipe_markdown(record: dict[str, Any]) -> str:
-    """The table and what it was measured on."""
+    """The table, and where it was measured."""
     heads = ["arm", *FIGURES.values(), "training"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for arm, cells in _rows(record):
@@ -29,7 +29,7 @@ def recipe_markdown(record: dict[str, Any]) -> str:
 
 
 def recipe_html(record: dict[str, Any]) -> str:
-    """The same for the page."""
+    """The same as HTML."""
     heads = "".join(f'<th scope="col">{head}</th>' for head in (*FIGURES.values(), "training"))
     body = "".join(
         f'<tr class="rival"><th scope="row">{html.escape(arm)}</th>'
@@ -49,15 +49,15 @@ def recipe_note(record: dict[str, Any]) -> str:
     facts = [commit_text(machine.get("commit")), f"{machine['date']}"]
     return (
         f"{len(record['seeds'])} seeds, mean ± standard deviation. Each run: {items:.0f} held-out "
-        "spoken answers, sampled at T = 1; “greedy” is the likeliest token each time, each "
-        "held-out sum once. CE is cross-entropy in nats per token on right demonstrations. One "
-        f"thread a run{jobs}, on {machine['cores']} shared cores, "
+        "spoken answers, sampled at T = 1. “Greedy” takes the most likely token, for each held-out "
+        "sum once. CE is the cross-entropy in nats per token on right demonstrations. One "
+        f"thread per run{jobs}, on {machine['cores']} shared cores, "
         f"{', '.join(fact for fact in facts if fact)}."
     )
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(arm, its cells), the base first; a figure that was not measured is an empty cell."""
+    """(arm, its cells), the base first; the cell of an unmeasured figure is empty."""
     rows = []
     for arm, figures in ({"base": record["base"]} | record["arms"]).items():
         cells = [_cell(figures.get(name), spread=arm != "base") for name in FIGURES]

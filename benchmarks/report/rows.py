@@ -15,12 +15,12 @@ class Row:
     label: str
     version: str | None = None
     runs: str | None = None
-    """What of it ran."""
+    """Which of its implementations ran."""
     ours: bool = False
     primary: bool = False
     """The side that stands for this package."""
     bound: bool = False
-    """Not a rival but a bound: the products that no exact method can do without."""
+    """A bound, not a rival: the GEMMs of every exact method."""
     outcome: str = "right"
     detail: str | None = None
     wall: float | None = None
@@ -31,7 +31,7 @@ class Row:
     ratio: float | None = None
     """Its time over ours."""
     roofline: float | None = None
-    """Time of the three products alone over its time."""
+    """Time of the three GEMMs alone over its time."""
     extra: int | None = None
     """Bytes beyond operands and gradients."""
     error: float | None = None
@@ -68,12 +68,12 @@ class Place:
     """The best rival's figure over ours; ``None`` where ours is 0."""
     first: bool
     level: bool
-    """No difference worth a word: times whose quartile ranges overlap, so that their order may be
-    chance; memory within 5 %; errors within a factor of two, which is the order of summation."""
+    """Too close to call: times with overlapping quartile ranges, memory within 5 %, or errors
+    within a factor of two, which the order of a summation can cause."""
 
 
 def rows_of(case: dict[str, Any]) -> list[Row]:
-    """Ours first, then the rivals by time, the bound, and those without a time last."""
+    """Ours first, then the rivals by time, the bound, and the sides without a time."""
     primary, value = primary_of(case), error_name(case)
     rows = [_row(name, side, primary, value) for name, side in case["sides"].items()]
 
@@ -138,7 +138,7 @@ class Standing:
 
 
 def standings(cases: Iterable[dict[str, Any]]) -> list[Standing]:
-    """Over all cases that have a rival; metrics nobody was compared in are left out."""
+    """The standing over all cases with a rival, in every metric that was compared."""
     found = [place for case in cases for place in places(case)]
     counted = []
     for metric in METRICS:

@@ -17,7 +17,7 @@ BOUND_LABEL = "three products alone"
 
 
 def sides_figure(cases: Sequence[dict[str, Any]], theme: Theme) -> Figure:
-    """A row of panels a case: time, extra memory and error of every side, ours in colour."""
+    """A row of panels for each case: time, extra memory and error of every side."""
     timed = [[row for row in rows_of(case) if row.wall is not None] for case in cases]
     heights = [0.27 * len(rows) + 0.85 for rows in timed]
     figure = Figure(figsize=(10.6, sum(heights) + 0.2), layout="constrained")
@@ -70,7 +70,7 @@ def _dots(
     theme: Theme,
     also: float | None,
 ) -> None:
-    """One panel; ``also`` is a value beside the rows' that must be in view."""
+    """One panel; ``also`` is a further value that must be in view."""
     values = [figure_of(row) for row in rows]
     measured = [value for value in (*values, also) if value]
     low, high = min(measured), max(measured)
@@ -106,7 +106,7 @@ def _dots(
 
 
 def overview_figure(cases: Sequence[dict[str, Any]], theme: Theme) -> Figure:
-    """A line a case: our time is 1, every rival a dot at its time over ours, the best one named."""
+    """A line for each case: every rival is a dot at its time over ours; the best one is named."""
     lines = []
     for case in cases:
         rows = [row for row in rows_of(case) if row.ratio and row.wall is not None]
@@ -162,7 +162,7 @@ def _overview_line(ax: Axes, y: int, rows: Sequence[Row], theme: Theme) -> None:
     ax.plot(others, [y] * len(others), "o", color=theme.rival, markersize=5, alpha=0.8, zorder=2)
     ax.plot([best], [y], "o", color=theme.best, markersize=6, zorder=3)
     low, high = (math.log(limit) for limit in ax.get_xlim())
-    far = math.log(best) > low + 0.6 * (high - low)  # at its right the label would leave the plot
+    far = math.log(best) > low + 0.6 * (high - low)  # a label at its right would leave the plot
     ax.annotate(
         f"{best:.2f}× {label}",
         (max(best, 1.0), y),

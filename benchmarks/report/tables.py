@@ -11,12 +11,12 @@ from .rows import Place, Row, error_name, places, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of figures; ``of`` gives "" where a side has none."""
+    """One column of figures; ``of`` returns "" where a side has none."""
 
     head: str
     of: Callable[[Row], str]
     best: Callable[[Row], float | None] | None = None
-    """The figure of which the least is set off."""
+    """The figure whose least value is highlighted."""
     page_only: bool = False
 
 
@@ -74,7 +74,7 @@ COLUMNS = (
 
 
 def used_columns(case: dict[str, Any], rows: list[Row], *, page: bool) -> list[Column]:
-    """The columns in which some side has a figure."""
+    """The columns in which at least one side has a figure."""
     error_head = ERROR_HEADS[error_name(case)]
     return [
         replace(column, head=error_head) if column.head == ERROR else column
@@ -98,7 +98,7 @@ def text_table(case: dict[str, Any]) -> str:
 
 
 def markdown_table(case: dict[str, Any]) -> str:
-    """Sides with a time, the best figure of each column in bold, and a line on the machine."""
+    """The sides with a time; the best figure of each column is bold."""
     rows = [row for row in rows_of(case) if row.wall is not None]
     columns = used_columns(case, rows, page=False)
     best = {column.head: _best(column, rows) for column in columns}
@@ -121,7 +121,7 @@ def markdown_name(row: Row) -> str:
 
 
 def html_table(case: dict[str, Any]) -> str:
-    """All sides, those that did not run included."""
+    """All sides, including those that did not run."""
     rows = rows_of(case)
     timed = [row for row in rows if row.wall is not None]
     columns = used_columns(case, timed, page=True)
@@ -159,7 +159,7 @@ def _name(row: Row) -> str:
 
 
 def caption(case: dict[str, Any]) -> str:
-    """Model, head, rows, operation and type of a case."""
+    """Model, head, rows, operation and dtype of a case."""
     shape = case["shape"]
     live = shape.get("live")
     positions = _positions(shape)
@@ -178,7 +178,7 @@ def _positions(shape: dict[str, Any]) -> int:
 
 
 def machine_line(case: dict[str, Any]) -> str:
-    """Where, with what and when the case was measured."""
+    """The machine, the software and the date of a measurement."""
     machine = case["machine"]
     facts = [machine["gpu"]] if "gpu" in machine else []
     facts += [
@@ -191,18 +191,18 @@ def machine_line(case: dict[str, Any]) -> str:
 
 
 def rates_line(case: dict[str, Any]) -> str:
-    """What the machine could do in the same run."""
+    """The rates of the machine in the same run."""
     rates = case.get("rates")
     if not rates:
         return ""
     return (
-        f"In the same run torch's own products reached {rates['gemm_flops_per_s'] / 1e9:.0f} "
+        f"In the same run torch's own GEMMs reached {rates['gemm_flops_per_s'] / 1e9:.0f} "
         f"GFLOP/s and a copy {rates['copy_bytes_per_s'] / 1e9:.1f} GB/s."
     )
 
 
 def distribution_line(case: dict[str, Any]) -> str:
-    """What the operands of a skipping case are, and the mass they put on the other modality."""
+    """The operands of a skipping case, and their probability mass on the other modality."""
     mass = case.get("off_modality_mass")
     if mass is None:
         return ""
@@ -213,22 +213,22 @@ def distribution_line(case: dict[str, Any]) -> str:
 
 
 def verdict(place: Place) -> str:
-    """One clause on where ours stands in a metric."""
+    """One clause on the place of ours in a metric."""
     return f"{place.metric.title}: {standing(place)}"
 
 
 def standing(place: Place) -> str:
-    """Where ours stands, beside whom, and by how much."""
+    """The place of ours, the best rival, and the factor between them."""
     best = place.best.label
     if place.level:
         return f"level with {best}"
     if not place.first:
         return f"behind {best}, {_times(1 / place.factor if place.factor else None)}"
-    return f"first, {_times(place.factor)} before {best}"
+    return f"first, {_times(place.factor)} ahead of {best}"
 
 
 def short_standing(place: Place) -> str:
-    """The same for a narrow table: the rival is named where it is ahead."""
+    """The same for a narrow table, which names the rival only where it is ahead."""
     if place.level or not place.first:
         return "level" if place.level else standing(place)
     return f"first, {_times(place.factor)}"
@@ -245,7 +245,7 @@ def case_verdicts(case: dict[str, Any]) -> list[str]:
 
 
 def _failed(rows: list[Row]) -> list[tuple[Row, str]]:
-    """The sides that ran and are not timed, and why."""
+    """The sides that ran but were not timed, and why."""
     return [(row, _why(row)) for row in rows if row.outcome in ("wrong", "error")]
 
 
@@ -257,7 +257,7 @@ def _why(row: Row) -> str:
 
 
 def absent(rows: list[Row]) -> list[str]:
-    """The sides that did not run, one line a reason."""
+    """The sides that did not run, one line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for row in rows:
         if row.outcome == "absent":
@@ -266,7 +266,7 @@ def absent(rows: list[Row]) -> list[str]:
 
 
 def _best(column: Column, rows: list[Row]) -> Row | None:
-    """The row with the least figure, bounds aside; ``None`` where only one has any."""
+    """The row with the least figure, bounds excluded; ``None`` unless two rows have one."""
     figure = column.best
     if figure is None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
-    """Blue for ours and orange for the best rival are apart in every kind of colour vision."""
+    """Blue (ours) and orange (the best rival) differ in every kind of colour vision."""
 
     name: str
     paper: str
@@ -29,7 +29,7 @@ DARK = Theme(
     name="dark", paper="#0d1117", ink="#e9e7e2", soft="#a29e96", rule="#30363d",
     ours="#62b3ee", second="#3fc49a", best="#f58a4b", rival="#7d7a74",
 )  # fmt: skip
-# The same on the paper of our own page.
+# The same, on the background of our own page.
 PAGE_LIGHT, PAGE_DARK = replace(LIGHT, paper="#fbfaf7"), replace(DARK, paper="#151618")
 
 

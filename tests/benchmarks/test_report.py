@@ -68,7 +68,7 @@ def verdict(rivals, **options) -> dict[str, str]:
 
 
 def test_who_is_first_is_read_from_the_figures():
-    assert verdict({"torch": 2.0, "trl": 3.0})["time"] == "first, 2.00× before Rival torch"
+    assert verdict({"torch": 2.0, "trl": 3.0})["time"] == "first, 2.00× ahead of Rival torch"
     assert verdict({"torch": 2.0, "trl": 0.8})["time"] == "behind Rival trl, 1.25×"
     assert verdict({"torch": 1.005})["time"] == "level with Rival torch"
     assert verdict({"torch": 0.995})["time"] == "level with Rival torch"
@@ -77,7 +77,7 @@ def test_who_is_first_is_read_from_the_figures():
 def test_memory_and_error_have_margins_of_their_own():
     found = verdict({"torch": 2.0}, extra=5 * 2**20, errors={"logp": 1e-2, "grad_weight": 1e-3})
     assert found["extra memory"] == "behind Rival torch, 2.00×"
-    assert found["error"] == "first, 10000× before Rival torch"
+    assert found["error"] == "first, 10000× ahead of Rival torch"
     found = verdict({"torch": 2.0}, extra=int(9.8 * 2**20), errors={"logp": 6e-7})
     assert found["extra memory"] == found["error"] == "level with Rival torch"
 
@@ -85,7 +85,7 @@ def test_memory_and_error_have_margins_of_their_own():
 def test_ours_with_no_extra_memory_at_all_is_first():
     one = case({"torch": 2.0})
     one["sides"]["ours-cpu"]["extra_bytes_beyond_gradients"] = 0
-    assert "extra memory: first, by any factor before Rival torch" in case_verdicts(one)
+    assert "extra memory: first, by any factor ahead of Rival torch" in case_verdicts(one)
 
 
 def test_the_bound_is_no_rival_and_wrong_sides_are_none():
@@ -250,7 +250,7 @@ def test_a_recipe_without_a_figure_has_an_empty_cell():
     del record["base"]["ended"], record["jobs"]
     lines = recipe_markdown(record).splitlines()
     assert lines[2].endswith(" | 0.130 |  |  |")
-    assert "One thread a run, on 2 shared cores" in lines[-1]
+    assert "One thread per run, on 2 shared cores" in lines[-1]
 
 
 def test_a_case_of_skipping_says_what_its_rows_are():
