@@ -1,49 +1,49 @@
 #!/usr/bin/env bash
-# What a GPU says of this checkout: builds for the card that is there, tests, benchmarks, profiles and
-# sanitizes, within nine minutes, without a network, and writes down each result as it comes.
+# Checks this checkout on a GPU within nine minutes and without a network: builds for the card that is
+# there, tests, benchmarks, profiles and sanitizes. Writes each result as soon as it is known.
 set -u
 FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 usage() {
   cat <<'TEXT'
-tools/gpu_check.sh prepare               where there is a network: wheels of the rivals into .gpu_check/
-tools/gpu_check.sh [options] [stage...]  on the GPU machine; by default all stages
-tools/gpu_check.sh save DIR              what DIR has become benchmarks/results/gpu/*.json
+tools/gpu_check.sh prepare               with a network: fetches the rivals' wheels into .gpu_check/
+tools/gpu_check.sh [options] [stage...]  on the GPU machine: runs stages, by default all of them
+tools/gpu_check.sh save DIR              saves the results in DIR as benchmarks/results/gpu/*.json
 
-  --out DIR       where results go: eight files at most (default: build/gpu_check)
+  --out DIR       directory of the results, eight files at most (default: build/gpu_check)
   --limit S       seconds for everything (default: 540)
-  --commit NAME   the commit that is measured, where git cannot tell
-  --rehearse      with a pretended GPU and tiny shapes: all stages run, and no figure means anything
+  --commit NAME   the commit that is measured, where git does not know it
+  --rehearse      runs all stages on a pretended GPU with tiny shapes: no figure means anything
 
-Stages: versions build tests hybrid large kernels compiled profile memcheck racecheck; bench stands
-for hybrid large kernels compiled. See tools/README.md.
+Stages: versions build tests hybrid large kernels compiled profile memcheck racecheck. "bench" means
+hybrid, large, kernels and compiled. See tools/README.md.
 TEXT
 }
 
 PYTHON=${PYTHON:-python3}
 CARRIED=.gpu_check
 STAGES=(versions build tests hybrid large kernels compiled profile memcheck racecheck)
-# Seconds that a stage may count on. What an early one leaves, the later ones share.
+# Seconds of each stage. Later stages share what an earlier one does not use.
 declare -A BUDGET=(
   [versions]=20 [build]=80 [tests]=130 [hybrid]=50 [large]=55 [kernels]=45 [compiled]=35
   [profile]=30 [memcheck]=45 [racecheck]=25
 )
 RESULTS=(summary.txt log.txt {machine,tests,hybrid_loss,linear_logprob,profile,sanitizer}.json)
-RESERVE=10 # for the page at the end
-LEAST=2    # seconds with which a stage is worth a start
+RESERVE=10 # seconds for the summary
+LEAST=2    # a stage does not start with fewer seconds
 
 fail() {
   echo "gpu_check: $1" >&2
   exit 2
 }
 
-# A path as the caller sees it.
+# A path relative to the caller's directory.
 from() { case $1 in /*) echo "$1" ;; *) echo "$FROM/$1" ;; esac; }
 
 # --- with a network -------------------------------------------------------------------------------
 
-# rivals.txt has the rivals, wheels.txt what of their needs a GPU machine lacks.
+# rivals.txt names the rivals, wheels.txt those of their requirements that a GPU machine lacks.
 prepare() {
   local glibc platforms=()
   for glibc in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do
@@ -58,20 +58,20 @@ prepare() {
 
 # --- stages ---------------------------------------------------------------------------------------
 
-# A module, in a rehearsal with a pretended GPU.
+# Runs a module, in a rehearsal with the pretended GPU.
 py() { "$PYTHON" -m "${PRETENDED[@]}" "$@"; }
 
 versions() { py tools.gpu_check.machine facts "$OUT"; }
 
 build() {
   local archs failed=0
-  archs=$(py tools.gpu_check.machine archs) || archs='' # the default ones: without a GPU they build too
+  archs=$(py tools.gpu_check.machine archs) || archs='' # the default ones, which need no GPU
   echo "WAVALIGN_CUDA_ARCHS=$archs"
   if [ "$REHEARSE" = true ]; then
     echo "a rehearsal builds nothing"
-  # In place and without pip: nothing is fetched and no pin is asked. The CUDA kernels come first.
+  # In place and without pip, which would look for a network and for pins.
   elif ! WAVALIGN_FORCE_CUDA=1 WAVALIGN_CUDA_ARCHS=$archs "$PYTHON" setup.py build_ext --inplace; then
-    echo "No CUDA kernels; once more without them"
+    echo "The build failed; trying again without the CUDA kernels"
     failed=1
     WAVALIGN_SKIP_CUDA=1 "$PYTHON" setup.py build_ext --inplace
   fi
@@ -79,14 +79,14 @@ build() {
   return $failed
 }
 
-# pytest over GPU tests: of NAME, with the arguments that follow.
+# pytest_gpu NAME ARGUMENTS...: runs GPU tests and writes their outcomes under NAME.
 pytest_gpu() {
   local name=$1 options=(-m gpu -q -rfEs --tb=short -p no:cacheprovider)
   shift
-  # One file that cannot be imported here must not cost the others their tests.
+  # A file that cannot be imported must not stop the others.
   options+=(--continue-on-collection-errors)
   [ "$REHEARSE" = true ] && options+=(-p tools.gpu_check.pretended)
-  # A kernel that hangs cannot be interrupted: its process is ended, and another worker goes on.
+  # A hanging kernel cannot be interrupted, so its process is killed, and another worker continues.
   "$PYTHON" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout 60 --timeout-method thread)
   "$PYTHON" -m pytest "${options[@]}" -p tools.gpu_check.outcomes --outcomes "$OUT/tests.json" \
     --outcomes-run "$name" "$@"
@@ -94,14 +94,14 @@ pytest_gpu() {
 
 tests() {
   local failed=0 files clock=tests/benchmarks/test_gpu.py workers=()
-  # The others' imports are not needed, and may not be there.
+  # Files without GPU tests may import what is not installed here.
   mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | grep -v "^$clock$" | sort)
-  # Several processes on one GPU: most of the time is Triton's compiler and Python.
+  # Several processes share the GPU: most of the time goes to Triton's compiler and Python.
   "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$WORKERS")
   [ "$REHEARSE" = true ] && files=("${REHEARSED_TESTS[@]}")
   pytest_gpu together "${workers[@]}" "${files[@]}" || failed=1
   [ "$REHEARSE" = true ] && return $failed
-  # The clock is tested alone: the others would be in its time.
+  # The clock is tested alone, because other tests would add to its times.
   pytest_gpu alone "$clock" || failed=1
   return $failed
 }
@@ -116,7 +116,7 @@ sanitized() {
   local tool=$1 select=$2 options=(-m gpu -q -x -p no:xdist -p no:cacheprovider)
   local files=(tests/gpu/conformance/extension/test_ops.py -k "$select")
   [ "$REHEARSE" = true ] && options+=(-p tools.gpu_check.pretended) files=("${REHEARSED_TESTS[@]}")
-  # Without torch's cache every tensor is an allocation of its own, so that its end is known.
+  # Without torch's cache every tensor has its own allocation, whose bounds are checked.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$PYTHON" -m tools.gpu_check.sanitizer "$tool" \
     "$OUT/sanitizer.json" -- "$PYTHON" -m pytest "${options[@]}" "${files[@]}"
 }
@@ -124,11 +124,11 @@ sanitized() {
 memcheck() { sanitized memcheck "gpu and not graph and not opcheck"; }
 racecheck() { sanitized racecheck "gpu and (test_hybrid_rows or compact) and not graph"; }
 
-# --- running them ---------------------------------------------------------------------------------
+# --- running the stages ---------------------------------------------------------------------------
 
 note() { echo "$*" | tee -a "$OUT/summary.txt"; }
 
-# Processes that a stage has started and that are still there, whatever group they moved to.
+# Live processes that a stage started, in whatever group they are.
 of_stage() {
   local file
   grep -lsF "GPU_CHECK_STAGE=$1" /proc/[0-9]*/environ | while read -r file; do
@@ -137,14 +137,14 @@ of_stage() {
   done
 }
 
-# signal MARK NAME: sends it to all processes of a stage.
+# signal MARK NAME: sends the signal NAME to all processes of a stage.
 signal() {
   local pids
   mapfile -t pids < <(of_stage "$1")
   [ ${#pids[@]} -eq 0 ] || kill -s "$2" "${pids[@]}" 2>/dev/null
 }
 
-# Waits until a process is gone, at most until the second given of this script.
+# gone PID SECOND: waits for the end of a process, at most until that second of this script.
 gone() {
   while kill -0 "$1" 2>/dev/null; do
     [ "$SECONDS" -lt "$2" ] || return 1
@@ -152,8 +152,8 @@ gone() {
   done
 }
 
-# limited SECONDS FUNCTION: its exit status, or 124 where it was ended for its time. What cannot be
-# ended, as where the driver hangs, is left behind.
+# limited SECONDS FUNCTION: runs it and returns its exit status, or 124 where its time ran out. A
+# process that cannot be killed, for example in a hanging driver, is left behind.
 limited() {
   local until=$((SECONDS + $1)) code=124
   MARK=$$-$RANDOM$RANDOM
@@ -170,12 +170,12 @@ limited() {
     signal "$MARK" TERM
     gone "$STAGE" $((SECONDS + 3))
   fi
-  # A kernel that hangs must not hold the GPU while the next stage runs.
+  # A hanging kernel must not hold the GPU while the next stage runs.
   end_stage
   return $code
 }
 
-# The stage's shell first, or it would go on with its next command.
+# Kills the stage's shell first, or it would start its next command.
 end_stage() {
   [ -n "$STAGE" ] || return
   kill -KILL "$STAGE" 2>/dev/null
@@ -185,7 +185,7 @@ end_stage() {
 
 show() { "$PYTHON" -m tools.gpu_check.results show "$OUT" >>"$OUT/summary.txt" 2>&1; }
 
-# The seconds of a stage: its part of what is left, by the shares of all that are still to come.
+# allowed STAGES...: the seconds of the first one, in proportion to the budgets of all of them.
 allowed() {
   local name all=0
   for name in "$@"; do all=$((all + BUDGET[$name])); done
@@ -207,7 +207,7 @@ stage() {
   note "stage $name rc=$code seconds=$((SECONDS - start)) limit=$limit"
 }
 
-# The rivals' wheels, into a folder of their own before everything that the machine has.
+# Installs the rivals' wheels into their own folder, which comes first on the path.
 install_wheels() {
   compgen -G "$CARRIED/whl/*.whl" >/dev/null || return 0
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
@@ -228,9 +228,9 @@ run_stages() {
   rm -f "${RESULTS[@]/#/$OUT/}"
   [ -n "$COMMIT" ] || COMMIT=$("$PYTHON" -m benchmarks.commit)
   note "commit ${COMMIT:-unknown}, $date"
-  [ "$REHEARSE" = false ] || note "rehearsal: no GPU took part"
+  [ "$REHEARSE" = false ] || note "rehearsal: without a GPU"
   [ "$REHEARSE" = true ] || limited 40 install_wheels || note "wheels: not installed"
-  # The checkout first: it is not installed.
+  # The checkout comes first: it is not installed.
   export PYTHONPATH="$PWD:$WORK/site" PYTHONUNBUFFERED=1 CI=true
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
   export GPU_CHECK_RUN="{\"commit\": \"$COMMIT\", \"date\": \"$date\", \"rehearsed\": $REHEARSE}"
@@ -242,7 +242,7 @@ run_stages() {
     names=("${names[@]:1}")
   done
   limited $((LIMIT - SECONDS > RESERVE ? LIMIT - SECONDS : RESERVE)) show
-  # Last, for whoever gets only the end of what is printed.
+  # Printed last, because a log is often cut to its end.
   echo "---- summary"
   cat "$OUT/summary.txt"
   return $FAILED

@@ -1,8 +1,9 @@
 """Installs a release of torch without the libraries of CUDA: tools/install_torch.py torch==2.10.0
 
-On Linux torch comes for GPUs and cannot be imported without five gigabytes of CUDA that a test on a
-CPU never calls. Here each of those libraries is a stand-in: it has the names that torch looks for,
-and whoever calls one ends with a message. For tests only. A torch for CPUs is left as it is.
+On Linux a plain torch is the build for GPUs. It cannot be imported without five gigabytes of CUDA
+libraries, which a test on a CPU never calls. This script installs a stand-in for each library: it
+defines the symbols that torch looks up, and a call of one aborts with a message. For tests only. A
+build for CPUs stays as it is.
 """
 
 import re
@@ -13,11 +14,11 @@ from collections import defaultdict
 from importlib import metadata
 from pathlib import Path
 
-# By name and version; the version is "" where a library has none.
+# Version -> symbols; the version is "" where a library has none.
 Names = dict[str, set[str]]
 
 CUDA = re.compile(r"lib(cu|nv|nccl)(?!da\.)")
-# Small, and asked at import whether there is a GPU: these two are real.
+# These two stay real: they are small, and torch asks them at import whether there is a GPU.
 REAL = {"cudart": "cuda-runtime", "cupti": "cuda-cupti"}
 
 
@@ -28,7 +29,8 @@ def pip_install(*arguments: str) -> None:
 
 
 def small_requirements(requirements: list[str]) -> list[str]:
-    """What torch needs, of CUDA only what stays real. Triton is for the caller to choose."""
+    """The requirements of torch without the libraries of CUDA, except ``REAL``, and without Triton,
+    which the caller chooses."""
     chosen = []
     for requirement in requirements:
         name = re.split(r"[^\w-]", requirement)[0]
@@ -47,9 +49,9 @@ def readelf(option: str, library: Path) -> str:
 
 
 def wanted_names(libraries: list[Path]) -> dict[str, Names]:
-    """The names that ``libraries`` want of CUDA, by the library that is to have them."""
+    """CUDA library -> the symbols that ``libraries`` look up in it."""
     wanted: dict[str, Names] = {}
-    owners: dict[str, str] = {}  # a version's library
+    owners: dict[str, str] = {}  # version -> library
     undefined: set[tuple[str, str]] = set()
     for library in libraries:
         for needed in re.findall(r"NEEDED.*\[(.+)\]", readelf("--dynamic", library)):
@@ -61,7 +63,7 @@ def wanted_names(libraries: list[Path]) -> dict[str, Names]:
         undefined |= set(re.findall(r" UND (\w+)(?:@(\S+))?", readelf("--dyn-syms", library)))
     for name, version in undefined:
         for library, names in wanted.items():
-            # A library without versions has names that begin as it is called: libnccl, ncclSend.
+            # Symbols of a library without versions begin with its name: libnccl, ncclSend.
             stem = library[3:].split(".")[0].lower()
             if owners.get(version, "") == library or (
                 not version and name.lower().startswith(stem)

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Runs tests with other releases than those of .venv:
-#   tools/test_with.sh floors [pytest arguments]     the oldest that pyproject.toml allows
-#   tools/test_with.sh newest [pytest arguments]     the newest that were tried
-# Both are lists in tools/releases/. Packages, and a copy of the checkout with C++ kernels of its own
-# (they are of one release of torch), are in .venv-NAME; nothing of .venv or this checkout changes.
+# Runs tests with other releases than those in .venv:
+#   tools/test_with.sh floors [pytest arguments]     the oldest releases that pyproject.toml allows
+#   tools/test_with.sh newest [pytest arguments]     the newest releases that were tried
+# tools/releases/ lists both. The packages are in .venv-NAME, and so is a copy of the checkout, because
+# C++ kernels serve only the release of torch that they were built with. .venv and this checkout stay
+# as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-checkout=$PWD name=${1:?"wanted floors or newest, and then what pytest takes"}
+checkout=$PWD name=${1:?"want floors or newest, then arguments of pytest"}
 shift
 venv=$checkout/.venv-$name list=$checkout/tools/releases/$name.txt copy=$checkout/.venv-$name/checkout
-# What depends on these releases; the rest is the same with every one.
+# The tests that depend on these releases.
 if [ $# -eq 0 ]; then
   set -- tests/ops tests/losses tests/models tests/rollout tests/train \
     tests/gpu/conformance/extension tests/gpu/chunk_loop
@@ -19,7 +20,7 @@ if [ $# -eq 0 ]; then
 fi
 
 install_releases() {
-  # Where a machine has a cap on torch, it does not hold for these.
+  # A machine's constraint on torch does not apply to these.
   export PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
   rm -rf "$venv"
   "${PYTHON:-python3}" -m venv "$venv"
@@ -36,7 +37,7 @@ install_releases() {
 
 copy_checkout() {
   mkdir -p "$copy"
-  # Built modules and objects stay; a file that is gone here goes there.
+  # Keeps built modules and objects; a file deleted here is deleted there.
   find "$copy" -type f ! -name '*.so' ! -path "$copy/build/*" -delete
   tar -c --exclude='*.so' --exclude=__pycache__ wavalign_fast csrc tests tools benchmarks docs \
     pyproject.toml setup.py README.md LICENSE | tar -x -C "$copy"
@@ -45,8 +46,8 @@ copy_checkout() {
 build_kernels() {
   WAVALIGN_FORCE_CUDA=0 WAVALIGN_SKIP_CUDA=1 python setup.py --quiet build_ext --inplace egg_info
   python -c 'import torch, wavalign_fast._C'
-  # One file of CUDA kernels serves every release of torch: the one of this checkout, and every
-  # release must be able to compile its bindings.
+  # The CUDA kernels of this checkout serve every release of torch, and every release must be able to
+  # compile their bindings.
   [ ! -f "$checkout/wavalign_fast/_C_cuda.abi3.so" ] ||
     cp "$checkout/wavalign_fast/_C_cuda.abi3.so" wavalign_fast/
   PYTHONPATH=csrc python -c 'import build_cuda as build

@@ -1,4 +1,4 @@
-"""Everything that users of fused losses have run into, put to our own backends; none may fail."""
+"""The adversarial cases on our own backends; none may fail."""
 
 import pytest
 
@@ -13,7 +13,7 @@ NOT_PROMISED_BY_REFERENCE = {
     "batch-invariance-bf16": BY_SHAPE,
     "batch-invariance-fp32": BY_SHAPE,
     "batch-invariance-gradient": BY_SHAPE,
-    "compile-fullgraph": "it leaves ignored rows out; torch says that it cannot trace their number",
+    "compile-fullgraph": "it leaves ignored rows out, and torch cannot trace their number",
 }
 BACKENDS = {"cpu": {}, "reference": NOT_PROMISED_BY_REFERENCE}
 

@@ -1,4 +1,4 @@
-"""The suite sees the faults that it is there for: each is planted and must be found."""
+"""The adversarial suite finds the faults that it exists for: each is planted and must be found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def same(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong on the way through a head that is right without any of them."""
+    """Faults of a head that is right without them."""
 
     logits: Callable[[Tensor], Tensor] = same
     logp: Callable[[Tensor], Tensor] = same
@@ -62,7 +62,7 @@ def head(**faults: Any) -> Calls:
 
 
 def whole_tiles(logits: Tensor) -> Tensor:
-    """As if the ids behind the last full tile of 128 did not exist."""
+    """Ignores the ids behind the last full tile of 128."""
     end = logits.shape[1] // 128 * 128
     return logits.masked_fill(torch.arange(logits.shape[1]) >= max(end, 1), -1e9)
 
@@ -82,7 +82,7 @@ def in_bf16(dlogits: Tensor, hidden: Tensor) -> Tensor:
 
 
 def contiguous_by_force(grad: Tensor) -> Tensor:
-    """Reads a gradient's memory as if it were packed."""
+    """Reads the memory of a gradient as if it were contiguous."""
     return torch.as_strided(grad, grad.shape, (1,))
 
 
@@ -126,7 +126,7 @@ def test_the_head_passes_without_the_fault(name: str) -> None:
 
 
 def plain_grpo(**faults: Any) -> Calls:
-    """The policy loss of trainers, with other arguments than it was given."""
+    """The policy loss of trainers, which changes some of its arguments."""
     loss = grpo_from(PLAIN.logp)
 
     def faulty(hidden, weight, ids, mask, rewards, *, old_logp=None, clip=0.2):
@@ -175,7 +175,7 @@ def test_a_negative_entropy_is_found() -> None:
 
 
 def off_by_a_tenth(values: Tensor) -> Tensor:
-    """The same values with gradients of 1.1 times what they should be."""
+    """The same values, with 1.1 times the right gradients."""
     return values * 1.1 - values.detach() * 0.1
 
 
@@ -216,7 +216,7 @@ class _NaNGradient(torch.autograd.Function):
 
 
 def stateful() -> Calls:
-    """A backward pass that has used up its buffers by the second time."""
+    """A backward pass that has consumed its buffers when it runs again."""
     passes = []
 
     def worn(dlogits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A child process of test_gpu: the benchmarks with ``device="cuda"``, where there is none."""
+"""Runs the benchmarks with ``device="cuda"`` on a pretended GPU, as a child process of test_gpu."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Records as the benchmarks write them, with made-up figures."""
+"""Records like those of the benchmarks, with made-up figures."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def case(
 
 
 def skipping() -> dict[str, Any]:
-    """Ours alone, on rows whose distribution is told."""
+    """Ours alone, on rows with a known distribution."""
     return case({}, ours=2.0) | {
         "distribution": "made up for a test",
         "off_modality_mass": {"median": 2e-8, "max": 5e-3},
@@ -158,7 +158,7 @@ def spoken_sums() -> dict[str, Any]:
 
 
 def demo() -> dict[str, Any]:
-    """What the first command of README costs."""
+    """The cost of the first command of README."""
     return {
         "machine": MACHINE,
         "times": {
@@ -171,7 +171,7 @@ def demo() -> dict[str, Any]:
 
 
 def records() -> dict[str, Any]:
-    """One of everything."""
+    """A record of each benchmark."""
     return {
         "linear_logprob": {
             "benchmark": "linear_logprob",

@@ -1,4 +1,4 @@
-"""The cost of the demo: what pip's log names, what a folder takes, what a demo must have left."""
+"""The cost of the demo: downloads by pip's log, disk of a folder, and the check of a demo."""
 
 import json
 
@@ -12,7 +12,7 @@ ACCURACIES = {"base": 0.25, "final": 0.5}
 
 
 def leave(run_directory, **changed):
-    """What `make demo` leaves: a page, and an evaluation of each arm."""
+    """Writes what `make demo` leaves: a page, and an evaluation of each arm."""
     for arm in ("anchor", "rl-all", "wavalign"):
         (run_directory / arm).mkdir(parents=True)
         found = {part: {"text_accuracy": value} for part, value in (ACCURACIES | changed).items()}

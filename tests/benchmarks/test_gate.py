@@ -1,4 +1,4 @@
-"""Nothing is timed before it is right: the float64 truth, the tolerances, what a failure does."""
+"""Nothing is timed before it is right: float64 truth, tolerances, and the effect of a failure."""
 
 from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_a_missing_value_is_not_compared():
 
 
 def planted(problem: case.Case, name: str, run) -> case.Case:
-    """The case with another run for one side; ``run`` takes the honest one."""
+    """The case with another run for one side; ``run`` takes the right one."""
     problem.sides = [
         replace(side, run=lambda honest=side.run: run(honest)) if side.name == name else side
         for side in problem.sides

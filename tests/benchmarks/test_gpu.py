@@ -1,4 +1,4 @@
-"""What a GPU adds to a benchmark: replays of CUDA graphs, checked like every other result."""
+"""The part of a benchmark that needs a GPU: CUDA graphs, checked like every other result."""
 
 import gc
 import os
@@ -30,7 +30,7 @@ def problem() -> case.Case:
 
 @pytest.fixture
 def fake_graphs(monkeypatch) -> None:
-    """Calls stand for captures, and the host's clock for a GPU's."""
+    """Replaces captures by calls, and the GPU's clock by the host's."""
     monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu, "release_memory", lambda: None)
@@ -63,7 +63,7 @@ def test_a_replay_is_judged_like_the_run(problem, monkeypatch, fake_graphs):
     assert [graph["outcome"] for graph in graphs] == ["right", "error", "wrong"]
     assert [graph.get("wall_s", 0) > 0 for graph in graphs] == [True, False, False]
     assert "not permitted" in graphs[1]["detail"]
-    # A graph is timed beside the products, which are none of it.
+    # A graph is timed beside the three GEMMs only.
     assert list(graphs[0]["wall_ratio_to"]) == [case.BOUND] and "graph" not in sides[case.BOUND]
 
 
@@ -79,7 +79,7 @@ def test_a_wrong_replay_of_ours_ends_the_run(problem, monkeypatch, fake_graphs):
 
 
 def test_one_graph_is_alive_at_a_time(problem, monkeypatch, fake_graphs):
-    """Each keeps all the memory of a step, and at large heads all of them exceed a GPU's."""
+    """Each keeps all the memory of a step; at large heads, several exceed the memory of a GPU."""
     alive: weakref.WeakSet = weakref.WeakSet()
     most = []
 
@@ -97,7 +97,7 @@ def test_one_graph_is_alive_at_a_time(problem, monkeypatch, fake_graphs):
     monkeypatch.setattr(gpu, "release_memory", lambda: left.append(len(alive)))
     sides = as_on_a_gpu(problem)
     assert all(sides[name]["graph"]["wall_s"] > 0 for name in OPTIONS.providers)
-    # None of them when its memory is asked back.
+    # None is alive when its memory is released.
     assert set(most) == {1} and left == [0] * len(OPTIONS.providers)
 
 
@@ -118,7 +118,7 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
     assert [entry["operation"] for entry in cases] == [
         "logp+entropy", "mean CE", "hybrid step", "dpo",
     ]  # fmt: skip
-    # The whole step as one call has log-probs; one put together of a provider's parts has none.
+    # A step in one call returns log-probs; one composed of a provider's functions does not.
     assert "logp" in cases[2]["sides"]["ours-triton"]["errors"]
     for entry in cases:
         assert entry["device"] == "cuda" and entry["machine"]["rehearsed"] is True

@@ -1,4 +1,4 @@
-"""The model of speed: its arithmetic, its labels, and files that are those of this source."""
+"""The model of GPU speed: its arithmetic, its labels, and its files, which are up to date."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ PAPER = shapes.PAPER
 
 
 def test_the_files_are_those_of_this_source():
-    """Else: python -m benchmarks.gpu_model --save"""
+    """If this fails, run: python -m benchmarks.gpu_model --save"""
     found = json.loads(json.dumps(gpu_model.record()))
     assert load("gpu_model") == found
     assert gpu_model.PAGE.read_text(encoding="utf-8") == page(found)
@@ -84,7 +84,7 @@ def test_a_faster_gpu_has_a_lower_bound():
 
 
 def test_published_rates_are_below_the_peak():
-    """A figure above it would be one that we have misread."""
+    """A figure above it would be misread."""
     for published in PUBLISHED:
         beside = gpu_model.beside(published)
         peak = next(gpu.matrix_flops for gpu in GPUS if gpu.name == published.gpu)

@@ -1,4 +1,4 @@
-"""The measurement of the recipe: which runs it starts, which it keeps, and its record."""
+"""The measurement of the recipe: the runs that it starts and keeps, and its record."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ FINAL |= {"speech_matches_text": 0.25, "speech_says_sum": 0.25}
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """Arguments of the commands, which leave an evaluation behind instead of training."""
+    """Arguments of the commands, which write an evaluation instead of training."""
     commands = []
 
     def run(command, **options):

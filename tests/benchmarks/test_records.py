@@ -1,4 +1,4 @@
-"""The result files: their schema, how cases replace one another, and the slopes of growth."""
+"""The result files: their schema, the replacement of cases, and the slopes of growth."""
 
 import json
 import math
@@ -16,7 +16,7 @@ SIDE_FIGURES = {"wall_s", "wall_quartiles_s", "cpu_s", "wall_ratio_to"}
 
 
 def complaints(found: dict) -> list[str]:
-    """What is wrong with a record of the comparing benchmarks."""
+    """What is wrong with the record of a comparison."""
     problems = []
     if found.get("format") != record.FORMAT:
         problems.append(f"format {found.get('format')}")
@@ -116,7 +116,7 @@ def test_the_slope_of_a_power_is_its_exponent(power):
 
 def test_slopes_are_of_the_sides_that_were_measured(tmp_path):
     for value in (256, 512, 1024):
-        # Beyond its cap plain torch is not there; one point has no slope.
+        # Plain torch is absent beyond its cap; a single point has no slope.
         rivals = {"torch": 7.0} if value == 256 else {}
         point = case(rivals, ours=float(value), name=f"rows-{value}")
         point["shape"] |= {"axis": "rows", "rows": value}

@@ -1,4 +1,4 @@
-"""Tables, page and README from records: true to them, and whole where pieces are missing."""
+"""Tables, page and README agree with the records, and stay whole where one is missing."""
 
 import re
 import sys
@@ -31,12 +31,12 @@ VOID = {"meta", "img", "source", "br"}
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing takes most of a page's time; the plots have tests of their own."""
+    """Drawing takes most of a page's time, and the plots have their own tests."""
     monkeypatch.setattr("benchmarks.report.page.data_uri", lambda draw, theme: "data:image/png,")
 
 
 class Balanced(HTMLParser):
-    """Collects the text; fails where an element is closed that is not open."""
+    """Collects the text; fails where a closed element is not open."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The shapes: what carries loss, and that each is a real head or says that it is none."""
+"""The shapes: the rows that carry loss, and the sources of the heads."""
 
 from itertools import pairwise
 

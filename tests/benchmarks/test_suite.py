@@ -1,4 +1,4 @@
-"""`wavalign-fast bench`: what it runs, what it leaves behind, and where it finds its modules."""
+"""`wavalign-fast bench`: what it runs, what it writes, and where it finds its modules."""
 
 import importlib.util
 import inspect
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def suite(monkeypatch):
-    """The module, whose page is without plots: they are tested with the page, and take seconds."""
+    """The module, with a page without plots, which take seconds and are tested elsewhere."""
     monkeypatch.setattr(cli._benchmarks("report.page"), "figures", lambda records: {})
     return cli._benchmarks("suite")
 
 
 class Bench:
-    """A benchmark that writes one record and ends as it is told."""
+    """A benchmark that writes one record, then returns or raises ``ending``."""
 
     def __init__(self, name: str, ending: int | BaseException) -> None:
         self.name = name

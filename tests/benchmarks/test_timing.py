@@ -1,4 +1,4 @@
-"""The timer and the memory meter, with a clock that is made up where a real one would decide."""
+"""The timer and the memory meter, with a fake clock where a real one would decide."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from benchmarks import timing
 
 
 class CountingClock:
-    """Side "b" takes twice as long as "a"; says in which order the sides ran."""
+    """Side "b" takes twice as long as "a"; records the order in which the sides ran."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []

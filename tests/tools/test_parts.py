@@ -1,4 +1,4 @@
-"""What the stages of tools/gpu_check.sh run, judged on made-up outputs: that needs no GPU."""
+"""The programs that the stages of tools/gpu_check.sh run, tested on made-up outputs."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_sanitizer_writes_before_and_after(program, tmp_path, capsys):
     assert json.loads(path.read_text())["tools"]["memcheck"]["outcome"] == "clean"
     before = json.loads(path.with_name("sanitizer.json.before").read_text())
     assert before["tools"]["memcheck"]["outcome"] == "not finished"
-    # A release without the option is not given it.
+    # An unsupported option is not passed.
     assert "--kernel-name" not in capsys.readouterr().out
     program('[ "$1" = --help ] && echo "--kernel-name"; echo "got $@"')
     assert sanitizer.main("racecheck", str(path), "--", "pytest") == 1
@@ -151,7 +151,7 @@ def test_the_parts_are_what_was_asked_for():
 
 
 def test_what_a_part_could_measure_is_written_whatever_becomes_of_the_rest(tmp_path, monkeypatch):
-    """And the later comparison of a case takes the place of the earlier one."""
+    """And the later comparison of a case replaces the earlier one."""
     outcomes_of = iter([{"torch": 2.0}, RuntimeError("out of memory"), {"torch": 2.0, "trl": 3.0}])
 
     def record_case(name, built, options):

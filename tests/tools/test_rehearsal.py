@@ -22,7 +22,7 @@ FILES = {
 @pytest.mark.slow
 def test_all_stages_run_to_their_end_and_give_no_measurement(tmp_path):
     pytest.importorskip("triton")
-    # Far more time than it takes: how fast this machine is decides nothing.
+    # Far more time than it takes, so that the speed of this machine does not matter.
     command = [str(SCRIPT), "--rehearse", "--limit", "3000", "--commit", "abc1234"]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -32,7 +32,6 @@ def test_all_stages_run_to_their_end_and_give_no_measurement(tmp_path):
     stages = re.findall(r"^stage (\w+) rc=(\d+)", done.stdout, re.MULTILINE)
     assert len(dict(stages)) == 10 and {code for _, code in stages} == {"0"}, log[-6000:]
     assert done.returncode == 0
-    # As many as are easily carried.
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
     records = {path.stem: files.read(path) for path in tmp_path.glob("*.json")}

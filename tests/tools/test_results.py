@@ -1,4 +1,4 @@
-"""From a run's directory to README.md: what is shown, what is saved, what is refused."""
+"""The results of a run on their way to README.md: shown, saved or refused."""
 
 import json
 

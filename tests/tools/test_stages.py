@@ -1,7 +1,6 @@
-"""tools/gpu_check.sh: what one stage does to the others. Stages are stood in for, nothing is run.
+"""tools/gpu_check.sh: how stages affect one another. No stage really runs.
 
-The interpreter that the script calls is a shell script, which does for each stage what a test
-wants of it.
+A shell script stands in for the Python interpreter, and does for each stage what a test wants.
 """
 
 import json
@@ -37,7 +36,7 @@ class Checked:
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Makes the interpreter; ``cases`` are those of a shell's ``case`` over its arguments."""
+    """Writes the interpreter; ``cases`` are branches of a shell's ``case`` over its arguments."""
 
     def make(cases: str = "") -> dict[str, str]:
         path = tmp_path / "python"
@@ -62,7 +61,7 @@ def check(tmp_path, stand_in):
 
 
 def alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -70,7 +69,7 @@ def alive(pid: int) -> bool:
 
 
 def all_gone(notes: Path) -> bool:
-    """Whether the processes that were noted are gone, a moment after their end."""
+    """Whether all processes in the notes end within ten seconds."""
     pids = [int(pid) for pid in notes.read_text().split()]
     for _ in range(100):
         if not any(map(alive, pids)):
@@ -93,7 +92,7 @@ def test_a_stage_that_fails_leaves_the_others_alone(check):
 
 
 def test_a_stage_that_hangs_is_ended_with_all_it_started(check, tmp_path):
-    """Also what does not listen to TERM, and what moved to a session of its own."""
+    """Also a process that ignores TERM, and one that moved to its own session."""
     hangs = 'trap "" TERM; setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
     found = check("hybrid", "large", "--limit", "15", cases=f"*hybrid*) {hangs} ;;")
     assert (found.code("hybrid"), found.code("large"), found.status) == (124, 0, 1)
@@ -121,7 +120,7 @@ def test_the_budgets_fit_into_nine_minutes(check):
         int(re.search(pattern, text)[1]) for pattern in (r"RESERVE=(\d+)", r"LIMIT=(\d+)")
     )
     assert sum(map(int, budgets.values())) + reserve <= limit == 540
-    # What the early ones do not take is shared by those after them.
+    # Later stages share what the earlier ones do not use.
     limits = [int(value.split("limit=")[1]) for value in check().stages.values()]
     assert all(limit >= int(budgets[stage]) for stage, limit in zip(STAGES, limits, strict=True))
     assert limits[-1] > 10 * int(budgets["racecheck"])
@@ -188,7 +187,7 @@ def test_what_cannot_be_honoured_is_refused(check, arguments, message):
 def test_a_run_that_is_ended_ends_its_stage(stand_in, tmp_path):
     hangs = 'setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
     command = [str(SCRIPT), "--out", str(tmp_path / "out"), "tests"]
-    # Were the stage's shell left, it would go on to its second command.
+    # If the stage's shell survived, it would start its second command.
     again = 'echo again >>"$NOTES.again"; '
     cases = f"*pytest*test_gpu.py*) {again} ;;\n*pytest*) {hangs} ;;"
     process = subprocess.Popen(

@@ -1,10 +1,10 @@
-"""One part of the benchmarks, in a process of its own.
+"""Runs one part of the benchmarks in its own process.
 
     python -m tools.gpu_check.bench PART DIRECTORY
 
-What one part leaves broken, on the device or in torch, is then not the next one's. Within a part
-the first comparisons are of ours and torch alone: should a rival hang or crash, these are written.
-A later comparison of the same case takes the place of the earlier one.
+So a part that breaks the device or torch does not harm the next one. Within a part, ours and torch
+are compared alone first: their records exist even if a rival hangs or crashes. A later comparison
+of the same case replaces the earlier record.
 """
 
 import sys
@@ -56,7 +56,7 @@ LONG_ANSWERS = replace(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A case and who takes part in it."""
+    """A case and the providers that it compares."""
 
     shape: HybridShape | LogprobShape
     providers: tuple[str, ...]
@@ -90,18 +90,18 @@ PARTS: dict[str, tuple[Comparison, ...]] = {
         Comparison(shapes.KERNEL, (*RIVALS, COMPILED)),
     ),
 }
-"""By the stages of tools/gpu_check.sh."""
+"""Stage of tools/gpu_check.sh -> its comparisons."""
 
 
 def run_part(part: str, directory: Path) -> int:
-    """1 if a comparison of the part came to nothing; the others are measured all the same."""
+    """Measures all comparisons of a part; returns 1 if one of them failed."""
     failed = [c for c in PARTS[part] if not measured(c, directory)]
     print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
     return int(bool(failed))
 
 
 def measured(comparison: Comparison, directory: Path) -> bool:
-    """Whether a record of the comparison was written."""
+    """Measures a comparison; returns whether its record was written."""
     options = Options(
         device="cuda", dtypes=("bf16",), rounds=ROUNDS, providers=comparison.providers
     )

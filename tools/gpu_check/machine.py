@@ -1,8 +1,8 @@
-"""What a run is measured on: the card, its driver and clocks, the versions beside it.
+"""The machine of a run: the GPU, its driver and clocks, and versions.
 
 python -m tools.gpu_check.machine facts DIRECTORY      writes machine.json
-python -m tools.gpu_check.machine archs                what WAVALIGN_CUDA_ARCHS should be here
-python -m tools.gpu_check.machine backends DIRECTORY   adds what was built, and what serves
+python -m tools.gpu_check.machine archs                prints WAVALIGN_CUDA_ARCHS for this GPU
+python -m tools.gpu_check.machine backends DIRECTORY   adds what was built, and which backends work
 """
 
 import re
@@ -52,7 +52,7 @@ def facts() -> dict[str, Any]:
 
 
 def nvidia_smi() -> dict[str, str] | str:
-    """What it says of the first GPU, or why it says nothing."""
+    """Its answers for the first GPU, or why there are none."""
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
@@ -65,7 +65,7 @@ def nvidia_smi() -> dict[str, str] | str:
 
 
 def nvcc_release() -> str | None:
-    """Its release; ``None`` where there is none, or where it fails, which the build will report."""
+    """The release of nvcc; ``None`` without one, or if it fails, which the build will report."""
     nvcc = build_cuda.find_nvcc()
     try:
         return None if nvcc is None else build_cuda.nvcc_release(nvcc)
@@ -74,14 +74,14 @@ def nvcc_release() -> str | None:
 
 
 def archs(capability: tuple[int, int]) -> str:
-    """WAVALIGN_CUDA_ARCHS for a card: with a letter where the default of its major has one."""
+    """WAVALIGN_CUDA_ARCHS for a GPU, with the letter that the defaults have for its major."""
     major, minor = capability
     default = re.search(rf"\b{major}\d([af])", build_cuda.DEFAULT_ARCHS)
     return f"{major}{minor}{default[1] if default else ''}"
 
 
 def backends() -> dict[str, Any]:
-    """What of ours serves here; ``None`` is the reason where nothing is missing."""
+    """What was built, and why each backend cannot run here; ``None`` where it can."""
     from wavalign_fast.ops import backend_status, cuda
 
     return {"built": cuda.EXTENSION, **backend_status()}

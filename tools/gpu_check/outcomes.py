@@ -1,9 +1,9 @@
-"""A plugin of pytest that writes what came of the tests while they run.
+"""A pytest plugin that writes the outcomes of tests while they run.
 
     pytest -p tools.gpu_check.outcomes --outcomes FILE --outcomes-run NAME
 
-With pytest-xdist the controlling process writes. A run that is ended for its time has left what
-was known a second before.
+With pytest-xdist the controlling process writes. A run that is killed at its time limit leaves the
+outcomes known one second before.
 """
 
 import time
@@ -18,13 +18,13 @@ from tools.gpu_check import files
 EVERY_S = 1.0
 SLOWEST = 10
 FAILURES = 40
-"""More of them are counted and not told."""
+"""Further failures are counted but not listed."""
 WHY_CHARACTERS = 300
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", type=Path, help="the JSON file")
-    parser.addoption("--outcomes-run", default="tests", help="the run's name in it")
+    parser.addoption("--outcomes-run", default="tests", help="name of the run in the file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Outcomes:
-    """Counts reports, and keeps what a reader wants of failures."""
+    """Counts reports, and keeps the reasons of failures."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
@@ -46,7 +46,7 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            # An error of a fixture's end comes on top of the test's own outcome.
+            # An error in a fixture's teardown counts beside the test's own outcome.
             self.counts["failed" if report.when == "call" else "errors"] += 1
             self.failed(report)
         elif report.when == "call" or (report.skipped and report.when == "setup"):
@@ -63,14 +63,14 @@ class Outcomes:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.exitstatus == pytest.ExitCode.OK and not self.counts["passed"]:
-            # All of them skipped, as where torch sees no GPU: nothing has been shown.
+            # All were skipped, for example because torch sees no GPU: nothing was tested.
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         self.write(finished=True)
 
     def failed(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if len(self.failures) < FAILURES:
             crash = getattr(report.longrepr, "reprcrash", None)
-            # Without one there is a traceback, which ends with the reason.
+            # A traceback without one ends with the reason.
             whole = " ".join((crash.message if crash else report.longreprtext).split())
             why = whole[:WHY_CHARACTERS] if crash else whole[-WHY_CHARACTERS:]
             self.failures.append({"test": report.nodeid, "why": why})

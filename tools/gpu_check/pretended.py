@@ -1,11 +1,11 @@
-"""A GPU that is only pretended, for rehearsals: everything runs, and no figure means anything.
+"""A pretended GPU for rehearsals: everything runs, and no figure means anything.
 
     TRITON_INTERPRET=1 python -m tools.gpu_check.pretended MODULE ARGUMENTS...
     TRITON_INTERPRET=1 pytest -p tools.gpu_check.pretended ...
 
-Tensors stay on the CPU, our Triton kernels are interpreted, clocks and memory are made up. What is
-real is the rest: which sides there are, their tables, the gate, the records. The CUDA kernels are
-absent.
+Tensors stay on the CPU, our Triton kernels are interpreted, the CUDA kernels are absent, and clocks
+and memory are made up. The rest is real: the sides, their tables, the check against float64, the
+records.
 """
 
 import importlib
@@ -33,7 +33,7 @@ def _where(value: Any) -> Any:
 
 
 class OnCpu(TorchFunctionMode):
-    """Every call that names the GPU gets the CPU."""
+    """Replaces the GPU by the CPU in the arguments of every torch call."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         moved = {name: _where(value) for name, value in (kwargs or {}).items()}
@@ -41,7 +41,7 @@ class OnCpu(TorchFunctionMode):
 
 
 class Clock:
-    """Tells the host's time."""
+    """The host's clock, without CPU time and memory."""
 
     def time(self, run):
         before = time.perf_counter()
@@ -54,7 +54,7 @@ class Clock:
 
 @contextmanager
 def pretended() -> Iterator[None]:
-    """Torch, this package and its benchmarks find a GPU."""
+    """Makes torch, this package and its benchmarks find a GPU."""
     from benchmarks import case, gpu, timing
     from wavalign_fast.ops import cuda
 
@@ -75,14 +75,14 @@ def pretended() -> Iterator[None]:
 
 
 def shrunk(shape: Any) -> Any:
-    """The shape, small enough for an interpreter, under its own name."""
+    """The shape under its own name, small enough for an interpreter."""
     step = hasattr(shape, "rollouts")
     return replace(shape, **SMALL, **(STEP if step else ROWS))
 
 
 @contextmanager
 def tiny() -> Iterator[None]:
-    """Shapes and rounds are small, and nothing is compiled."""
+    """Makes shapes and rounds small, and compiles nothing."""
 
     def small(comparison: Any) -> Any:
         providers = tuple(name for name in comparison.providers if name != bench.COMPILED)
@@ -90,7 +90,7 @@ def tiny() -> Iterator[None]:
 
     bench = importlib.import_module("tools.gpu_check.bench")
     step_profile = importlib.import_module("tools.gpu_check.step_profile")
-    # The last comparison of a part has the most sides.
+    # The last comparison of a part has all of its sides.
     parts = {name: (small(part[-1]),) for name, part in bench.PARTS.items()}
     with (
         mock.patch.object(bench, "PARTS", parts),
@@ -113,7 +113,7 @@ def main(module: str, *arguments: str) -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         sys.exit("TRITON_INTERPRET: want 1, or Triton's kernels would be compiled for a GPU")
     with pretended(), tiny():
-        # Not as a second module beside the patched one.
+        # Not by runpy, which would load a second, unpatched copy of the module.
         sys.exit(importlib.import_module(module).main(*arguments))
 
 

@@ -1,4 +1,4 @@
-"""What a run of tools/gpu_check.sh has left: shown, or made records of this repository.
+"""Shows the results of a run of tools/gpu_check.sh, or saves them as records of this repository.
 
 python -m tools.gpu_check.results show DIRECTORY
 python -m tools.gpu_check.results save DIRECTORY [--commit NAME]
@@ -23,7 +23,7 @@ class ResultsError(ValueError):
 
 
 def stages(summary: Path) -> dict[str, dict[str, int]]:
-    """stage -> exit code, seconds and limit; what was skipped has no exit code."""
+    """stage -> exit code, seconds and limit; a skipped stage has no exit code."""
     found = {}
     for line in summary.read_text(encoding="utf-8").splitlines():
         match = re.fullmatch(r"stage (\w+) (?:skipped )?((?:\w+=-?\d+ ?)+)", line)
@@ -34,10 +34,10 @@ def stages(summary: Path) -> dict[str, dict[str, int]]:
 
 
 def collected(directory: Path) -> dict[str, Any]:
-    """name -> record; ``stages`` is made of the summary.
+    """name -> record; ``stages`` comes from the summary.
 
     Raises:
-        ResultsError: the directory is not that of a run.
+        ResultsError: the directory holds no run.
     """
     summary = directory / "summary.txt"
     if not summary.exists():
@@ -51,7 +51,7 @@ def collected(directory: Path) -> dict[str, Any]:
 
 
 def show(directory: Path) -> str:
-    """For the terminal: what failed, and the block of README.md."""
+    """The failed tests and the block of README.md, for the terminal."""
     found = collected(directory)
     lines = []
     for run in found.get("tests", {}).get("runs", {}).values():
@@ -60,21 +60,21 @@ def show(directory: Path) -> str:
 
 
 def save(directory: Path, commit: str | None, target: Path = RESULTS) -> list[Path]:
-    """Writes the records into ``target``, in the place of those that are there.
+    """Writes the records into ``target``, over those of an earlier run.
 
     Raises:
-        ResultsError: they are of a rehearsal, of no known commit, or not of a GPU.
+        ResultsError: they come from a rehearsal, or the commit or the GPU is unknown.
     """
     found = collected(directory)
     if is_rehearsed(found):
         raise ResultsError(f"{directory}: got a rehearsal, want the results of a GPU")
     if "machine" not in found:
-        raise ResultsError(f"{directory}: has no machine.json, so nobody knows what was measured")
+        raise ResultsError(f"{directory}: has no machine.json, so the GPU is unknown")
     written = []
     for name, record in found.items():
         known = record["run"].get("commit") or commit
         if not known:
-            raise ResultsError(f"{directory}: the commit is not known; give --commit")
+            raise ResultsError(f"{directory}: the commit is unknown; give --commit")
         for case in record.get("cases", []):
             case["machine"]["commit"] = case["machine"].get("commit") or known
         path = target / f"{name}.json"
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=("show", "save"))
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--commit", help="what was measured, where the run does not know")
+    parser.add_argument("--commit", help="what was measured, where the run names no commit")
     args = parser.parse_args(argv)
     try:
         if args.what == "show":

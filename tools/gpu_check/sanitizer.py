@@ -1,4 +1,4 @@
-"""Runs a command under one of compute-sanitizer's tools and writes what it found.
+"""Runs a command under a tool of compute-sanitizer and writes the outcome.
 
     python -m tools.gpu_check.sanitizer TOOL FILE -- COMMAND...
 
@@ -17,20 +17,20 @@ from tools.gpu_check import files
 
 PROGRAM = "compute-sanitizer"
 FOUND = 99
-"""Exit status of compute-sanitizer where the tool has found something."""
+"""Exit status of compute-sanitizer where the tool found an error."""
 OURS = "kns=wavalign"
-"""Kernels with this in their mangled names: the library's products would take minutes."""
+"""Selects our kernels by their mangled names: the library's GEMMs would take minutes."""
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
 def options(help_text: str) -> list[str]:
-    """Options that this release has, by its ``--help``."""
+    """The options that this release supports, by its ``--help``."""
     flags = ["--kernel-name", OURS] if "--kernel-name" in help_text else []
     return [*flags, "--target-processes", "application-only", "--error-exitcode", str(FOUND)]
 
 
 def run_outcome(status: int, output: str) -> dict[str, Any]:
-    """What came of a run, by its exit status and what it printed."""
+    """The outcome of a run, from its exit status and output."""
     errors = [int(a or b) for a, b in SUMMARY.findall(output)]
     tests = re.findall(r"^=* ?(\d+ (?:passed|failed|skipped|error).*?) in ", output, re.MULTILINE)
     if not errors:
@@ -50,7 +50,7 @@ def run_outcome(status: int, output: str) -> dict[str, Any]:
 
 
 def run(tool: str, path: Path, command: list[str]) -> int:
-    """Runs the command; its output goes through to ours."""
+    """Runs the command and passes its output through."""
     started = time.monotonic()
 
     def put(found: dict[str, Any]) -> None:

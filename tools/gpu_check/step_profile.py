@@ -1,4 +1,4 @@
-"""Where the time of our hybrid step at the paper's head goes: launches, host, device, by kernel.
+"""Where the time of our hybrid step at the paper's head goes: launches, host, device, kernels.
 
 python -m tools.gpu_check.step_profile DIRECTORY
 """
@@ -21,7 +21,7 @@ from wavalign_fast.ops import backend_status
 SHAPE = PAPER
 ACTIVITIES = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
 DEVICE = "CUDA"
-"""The type of device whose rows in a profile are kernels, copies and fills."""
+"""Device type of the rows of a profile that are kernels, copies and fills."""
 WARM_UPS, TIMED, PROFILED = 5, 20, 5
 SLOWEST = 12
 NOT_KERNELS = {"Memcpy": "copies", "Memset": "fills"}
@@ -30,7 +30,7 @@ WAITING = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchroni
 
 
 def steps_timed(run: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of a step, and those in which the host was busy queueing it."""
+    """Seconds of a step, and those that the host spends queueing it."""
     for _ in range(WARM_UPS):
         run()
     torch.cuda.synchronize()
@@ -43,7 +43,7 @@ def steps_timed(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def rows_profiled(run: Callable[[], Any]) -> Any:
-    """The rows of torch's profile of ``PROFILED`` steps."""
+    """The rows of torch's profile over ``PROFILED`` steps."""
     with profile(activities=ACTIVITIES) as seen:
         for _ in range(PROFILED):
             run()
@@ -52,12 +52,12 @@ def rows_profiled(run: Callable[[], Any]) -> Any:
 
 
 def summary(rows: Iterable[Any], timed: dict[str, float], steps: int) -> dict[str, Any]:
-    """What a step launches and how long the device works at it.
+    """The launches of a step, and how long the device works on it.
 
     ``calls`` are the host's calls of the driver and the runtime that queue work or wait for it.
 
     Raises:
-        RuntimeError: the profile has no kernel, so that nothing can be said.
+        RuntimeError: the profile has no kernel.
     """
     counts = {"kernels": 0.0, **dict.fromkeys(NOT_KERNELS.values(), 0.0)}
     calls: dict[str, float] = {}
@@ -86,7 +86,7 @@ def summary(rows: Iterable[Any], timed: dict[str, float], steps: int) -> dict[st
 
 
 def profiled(run: Callable[[], Any]) -> dict[str, Any]:
-    """The entry of a backend, or why there is none; the times are those without the profiler."""
+    """The entry of a backend, with the times of steps without the profiler, or with an error."""
     timed = steps_timed(run)
     rows = rows_profiled(run)
     print(rows.table(sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=70))
@@ -98,7 +98,7 @@ def profiled(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def line(backend: str, found: dict[str, Any]) -> str:
-    """For the terminal."""
+    """The entry in a line, for the terminal."""
     if "wall_s" not in found:
         return f"{backend}: {found['error']}"
     times = f"{backend}: {found['wall_s'] * 1e3:.3f} ms a step, host {found['host_s'] * 1e3:.3f} ms"
@@ -123,7 +123,7 @@ def main(directory: str) -> int:
         files.put(path, "backends", backend, found)
         entries[backend] = found
     print("\n".join(line(backend, found) for backend, found in entries.items()))
-    # That a backend is absent is told by the stage that builds.
+    # The stage that builds reports a missing backend.
     ran = [found for found in entries.values() if "wall_s" in found]
     return int(not ran or any("error" in found for found in ran))
 
