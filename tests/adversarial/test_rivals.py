@@ -29,7 +29,7 @@ def test_rivals_do_what_the_table_says(provider) -> None:
     table = {case["name"]: case["outcomes"][provider.name]["status"] for case in SAVED["cases"]}
     here = machine()
     if any(here[key] != SAVED["machine"][key] for key in ("cpu", "isa", "torch")):
-        # How a product of floats is ordered is the machine's; faults of logic are not.
+        # The order of float sums depends on the machine; faults of logic do not.
         table = {k: v for k, v in table.items() if not k.startswith("batch-invariance")}
     seen = {case.name: o for case, o in run(provider.name, QUICK, timeout=300.0)}
     others = {
