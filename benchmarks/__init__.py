@@ -1,5 +1,5 @@
-"""Measurements of the losses, beside every rival that is installed.
+"""Benchmarks of the losses beside every installed rival.
 
-In a checkout `python -m benchmarks.bench_…`; in an installation the folder is
-`wavalign_fast.benchmarks`, and `wavalign-fast bench` runs the set.
+In a checkout, run `python -m benchmarks.bench_…`. An installed package has this folder as
+`wavalign_fast.benchmarks`, and `wavalign-fast bench` runs all of it.
 """

@@ -19,7 +19,7 @@ class Gpu:
     """fp32 outside GEMMs, per second."""
     multiprocessors: int
     lanes: int
-    """fp32 lanes of a multiprocessor, each one multiply-add a clock."""
+    """fp32 lanes of a multiprocessor, each one multiply-add per clock."""
     l2_bytes: int
     shared_bytes: int
     """The most shared memory that one block can have."""
@@ -31,12 +31,12 @@ class Gpu:
 
     @property
     def special_functions(self) -> float:
-        """Exponentials per second: 16 a clock and multiprocessor (CUDA's programming guide)."""
+        """Exponentials per second: 16 per clock and multiprocessor (CUDA's programming guide)."""
         return 16 * self.multiprocessors * self.clock_hz
 
     @property
     def warp_instructions(self) -> float:
-        """Issued per second: four schedulers a multiprocessor, one a clock each."""
+        """Issued per second: four schedulers per multiprocessor, each one per clock."""
         return 4 * self.multiprocessors * self.clock_hz
 
 

@@ -1,1 +1,1 @@
-"""The Python part of tools/gpu_check.sh: what a stage runs, and what becomes of its results."""
+"""The Python part of tools/gpu_check.sh: the programs of its stages, and their results."""
