@@ -1,7 +1,7 @@
-"""What the public functions must do on the chunk loop, whichever kernels are behind it.
+"""Checks of the public functions on the chunk loop, with any kernels behind it.
 
 Each check takes a place: a backend and the device of its tensors. The truth is the reference in
-float64, and errors are held against those of plain torch in the same dtype (tests/tolerances.py).
+float64, and errors are compared with those of plain torch in the same dtype (tests/tolerances.py).
 """
 
 import random
@@ -20,7 +20,7 @@ from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS
 
 REFERENCE = wf.LossOptions(backend="reference")
 SMALL = 4096
-"""A budget of one product's worth of rows: several chunks."""
+"""A budget for the rows of one GEMM, which gives several chunks."""
 ROWS = 2 * PRODUCT_ROWS + 37
 
 
@@ -43,12 +43,12 @@ class Place(NamedTuple):
 
 @contextmanager
 def on(backend: str) -> Iterator[None]:
-    """Every call but those that ask for the reference on ``backend``, whatever its tensors."""
+    """Runs every call on ``backend``, wherever its tensors are, except calls for the reference."""
 
     def choose(options: wf.LossOptions, hidden: torch.Tensor) -> str:
         return "reference" if options.backend == "reference" else backend
 
-    # No id is refused: on a GPU the host does not look at them.
+    # No id is refused: on a GPU the host does not read them.
     unseen = mock.patch.object(entry, "_check_ids", lambda *ids: None)
     with mock.patch.object(entry, "choose_backend", choose), unseen:
         yield
@@ -93,7 +93,7 @@ def ours(options: wf.LossOptions | None = None, temperature: float = 1.0) -> Val
 
 
 def plain_torch(temperature: float) -> Values:
-    """As a model would do it: logits in the operands' type."""
+    """As a model does it: logits in the operands' type."""
 
     def values(hidden, weight, targets, bias):
         z = (hidden @ weight.T / temperature + (0 if bias is None else bias)).float()
@@ -165,7 +165,7 @@ def given_capacity_changes_nothing(place: Place) -> None:
     for capacity in (live, live + 300):
         found = everything(given, ours(wf.LossOptions(live_rows=capacity)))
         for name, wanted in exact.items():
-            # The head's gradient sums over rows, and more of them may be summed in another order.
+            # The head's gradient is a sum over rows, and more rows may be summed in another order.
             same = torch.equal(found[name], wanted)
             assert same or relative_error(found[name], wanted) <= FLOOR[place.dtype], name
     out = wf.linear_logprob(*given[:3], options=wf.LossOptions(live_rows=live - 1))
@@ -230,14 +230,14 @@ def hybrid(
 
 def hybrid_agrees(step: Step, place: Place, name: str) -> None:
     config = CONFIGS[name]
-    # The truth is of the operands as this dtype has them.
+    # The truth uses the operands as rounded to this dtype.
     rounded = step._replace(
         hidden=step.hidden.to(place.dtype).double(), weight=step.weight.to(place.dtype).double()
     )
     truth = hybrid(rounded, Place("cpu", torch.float64), REFERENCE, config)
     found = hybrid(step, place, None, config)
     assert found.keys() == truth.keys()
-    # Gradients meet operands rounded to bf16 on their way, 2^-9 a product and its sums.
+    # Gradients are computed from operands rounded to bf16: 2^-9 for each GEMM.
     for name, wanted in truth.items():
         grad = name.startswith("grad") and place.dtype != torch.float32
         tolerance = 1e-2 if grad else 1e-12 if place.dtype == torch.float64 else 3e-5
@@ -271,7 +271,7 @@ def _raises(call, words: str) -> bool:
 
 
 def head_alone_or_states_alone(step: Step, place: Place) -> None:
-    """A frozen operand gets no gradient, and the other one's is the same."""
+    """A frozen operand gets no gradient, and the other operand's is unchanged."""
     both = hybrid(step, place, None, {})
     objective = wf.HybridObjective(LAYOUT, gate=0.625)
     batch = step.batch.to(torch.device(place.device))

@@ -1,7 +1,7 @@
-"""What float16 operands must give, whichever kernels are behind the loop.
+"""Checks of float16 operands, with any kernels behind the loop.
 
-A gradient of a logit is the share of one id in one row of a mean: far below float16's least number.
-Gradients that float16 can hold are made of such.
+The gradient of one logit, in a mean over many rows, is far below float16's smallest number. The
+gradients of the operands, which float16 can hold, are sums of them.
 """
 
 import random
@@ -14,11 +14,11 @@ from tests.losses.formula import LAYOUT, random_batch
 
 HALF = torch.float16
 CLOSE = 2e-3
-"""Four roundings to float16, relative to the largest of a row."""
+"""Four roundings to float16, relative to the largest number of a row."""
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Each row to within a few of float16's roundings of its largest number."""
+    """Each row, to within a few float16 roundings of its largest number."""
     error = (found.double() - wanted.double()).abs().amax(-1)
     largest = wanted.double().abs().amax(-1)
     # Below its normal numbers float16 rounds to a multiple of 2^-24.
@@ -29,7 +29,7 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 def a_mean_of_many_rows_keeps_its_gradients(
     device: str, *, rows: int = 600, vocab: int = 3000, budget: int | None = None
 ) -> None:
-    """g p is 7e-10 in all but the targets' columns, whose sum over the rows is 4e-7 a unit."""
+    """g p is 7e-10 except in the targets' columns; its sum over the rows is 4e-7."""
     g = torch.Generator().manual_seed(1)
     hidden = (8 + torch.randn(rows, 16, generator=g)).to(device, HALF)
     weight = (torch.randn(vocab, 16, generator=g) / 100).to(device, HALF)
@@ -53,7 +53,7 @@ def a_mean_of_many_rows_keeps_its_gradients(
 
 
 def rows_of_every_size_keep_their_gradients(device: str, *, budget: int | None = SMALL) -> None:
-    """Rows that differ by 2^60, those of the first chunk the least, and some of 0."""
+    """Rows that differ by a factor of 2^60, the smallest in the first chunk, and rows of zeros."""
     rows, vocab = 600, 61
     g = torch.Generator().manual_seed(2)
     hidden, weight = torch.randn(rows, 8, generator=g), torch.randn(vocab, 8, generator=g)
@@ -72,11 +72,11 @@ def rows_of_every_size_keep_their_gradients(device: str, *, budget: int | None =
 
 
 def a_scaled_hybrid_step_keeps_its_gradients(device: str, factor: float = 2.0**16) -> None:
-    """A gradient scaler's factor reaches the step after its gradients are made."""
+    """A gradient scaler's factor arrives after the step has computed its gradients."""
     config = {"policy_scope": "all", "text_kl": 0.1, "speech_kl": 0.2, "gate": 0.5}
     batch, hidden, weight = random_batch(random.Random(5), 2, 3, 2, reference=True, old=True)
     hidden, weight = hidden.to(HALF), weight.to(HALF)
-    # One part of very many.
+    # One micro-batch of very many.
     parts = wf.Normalisers(1e5, 1e5, 1e5)
     grads = []
     for dtype, options in ((torch.float64, REFERENCE), (HALF, None)):

@@ -1,13 +1,12 @@
-"""A GPU that is none: tensors that say ``cuda:0``, hold their values, and are computed on the CPU.
+"""A pretended GPU: tensors report ``cuda:0``, hold their values, and are computed on the CPU.
 
-With it the host's side of a step runs as it would beside a GPU, and is watched: what is launched,
-what is copied there, and what waits for the device. The package's own ops are run through, down to
-the row kernels, whose definition stands in for them. Nothing here differentiates: torch without
-CUDA has no autograd for such tensors.
+It runs the host's side of a step as a GPU would see it, and records launches, copies to the device
+and host syncs. The package's own ops run down to the row kernels, which are replaced by their
+definition. There is no autograd: torch without CUDA has none for such tensors.
 
-One launch is one call of torch that computes something on the device, or one row kernel. That is
-what the host pays for. A library may make two kernels of a product, and a copy in front of an
-update in place, which are not seen here.
+A launch is a call of torch that computes something on the device, or a row kernel, because that is
+what costs the host time. A library may launch two kernels for a GEMM, or copy before an in-place
+update; neither shows here.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ LAUNCH_NOTHING = {
     "view",
     "_unsafe_view",
 }
-"""Calls that look at memory in another way, or take some."""
+"""Calls that only make a view, or allocate memory."""
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm"}
 OPS = (
@@ -72,7 +71,7 @@ KERNELS = (
 
 
 class OnGpu(torch.Tensor):
-    """A tensor of the CPU that says that it is on a GPU."""
+    """A CPU tensor that reports a GPU as its device."""
 
     inner: torch.Tensor
 
@@ -88,7 +87,7 @@ class OnGpu(torch.Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
-    # Torch's own of these ask CUDA for a device.
+    # Torch's own versions ask CUDA for a device.
     def __getitem__(self, index: Any) -> "OnGpu":
         return OnGpu(self.inner[tree_map(_inside, index)])
 
@@ -117,7 +116,7 @@ class Product(NamedTuple):
 
 
 class Pretended(TorchDispatchMode):
-    """What has happened on the device since it was switched on."""
+    """The events on the device since it was switched on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,17 +126,17 @@ class Pretended(TorchDispatchMode):
         self.products: list[Product] = []
         self.capturing = False
         self.tall_agrees = True
-        """What the library's probe says of taller products."""
+        """What the library's probe reports for taller GEMMs."""
         self.made: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         """Calls with one result: name, shape and type."""
 
     def classes(self, layout: ModalityLayout) -> Any:
-        """A context in which the classes of the ids are on the device, as after a first step."""
+        """A context in which the classes of the ids are on the device, as after the first step."""
         table = self.put(layout._table(torch.device("cpu")))
         return mock.patch.dict(layout._tables, {DEVICE: table})
 
     def put(self, tensor: torch.Tensor) -> OnGpu:
-        """The tensor on the device, without a copy that would be counted."""
+        """The tensor on the device; this copy is not counted."""
         return OnGpu(tensor.detach().clone())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -164,7 +163,7 @@ class Pretended(TorchDispatchMode):
         if isinstance(found, torch.Tensor):
             self.made.append((name, tuple(found.shape), found.dtype))
         if name in ("empty", "new_empty", "empty_like"):
-            found.view(torch.uint8).fill_(0xFF)  # NaN: what memory holds is nobody's to read
+            found.view(torch.uint8).fill_(0xFF)  # NaN: nobody may read uninitialised memory
         return found if on_cpu else tree_map(_outside, found)
 
     def _note(self, name: str, args: Any, kwargs: Any, there: bool) -> None:
@@ -200,7 +199,7 @@ def _outside(value: Any) -> Any:
 
 
 def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """What the call gives; products with results of another type are made in that type."""
+    """The result of a call; a GEMM with another result type is computed in that type."""
     kwargs.pop("pin_memory", None)
     wide = func._overloadname in ("dtype", "dtype_out") and args[-1]
     if name not in PRODUCTS or not wide:
@@ -211,7 +210,7 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 class _Kernels:
-    """The definition's row kernels, each of them one launch."""
+    """The definition of the row kernels, each counted as one launch."""
 
     def __init__(self, device: Pretended) -> None:
         for name in KERNELS:
@@ -230,7 +229,7 @@ class _Kernels:
 
 @contextmanager
 def gpu_pretended() -> Iterator[Pretended]:
-    """A device on which every call but the reference's runs, and whose operands want gradients."""
+    """A device that runs every call except the reference's, with operands that need gradients."""
     device = Pretended()
     on = (
         (operands, "choose_backend", _chosen),

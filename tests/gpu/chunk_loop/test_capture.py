@@ -1,4 +1,4 @@
-"""Steps in a CUDA graph: what lies on the device is captured, what lies on the CPU is refused."""
+"""Steps in a CUDA graph: tables on the device are captured, tables on the CPU are refused."""
 
 import random
 from dataclasses import replace
@@ -17,7 +17,7 @@ COUNTS = wf.Normalisers(*(torch.tensor(3.0) for _ in range(3)))
 
 
 def on_gpu(device: Pretended, *, but: str | None = None) -> wf.HybridBatch:
-    """The batch on the device, but for one table."""
+    """The batch on the device, except for one table."""
     tables = {name: table for name, table in vars(BATCH).items() if name != but}
     return replace(BATCH, **{name: device.put(table) for name, table in tables.items()})
 
@@ -45,7 +45,7 @@ def test_a_step_on_the_device_is_captured(own):
             given["rl_weight"] = device.put(torch.tensor(0.5))
         if own == "normalisers":
             given["normalisers"] = wf.Normalisers(*(device.put(n) for n in vars(COUNTS).values()))
-        # A step before the capture sets up what stays.
+        # A step before the capture creates what later steps reuse.
         with device.classes(LAYOUT):
             device.copies.clear()
             device.capturing = True
@@ -56,7 +56,7 @@ def test_a_step_on_the_device_is_captured(own):
 
 @pytest.mark.parametrize("name", ["rewards", "ref_logp", "old_logp"])
 def test_a_table_on_the_cpu_is_refused(name):
-    """The others have to be in one place. Also with a bound of rows, and before the gate moves."""
+    """The others are in one place, also with a bound on the rows, and before the gate moves."""
     with gpu_pretended() as device:
         loss = objective(moved_gate(device))
         before = loss.gate.value

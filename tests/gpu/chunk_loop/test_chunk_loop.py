@@ -1,4 +1,5 @@
-"""The chunk loop under the public functions: definition, emulated CUDA kernels, and on a GPU."""
+"""The chunk loop behind the public functions: with the definition, with emulated CUDA kernels, on
+a GPU."""
 
 from collections.abc import Callable, Iterator
 
@@ -108,7 +109,7 @@ def test_a_bad_id_poisons_itself_alone(place):
 
 
 def test_scores_without_a_gradient_are_those_with_one(place):
-    """On-policy the ratio is 1 bit for bit."""
+    """On-policy the ratio is exactly 1."""
     given = checks.operands(place)
     with torch.no_grad():
         scored = wf.linear_logprob(*given[:3]).logp
@@ -137,7 +138,7 @@ def test_a_tracer_sees_whole_ops(place, live_rows):
         return wf.linear_logprob(hidden, weight, given.targets, options=options).logp.sum()
 
     options = wf.LossOptions(live_rows=live_rows)
-    torch.compiler.reset()  # or the other places' graphs count against this one
+    torch.compiler.reset()  # or the graphs of the other places would count against this one
     compiled = torch.compile(logp, backend="aot_eager", fullgraph=True)
     grads = []
     for function in (logp, compiled):
@@ -197,7 +198,7 @@ def on_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def gpu_step(tables: str, live_rows: int | None) -> Callable[[], torch.Tensor]:
-    """A step with a gate, its tables on a device; returns the head's gradient."""
+    """Runs a step with a gate, with its tables on a device, and returns the head's gradient."""
     step = checks.some_step()
     hidden, weight = (t.to("cuda", BF16).requires_grad_() for t in step[1:])
     batch = step.batch.to(torch.device(tables))
@@ -228,7 +229,7 @@ def test_a_step_waits_for_nothing(on_gpu, tables, live_rows):
 @pytest.mark.parametrize("live_rows", [None, 64])
 def test_a_step_is_captured_in_a_graph(on_gpu, live_rows):
     _, replayed = captured_in_graph(gpu_step("cuda", live_rows))
-    # The gate has moved with each warm-up: the replay is the step after them.
+    # Each warm-up moved the gate: the replay is the step after them.
     run = gpu_step("cuda", live_rows)
     *_, wanted = (run() for _ in range(WARM_UPS + 1))
     torch.testing.assert_close(replayed, wanted, rtol=1e-2, atol=1e-3)

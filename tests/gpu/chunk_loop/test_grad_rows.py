@@ -1,4 +1,4 @@
-"""Rows whose gradient is 0 in any case take part in the logits alone."""
+"""Rows whose gradient is 0 in any case take part only in the logits."""
 
 import random
 from unittest import mock
@@ -32,7 +32,7 @@ def objective(name: str, **options: object) -> wf.HybridObjective:
 
 
 def rows_with_gradient(name: str) -> int:
-    """As many as the reference, in float64, gives a gradient to."""
+    """As many as have a gradient in the reference in float64."""
     hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
     objective(name, backend="reference")(hidden, weight, BATCH).loss.backward()
     return int(hidden.grad.any(dim=1).sum())
@@ -102,10 +102,10 @@ def test_ratios_of_whole_rollouts_are_differentiated_by_the_others_alone():
 
 
 def test_more_rows_than_a_product_are_ordered(rows=700):
-    """Over several chunks, rows with a gradient mixed with others; a first chunk of those alone."""
+    """Several chunks that mix rows with a gradient and others; the first has only the former."""
     g = torch.Generator().manual_seed(2)
     targets = torch.randint(0, V, (rows,), generator=g)
-    group = torch.arange(rows) % 2  # of the first group every other rollout, of the second none
+    group = torch.arange(rows) % 2  # every other rollout of the first group, none of the second
     batch = wf.HybridBatch(
         targets, 2 * group + torch.arange(rows) // 2 % 2, torch.full((rows,), -1),
         torch.tensor([[1.0, 5.0], [3.0, 3.0]]),

@@ -1,7 +1,7 @@
-"""What the host does in a step on a GPU: launches, and copies to the device.
+"""The host's work in a step on a GPU: launches, and copies to the device.
 
-Of small heads it is most of a step's time. The numbers here are what there is today, and may only
-be lowered. ``pretended`` says what counts as a launch.
+With a small head it is most of a step's time. The numbers here are today's and may only go down.
+``pretended`` says what counts as a launch.
 """
 
 import random
@@ -34,7 +34,7 @@ def step(
     ("batch", "config", "most"), [(PLAIN, {}, 56), (BATCH, EVERYTHING, 90)], ids=["plain", "all"]
 )
 def test_a_step_with_tables_on_the_cpu(batch, config, most):
-    """One copy: all tables lie behind each other in one pinned buffer."""
+    """One copy: all tables lie one after another in one pinned buffer."""
     with gpu_pretended() as device:
         step(device, batch, config)
     assert len(device.copies) == 1
@@ -69,7 +69,7 @@ def test_log_probs(bound):
 
 
 def test_a_preference_loss_with_tables_on_the_cpu():
-    """Nothing of them is left behind, to be waited for once the products are under way."""
+    """All of them are copied: none is left to be waited for once the GEMMs are running."""
     ids, pairs = torch.arange(len(HIDDEN)) % 2, torch.tensor([[0, 1]])
     given = {"ref_logp": torch.zeros(2), "normaliser": torch.tensor(1.0)}
     with gpu_pretended() as device:
@@ -81,7 +81,7 @@ def test_a_preference_loss_with_tables_on_the_cpu():
 
 
 def test_a_backward_pass():
-    """Each gradient is scaled where it lies, and the rows go back to their places."""
+    """Each gradient is scaled in place, and the rows are scattered back."""
     with gpu_pretended() as device:
         gradients = [device.put(t.bfloat16()) for t in (HIDDEN[:9], WEIGHT)]
         made = SimpleNamespace(

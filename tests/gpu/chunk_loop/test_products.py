@@ -1,4 +1,4 @@
-"""The products of the loop: how many, how high, of which type, and with the same bits."""
+"""The GEMMs of the loop: how many, how tall, in which type, and with the same bits."""
 
 from collections.abc import Iterator
 from unittest import mock
@@ -27,7 +27,7 @@ def chunk_options(budget: int = 2 * GIB, grad_rows: int = 10**9) -> ChunkOptions
 
 
 class Library:
-    """``torch.mm``, that rounds otherwise from some height on."""
+    """``torch.mm`` that rounds differently from some height on."""
 
     def __init__(self, other_from: int | None = None) -> None:
         self.other_from, self.heights, self.mm = other_from, [], torch.mm
@@ -57,7 +57,7 @@ def logits(library: Library, rows: int, *, shift: int = 0) -> torch.Tensor:
 
 
 def test_one_product_where_a_taller_one_has_the_same_bits():
-    """Tried once for each shape; 600 rows are three low products, or one of 768."""
+    """Tried once for each shape; 600 rows are three low GEMMs, or one of 768."""
     library = Library()
     first = logits(library, 600)
     assert library.heights == [768, *[256] * 3, 768]
@@ -69,7 +69,7 @@ def test_one_product_where_a_taller_one_has_the_same_bits():
 def test_low_products_where_a_taller_one_rounds_otherwise():
     library = Library(other_from=512)
     found = logits(library, 600)
-    assert library.heights == [768, 256, *[256] * 3]  # one differs, the others need not be made
+    assert library.heights == [768, 256, *[256] * 3]  # one differs, the others need not be computed
     assert torch.equal(found, logits(Library(), 600))
     again = Library(other_from=512)
     logits(again, 600)
@@ -118,13 +118,13 @@ def test_a_trial_leaves_the_random_numbers_alone():
 
 @pytest.mark.parametrize("vocab", [2**k for k in range(8, 18)] + [168_072, 151_936, 1])
 def test_chunks_take_all_that_the_budget_holds(vocab):
-    """A vocabulary of a power of two fills it to the byte."""
+    """A vocabulary that is a power of two fills the budget to the byte."""
     found = chunks_of(10**6, vocab, 4, chunk_options())
     pitch = -(-vocab // PITCH_ALIGN) * PITCH_ALIGN
     tallest = max(rows.stop - rows.start for rows in found.rows)
     assert found.pitch == pitch
     assert found.buffer_rows * pitch * 4 <= 2 * GIB
-    # One more product would not fit, or there are no more rows.
+    # One more GEMM would not fit, or there are no more rows.
     most = 2 * GIB // (pitch * 4 * PRODUCT_ROWS) * PRODUCT_ROWS
     assert len(found.rows) == -(-(10**6) // most)
     assert tallest <= found.buffer_rows
@@ -158,7 +158,7 @@ def test_the_buffer_is_not_much_higher_than_its_rows():
 
 
 def test_the_buffer_has_few_sizes():
-    """Else each number of rows leaves the allocator a block that no other one fits."""
+    """Otherwise each number of rows would leave the allocator a block that fits no other number."""
     sizes = {
         chunks_of(count, 168_072, 4, chunk_options()).buffer_rows for count in range(1, 20_000, 7)
     }
@@ -167,7 +167,7 @@ def test_the_buffer_has_few_sizes():
 
 
 def step(rows: int, budget: int | None = None, *, direct: bool = False):
-    """Products and allocations of a hybrid step, forward pass, all rows with a gradient."""
+    """GEMMs and allocations of a hybrid step's forward pass, all rows with a gradient."""
     vocab = 24
     batch = wf.HybridBatch(
         torch.randint(0, vocab, (rows,)), torch.full((rows,), -1), torch.zeros(rows).long(),
@@ -184,7 +184,7 @@ def step(rows: int, budget: int | None = None, *, direct: bool = False):
 
 
 def test_every_sum_is_made_in_fp32():
-    """Also dH, whose sum is as long as the vocabulary: torch lets a library split it."""
+    """Also dH, whose sum runs over the vocabulary: torch lets a library split it."""
     found = step(700).products
     assert [(p.rows, p.inner, p.columns) for p in found] == [
         (768, 6, 24), (700, 24, 6), (24, 700, 6)
@@ -199,7 +199,7 @@ def test_a_large_head_of_one_chunk_is_rounded_by_its_product():
 
 
 def test_the_first_chunk_writes_the_heads_gradient():
-    """No zeros in fp32 are written for it to be added to."""
+    """The first chunk writes: no fp32 zeros are written to add to."""
     device = step(700, budget=1)
     of_head = [name for name in device.launches if name in ("mm", "addmm")]
     assert of_head == ["mm"] * 5 + ["addmm", "mm", "mm", "addmm"]
@@ -208,7 +208,7 @@ def test_the_first_chunk_writes_the_heads_gradient():
 
 
 def test_many_chunks_are_summed_in_fp32():
-    """A sum of sixteen chunks that is rounded to bfloat16 each time is several of its steps off."""
+    """If a sum of sixteen chunks is rounded to bfloat16 each time, it is off by several steps."""
     rows, vocab = 16 * PRODUCT_ROWS, 5
     g = torch.Generator().manual_seed(8)
     hidden = (1 + torch.rand(rows, 8, generator=g)).to(BF16)

@@ -1,4 +1,4 @@
-"""Sizes at which other code runs than in small tests, and that only a GPU gets through.
+"""Sizes that run other code than small tests do, and that only a GPU can handle.
 
 Rows spread over a cluster of blocks, rows that no cluster holds, many tiles of flags, and offsets
 beyond 2^31 elements. The emulators of the other rungs run the same code on small shapes.
@@ -15,7 +15,7 @@ from wavalign_fast.ops.token_math import TokenTable
 
 pytestmark = pytest.mark.gpu
 
-# What an H100 makes of fp32 rows of these lengths (csrc/cuda/hybrid_rows.cu, plan_hybrid_rows).
+# The plan of an H100 for fp32 rows of these lengths (csrc/cuda/hybrid_rows.cu, plan_hybrid_rows).
 HEADS = {
     "a block": 28_000,
     "clusters of 2": 50_000,
@@ -95,7 +95,7 @@ def test_flags_of_many_tiles(kernels, share, size=1_000_003, device="cuda"):
 
 
 def test_rows_beyond_2_to_the_31_elements(kernels):
-    """The last row has the bits that it has alone. 9 GB of logits."""
+    """The last row has the bits that it has alone. Takes 9 GB of logits."""
     vocab, rows = 168_072, 13_000
     logits, ids, table = some_rows(vocab, "cuda")
     width = logits.stride(0)

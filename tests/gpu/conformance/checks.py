@@ -1,4 +1,4 @@
-"""How near a backend must come to the float64 definition."""
+"""How close a backend must come to the float64 definition."""
 
 import torch
 
@@ -8,7 +8,7 @@ ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0
 
 
 def promised(logits: torch.Tensor) -> torch.Tensor:
-    """Of a log-prob of each row: 1e-5, and what fp32 has left of the largest logit."""
+    """The error allowed in a log-prob, by row: 1e-5 and the fp32 rounding of the largest logit."""
     return 1e-5 + 3e-7 * logits.double().nan_to_num().abs().amax(dim=1)
 
 
@@ -25,20 +25,20 @@ def check_stats(found: RowStats, truth: RowStats, logits: torch.Tensor) -> None:
 def check_rows(
     found: torch.Tensor, truth: torch.Tensor, logits: torch.Tensor, derivative: torch.Tensor
 ) -> None:
-    """Gradients, element by element: the rounding of their type, and what the log-prob's error
-    makes of the loss's derivative by it.
+    """Gradients, element by element: within the rounding of their type, and within the log-prob's
+    error times the loss's derivative by it.
 
     Args:
-        found: [R, V] of a kernel.
+        found: [R, V], from a kernel.
         truth: the same in float64.
-        logits: they were made of.
+        logits: [R, V], before the gradient was written.
         derivative: [R] by the rows' log-probs and the like, in float64.
     """
-    truth = truth.to(found.dtype).double()  # what overflows is infinite
+    truth = truth.to(found.dtype).double()  # an overflow is infinite
     assert torch.equal(found.isnan(), truth.isnan())
     value, wanted = found.double().nan_to_num(), truth.nan_to_num()
     smallest = torch.finfo(found.dtype).smallest_normal
-    if logits.shape[1] > 1:  # p of an only id is 1 as exactly as a logarithm is 0
+    if logits.shape[1] > 1:  # with one id, p is 1 only as exactly as its logarithm is 0
         assert (value[wanted == 0].abs() <= smallest).all(), "a gradient where p is 0"
     slack = 8 * (promised(logits) * derivative.abs().nan_to_num())[:, None]
     allowed = ROUNDING[found.dtype] * wanted.abs() + slack + smallest

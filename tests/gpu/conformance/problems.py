@@ -1,4 +1,4 @@
-"""Chunks of logits with everything in them that a row kernel must stand."""
+"""Chunks of logits with every kind of row that a row kernel must handle."""
 
 import math
 
@@ -27,7 +27,7 @@ def padded(values: torch.Tensor, pitch: int | None = None) -> torch.Tensor:
 def chunk(
     vocab: int, dtype: torch.dtype, *, banned: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits [10, V], targets and a bias; what each row is about is in the names above."""
+    """Logits [10, V], targets and a bias; the names above say what each row is for."""
     g = torch.Generator().manual_seed(vocab)
     logits = 3 * torch.randn(ROWS, vocab, generator=g)
     targets = torch.randint(0, vocab, (ROWS,), generator=g)

@@ -2,7 +2,7 @@
 
     python -m tests.gpu.faults [NAME or RUNG ...] [--jobs N] [--save]
 
-``--save`` writes the rows of docs/planted_faults.md. Exit code 1 where a fault goes unnoticed.
+``--save`` updates docs/planted_faults.md. The exit code is 1 if a fault goes unnoticed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     with ThreadPoolExecutor(args.jobs) as pool:
         for fault, result in zip(chosen, pool.map(outcome, chosen), strict=True):
             rows[fault.name] = row(fault, result)
-            if args.save:  # at once: a run may be cut off
+            if args.save:  # at once, because a run may be interrupted
                 PAGE.write_text(page({**rows_of_page(), **rows}), encoding="utf-8")
     print(page(rows, chosen))
     return int(any(MISSED in line for line in rows.values()))

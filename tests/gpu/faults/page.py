@@ -10,9 +10,9 @@ PAGE = ROOT / "docs" / "planted_faults.md"
 INTRODUCTION = """# Planted faults
 
 `python -m tests.gpu.faults --save` plants each of these faults in a copy of the tree, runs the
-tests of one rung of the ladder on it, and writes this page; with names of faults or of rungs it
-does so for those alone. A fault is found where a test runs and fails: an error before that, as of
-a compiler, finds nothing. What the test said is cut after 120 characters.
+tests of one rung of the ladder on it, and writes this page. Names of faults or of rungs limit it to
+those. A fault is found if a test runs and fails. An earlier error, such as a compiler's, does not
+count. Messages are cut after 120 characters.
 """
 HEADER = """
 | fault | what goes wrong | file | found by | which says |
@@ -22,7 +22,7 @@ MISSED = "**not found**"
 
 
 def beginning(fault: Fault) -> str:
-    """Of the fault's row: what the catalogue says."""
+    """The beginning of the fault's row, from the catalogue."""
     return f"| {fault.name} | {fault.what} | `{fault.path}` | "
 
 
@@ -33,14 +33,14 @@ def row(fault: Fault, result: Outcome) -> str:
 
 
 def rows_of_page() -> dict[str, str]:
-    """The rows that stand on the page, by fault."""
+    """The rows that are on the page, by fault."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
     return {line.split(" | ")[0].removeprefix("| "): line for line in rows}
 
 
 def page(rows: dict[str, str], faults: Iterable[Fault] = FAULTS) -> str:
-    """Rows by rung, in the catalogue's order; a fault without one was not found."""
+    """The page: rows by rung, in the catalogue's order. A fault without a row was not found."""
     faults = list(faults)
     lines = {f.name: rows.get(f.name) or row(f, Outcome(test=None, reason="")) for f in faults}
     found = sum(MISSED not in line for line in lines.values())
@@ -51,5 +51,5 @@ def page(rows: dict[str, str], faults: Iterable[Fault] = FAULTS) -> str:
 
 
 def _rung(fault: Fault) -> int:
-    """Rungs in the order in which the catalogue names them first."""
+    """The place of a fault's rung in the order in which the catalogue first names rungs."""
     return [other.rung for other in FAULTS].index(fault.rung)

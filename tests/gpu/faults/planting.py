@@ -1,4 +1,4 @@
-"""Plants one fault in a copy of the sources and runs the tests that must find it."""
+"""Plants a fault in a copy of the sources and runs the tests that must find it."""
 
 import os
 import re
@@ -26,12 +26,12 @@ TREE = (
     "LICENSE",
 )
 LONGEST = 120
-"""Characters of a reason."""
+"""The most characters of a reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A change of one source file that makes a kernel wrong."""
+    """A change to one source file that makes a kernel wrong."""
 
     name: str
     what: str
@@ -42,7 +42,7 @@ class Fault:
     find: str
     """The pattern of ``places`` that matches there once."""
     put: str
-    """What stands there instead; wildcards stand for what they have matched."""
+    """The replacement; a wildcard stands for the tokens that it has matched."""
     rung: str
     """The rung of the ladder that finds it."""
     tests: tuple[str, ...]
@@ -76,12 +76,12 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the tests said."""
+    """The outcome of a fault's tests."""
 
     test: str | None
     """The node id of the test that failed; ``None``: no test did."""
     reason: str
-    """That test's own words, or what came instead of a failed test."""
+    """That test's message, or what happened instead of a failed test."""
 
     @property
     def found(self) -> bool:
@@ -89,14 +89,14 @@ class Outcome:
 
 
 def plant(fault: Fault, target: Path) -> None:
-    """A checkout of links in ``target`` in which one file is another one."""
+    """Makes ``target`` a checkout of links, in which the fault's file is another one."""
     _link(ROOT, target, TREE, Path(fault.path).parts)
     source = (ROOT / fault.path).read_text(encoding="utf-8")
     (target / fault.path).write_text(fault.planted(source), encoding="utf-8")
 
 
 def _link(source: Path, target: Path, names: Iterable[str], path: tuple[str, ...]) -> None:
-    """Links to ``names`` of a folder; new folders on the way to ``path``, and nothing there."""
+    """Links to ``names`` of a folder, with new folders on the way to ``path`` and no link there."""
     for name in names:
         if name != path[0]:
             (target / name).symlink_to(source / name)
@@ -128,10 +128,10 @@ def outcome(fault: Fault, *, seconds: int = 300) -> Outcome:
 
 
 def read_outcome(status: int, output: str) -> Outcome:
-    """What pytest's exit code and output say of a fault.
+    """Reads the outcome of a fault from pytest's exit code and output.
 
-    Only a test that ran and failed has found it. An error, of a fixture, of the collection or of
-    a compiler, is one that any misprint would give.
+    Only a test that ran and failed has found it. Any typing error would cause an error in a
+    fixture, in the collection or in a compiler.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     failed = [line for line in lines if line.startswith("FAILED ")]
@@ -145,7 +145,7 @@ def read_outcome(status: int, output: str) -> Outcome:
 
 
 def told_anywhere(reason: str) -> str:
-    """Without what another machine or another run would say otherwise, and not too long."""
+    """Drops what differs between machines or runs, and cuts the rest to its length."""
     reason = re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", reason)  # the folders of a file
     reason = re.sub(r"==\d+==|\s*\(pid=\d+\)", "", reason)
     reason = re.sub(r"0x[0-9a-f]{6,}", "0x…", reason)

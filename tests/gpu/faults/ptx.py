@@ -1,5 +1,5 @@
-"""Faults that only the compiled code shows: in instructions written out for the device, whose twins
-on the CPU are right; between the host's launch and the kernel; and in what a compiler emits."""
+"""Faults that only the compiled code shows: in PTX written for the device, whose twin on the CPU is
+right; between the host's launch and the kernel; and in what a compiler emits."""
 
 from .planting import Fault
 
@@ -26,7 +26,7 @@ def _fault(name: str, what: str, at: str, find: str, put: str, test: str) -> Fau
 
 
 def _mutation(name: str, what: str, test: str) -> Fault:
-    """A change of the compiler's output, by the switch of the table that holds it."""
+    """A change to the compiler's output, planted by the switch of the table that holds it."""
     return _fault(
         name,
         what,

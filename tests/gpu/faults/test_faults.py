@@ -25,7 +25,7 @@ LAYOUTS = {
         "{BasedOnStyle: GNU, ColumnLimit: 60, BreakStringLiterals: false, SortIncludes: Never}",
     ],
 }
-"""Commands that lay out a source from their input in ways that are not ours."""
+"""Commands that reformat their input in styles that are not ours."""
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def laid_out_otherwise(path: str) -> str:
 
 
 def meaning(text: str, suffix: str) -> object:
-    """What is the same for every layout of a source."""
+    """A form of a source that does not depend on its layout."""
     if suffix == ".py":
         return ast.dump(ast.parse(text))
     return [token.text for token in tokens_of(text, suffix)]
@@ -138,7 +138,7 @@ PLANTED = (
     "chunks-tall-untried",
     "forced-but-left-out",
 )
-"""The fault of each rung that is found soonest."""
+"""For each rung, the fault that it finds fastest."""
 
 
 def test_a_fault_of_every_rung_is_planted() -> None:

@@ -1,4 +1,4 @@
-"""Writes the budgets anew: python -m tests.gpu.budgets.nvcc."""
+"""Rewrites the budgets: python -m tests.gpu.budgets.nvcc."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda with nvcc for every architecture and reads what ptxas says of each kernel."""
+"""Compiles csrc/cuda with nvcc for every architecture and reads what ptxas reports."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def release() -> str:
 
 
 def cubin(folder: Path, source: str, arch: str) -> Path:
-    """Where ``kernels_of`` leaves the code."""
+    """The file that ``kernels_of`` writes the code to."""
     return folder / f"{source}.{arch}.cubin"
 
 
@@ -50,7 +50,7 @@ def kernels_of(folder: Path, source: str, arch: str) -> list[Kernel]:
     """The kernels of one source, compiled for one architecture.
 
     Raises:
-        RuntimeError: it does not compile, or not without warnings.
+        BuildFailed: it does not compile without warnings.
     """
     assert NVCC is not None
     command = [NVCC, "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-DNDEBUG", f"-I{CSRC}"]

@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels: no warnings, no stack, and registers that are accounted for."""
+"""The kernels as nvcc compiles them: no warnings, no stack, registers as written down."""
 
 import difflib
 import re
@@ -26,10 +26,10 @@ from .compiled import (
 pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 REGISTERS_OF_MULTIPROCESSOR = 65536
 ROW_THREADS = 512
-"""Of a block; two blocks are meant to be on a multiprocessor, so that one row is read while another
-is written."""
+"""The most for one block: a multiprocessor should hold two, so that it reads one row while it
+writes another."""
 SHARED_IN_PLAN = 512
-"""Static bytes that plan_hybrid_rows counts with."""
+"""Static bytes that plan_hybrid_rows assumes."""
 ROW_SOURCES = ("hybrid_rows", "row_stats", "row_gradient")
 KERNELS = {
     "compact_rows": 1,
@@ -78,13 +78,11 @@ def test_registers_are_as_written_down(folder: Path) -> None:
         n=0,
         lineterm="",
     )
-    assert not (diff := "\n".join(moved)), (
-        f"python -m tests.gpu.budgets.nvcc writes them anew\n{diff}"
-    )
+    assert not (diff := "\n".join(moved)), f"python -m tests.gpu.budgets.nvcc rewrites them\n{diff}"
 
 
 def disassembled(folder: Path, source: str, arch: str) -> dict[str, str]:
-    """The instructions of each kernel, by the disassembler that triton brings."""
+    """The instructions of each kernel, from Triton's disassembler."""
     kernels_of(folder, source, arch)
     triton = pytest.importorskip("triton")
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"

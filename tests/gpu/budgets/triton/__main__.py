@@ -1,4 +1,4 @@
-"""Writes the table anew: python -m tests.gpu.budgets.triton."""
+"""Rewrites the table: python -m tests.gpu.budgets.triton."""
 
 from .budgets import main
 

@@ -1,9 +1,9 @@
-"""The tables of budgets: what each kernel took of a release of Triton when last written.
+"""The tables of budgets: what each kernel took under a release of Triton when last written.
 
 python -m tests.gpu.budgets.triton      # compile everything, show what moved, write it
 
-Registers and instructions differ between releases, so each has a table of its own, and the one that
-is installed is compared with its own only.
+Registers and instructions differ between releases. Each release has its own table, and the
+installed one is compared with its own table only.
 """
 
 import json
@@ -16,7 +16,7 @@ from .resources import Resources, resources
 
 TABLES = Path(__file__).with_name("tables")
 REGISTER_SLACK = 8
-"""What a change of the source may move without a word: one step in which registers are given."""
+"""How far registers may move unreported: one step in which they are allocated."""
 
 MOVES_ROWS = {"row_stats", "row_gradient", "hybrid_rows", "score_parts"}
 MOVES_ROWS |= {"gather_rows", "scatter_rows", "scale"}
@@ -37,7 +37,7 @@ def measured(case: str, target: str) -> dict[str, Resources]:
 
 
 def broken_rules(case: str, target: str, found: dict[str, Resources]) -> list[str]:
-    """What no table may permit, a line each."""
+    """Violations of the rules that hold for every table, a line each."""
     lines = []
     for kernel, taken in found.items():
         if taken.spills:
@@ -52,7 +52,7 @@ def broken_rules(case: str, target: str, found: dict[str, Resources]) -> list[st
 
 
 def read() -> Table | None:
-    """The table of the installed Triton; ``None`` where nobody has written one."""
+    """The table of the installed Triton; ``None`` if there is none."""
     if not table_of().exists():
         return None
     table = json.loads(table_of().read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def read() -> Table | None:
 
 
 def write(table: Table) -> None:
-    """One line a kernel and target, so that a change of the table reads well."""
+    """One line for each kernel and target, so that a diff of the table reads well."""
     cases = []
     for case, targets in table.items():
         lines = []
@@ -78,7 +78,7 @@ def write(table: Table) -> None:
 
 
 def moved(budget: dict[str, Resources], found: dict[str, Resources]) -> list[str]:
-    """What differs, a line each; registers within their slack do not."""
+    """The differences, a line each; registers within their slack do not count."""
     lines = [f"{name}: no longer launched" for name in budget if name not in found]
     for kernel, now in found.items():
         if kernel not in budget:

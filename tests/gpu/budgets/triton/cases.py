@@ -1,7 +1,7 @@
 """Calls of the public launchers that between them compile every configuration.
 
-The tensors are CPU memory that nothing reads: their shapes, types and strides are what Triton
-specialises a kernel for, as it would for a GPU's.
+The tensors are CPU memory that nothing reads. Triton specialises a kernel for their shapes, types
+and strides, as it would for a GPU's tensors.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from wavalign_fast.ops import triton as backend
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
-VOCAB = 168_072  # VITA-Audio's: divides by 8 and by no higher power of two
+VOCAB = 168_072  # VITA-Audio's: a multiple of 8 and of no higher power of two
 HIDDEN = 3584
 IGNORE = -100
 
@@ -33,7 +33,7 @@ def row_stats(dtype: torch.dtype, *, bias: bool, rows: int = 2) -> None:
 
 
 def row_gradient(dtype: torch.dtype, out: torch.dtype, *, bias: bool, every: bool) -> None:
-    """``every``: with gradients of entropy and lse beside the log-prob's."""
+    """``every``: with gradients of entropy and lse too."""
     stats, grads = RowStats(*columns(4, 2)), RowGrads(*columns(3 if every else 1, 2))
     backend.row_gradient_(
         RowChunk(*chunk(2, dtype, bias=bias), scale=1.0, ignore_index=IGNORE),
@@ -75,7 +75,7 @@ def compaction(total: int = 5000, capacity: int = 3000) -> None:
 
 
 def scale(dtype: torch.dtype, size: int = 9000, items: int = 0) -> None:
-    """``items`` is where the gradient lies, in elements beyond 16 bytes."""
+    """``items`` is where the gradient starts, in elements beyond a multiple of 16 bytes."""
     backend.scale_(torch.empty(size + items, dtype=dtype)[items:], torch.empty(()))
 
 

@@ -1,8 +1,8 @@
-"""A driver that compiles what is launched, as on a GPU, and hands each launch to a function.
+"""A driver that compiles launched kernels as for a GPU and hands each launch to a function.
 
-With it the package's own launchers run on CPU tensors: Triton looks at their arguments as it would
-look at a GPU's, compiles for the target, checks the target's limits, and then calls ``on_launch``
-where a GPU would start. Nothing computes unless that function does.
+It lets the package's own launchers run on CPU tensors: Triton inspects their arguments as it would
+for a GPU, compiles for the target, checks the target's limits, and then calls ``on_launch`` instead
+of a GPU. Nothing is computed unless that function does it.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ from triton.compiler import CompiledKernel
 
 from .targets import TARGETS, Target
 
-# What the sources compile to is cached for the session, and not beyond it.
+# Compiled code is cached for the session only.
 CACHE = tempfile.TemporaryDirectory(prefix="triton-")
 
 
@@ -27,14 +27,14 @@ class Argument:
 
     name: str
     type: str
-    """In Triton's words: ``*fp32``, ``*i64``, ``i32``, ``fp32``."""
+    """Triton's name of the type: ``*fp32``, ``*i64``, ``i32``, ``fp32``."""
     value: Any
-    """What the launch passed: a tensor or a number."""
+    """The value passed: a tensor or a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A kernel, compiled, and what one launch would give it."""
+    """A compiled kernel, and what one launch would pass to it."""
 
     name: str
     grid: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Launch:
 
 
 class RecordingDriver:
-    """What Triton asks of a driver, for one target."""
+    """The interface that Triton expects of a driver, for one target."""
 
     def __init__(self, target: Target, on_launch: Callable[[Launch], None]) -> None:
         self.target = target
@@ -69,7 +69,7 @@ class RecordingDriver:
         return self.target.gpu
 
     def get_current_device(self) -> int:
-        """Each target is a device of its own: compiled kernels are cached by device."""
+        """Each target is a separate device, because compiled kernels are cached by device."""
         return list(TARGETS).index(self.target.name)
 
     def get_current_stream(self, device: int) -> int:
@@ -103,7 +103,7 @@ class RecordingDriver:
             launched = Launch(
                 name=source.fn.__name__, grid=(x, y, z), arguments=arguments, kernel=compiled
             )
-            # A compiled kernel keeps this function beyond the driver that asked for it.
+            # A compiled kernel keeps this function longer than the driver lives.
             triton.runtime.driver.active.on_launch(launched)
 
         return launch
@@ -125,7 +125,7 @@ def driver_for(target: str, on_launch: Callable[[Launch], None]) -> Iterator[Rec
 
 @contextmanager
 def recorded(target: str) -> Iterator[list[Launch]]:
-    """The launches inside, compiled for ``target`` and not run."""
+    """The launches in this context, compiled for ``target`` and not run."""
     launches: list[Launch] = []
     with driver_for(target, launches.append):
         yield launches

@@ -1,4 +1,4 @@
-"""What a compiled kernel takes of its target: registers, memory, instructions, occupancy."""
+"""The resources of a compiled kernel: registers, memory, instructions, occupancy."""
 
 import re
 import subprocess
@@ -21,15 +21,15 @@ class Resources(NamedTuple):
     registers: int
     """32-bit registers of a thread."""
     spills: int
-    """Bytes of stack and instructions that reach it; on AMD, spilled registers."""
+    """Bytes of stack and instructions that access it; on AMD, spilled registers."""
     shared: int
     """Bytes of shared memory of a program."""
     programs: int
     """Programs that fit on a multiprocessor or compute unit at once."""
     wide: int
-    """Instructions that move 16 bytes a thread between global memory and the chip."""
+    """Instructions that move 16 bytes per thread to or from global memory."""
     matrix: str
-    """The instruction that multiplies matrices; empty where nothing is multiplied by one."""
+    """The instruction that multiplies matrices; empty if there is none."""
 
 
 def resources(launch: Launch, target: str) -> Resources:
@@ -60,7 +60,7 @@ def _on_nvidia(launch: Launch, target: Target) -> Resources:
 
 
 def _programs_on_nvidia(registers: int, launch: Launch, target: Target) -> int:
-    """Registers are given to a warp by 256, warps to four schedulers, shared memory with 1 KiB."""
+    """A warp gets registers in units of 256; four schedulers share warps; a block adds 1 KiB."""
     warps = launch.threads // 32
     a_warp = -(-registers * 32 // 256) * 256
     by_registers = 65_536 // 4 // a_warp * 4 // warps
@@ -72,7 +72,7 @@ def _on_amd(launch: Launch, target: Target) -> Resources:
     code = launch.asm["amdgcn"]
     registers = _amd_field(code, "vgpr_count") + _amd_field(code, "agpr_count")
     operations = Counter(re.findall(r"\b(v_\w+|buffer_\w+|global_\w+)", code))
-    # 512 registers a lane on each of four SIMDs, given by 8; at most 8 waves on one.
+    # 512 registers a lane on each of four SIMDs, in units of 8; at most 8 waves on one.
     waves = 4 * min(8, 512 // (-(-registers // 8) * 8))
     by_shared = target.shared_per_unit // max(launch.metadata.shared, 1)
     return Resources(

@@ -1,4 +1,4 @@
-"""The architectures that are compiled for, and what each gives a kernel."""
+"""The target architectures, and the limits of each."""
 
 from dataclasses import dataclass
 

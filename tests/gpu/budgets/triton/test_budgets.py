@@ -1,4 +1,4 @@
-"""Every configuration compiles for every target, within its limits and as the table says."""
+"""Every configuration compiles for every target, within its limits and its budget."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def test_the_oldest_release_and_the_pinned_one_have_their_tables():
-    """Without its table a release is skipped below, and nobody would notice in CI."""
+    """Without a table the tests below skip the release, which CI would not notice."""
     lists = [ROOT / "pyproject.toml", ROOT / "tools" / "releases" / "floors.txt"]
     texts = [path.read_text(encoding="utf-8") for path in lists]
     releases = [re.search(r"\btriton==([\d.]+)", text)[1] for text in texts]

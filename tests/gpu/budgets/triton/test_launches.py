@@ -1,4 +1,4 @@
-"""The launchers on CPU tensors under a driver that compiles and records, and runs nothing."""
+"""The launchers on CPU tensors, under a driver that compiles and records but runs nothing."""
 
 from unittest import mock
 
@@ -71,7 +71,7 @@ def test_what_comes_before_16_bytes_is_scaled_by_a_launch_of_its_own():
 
 
 def rows_of(rows: int, vocab: int, ignore_index: int, scale: float, *, shifted: bool) -> None:
-    """All three row kernels; ``shifted`` starts each row's values one element further on."""
+    """All three row kernels; ``shifted`` starts each row's values one element later."""
     first = int(shifted)
     logits = torch.empty(rows, (vocab + 63) // 64 * 64)[:, :vocab]
     targets = torch.empty(rows + 1, dtype=torch.int64)[first : rows + first]
@@ -85,7 +85,7 @@ def rows_of(rows: int, vocab: int, ignore_index: int, scale: float, *, shifted: 
 
 
 def test_other_sizes_and_values_compile_nothing_again():
-    """Every step has another number of rows, every model another vocabulary: one compilation."""
+    """Steps differ in their rows and models in their vocabulary: one compilation serves all."""
     with recorded(H100) as launches:
         rows_of(64, 32_000, -100, 1.0, shifted=False)
         rows_of(63, 32_000, -100, 1.0, shifted=True)

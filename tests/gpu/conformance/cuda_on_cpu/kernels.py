@@ -160,7 +160,7 @@ def _chunk(chunk: RowChunk) -> ctypes.Structure:
 
 
 def _storage(logits: torch.Tensor) -> torch.Tensor:
-    """All that the rows lie in, the garbage between them included."""
+    """The rows' whole storage, including the garbage between them."""
     size = logits.untyped_storage().nbytes() // logits.element_size()
     return logits.as_strided((size,), (1,))
 
@@ -174,7 +174,7 @@ def _chunk_buffers(chunk: RowChunk) -> dict[str, torch.Tensor | None]:
 
 
 def _empty_stats(rows: int) -> dict[str, torch.Tensor]:
-    """Filled with what no kernel writes, so that an unwritten output is seen."""
+    """Filled with a value that no kernel writes, so that an unwritten output shows."""
     return {f"out.{name}": torch.full((rows,), -12345.0) for name in RowStats._fields}
 
 
@@ -187,7 +187,7 @@ def _viewed(result: Result, logits: torch.Tensor) -> torch.Tensor:
 
 
 def on_strategy(kernels: Kernels, strategy: str, vocab: int, dtype: torch.dtype) -> Kernels:
-    """A device on which the hybrid kernel takes this way, as far as so few logits allow it."""
+    """A device on which the hybrid kernel uses this strategy, as far as so few logits allow."""
     if strategy == "held":
         return kernels
     if strategy == "streamed":

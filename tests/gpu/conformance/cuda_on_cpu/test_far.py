@@ -1,4 +1,4 @@
-"""Chunks and matrices of more than 2^31 elements: mapped without memory, touched at both ends."""
+"""Chunks and matrices of more than 2^31 elements: mapped without memory, used at both ends."""
 
 import pytest
 import torch

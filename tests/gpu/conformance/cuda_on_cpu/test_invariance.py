@@ -1,4 +1,4 @@
-"""A row's bits depend on the row: not on its place, its neighbours, or the order of the threads."""
+"""A row's bits depend on the row alone, not on its place, its neighbours or the thread order."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the host decides: how a row is held, and which launches are refused."""
+"""Decisions of the host: how a row is held, and which launches are refused."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_how_a_row_is_held(
     if strategy == HELD:
         assert vocab * dtype.itemsize <= plan.shared_bytes * cluster
         assert plan.shared_bytes <= limit - 512
-        # Twice as many blocks, or two of these on a multiprocessor.
+        # The smallest cluster that lets two blocks share a multiprocessor, or that holds the row.
         assert cluster == 1 or 2 * plan.shared_bytes * cluster > vocab * dtype.itemsize
     else:
         assert plan.shared_bytes == 0

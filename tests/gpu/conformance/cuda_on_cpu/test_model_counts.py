@@ -1,4 +1,4 @@
-"""The counts of benchmarks/gpu_model.py against the kernels."""
+"""The counts of benchmarks/gpu_model.py, compared with the kernels."""
 
 from dataclasses import replace
 
@@ -18,11 +18,11 @@ ROWS = 3
 MOST_THREADS = 512
 PAIRS = [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
 SMALL = 6 * 1024
-"""Shared memory that holds the smaller row, or an eighth of the larger one, and not more."""
+"""Shared memory for the smaller row, or for an eighth of the larger one, and no more."""
 
 
 def check(kernels: Kernels, work: gpu_model.Work, item: int) -> None:
-    """The chunk's bytes are those of the model; some or all threads also ask for the target's."""
+    """The chunk's bytes are those of the model; some or all threads also load the target's."""
     read, written = (
         sum(a.bytes * a.passes for a in arrays if a.between) for arrays in (work.reads, work.writes)
     )

@@ -1,4 +1,4 @@
-"""Row kernels on the emulated device against their definition in float64."""
+"""Row kernels on the emulated device, compared with their definition in float64."""
 
 import math
 
@@ -24,7 +24,7 @@ PAIRS = [
 ]
 TYPES = [pytest.param(pair, id="-".join(str(t)[6:] for t in pair)) for pair in PAIRS]
 VALUE_ERROR = 3e-7
-"""Of a log-prob, as a share of the row's largest logit."""
+"""The error allowed in a log-prob, relative to the row's largest logit."""
 
 
 def largest(logits: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ def largest(logits: torch.Tensor) -> torch.Tensor:
 
 
 def check_values(found: RowStats, plain: RowStats, truth: RowStats, logits: torch.Tensor) -> None:
-    """At most twice the error of plain torch, or the accuracy that is promised."""
+    """At most twice the error of plain torch, or the accuracy that is guaranteed."""
     promised = 1e-5 + VALUE_ERROR * largest(logits)
     for name, value in found._asdict().items():
         wanted, ordinary = getattr(truth, name), getattr(plain, name).double()
@@ -46,9 +46,9 @@ def check_values(found: RowStats, plain: RowStats, truth: RowStats, logits: torc
 def check_gradient(
     found: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, logits: torch.Tensor
 ) -> None:
-    """At most three times the error of plain torch in each row, or what that of logp makes."""
+    """At most three times the error of plain torch in each row, or what logp's error causes."""
     assert torch.equal(found.isnan(), truth.isnan())
-    # Where the truth is 0 without rounding, so is the gradient: dead rows, banned ids.
+    # The gradient is 0 where the truth is exactly 0: dead rows, banned ids.
     absent = (truth == 0) & (plain == 0)
     assert (found[absent] == 0).all()
     found, plain, truth = (x.double().nan_to_num() for x in (found, plain, truth))
@@ -59,7 +59,7 @@ def check_gradient(
 
 
 def garbage_is_kept(kernels: Kernels, logits: torch.Tensor) -> bool:
-    """Whether the columns between V and the pitch still hold what they held."""
+    """Whether the columns between V and the pitch are unchanged."""
     pitch = logits.stride(0)
     left = kernels.last.buffers["chunk.logits"].view(-1, pitch)[:, logits.shape[1] :]
     before = logits.as_strided(left.shape, (pitch, 1), logits.shape[1])
@@ -151,7 +151,7 @@ def test_columns_that_are_absent_are_terms_that_are_absent(
 
 @pytest.fixture(params=[168072, 168055], scope="module")
 def large(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two rows of the model's vocabulary, or of one that fills no vector."""
+    """Two rows of the model's vocabulary, or of one that is no multiple of a vector."""
     logits, targets, bias = problems.chunk(request.param, torch.float32)
     rows = torch.tensor([problems.ORDINARY, problems.LAST])
     return problems.padded(logits[rows]), targets[rows], bias
@@ -159,7 +159,7 @@ def large(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, t
 
 @pytest.mark.parametrize("strategy", ["held", "streamed"])
 def test_hybrid_rows_of_the_models_vocabulary(kernels: Kernels, large, strategy: str) -> None:
-    # On an H100 a row of it is spread over a cluster of eight; on an A100 it is read twice.
+    # An H100 spreads such a row over a cluster of eight; an A100 reads it twice.
     device = kernels.on(arch=90) if strategy == "held" else kernels.on(arch=80, shared_bytes=166912)
     logits, targets, bias = large
     table = TokenTable(*(column[:2] for column in problems.table(torch.zeros(10))))
@@ -206,7 +206,7 @@ def test_gradient_of_the_models_vocabulary(kernels: Kernels, large) -> None:
 
 
 def test_far_offsets_cost_no_digits(kernels: Kernels) -> None:
-    # Exact in fp32 at 2e4, so that nothing is rounded before the kernel has them.
+    # Exact in fp32 at 2e4, so that nothing is rounded before the kernel reads it.
     g = torch.Generator().manual_seed(0)
     near = (200 * torch.randn(3, 500, generator=g)).round() / 64
     targets, ones = torch.tensor([3, 4, 499]), torch.ones(3)

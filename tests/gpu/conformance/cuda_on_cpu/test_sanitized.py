@@ -1,4 +1,4 @@
-"""The kernels under sanitizers, and what they do to memory, byte by byte."""
+"""The kernels under sanitizers, and their accesses to memory, byte by byte."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from .test_copies import TILE, compacted
 from .test_groups import rewards, statistics
 
 FP32, BF16 = torch.float32, torch.bfloat16
-# Held by one block and by several (the last of them without a logit), and read twice in many steps.
+# Held by one block, held by several (the last one without a logit), and read twice in many steps.
 WAYS = [
     ("held", 1009, FP32, BF16),
     ("held", 31, BF16, BF16),
@@ -58,7 +58,7 @@ def test_addresses_of_hybrid_rows(
 def test_races_in_hybrid_rows(
     kernels: Kernels, strategy: str, vocab: int, dtype: torch.dtype, out: torch.dtype
 ) -> None:
-    # A thread costs the sanitizer a millisecond; the third row is the dead one.
+    # The sanitizer takes a millisecond per thread; the third row is the dead one.
     device = on_strategy(kernels.on("races"), strategy, vocab, dtype)
     run_hybrid(device, vocab, dtype, out, rows=3)
 
@@ -81,7 +81,7 @@ def test_each_logit_is_read_and_written_once(
     units = (vocab + 7) // 8
     blocks = min(units, 8) if strategy == "cluster" else 1
     reads = 2 if strategy == "streamed" else 1
-    # Every block of a row reads the target's logit once more; the third row is a dead one.
+    # Every block of a row reads the target's logit again; the third row is a dead one.
     assert device.last.read["chunk.logits"] == 2 * dtype.itemsize * (reads * vocab + blocks)
     assert device.last.written["chunk.logits"] == 3 * out.itemsize * vocab
 

@@ -13,7 +13,7 @@ from .kernels import DTYPES, Kernels, ScaleParams
 
 FACTOR = 0.7
 TURN = 512 * 256 * 4 * 8
-"""Items in bf16 that the largest grid takes before any of its threads takes a second batch."""
+"""Items in bf16 that the largest grid processes before any thread starts a second batch."""
 
 
 def gradient_of(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -34,7 +34,7 @@ def assert_scaled(found: torch.Tensor, gradient: torch.Tensor, factor: float) ->
     torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
-# Nothing, less than a vector, vectors without and with a rest, a block and several.
+# Nothing, less than a vector, vectors without and with a remainder, a block, several blocks.
 @pytest.mark.parametrize("size", [0, 1, 5, 8, 31, 2048, 9001])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_size_from_any_item_on(kernels: Kernels, size: int, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""csrc/common/token_math.h against the definition, in float and in double."""
+"""csrc/common/token_math.h compared with the definition, in float and in double."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ NAMES = ("policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_
 
 
 def tokens() -> tuple[torch.Tensor, TokenTable]:
-    """Every combination of ratio, sign, gap and coefficients that takes a way of its own."""
+    """Every combination of ratio, sign, gap and coefficients that takes a different branch."""
     ratios = (-30.0, -0.3, 0.0, 1e-3, 0.2, 0.3, 19.5, 20.0, 20.5, 60.0, math.nan)
     gaps = (-40.0, -1e-4, 0.0, 1e-4, 2.0, 19.5, 25.0, math.nan)
     advantages = (-1.5, 0.0, 0.7)
@@ -76,7 +76,7 @@ def test_gradient_by_the_log_prob(
 
 
 def test_ratios_grow_beyond_20_nats(kernels: Kernels) -> None:
-    # The only bound that lies there: below it nothing is clipped, above it all is.
+    # The only bound in that range: below it nothing is clipped, above it everything is.
     logp, one = torch.full((2,), -1.0).double(), torch.ones(2).double()
     table = TokenTable(one, one, 0 * one, 0 * one, old_logp=logp - torch.tensor([20.5, 23.0]))
     bound = (0.0, 2 * math.exp(20.0))

@@ -1,8 +1,8 @@
 """Builds the bindings of the CUDA kernels a second time, as shared objects that need no GPU.
 
-Source and flags are those of the installed extension. The ops go to another namespace and to the
-CPU's dispatch key, device and stream come from accelerator.cpp, and behind the launch functions
-stands either nothing or the kernels themselves, run on the CPU by tools/cuda_on_cpu.
+Source and flags are those of the installed extension. The ops are registered in another namespace
+and for the CPU's dispatch key. Device and stream come from accelerator.cpp. The launch functions do
+nothing, or run the kernels on the CPU with tools/cuda_on_cpu.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ ON_CPU_CXX = [*CXX, *toolchain.FLAGS, *(f"-I{folder}" for folder in toolchain.IN
 
 
 class Library:
-    """A shared object with the ops of a namespace, and its make-believe accelerator."""
+    """A shared object with the ops of a namespace, and its pretended accelerator."""
 
     def __init__(self, path: Path, namespace: str) -> None:
         torch.ops.load_library(str(path))
@@ -45,27 +45,27 @@ class Library:
         self._library.make_believe_set.argtypes = (ctypes.c_void_p, ctypes.c_int)
 
     def events(self) -> list[str]:
-        """What happened since the last call, in order."""
+        """The events since the last call, in order."""
         return self._library.make_believe_events().decode().splitlines()
 
     def set(self, *, stream: int = 0, status: int = 0) -> None:
-        """The stream that is current from now on, and what launches that do nothing return."""
+        """Sets the current stream, and the status of launches that do nothing."""
         self._library.make_believe_set(stream, status)
 
     def pretend(self, *, arch: int = 90, seed: int = 1) -> None:
-        """The device on which kernels think they run, and the order of their threads."""
+        """Sets the device that kernels run on, and the order of their threads."""
         self._library.make_believe_device(arch, seed)
 
 
 @functools.cache
 def without_kernels() -> Library:
-    """Launches do nothing but be noted."""
+    """A library whose launches are recorded and do nothing."""
     return _load("wavalign_fast_unlaunched", {HERE / "no_kernels.cpp": [*CXX, "-std=c++20"]})
 
 
 @functools.cache
 def emulated() -> Library:
-    """Launches run the kernels on the CPU."""
+    """A library whose launches run the kernels on the CPU."""
     noted = [*ON_CPU_CXX, "-include", "noted_launches.h", "-x", "c++"]
     sources = {path: ON_CPU_CXX for path in toolchain.EMULATOR}
     sources |= {ROOT / name: noted for name in build_cuda.KERNELS}
@@ -74,7 +74,7 @@ def emulated() -> Library:
 
 
 def _load(namespace: str, sources: Mapping[Path, list[str]]) -> Library:
-    """Compiles ``sources``, each with its command, with the bindings, unless that was done."""
+    """Compiles the bindings and ``sources``, each with its command, unless that is done."""
     bindings = build_cuda.bindings_command(BUILT, debug=False)
     bindings += [f"-DWAVALIGN_NAMESPACE={namespace}", "-DWAVALIGN_DISPATCH_KEY=CPU"]
     commands = {
@@ -92,7 +92,7 @@ def _load(namespace: str, sources: Mapping[Path, list[str]]) -> Library:
     target = folder / "library.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Several workers may be at it at once; the last one's file stays.
+        # Several workers may build at once; the last one's file stays.
         own = f"{os.getpid()}.o"
 
         def compile_one(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the bindings do around a launch: checks, device, stream, status. No kernel runs here."""
+"""The bindings around a launch: checks, device, stream, status. No kernel runs here."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The installed extension: what it asks of its process, what is in it, what torch knows of it.
+"""The installed extension: what it needs from its process, what it holds, what torch sees of it.
 
-It is compiled by the nvcc of this machine. Where there is none these tests are skipped, unless
-WAVALIGN_FORCE_CUDA says that it must be there, as it does in continuous integration.
+This machine's nvcc compiles it. Without nvcc these tests are skipped, unless WAVALIGN_FORCE_CUDA
+requires it, as in continuous integration.
 """
 
 import os
@@ -46,7 +46,7 @@ def test_it_needs_no_cuda_of_torch(binary):
     assert needed <= {"libtorch", "libtorch_cpu", "libc10", "ld-linux-x86-64", *runtime}
     missing = symbols(binary, "--undefined-only")
     torch_api = {name for name in missing if name.startswith(("aoti_", "torch_"))}
-    # Weak: null where torch has no CUDA part, which libtorch brings where it has one.
+    # Weak: null if torch has no CUDA part; otherwise libtorch loads it.
     torch_api.remove("aoti_torch_get_current_cuda_stream")
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     assert torch_api and torch_api <= symbols(library, "--defined-only")
@@ -57,7 +57,7 @@ def test_it_needs_no_cuda_of_torch(binary):
 
 
 def test_it_hands_out_nothing_but_its_module(binary):
-    """A second CUDA runtime in the process must not meet the names of this one."""
+    """The symbols of this CUDA runtime must not collide with those of another in the process."""
     exported = symbols(binary, "--defined-only")
     assert "PyInit__C_cuda" in exported
     assert not [name for name in exported if re.search(r"^cu|cuda[A-Z]|wavalign", name)]
@@ -72,14 +72,14 @@ def test_it_holds_code_for_every_architecture(binary):
         done = subprocess.run(
             [TOOLS / "cuobjdump", option, binary], capture_output=True, text=True, check=True
         )
-        # Not every release of the tool prints the letter of 90a.
+        # Some releases of the tool do not print the letter of 90a.
         assert {name.rstrip("af") for name in wanted} == {
             name.rstrip("af") for name in re.findall(rf"\.sm_(\w+)\.{suffix}", done.stdout)
         }
 
 
 def test_torch_knows_the_schemas_of_this_source(binary):
-    """A stale binary would carry others."""
+    """A stale binary would have other schemas."""
     library = without_kernels()
     for name in CALLS:
         ours, source = (str(getattr(ops, name).default._schema) for ops in (cuda.OPS, library.ops))

@@ -1,4 +1,4 @@
-"""The CUDA kernels as torch ops, from their Python face to the last store.
+"""The CUDA kernels as torch ops, from the Python call to the last store.
 
 They run on the CPU, emulated, and the same tests run on a GPU where there is one (``-m gpu``). What
 each kernel computes is tested in ../cuda_on_cpu. Here every argument must reach its place, every
@@ -23,14 +23,14 @@ STREAM = 0x57
 
 @pytest.fixture(params=[80, 90, pytest.param("gpu", marks=pytest.mark.gpu)])
 def place(request, monkeypatch):
-    """The tensors' device: the CPU, whose kernels think they run on sm_80 or sm_90, or a GPU."""
+    """The tensors' device: the CPU pretending to be sm_80 or sm_90, or a GPU."""
     if request.param == "gpu":
         reason = cuda.status()
         if reason is not None:
             pytest.skip(reason)
         yield torch.device("cuda")
         return
-    # Only here: it is compiled when first asked for, which takes minutes of a GPU's time.
+    # Only here: the first use compiles it, which takes minutes of a GPU's time.
     emulated_library = request.getfixturevalue("emulated_library")
     monkeypatch.setattr(cuda, "OPS", emulated_library.ops)
     emulated_library.pretend(arch=request.param)
@@ -131,7 +131,7 @@ def test_group_statistics_and_mix(place, std):
         threshold=gate.threshold,
         variance_scale=gate.variance_scale,
     )
-    # On the CPU, where no kernel of ours serves: on a GPU the functions would call the same one.
+    # On the CPU, which has no such kernel: on a GPU the functions would call the same one.
     rewards = rewards.cpu()
     torch.testing.assert_close(advantages.cpu(), group_advantages(rewards, std=std, eps=0.01))
     previous, known = torch.zeros(1, device=place), torch.zeros(1, dtype=torch.bool, device=place)
@@ -142,7 +142,7 @@ def test_group_statistics_and_mix(place, std):
         )
         torch.testing.assert_close(found.cpu(), rl_weight.reshape(1))
         torch.testing.assert_close(found_parts.cpu(), torch.stack(list(parts.values())[:5]))
-        # The gate moves on: twice this λ, so that the step before is seen in the next one.
+        # The gate moves on: twice this λ, so that the previous step shows in the next one.
         gate.value = 0.5 * rl_weight
         previous, known = gate.value.reshape(1).to(place), ~known
 
@@ -177,7 +177,7 @@ def test_gather_and_scatter_rows(place, width):
 @pytest.mark.parametrize("size", [0, 1, 9, 5000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scale(place, dtype, size):
-    """By a scalar in the loss's type, in memory that starts on any element."""
+    """Times a scalar in the loss's type, in memory that starts at any element."""
     for factor in (1.0, 0.3, -torch.inf, torch.nan):
         for scalar in (torch.float32, torch.float64):
             gradient = torch.randn(size + 3, device=place).to(DTYPES[dtype])[3:]
@@ -190,7 +190,7 @@ def test_scale(place, dtype, size):
 def calls(place: torch.device) -> dict[str, tuple]:
     logits, ids, bias = chunk(place, 64)
     logits = logits.contiguous()  # as the check copies it
-    ids = torch.where(ids == 64, 0, ids)  # no NaN, which is unlike itself
+    ids = torch.where(ids == 64, 0, ids)  # no NaN, which is unequal to itself
     stats = row_ops.row_stats(RowChunk(logits, ids, bias, scale=1.0, ignore_index=-100))
     terms = (*table(place), 1.0, -100)
     reals = torch.rand(3, 4, device=place)
@@ -222,7 +222,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", calls(CPU))
 def test_opcheck(place, name):
-    """Schemas name what is written, results are memory of their own, fakes have the shapes."""
+    """Schemas name what is written, results have their own memory, fakes have the right shapes."""
     torch.library.opcheck(getattr(cuda.OPS, name).default, calls(place)[name])
 
 
@@ -250,7 +250,7 @@ def test_nothing_is_launched_for_nothing(emulated_cuda, emulated_library):
 
 
 def test_operands_lie_where_the_view_says(place):
-    """The second row's gradients start where its logits did, not right behind the first's."""
+    """The second row's gradients start where its logits did, not right after the first row's."""
     logits, ids, _ = chunk(place, 70)
     memory = logits.as_strided((ROWS, logits.stride(0)), (logits.stride(0), 1))
     chunk_of = RowChunk(logits, ids, None, 1.0, -100)
@@ -262,7 +262,7 @@ def test_operands_lie_where_the_view_says(place):
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", ["gpu"], indirect=True)
 def test_a_graph_replays_the_step_on_new_logits(place):
-    """Nothing waits for the device, and nothing is decided by what the tensors hold."""
+    """No host sync, and no decision by the values of the tensors."""
     logits, ids, bias = chunk(place, 1000)
     options = {"clip": None, "out_dtype": torch.bfloat16}
     fresh = logits.as_strided((ROWS, logits.stride(0)), (logits.stride(0), 1)).clone()
@@ -288,7 +288,7 @@ def test_a_graph_replays_the_step_on_new_logits(place):
 def test_a_graph_reads_the_factor_when_it_is_replayed(place):
     factor = torch.ones((), dtype=torch.float64, device=place)
     gradient = torch.ones(5000, dtype=torch.bfloat16, device=place)
-    cuda.scale_(gradient, factor)  # loads the kernel, which a capture need not allow
+    cuda.scale_(gradient, factor)  # loads the kernel, which a capture may not allow
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         cuda.scale_(gradient, factor)

@@ -1,15 +1,15 @@
-"""Finds accesses outside every tensor, and accesses that nothing orders.
+"""Finds accesses outside every tensor, and unordered accesses.
 
-The interpreter runs programs one after another and every operation for all lanes at once, so a
-kernel that depends on an order which a GPU does not keep gives right values here. The checker
+The interpreter runs one program after another, and every operation for all lanes at once. So a
+kernel that depends on an order which a GPU does not guarantee gives right values here. The checker
 looks at the addresses instead:
 
 * **bounds**: each lane's bytes must lie in an element of a tensor that the launch was given. The
   gap between the rows of a strided tensor is outside.
 * **races between programs**: no byte that one program writes may be touched by another.
 * **races inside a program**: warps are not in step, so a byte that is written may not be touched
-  by another lane between the same two barriers (``tl.debug_barrier``). Lanes of operations of the
-  same size are the same thread; reductions are not counted as barriers, though they hold one.
+  by another lane between the same two barriers (``tl.debug_barrier``). Equal lanes of operations of
+  the same size are taken for one thread. Reductions do not count as barriers, though they have one.
 
 A load's lanes under a false mask without ``other`` are undefined on a GPU; here they hold NaN.
 """
@@ -25,11 +25,11 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 EVERY_LANE = -1
-"""A scalar is read or written by all threads."""
+"""The lane of a scalar, which all threads read or write."""
 
 
 class Fault(Exception):
-    """What a kernel did that it may not do."""
+    """A kernel did something that it may not do."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Access(NamedTuple):
 
 @dataclass
 class Launch:
-    """What one launch has touched so far."""
+    """The accesses of one launch so far."""
 
     kernel: str
     regions: list[Region]
@@ -115,7 +115,7 @@ class Launch:
         )
 
     def check_order(self) -> None:
-        """Raises on the first byte that two programs or two lanes touch in no order."""
+        """Raises on the first byte that two programs or two lanes access without an order."""
         events = _events(self.accesses)
         if events is None:
             return
@@ -135,7 +135,7 @@ class Launch:
 
 
 def _events(accesses: list[Access]) -> tuple[np.ndarray, ...] | None:
-    """Byte, program, epoch, lane and kind of each access to memory that is written at all."""
+    """Byte, program, epoch, lane and kind of each access to memory that some access writes."""
     written = [access for access in accesses if access.writes]
     if not written:
         return None
@@ -154,7 +154,7 @@ def _events(accesses: list[Access]) -> tuple[np.ndarray, ...] | None:
 
 
 def _first_clash(keys: tuple[np.ndarray, ...], other: np.ndarray, writes: np.ndarray) -> int | None:
-    """The byte of the first group of equal keys that holds a write and differs in ``other``."""
+    """The first byte whose accesses have equal keys, include a write, and differ in ``other``."""
     order = np.lexsort(keys[::-1])
     ends = np.zeros(order.size, dtype=bool)
     for key in keys:
@@ -170,7 +170,7 @@ _current: list[Launch] = []
 
 
 def install() -> None:
-    """Checks every launch of the process from here on."""
+    """Checks every launch of the process from now on."""
     InterpreterBuilder.create_masked_load = _load(InterpreterBuilder.create_masked_load)
     InterpreterBuilder.create_masked_store = _store(InterpreterBuilder.create_masked_store)
     InterpreterBuilder.create_barrier = _barrier

@@ -1,7 +1,7 @@
-"""The process in which Triton interprets kernels: runs test functions that it is sent.
+"""The process in which Triton interprets kernels: it runs test functions on request.
 
 Triton decides at import, for the whole process, whether it compiles or interprets. The tests of
-this folder are collected in pytest's process and run in this one, so that all others are as ever.
+this folder are collected in pytest's process and run in this one, so no other test is affected.
 """
 
 import importlib
@@ -34,7 +34,7 @@ class Child:
         return self.process.poll() is None
 
     def call(self, module: str, function: str, arguments: dict[str, Any]) -> str | None:
-        """Runs a test function; what failed, in words, or ``None``."""
+        """Runs a test function and returns what failed, in words, or ``None``."""
         assert self.process.stdin is not None and self.process.stdout is not None
         pickle.dump((module, function, arguments), self.process.stdin)
         self.process.stdin.flush()
@@ -58,8 +58,8 @@ def run(module: str, function: str, arguments: dict[str, Any]) -> str | None:
 
 
 def _headline(error: BaseException) -> str:
-    """The first line that pytest shows: what was raised first, and its line if it says nothing."""
-    while error.__cause__ is not None:  # the interpreter wraps an error once a call
+    """The first line that pytest shows: the first exception, and its source line if it is empty."""
+    while error.__cause__ is not None:  # the interpreter wraps an error at every call
         error = error.__cause__
     said = [line for line in str(error).splitlines() if line.strip()]
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,4 +1,4 @@
-"""Chunks of logits as a backend gets them, and what their rows must become."""
+"""Chunks of logits as a backend gets them, and comparisons of the results."""
 
 import math
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
         return Chunk(self.logits.double(), self.targets, bias)
 
     def fresh(self) -> "Chunk":
-        """The same values in other memory: the gradient is written over logits."""
+        """The same values in other memory, because the gradient is written over the logits."""
         return Chunk(strided(self.logits), self.targets, self.bias)
 
     def rows(self, places: list[int]) -> "Chunk":
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 
 
 def strided(values: torch.Tensor) -> torch.Tensor:
-    """Rows a multiple of 64 elements apart, NaN between them and behind the last."""
+    """Rows a multiple of 64 elements apart, with NaN between them and after the last."""
     rows, vocab = values.shape
     pitch = (vocab // 64 + 2) * 64
     memory = torch.full((rows, pitch), math.nan, dtype=values.dtype)
@@ -43,7 +43,7 @@ def strided(values: torch.Tensor) -> torch.Tensor:
 
 
 def behind(logits: torch.Tensor) -> torch.Tensor:
-    """What stands beyond the vocabulary in every row."""
+    """The columns beyond the vocabulary in every row."""
     rows, vocab = logits.shape
     pitch = logits.stride(0)
     return logits.as_strided((rows, pitch - vocab), (pitch, 1), logits.storage_offset() + vocab)
@@ -59,7 +59,7 @@ def chunk(
     irregular: bool = True,
     seed: int = 0,
 ) -> Chunk:
-    """Random logits; ``irregular`` puts a dead row and rows with bad targets between the others."""
+    """Random logits; ``irregular`` puts a dead row and rows with bad targets among the others."""
     g = torch.Generator().manual_seed(seed)
     logits = 2.0 * torch.randn(rows, vocab, generator=g)
     targets = torch.randint(0, vocab, (rows,), generator=g)
@@ -90,7 +90,7 @@ def table(rows: int, *, every: bool, seed: int = 1) -> TokenTable:
     if not every:
         return TokenTable(policy, advantage, torch.zeros(rows), anchor)
     old, ref = (-8.0 * torch.rand(2, rows, generator=g)).unbind()
-    # Beyond the point from which ratios grow linearly; NaN where nothing may look.
+    # Beyond the point from which ratios grow linearly; NaN where nothing may read.
     old[2], ref[5:6], advantage[2] = -60.0, 40.0, 1.0
     old[::3], ref[1::3] = math.nan, math.nan
     return TokenTable(policy, advantage, kl, anchor, old, ref)
@@ -112,7 +112,7 @@ def assert_close(
 def assert_rows_close(
     found: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, factor: float
 ) -> None:
-    """Each row by itself: a ratio of e^20 in one may not hide what is wrong in another."""
+    """Row by row: a ratio of e^20 in one must not hide an error in another."""
     for row, values in enumerate(zip(found, plain, truth, strict=True)):
         one, other, wanted = (value.reshape(-1) for value in values)
         assert torch.equal(one.isnan(), wanted.isnan()), f"NaN in row {row}: {one}, want {wanted}"

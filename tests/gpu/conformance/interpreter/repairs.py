@@ -1,8 +1,8 @@
-"""What Triton's interpreter gets wrong or leaves open, put right for the tests.
+"""Repairs what Triton's interpreter gets wrong or leaves open.
 
-The interpreter holds bfloat16 as 16-bit integers and then adds and multiplies those: results are
-silently wrong. Here products and conversions of bfloat16 are right, and any other arithmetic on it
-is an error, so that a kernel converts before it computes (as it should on a GPU).
+The interpreter holds bfloat16 as 16-bit integers and adds and multiplies those, so results are
+silently wrong. Here products and conversions of bfloat16 are right. Any other arithmetic on it is
+an error, so that a kernel converts before it computes, as it should on a GPU.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ def install() -> None:
     for name in ("binary_op", "unary_op", "create_fma", "create_fabs"):
         setattr(InterpreterBuilder, name, _without_bf16(getattr(InterpreterBuilder, name)))
     interpreter._patch_lang_tensor = _index_of_one_element(interpreter._patch_lang_tensor)
-    # Arguments are host memory already. Copying each storage onto itself, as for a GPU's, would
+    # Arguments are host memory already. To copy each storage onto itself, as for a GPU, would
     # touch every page of a sparse one.
     interpreter.GridExecutor._restore_args_dev = lambda *_: None
-    # What is not written stays NaN, or the largest integer.
+    # Memory that is not written stays NaN, or the largest integer.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
@@ -89,7 +89,7 @@ def _without_bf16(original: Any) -> Any:
 
 
 def _index_of_one_element(original: Any) -> Any:
-    """Triton 3.6 makes an int of an array of one element, which NumPy refuses from 2.5 on."""
+    """Triton 3.6 converts an array of one element to an int, which NumPy refuses from 2.5 on."""
 
     def patch(tensor: Any, scope: Any) -> None:
         original(tensor, scope)

@@ -1,4 +1,4 @@
-"""The chunk loop under the public functions, on interpreted Triton kernels."""
+"""The chunk loop behind the public functions, with interpreted Triton kernels."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_an_interpreting_process_takes_triton_for_tensors_of_the_cpu():
 
 
 def test_scores_that_need_not_be_the_same_bits_write_no_logits():
-    """``deterministic=False`` takes the scorer, which is as good as the row kernels."""
+    """``deterministic=False`` uses the scorer, which is as accurate as the row kernels."""
     given = checks.operands(Place("cpu", torch.bfloat16), 40, bias=True)
     host = given.to(torch.float64)
     with checks.on("triton"):

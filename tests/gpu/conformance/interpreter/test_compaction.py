@@ -1,4 +1,4 @@
-"""Row compaction: the kernels' sources, interpreted, against torch's own indexing."""
+"""Row compaction: the interpreted sources, compared with torch's own indexing."""
 
 import mmap
 from unittest import mock

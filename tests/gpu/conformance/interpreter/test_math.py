@@ -1,4 +1,4 @@
-"""The kernels' own functions of one number, digit by digit."""
+"""The kernels' own functions of one number, to the last digits."""
 
 import pytest
 import torch

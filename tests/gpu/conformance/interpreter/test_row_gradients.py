@@ -1,4 +1,4 @@
-"""Gradients of rows, in place: the kernels' sources, interpreted, against the definition."""
+"""Gradients of rows, in place: the interpreted sources, compared with the definition."""
 
 import math
 import mmap
@@ -47,7 +47,7 @@ def gradient(module, c: Chunk, stats: RowStats, grads: RowGrads, scale: float, d
 
 
 def check_gradient(c: Chunk, given: str, scale: float = 1.0) -> None:
-    """fp32 results against the truth, bf16 results against their rounding."""
+    """Compares fp32 results with the truth, and bf16 results with its rounding."""
     grads = coefficients(len(c.targets), given)
     plain, truth = definitions(c, scale)
     exact = RowGrads(*(None if grad is None else grad.double() for grad in grads))
@@ -100,7 +100,7 @@ def test_every_pair_of_types(dtype, out):
 def test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1():
     c = chunk(300, kind="one", irregular=False)
     stats = definitions(c, 1.0)[0]
-    assert -1e-4 < stats.logp[3] < 0  # 1 - p is far below the rounding of p
+    assert -1e-4 < stats.logp[3] < 0  # 1 - p is far smaller than the rounding of p
     grads = RowGrads(torch.ones_like(stats.logp))
     own = gradient(backend, c, stats, grads, 1.0, torch.float32).gather(1, c.targets[:, None])
     wanted = -stats.logp.double().expm1()
@@ -108,7 +108,7 @@ def test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1(
 
 
 def test_columns_may_be_expanded_or_every_other_number():
-    """The derivative of a sum reaches a kernel as one number with stride 0."""
+    """The derivative of a sum reaches a kernel as a number with stride 0."""
     c = chunk(300, irregular=False, bias=True)
     stats, one = definitions(c, 1.0)[0], torch.ones(())
     spread = Chunk(c.fresh().logits, c.targets.repeat_interleave(2)[::2], c.bias)
@@ -199,7 +199,7 @@ def test_clipped_rows_and_rows_of_weight_zero_are_zero():
     logp = definitions(c, 1.0)[0].logp
     one, nothing = torch.ones(3), torch.zeros(3)
     policy = torch.tensor([1.0, 1.0, 0.0])
-    # ρ = e with A > 0 is clipped; row 2 has no weight, and NaN where it is not looked at.
+    # ρ = e with A > 0 is clipped; row 2 has no weight, and NaN in the numbers that it ignores.
     t = TokenTable(policy, one, nothing, nothing, logp - torch.tensor([1.0, 0.0, math.nan]))
     _, g, found = hybrid(backend, c, t, (0.8, 1.3), 1.0, torch.bfloat16)
     assert g.tolist() == [0.0, pytest.approx(-1.0, abs=1e-5), 0.0]

@@ -1,4 +1,4 @@
-"""Statistics of rows: the kernel's source, interpreted, against the float64 definition."""
+"""Statistics of rows: the interpreted source, compared with the float64 definition."""
 
 import math
 import mmap
@@ -84,7 +84,7 @@ def test_bounds_hold_exactly():
 
 
 def test_rows_beyond_2_to_the_31_elements():
-    """The second row starts 2^31 + 64 elements behind the first, in memory that holds no pages."""
+    """The second row starts 2^31 + 64 elements after the first, in memory without pages."""
     small = chunk(100, rows=2, irregular=False)
     pitch = 2**31 + 64
     memory = mmap.mmap(-1, 2 * (pitch + 128), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

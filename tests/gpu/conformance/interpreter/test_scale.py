@@ -1,4 +1,4 @@
-"""Gradients scaled in place: the kernel's source, interpreted, against the definition."""
+"""Gradients scaled in place: the interpreted source, compared with the definition."""
 
 from unittest import mock
 
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def gradient_of(size, dtype, items=0):
-    """``items`` is its place in memory, in elements beyond 16 bytes."""
+    """``items`` is its place in memory, in elements beyond a multiple of 16 bytes."""
     whole = torch.randn(size + items, generator=torch.Generator().manual_seed(size))
     assert whole.data_ptr() % 16 == 0
     return whole.to(dtype)[items:]
@@ -29,7 +29,7 @@ def assert_scaled(gradient, factor):
     torch.testing.assert_close(gradient, wanted, rtol=0, atol=0, equal_nan=True)
 
 
-# A block has 4096 elements: none, one, less than what comes before 16 bytes, one block, several.
+# A block has 4096 elements: none, one, fewer than reach 16 bytes, one block, several blocks.
 @pytest.mark.parametrize("size", [0, 1, 2, 31, 4095, 4096, 9001])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_size_from_any_item_on(size, dtype):

@@ -1,4 +1,4 @@
-"""Scores without logits: the kernels' sources, interpreted, against the float64 definition."""
+"""Scores without logits: the interpreted sources, compared with the float64 definition."""
 
 import math
 import mmap
@@ -114,7 +114,7 @@ def test_more_spans_than_one_step_of_the_merge_takes():
 
 
 def test_a_wide_softcap_keeps_the_digits_of_small_logits():
-    """Log-probs of a peaked head hide them; the largest logit itself does not."""
+    """Log-probs of a peaked head hide lost digits; the largest logit itself does not."""
     p = head(6, 32, 40, gain=1e-3)
     truth = in_plain_torch(p, 1.0, 50.0, torch.float64)
     torch.testing.assert_close(score(p, 1.0, 50.0).top.double(), truth.top, rtol=1e-5, atol=0)

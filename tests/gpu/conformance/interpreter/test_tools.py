@@ -1,4 +1,4 @@
-"""The repaired interpreter and the checker themselves: each must see what it is for."""
+"""The repaired interpreter and the checker themselves: each must find what it is for."""
 
 import pytest
 import torch
@@ -129,4 +129,4 @@ def test_lanes_that_no_value_was_loaded_for_hold_nan():
     out = torch.empty(16)
     load_without_other[(1,)](torch.ones(16), out, 3, N=16)
     assert out[:3].tolist() == [1, 1, 1] and out[3:].isnan().all()
-    assert torch.empty(3).isnan().all()  # and so does what is not written
+    assert torch.empty(3).isnan().all()  # and so does memory that is not written

@@ -18,7 +18,7 @@ from .cuda_kernels import PtxKernels
 
 Source = Callable[[str], CompiledSource]
 
-# What the driver lets one block have (CUDA C++ Programming Guide, compute capabilities).
+# The most that one block may have (CUDA C++ Programming Guide, compute capabilities).
 SHARED_BYTES = {80: 166912, 90: 232448}
 TARGETS = {80: "sm_80", 90: "sm_90a"}
 BACKENDS = [f"{name}-{target}" for name in ("triton", "cuda") for target in TARGETS.values()]
@@ -28,8 +28,8 @@ EVERY_CONDITION = (
     Conditions(order=1, late_copies=False),
     Conditions(order=2, approximate=3),
 )
-"""Together with late copies, and apart in two orders: with early copies, and with functions as
-inexact as the ISA lets them be."""
+"""Warps together, with late copies; apart, with early copies; apart in another order, with
+functions as inexact as the ISA allows."""
 
 
 class EmulatedRowKernels(Protocol):

@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 RUNTIME = ROOT / "tools" / "ptx_emulator" / "recording_runtime.cpp"
 UNAVAILABLE = None if shutil.which("nvcc") else "needs nvcc"
 TARGETS = {80: "compute_80", 90: "compute_90a"}
-"""What the PTX is compiled for, by the architecture of the device."""
+"""The target of the PTX, by the architecture of the device."""
 
 
 class _Geometry(ctypes.Structure):
@@ -64,9 +64,10 @@ class CompiledSource:
         rewrite: Callable[[str], str],
     ) -> int:
         """Calls a launch function, ``Status entry(const Params&, void* stream)``, on a device of
-        this kind; returns its status.
+        this kind and returns its status.
 
-        ``rewrite`` is given the PTX before it is read. What ``on_launch`` raises is raised here.
+        ``rewrite`` may change the PTX before it is parsed. An exception of ``on_launch`` is raised
+        here.
         """
         library = _library(self.folder / f"lib{self.name}.so")
         raised: list[BaseException] = []
@@ -79,7 +80,7 @@ class CompiledSource:
                 ]
                 on_launch(kernel, _geometry(shape[0]), values)
             except BaseException as error:
-                # A callback's exceptions end in ctypes.
+                # ctypes swallows the exceptions of a callback.
                 raised.append(error)
 
         callbacks = _ON_LAUNCH(launched), _ON_FILL(on_fill)
@@ -115,17 +116,17 @@ def _kernel(source: CompiledSource, arch: int, name: str, rewrite: Callable[[str
 
 
 def compiled_source(folder: Path, name: str) -> CompiledSource:
-    """Compiles once, whoever asks first: the workers of a test session share the folder."""
+    """Compiles a source once for all workers of a test session, which share the folder."""
     own = folder / name
     own.mkdir(parents=True, exist_ok=True)
     architectures = [f"-gencode=arch={t},code={t}" for t in TARGETS.values()]
     kernels, runtime = own / "kernels.o", folder / "runtime.o"
     command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC", "-c"]
-    # Messages of the emulator name the line of the source: -lineinfo. The PTX is kept beside.
+    # -lineinfo: messages of the emulator name the line of the source. The PTX is kept beside it.
     kept = ["-lineinfo", *architectures, "--keep", "--keep-dir", str(own)]
     build_once(kernels, [*command, *kept, str(CSRC / "cuda" / f"{name}.cu")])
     build_once(runtime, [*command, str(RUNTIME)])
-    # Its own runtime and no other, even where the process has loaded the real one.
+    # Binds to its own runtime, even if the process has loaded the real one.
     link = ["g++", "-shared", "-Wl,-Bsymbolic,--no-undefined", str(kernels), str(runtime)]
     build_once(own / f"lib{name}.so", link)
     return CompiledSource(name, own)

@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda, once for all workers of a test session."""
+"""csrc/cuda compiled by nvcc, once for all workers of a test session."""
 
 from collections.abc import Callable
 

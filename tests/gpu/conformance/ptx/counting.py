@@ -1,10 +1,10 @@
 """Exact counts of the kernels at any size, for models of their speed.
 
-Counts do not depend on the values in live rows, and are proportional to the number of rows: a row
-kernel is run on one row of the size at hand. (In the vocabulary they are affine by whole turns of
-the block; kernels that narrow in place have log2 of it barriers beside.) The scorer's products
-would take long, but their counts are affine in whole spans of the vocabulary and in whole steps
-along the hidden size: four small runs give those of every size of the same remainders.
+Counts do not depend on the values in live rows and are proportional to the number of rows, so a row
+kernel runs on one row of the given size. (In the vocabulary they are affine by whole turns of the
+block; kernels that narrow in place add log2 of it barriers.) The scorer's products would take long,
+but their counts are affine in whole spans of the vocabulary and in whole steps along the hidden
+size: four small runs give the counts of every size with the same remainders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .backends import Source, cuda_kernels, row_kernels
 
 COUNTING = Conditions(races=False)
 ALIGNMENT = 512
-"""Of PyTorch's caching allocator; counts of sectors depend on it."""
+"""The alignment of PyTorch's caching allocator; counts of sectors depend on it."""
 ROW_KERNELS = ("row_stats", "row_gradient", "hybrid_rows")
 COPY_KERNELS = ("gather_rows", "scatter_rows")
 SCORER_KERNELS = ("score_parts", "score_merge")
@@ -43,7 +43,7 @@ class Size:
     hidden: int
     logits: torch.dtype = torch.float32
     operand: torch.dtype = torch.bfloat16
-    """Of dlogits, of hidden states and of the weight."""
+    """The type of dlogits, of hidden states and of the weight."""
 
 
 def row_kernel(backend: str, kernel: str, size: Size, source: Source, rows: int = 1) -> Counts:
@@ -52,9 +52,9 @@ def row_kernel(backend: str, kernel: str, size: Size, source: Source, rows: int 
     Args:
         backend: one of ``BACKENDS``.
         kernel: one of ``ROW_KERNELS``.
-        size: of the rows.
+        size: of a row.
         source: compiles CUDA sources.
-        rows: of the launch.
+        rows: of the launch, all live.
     """
     pitch = -(-size.vocab // 64) * 64
     logits = torch.zeros(rows, pitch, dtype=size.logits)[:, : size.vocab]
@@ -109,7 +109,7 @@ def scorer_products(target: str, size: Size, rows: int) -> Counts:
     """Counts of the scorer's products at a size that would take too long to run."""
     small = Size(
         vocab=size.vocab % SPAN or SPAN,
-        # The loop over the hidden size is pipelined: its first steps are not like the others.
+        # The loop over the hidden size is pipelined: its first steps differ from the others.
         hidden=size.hidden % INNER + 3 * INNER,
         operand=size.operand,
     )
@@ -125,7 +125,7 @@ def scorer_products(target: str, size: Size, rows: int) -> Counts:
 
 
 def scorer_merge(target: str, size: Size, rows: int) -> Counts:
-    """Counts of the second kernel, which only depend on the rows and on the number of spans."""
+    """Counts of the second kernel, which depend only on the rows and on the number of spans."""
     from wavalign_fast.ops.triton.configs import MERGE
     from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel
 

@@ -1,4 +1,4 @@
-"""The launch functions of csrc/cuda, their PTX emulated, with tensors."""
+"""The launch functions of csrc/cuda on tensors, with their PTX emulated."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ RESULTS = {
     "scatter_rows": (),
     "scale": (),
 }
-"""Beginnings of the names of buffers that a launch function only writes: they start undefined."""
+"""Prefixes of the names of buffers that a launch function only writes: they start undefined."""
 
 IN_PLACE = {"chunk.logits", "target", "gradient"}
 
 
 @dataclass
 class PtxKernels(Kernels):
-    """The same functions as on the CPU emulation of the sources, from what nvcc makes of them."""
+    """The functions of ``Kernels``, from the code that nvcc compiles."""
 
     program: Callable[[str, str], Any] = field(default=lambda name, variant: None)
     source: Callable[[str], CompiledSource] = field(kw_only=True)
@@ -49,13 +49,13 @@ class PtxKernels(Kernels):
     kernels: list[str] = field(default_factory=list)
     """The names of the kernels launched."""
     alignment: int = 16
-    """Of every buffer; an allocator gives more, the contract with the caller does not."""
+    """The alignment of every buffer. An allocator gives more, but no contract promises it."""
     rewrite: Callable[[str], str] = planted
-    """What is done to the PTX before it runs."""
+    """Changes the PTX before it runs."""
     blocks: tuple[int, ...] | None = None
-    """Only these blocks run."""
+    """The blocks that run; ``None``: all."""
     grid: tuple[int, int, int] | None = None
-    """Instead of the launch function's."""
+    """Replaces the launch function's grid."""
     blocks_in_flight: int | None = None
 
     def launch(
@@ -156,7 +156,7 @@ def _set_pointer(params: Any, name: str, pointer: int) -> None:
 def _check_written(
     entry: str, name: str, buffer: Buffer, params: ctypes.Structure, *, everything: bool
 ) -> None:
-    """Every result is written, and no padding."""
+    """Checks that every result was written, and no padding."""
     if name == "chunk.logits":
         untouched = buffer.never_written.reshape(-1)
         padding = ~_inside_rows(untouched.size, params)

@@ -1,4 +1,4 @@
-"""Faults that stand in no source: changes of the PTX that the compilers emit."""
+"""Faults that are in no source: changes to the PTX that the compilers emit."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Mutation:
-    """A change of the text of one kernel."""
+    """A change to the PTX of one kernel."""
 
     name: str
     kernel: str
-    """Part of the names of the kernels that it is made in."""
+    """Part of the names of the kernels that are changed."""
     pattern: str
-    """Regular expression of what is changed."""
+    """Regular expression of the text that is replaced."""
     replacement: str
     nth: int = 0
-    """Which of the places."""
+    """Which of the matches."""
 
     def apply(self, ptx: str) -> str:
-        """The changed text; the text as it is where the kernel or the place is not in it.
+        """The changed text, or the same text if it does not hold the kernel or the place.
 
-        A module may hold several kernels: the one that is meant, whole, is what lies between its
-        entry and the next.
+        A module may hold several kernels: each is the text from its entry to the next one.
         """
         pieces = re.split(r"(?=\.visible \.entry )", ptx)
         return "".join(self._changed(piece) for piece in pieces)
@@ -115,7 +114,7 @@ MUTATIONS = {
 }
 
 PLANTED: str | None = None
-"""The mutation that every kernel of this rung is run with; planted faults set it."""
+"""The mutation that every kernel of this rung runs with; planted faults set it."""
 
 
 def planted(ptx: str) -> str:

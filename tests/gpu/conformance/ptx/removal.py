@@ -1,4 +1,4 @@
-"""Takes away each barrier and weakens each wait of some kernels, one at a time."""
+"""Removes each barrier and weakens each wait of some kernels, one at a time."""
 
 from __future__ import annotations
 

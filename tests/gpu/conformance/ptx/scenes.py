@@ -1,4 +1,4 @@
-"""Launches that mutated kernels are run in: each raises or asserts where something is wrong."""
+"""Launches that run mutated kernels: each raises or fails an assertion if something is wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rewrite = Callable[[str], str]
 @dataclass(frozen=True)
 class Scene:
     kernel: str
-    """Part of the name of the kernel that is to be mutated."""
+    """Part of the name of the kernel to mutate."""
     target: str
     launch: Callable[[str, Conditions, Rewrite], None]
 
@@ -49,7 +49,7 @@ def score(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
 
 
 VOCABS = (300, 1300)
-"""A ragged block of 512 columns alone, and behind two whole ones."""
+"""A ragged block of 512 columns, alone and after two whole ones."""
 
 
 def statistics(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
@@ -63,7 +63,7 @@ def statistics(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
 
 
 def gradient(target: str, conditions: Conditions, rewrite: Rewrite) -> None:
-    """In the logits' own type, so that a column too many is one of the padding."""
+    """In the logits' own type, so that a surplus column would be padding."""
     for vocab in VOCABS:
         logits, targets, bias = problems.chunk(vocab, torch.bfloat16)
         stats = definition.row_stats(RowChunk(logits, targets, bias, **SETTINGS))

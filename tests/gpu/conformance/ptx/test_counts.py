@@ -1,4 +1,4 @@
-"""Counts are exact, scale as they are said to, and see what was done to a kernel."""
+"""Counts are exact, scale as documented, and show changes to a kernel."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def test_bytes_are_those_of_the_tensors(backend: str, cuda_source: Source) -> No
     size = replace(NARROWING, vocab=8192)
     logits = "logits" if "triton" in backend else "chunk.logits"
     counts = row_kernel(backend, "row_stats", size, cuda_source)
-    # Every logit once; the target's once more, by as many threads as there are at most.
+    # Every logit once; the target's again, by at most all threads.
     assert 8192 * 4 < counts.loaded_bytes[logits] <= 8192 * 4 + 4 * 512
     gradient = row_kernel(backend, "row_gradient", size, cuda_source)
     assert sum(gradient.stored_bytes.values()) == 8192 * 2
@@ -76,7 +76,7 @@ def test_counts_of_the_scorer_are_affine_in_both_sizes() -> None:
     found = scorer(target, size, 128)
     assert scorer_products(target, size, 128) == found["score_parts"]
     assert scorer_merge(target, size, 128) == found["score_merge"]
-    # Whole tiles of 256 ids and whole steps of 64 are multiplied, ragged ends too.
+    # Whole tiles of 256 ids and whole steps of 64 are multiplied, at ragged ends too.
     assert found["score_parts"].mma_flops == 2 * 128 * (2 * SPAN + 256) * (6 * 64)
 
 

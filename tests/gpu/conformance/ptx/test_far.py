@@ -1,6 +1,6 @@
-"""Rows and ids beyond 2^31 elements, of which only the last exist: compiled addresses are 64 bits.
+"""Rows and ids beyond 2^31 elements, of which only the last exist: compiled addresses have 64 bits.
 
-Under an address that wraps lies nothing, and the emulator says how far it missed.
+An address that wraps hits no buffer, and the emulator says how far it missed.
 """
 
 from dataclasses import replace
@@ -128,7 +128,7 @@ def test_the_last_row_of_a_chunk_on_triton(target: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
 def test_the_last_ids_of_a_head_on_triton(target: str) -> None:
-    """A weight of 2^31 elements and some: the last span of the vocabulary is scored."""
+    """A weight of more than 2^31 elements, of which the last span of the vocabulary is scored."""
     pytest.importorskip("triton")
     from tests.gpu.budgets.triton.compile import recorded
     from wavalign_fast.ops import triton as backend
@@ -170,18 +170,18 @@ def test_the_last_ids_of_a_head_on_triton(target: str) -> None:
 
 FACTOR = 0.7
 BEYOND = (1 << 31) + 4096
-"""Elements of a gradient before those that exist."""
+"""The elements of a gradient before those that exist."""
 
 
 def far_gradient() -> tuple[torch.Tensor, torch.Tensor]:
-    """What exists of it, and what that becomes."""
+    """The part of it that exists, and the expected result."""
     gradient = torch.randn(4096 + 5, generator=torch.Generator().manual_seed(3)).bfloat16()
     return gradient, definition.scale_(gradient.clone(), torch.tensor(FACTOR))
 
 
 @pytest.mark.parametrize("arch", SHARED_BYTES)
 def test_the_end_of_a_gradient_on_cuda(arch: int, cuda_source: Source) -> None:
-    """By the last blocks of a grid that has a thread for every vector."""
+    """Run by the last blocks of a grid that has a thread for every vector."""
     gradient, wanted = far_gradient()
     size, before = BEYOND + len(gradient), 2 * BEYOND
     blocks = -(-size // (256 * 8))
@@ -211,7 +211,7 @@ def test_the_end_of_a_gradient_on_triton(target: str) -> None:
     memory = GlobalMemory()
     end = memory.place("gradient", gradient.view(torch.int16).numpy(), before=2 * BEYOND)
     factor = memory.place("factor", np.array([FACTOR], np.float32))
-    # Each program takes one whole block, and the last one what is left as well.
+    # Each program takes one whole block, and the last one takes the rest too.
     launched = replace(launches[0], grid=(blocks, 1, 1))
     run_one(launched, {"gradient": end, "factor": factor}, memory, blocks - 1)
     assert torch.equal(from_numpy(end.array, torch.bfloat16), wanted)

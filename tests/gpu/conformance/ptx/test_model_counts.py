@@ -1,4 +1,4 @@
-"""What benchmarks/gpu_model.py says that a logit costs, against what compiled kernels execute."""
+"""The cost of a logit in benchmarks/gpu_model.py, compared with what compiled kernels execute."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from wavalign_fast.ops.token_math import TokenTable
 from .backends import Source, cuda_kernels
 
 ROUND_BYTES = 4 * 16 * 512
-"""That a block takes from a row at a time: four vectors for each of its threads."""
+"""The logits that a block takes from a row at a time: four vectors for each thread."""
 H100 = GPUS[1]
 
 
@@ -49,7 +49,7 @@ def modelled(kernel: str, item: int, vocab: int) -> gpu_model.Work:
 def test_a_logit_costs_what_the_model_says(
     cuda_source: Source, kernel: str, dtype: torch.dtype
 ) -> None:
-    """Of two rows' difference, in which what a row costs once does not appear."""
+    """From the difference of two rows, in which the fixed cost of a row cancels."""
     item = dtype.itemsize
     logits = ROUND_BYTES // item
     short, long = (counted(cuda_source, kernel, dtype, n * logits) for n in (1, 2))
@@ -58,5 +58,5 @@ def test_a_logit_costs_what_the_model_says(
     short, long = (modelled(kernel, item, n * logits) for n in (1, 2))
     assert exponentials == long.exponentials - short.exponentials
     instructions = gpu_model.WARP_LANES * found.warp_instructions / logits
-    # Else the table of benchmarks/gpu_model.py is of another version of the kernels.
+    # Otherwise the table of benchmarks/gpu_model.py describes another version of the kernels.
     assert instructions == pytest.approx(gpu_model.PTX_INSTRUCTIONS[kernel, item], rel=0.02)

@@ -1,4 +1,4 @@
-"""Faults in the compiled code, which stand in no source: every one must be noticed."""
+"""Faults in the compiled code, which are in no source: the emulator must notice each."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tools.ptx_emulator import Conditions, EmulatorError
 from .mutations import MUTATIONS
 from .scenes import SCENES, Scene
 
-# Where the change is made, and what must say so: a fault, or the wrong values.
+# Where the change is made, and what must reveal it: a fault, or wrong values.
 FOUND = {
     "copy-wait-weakened": ("scorer on sm_80", "not waited for|race"),
     "product-wait-dropped": ("scorer on sm_90a", "accumulator of a wgmma"),

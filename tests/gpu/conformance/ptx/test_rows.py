@@ -1,4 +1,4 @@
-"""The row kernels as compiled, Triton's and CUDA's, against their definition in float64."""
+"""The compiled row kernels, Triton's and CUDA's, compared with their definition in float64."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_hybrid_rows(name: str, vocab: int, cuda_source: Source) -> None:
         clip=clip,
         out_dtype=torch.float64,
     )
-    # Warps apart take their time: the longest rows stand two conditions only.
+    # Warps apart are slow: the longest rows run under two conditions only.
     for conditions in EVERY_CONDITION[: 2 if vocab > 4096 else 3]:
         backend = row_kernels(name, cuda_source, conditions)
         stats, found_g, found = backend.hybrid_rows_(
@@ -74,7 +74,7 @@ def test_statistics_then_gradient(name: str, vocab: int, cuda_source: Source) ->
 def test_ways_of_the_cuda_kernel(
     strategy: str, conditions: Conditions, cuda_source: Source
 ) -> None:
-    """A row over eight blocks of a cluster, and a row that is read twice."""
+    """A row spread over the eight blocks of a cluster, and a row that is read twice."""
     vocab = 1031
     logits, targets, bias = problems.chunk(vocab, FP32)
     table = problems.table(definition.row_stats(RowChunk(logits, targets, bias, **SETTINGS)).logp)
@@ -125,7 +125,7 @@ def test_the_vocabulary_of_the_model(name: str, vocab: int, cuda_source: Source)
         clip=clip,
         out_dtype=torch.float64,
     )
-    # Races of so many accesses take a while, and are the same as in shorter rows.
+    # Checking so many accesses for races is slow, and shorter rows show the same races.
     backend = row_kernels(name, cuda_source, Conditions(races=False))
     stats, _, found = backend.hybrid_rows_(
         RowChunk(logits, targets, bias, **SETTINGS), table, clip=clip, out_dtype=BF16

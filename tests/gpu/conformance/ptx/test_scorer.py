@@ -16,7 +16,7 @@ from wavalign_fast.ops.chunked.interface import RowChunk
 from .triton_kernels import EmulatedTriton
 
 IGNORE = -100
-# Tiles have 64 to 256 ids, spans of them 1024, and products are taken 32 or 64 at a time.
+# Tiles have 64 to 256 ids, spans 1024, and the inner loop takes 32 or 64 columns at a time.
 SHAPES = {
     "one tile": (5, 64, 37),
     "a ragged end of the hidden size": (37, 80, 301),
@@ -66,7 +66,7 @@ def check(
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scores(target: str, shape: str) -> None:
-    # One warp after the other takes its time: three conditions only where it is short.
+    # One warp after the other is slow: three conditions only for short shapes.
     for conditions in (LATE, EARLY, APART)[: 2 if "vocabulary" in shape else 3]:
         emulated = check(target, SHAPES[shape], conditions)
         matrix = "wgmma.mma_async" if target == "sm_90a" else "mma.sync"
@@ -77,6 +77,6 @@ def test_scores(target: str, shape: str) -> None:
 @pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_types_with_every_option(target: str, dtype: torch.dtype) -> None:
-    # fp32 products are sums of scalar ones: many instructions, and no copies of another kind.
+    # fp32 products are sums of scalar products: many instructions, and no other kind of copy.
     for conditions in (LATE, EARLY)[: 1 if dtype == torch.float32 else 2]:
         check(target, (20, 80, 140), conditions, dtype=dtype, bias=True, softcap=5.0)

@@ -1,4 +1,4 @@
-"""Group statistics, the mixture, compaction, copies of rows and scaled gradients, as compiled."""
+"""Compiled group statistics, mixture, compaction, gather, scatter and scaled gradients."""
 
 from collections.abc import Callable
 
@@ -149,7 +149,7 @@ def scaled(gradient: torch.Tensor, factor: float) -> torch.Tensor:
 @pytest.mark.parametrize("items", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuda_scale(on_cuda: Callable[..., PtxKernels], dtype: torch.dtype, items: int) -> None:
-    # A batch of four vectors of every thread, some threads' next vector, and a rest.
+    # A batch of four vectors for every thread, a further vector for some, and a remainder.
     gradient = torch.randn(4 * 256 * 16 // dtype.itemsize + 77).to(dtype)
     held = Shifted(gradient, items * dtype.itemsize) if items else gradient
     for conditions in CONDITIONS[:2]:

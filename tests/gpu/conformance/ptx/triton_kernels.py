@@ -1,4 +1,4 @@
-"""The package's Triton launchers, their compiled PTX emulated, with tensors."""
+"""The package's Triton launchers on tensors, with their compiled PTX emulated."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class EmulatedTriton:
     """``sm_80`` or ``sm_90a``."""
     conditions: Conditions = field(default_factory=Conditions)
     alignment: int = 16
-    """Of every tensor's memory, like the alignment that the launchers check."""
+    """The alignment of every tensor's memory, which the launchers check."""
     rewrite: Callable[[str], str] = planted
-    """What is done to the PTX before it runs."""
+    """Changes the PTX before it runs."""
     counted: list[Counts] = field(default_factory=list)
     """Counts of each launch, oldest first."""
     kernels: list[str] = field(default_factory=list)
@@ -52,9 +52,9 @@ class EmulatedTriton:
     ) -> Any:
         """``launcher(*arguments, **options)``.
 
-        What an argument views is defined; the rest of its memory and every other tensor that a
-        kernel is given hold nothing until it writes them. Only ``in_place`` may be written among
-        the arguments, and all of the results must have been.
+        The elements that an argument views are defined. The rest of its memory, and every other
+        tensor that a kernel receives, hold nothing until it writes them. Of the arguments, only
+        ``in_place`` may be written. Every element of the results must be written.
         """
         storages = _Storages(in_place, self.alignment)
         for tensor in tensors_in((arguments, options)):
@@ -85,7 +85,7 @@ class EmulatedTriton:
 
 
 class TritonRowKernels(EmulatedTriton):
-    """With the signatures of the row kernels; logits are left as they are, results are copies."""
+    """The row kernels' interface. Logits are left as they are, results are copies."""
 
     def row_stats(self, chunk: RowChunk) -> RowStats:
         return self.call(backend.row_stats, chunk)
@@ -140,7 +140,7 @@ class _Storage:
 
 
 class _Storages:
-    """The memory of the tensors of one call: each storage one buffer, however many view it."""
+    """The memory of the tensors of one call: one buffer for each storage, however many view it."""
 
     def __init__(self, in_place: tuple[torch.Tensor, ...], alignment: int) -> None:
         self._alignment = alignment
@@ -184,7 +184,7 @@ class _Storages:
         assert not missing.any(), f"{int(missing.sum())} bytes of a result were not written"
 
     def require_untouched_around(self, tensor: torch.Tensor) -> None:
-        """Nothing was written to what the tensor's memory holds beside it."""
+        """Checks that nothing was written to the tensor's memory beside the tensor."""
         written = ~self._never_written(tensor) & ~viewed_bytes(tensor).numpy()
         assert not written.any(), f"{int(written.sum())} bytes beside the rows were written"
 
