@@ -293,9 +293,9 @@ def test_a_flat_table_that_is_wrong_is_named(change: dict, message: str) -> None
 
 
 def test_idle_options_are_warned_of_once(recwarn) -> None:
-    from wavalign_fast.ops import backends
+    from wavalign_fast.ops import notices
 
-    backends._said.clear()
+    notices._given.clear()
     row = torch.tensor([0, 1])
 
     def step(rewards: torch.Tensor, old: torch.Tensor | None, clip: float | None) -> None:

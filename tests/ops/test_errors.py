@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.ops.problems import problem
-from wavalign_fast.ops import LossOptions, backends, extension, linear_logprob
+from wavalign_fast.ops import LossOptions, extension, linear_logprob, notices
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -148,7 +148,7 @@ def test_options_of_another_type_are_refused() -> None:
 def test_auto_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no kernels here"
     monkeypatch.setattr(extension, "EXTENSION", reason)
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(notices, "_given", set())
     p = problem(6, 4, 9, torch.float32)
     with pytest.warns(UserWarning, match=reason) as caught:
         for _ in range(2):

@@ -18,10 +18,10 @@ from wavalign_fast.losses.segments import weighted_sum
 from wavalign_fast.losses.tables import StepTables
 from wavalign_fast.losses.weights import KLScope, Scope, ScopeWeights, TokenWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
-from wavalign_fast.ops.backends import say_once
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.linear_logprob import compute_logprobs
+from wavalign_fast.ops.notices import warn_once
 from wavalign_fast.ops.operands import checked_operands
 from wavalign_fast.ops.options import checked_options
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
@@ -353,12 +353,12 @@ class HybridObjective(nn.Module):
     def _warn_of_idle_options(self, batch: HybridBatch) -> None:
         """Warns once of options and shapes that are allowed but have no effect together."""
         if self.clip is not None and batch.old_logp is None:
-            say_once(
+            warn_once(
                 f"clip = {self.clip} without batch.old_logp: every ratio is 1, so nothing is ever "
                 "clipped; give the log-probs under the policy that sampled"
             )
         if batch.rewards.shape[0] > 0 and batch.rewards.shape[1] == 1:
-            say_once(
+            warn_once(
                 "rewards [B, 1]: in groups of 1 every advantage is 0, so the policy term teaches "
                 "nothing; sample more rollouts a prompt"
             )

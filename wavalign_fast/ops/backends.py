@@ -2,18 +2,17 @@
 
 import importlib.util
 import os
-import warnings
 
 import torch
 
 from wavalign_fast.ops import cuda, extension
 from wavalign_fast.ops.dtypes import KERNEL_DTYPES
+from wavalign_fast.ops.notices import warn_once
 from wavalign_fast.ops.options import BACKENDS, LossOptions, checked_options
 
 _ENV_BACKEND = os.environ.get("WAVALIGN_BACKEND", "auto")
 # Looked up once, at import: a traced call must not search for modules.
 TRITON = importlib.util.find_spec("triton") is not None
-_said: set[str] = set()
 
 
 def backend_status(device: torch.device | None = None) -> dict[str, str | None]:
@@ -46,13 +45,6 @@ def _triton_status() -> str | None:
 def _interpreting() -> bool:
     """Whether Triton's kernels run on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def say_once(message: str) -> None:
-    """Warns, once in a process, of something that works but may surprise."""
-    if message not in _said and not torch.compiler.is_compiling():
-        _said.add(message)
-        warnings.warn(message, stacklevel=6)
 
 
 def choose_backend(options: LossOptions, hidden: torch.Tensor) -> str:
@@ -116,7 +108,7 @@ def _fastest(hidden: torch.Tensor) -> str:
         reasons[backend] = reason
     if hidden.dtype in KERNEL_DTYPES:
         why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
-        say_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")
+        warn_once(f"wavalign_fast runs on plain PyTorch, slower and with full logits: {why}")
     return "reference"
 
 
