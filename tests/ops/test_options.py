@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 import sys
 from types import ModuleType
@@ -93,6 +94,12 @@ def test_no_field_is_forgotten() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(LossOptions)}
     assert set(ASKED) == set(HONOURED) == set(fields) - {"backend"}
     assert all(fields[name] != value for name, value in ASKED.items())
+
+
+def test_help_describes_every_field() -> None:
+    for kind in (LossOptions, wf.LogProb):
+        described = set(re.findall(r"^ {8}(\w+): ", kind.__doc__, re.MULTILINE))
+        assert described >= set(inspect.signature(kind).parameters), kind.__name__
 
 
 @pytest.mark.parametrize("name", LOSSES)
