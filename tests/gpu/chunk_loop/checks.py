@@ -85,9 +85,14 @@ Values = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 def ours(options: wf.LossOptions | None = None, temperature: float = 1.0) -> Values:
     def values(hidden, weight, targets, bias):
         return wf.linear_logprob(
-            *(hidden, weight, targets), bias=bias, temperature=temperature, with_entropy=True,
+            hidden,
+            weight,
+            targets,
+            bias=bias,
+            temperature=temperature,
+            with_entropy=True,
             options=options,
-        )  # fmt: skip
+        )
 
     return values
 
@@ -151,7 +156,7 @@ def bits_do_not_depend_on_the_batch(place: Place) -> None:
     )
     for rows in (slice(0, ROWS), slice(3, 4), slice(5, 400), slice(ROWS - 1, ROWS)):
         part = wf.linear_logprob(
-            *(given.hidden[rows], given.weight, given.targets[rows]), with_entropy=True
+            given.hidden[rows], given.weight, given.targets[rows], with_entropy=True
         )
         for values, all_at_once, in_chunks in zip(part, whole, small, strict=True):
             assert torch.equal(values, all_at_once[rows])

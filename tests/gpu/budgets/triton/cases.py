@@ -61,7 +61,10 @@ def score(dtype: torch.dtype, *, hidden_size: int = HIDDEN, bias: bool, softcap:
     weight = torch.empty(VOCAB, hidden_size, dtype=dtype)
     targets = torch.empty(200, dtype=torch.int64)
     backend.score(
-        *(hidden, weight, targets, torch.empty(VOCAB) if bias else None),
+        hidden,
+        weight,
+        targets,
+        torch.empty(VOCAB) if bias else None,
         scale=1.0,
         softcap=30.0 if softcap else None,
         ignore_index=IGNORE,

@@ -48,7 +48,11 @@ def check(
         shift[vocab // 2] = -math.inf
     emulated = EmulatedTriton(target, conditions)
     found = emulated.call(
-        *(backend.score, hidden, weight, targets, shift),
+        backend.score,
+        hidden,
+        weight,
+        targets,
+        shift,
         scale=0.75,
         softcap=softcap,
         ignore_index=IGNORE,
