@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <string>
 
-namespace make_believe {
+namespace pretended {
 
-void note(const std::string& event);
+void record(const std::string& event);
 
-// Notes a launch, and returns the status that the test has set.
+// Records a launch and returns the status that the test has set.
 int launch(const char* kernel, void* stream);
 
-}  // namespace make_believe
+}  // namespace pretended

@@ -41,20 +41,20 @@ class Library:
         cuda.register_fakes(namespace)
         self.ops: Any = getattr(torch.ops, namespace)
         self._library = ctypes.CDLL(str(path))
-        self._library.make_believe_events.restype = ctypes.c_char_p
-        self._library.make_believe_set.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        self._library.pretended_events.restype = ctypes.c_char_p
+        self._library.pretended_set.argtypes = (ctypes.c_void_p, ctypes.c_int)
 
     def events(self) -> list[str]:
         """The events since the last call, in order."""
-        return self._library.make_believe_events().decode().splitlines()
+        return self._library.pretended_events().decode().splitlines()
 
     def set(self, *, stream: int = 0, status: int = 0) -> None:
         """Sets the current stream, and the status of launches that do nothing."""
-        self._library.make_believe_set(stream, status)
+        self._library.pretended_set(stream, status)
 
     def pretend(self, *, arch: int = 90, seed: int = 1) -> None:
         """Sets the device that kernels run on, and the order of their threads."""
-        self._library.make_believe_device(arch, seed)
+        self._library.pretended_device(arch, seed)
 
 
 @functools.cache
@@ -66,9 +66,9 @@ def without_kernels() -> Library:
 @functools.cache
 def emulated() -> Library:
     """A library whose launches run the kernels on the CPU."""
-    noted = [*ON_CPU_CXX, "-include", "noted_launches.h", "-x", "c++"]
+    recorded = [*ON_CPU_CXX, "-include", "recorded_launches.h", "-x", "c++"]
     sources = {path: ON_CPU_CXX for path in toolchain.EMULATOR}
-    sources |= {ROOT / name: noted for name in build_cuda.KERNELS}
+    sources |= {ROOT / name: recorded for name in build_cuda.KERNELS}
     sources[HERE / "emulated_device.cpp"] = ON_CPU_CXX
     return _load("wavalign_fast_emulated", sources)
 

@@ -1,10 +1,10 @@
-// Launch functions that launch nothing and write down that they were called.
+// Launch functions that launch nothing and record their calls.
 #include "accelerator.h"
 #include "cuda/launch.h"
 
 namespace wavalign::cuda {
 
-using make_believe::launch;
+using pretended::launch;
 
 const char* status_text(Status status) { return status == 98 ? "invalid device function" : "?"; }
 
