@@ -94,7 +94,7 @@ def test_a_stage_that_fails_leaves_the_others_alone(check):
 def test_a_stage_that_hangs_is_ended_with_all_it_started(check, tmp_path):
     """Also a process that ignores TERM, and one that moved to its own session."""
     hangs = 'trap "" TERM; setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
-    found = check("hybrid", "large", "--limit", "15", cases=f"*hybrid*) {hangs} ;;")
+    found = check("hybrid", "large", "--limit", "20", cases=f"*hybrid*) {hangs} ;;")
     assert (found.code("hybrid"), found.code("large"), found.status) == (124, 0, 1)
     assert all_gone(tmp_path / "notes")
 
