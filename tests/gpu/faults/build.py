@@ -10,7 +10,7 @@ BUILD_TESTS = "tests/test_cuda_build.py"
 FAULTS = (
     Fault(
         name="undeclared-write",
-        what="a schema does not say that the logits are written: compiled graphs reorder around it",
+        what="a schema does not declare the write to the logits: compiled graphs may reorder it",
         at=BINDINGS,
         find='"hybrid_rows_(Tensor(a!)',
         put='"hybrid_rows_(Tensor',
@@ -37,7 +37,7 @@ FAULTS = (
     ),
     Fault(
         name="first-device",
-        what="memory and launches go to the first GPU whichever holds the tensors",
+        what="memory and launches go to the first GPU, whichever one holds the tensors",
         at=BINDINGS + "::OnDeviceOf",
         find="guard_(index_of_device($tensor))",
         put="guard_(0)",
@@ -46,7 +46,7 @@ FAULTS = (
     ),
     Fault(
         name="refused-launch-unnoticed",
-        what="the status of a launch is dropped: results are memory that nobody wrote",
+        what="the status of a launch is ignored: results are uninitialised memory",
         at=BINDINGS + "::launch",
         find="check($status == 0,",
         put="check(true,",
@@ -64,7 +64,7 @@ FAULTS = (
     ),
     Fault(
         name="alignment-unchecked",
-        what="logits that start between two vectors of 16 bytes reach the kernels",
+        what="logits that do not start on 16 bytes reach the kernels",
         at="csrc/cuda/checks.h::check_aligned",
         find="check($address % 16 == 0,",
         put="check($address % 4 == 0,",
@@ -73,7 +73,7 @@ FAULTS = (
     ),
     Fault(
         name="crossed-derivatives",
-        what="the derivative by lse stands in the place of the one by entropy",
+        what="the derivative by lse replaces the one by entropy",
         at=BINDINGS,
         find='floats("grad_entropy", $grad_entropy, $*between floats("grad_lse", $grad_lse,',
         put='floats("grad_entropy", $grad_lse, $*between floats("grad_lse", $grad_lse,',
@@ -82,7 +82,7 @@ FAULTS = (
     ),
     Fault(
         name="undeclared-scaling",
-        what="the schema does not say that a gradient is scaled where it lies",
+        what="the schema does not declare that a gradient is scaled in place",
         at=BINDINGS,
         find='"scale_(Tensor(a!)',
         put='"scale_(Tensor',
@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         name="fake-of-the-wrong-shape",
-        what="the fake of compact_rows gives as many indices as there are rows",
+        what="the fake of compact_rows returns as many indices as there are rows",
         at="wavalign_fast/ops/cuda.py::register_fakes",
         find="lambda $live, $capacity: $*result in ($capacity, 1)",
         put="lambda $live, $capacity: $*result in ($live.shape[0], 1)",
@@ -100,7 +100,7 @@ FAULTS = (
     ),
     Fault(
         name="forced-but-left-out",
-        what="WAVALIGN_FORCE_CUDA is not heeded: a wheel comes out without what it must contain",
+        what="WAVALIGN_FORCE_CUDA is ignored: a wheel is built without the kernels it must contain",
         at="csrc/build_cuda.py::say_without",
         find='if switched_on("WAVALIGN_FORCE_CUDA"):',
         put="if False:",
@@ -109,7 +109,7 @@ FAULTS = (
     ),
     Fault(
         name="no-ptx",
-        what="the build has no PTX, so later GPUs than those it names find no code",
+        what="the build has no PTX, so GPUs later than those it names find no code",
         at="csrc/build_cuda.py::flag",
         find="$both if $ptx else $one",
         put="$one",
@@ -118,7 +118,7 @@ FAULTS = (
     ),
     Fault(
         name="kernels-of-an-earlier-build",
-        what="a build without nvcc packs the kernels that an earlier one left behind",
+        what="a build without nvcc packs the kernels of an earlier build",
         at="setup.py::do_without",
         find=".unlink(missing_ok=True)",
         put=".exists()",

@@ -21,7 +21,7 @@ def _fault(name: str, what: str, file: str, find: str, put: str, test: str) -> F
 FAULTS: tuple[Fault, ...] = (
     _fault(
         "captured-once",
-        "a graph is captured with tables of the CPU, and replays the first batch for ever",
+        "a graph is captured with tables on the CPU, and replays the first batch forever",
         "transfer.py::refuse_in_capture",
         "if not capturing($device): return",
         "return",
@@ -29,7 +29,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "others-multiplied",
-        "rows without a gradient take part in its products",
+        "rows without a gradient take part in the gradient's GEMMs",
         "chunked/gradients.py::ChunkGradients",
         "slice($rows.start, min($rows.stop, $grad_rows))",
         "slice($rows.start, $rows.stop)",
@@ -37,7 +37,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "float16-unscaled",
-        "gradients of logits below float16's least number are 0",
+        "gradients of logits below float16's smallest number are 0",
         "chunked/gradients.py::float16_power",
         "($power << 23).view(torch.float32)",
         "torch.ones_like($power, dtype=torch.float32)",
@@ -62,7 +62,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "states-summed-in-bf16",
-        "the sum over the vocabulary has bfloat16 results, which a library may split",
+        "the sum over the vocabulary, which a library may split, has bfloat16 results",
         "chunked/gradients.py::ChunkGradients",
         "if $dtype != self.wide:",
         "if $dtype is None:",
@@ -70,7 +70,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "tall-untried",
-        "a tall product is taken to have the bits of low ones",
+        "a tall GEMM is assumed to have the bits of low ones",
         "chunked/products.py",
         "= _tried($*arguments])",
         "= True",
@@ -78,7 +78,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "copied-one-by-one",
-        "every table has a copy of its own",
+        "every table is copied on its own",
         "transfer.py",
         "len($away) < 2 or",
         "len($away) < 99 or",

@@ -34,7 +34,7 @@ def cuda_fault(
 SYNCHRONISATION = (
     cuda_fault(
         "barrier-removed",
-        "the first warp merges the sums of the others before they stand",
+        "the first warp merges the sums of the others before they are written",
         ROWS + "::block_merged",
         "__syncthreads();",
         "",
@@ -51,7 +51,7 @@ SYNCHRONISATION = (
     ),
     cuda_fault(
         "cluster-barrier-removed",
-        "blocks of a cluster meet only within themselves",
+        "each block of a cluster waits only for its own threads",
         HYBRID + "::hybrid_rows_kernel",
         "cluster_arrive(); cluster_wait();",
         "__syncthreads();",
@@ -77,7 +77,7 @@ SYNCHRONISATION = (
     ),
     cuda_fault(
         "summary-not-waited-for",
-        "warps write the gradient before the row's numbers stand",
+        "warps write the gradient before the row's statistics are written",
         HYBRID + "::hybrid_rows_kernel",
         "__syncthreads();",
         "",
@@ -112,7 +112,7 @@ SYNCHRONISATION = (
 SUMS = (
     cuda_fault(
         "reduction-width",
-        "a warp's sums are those of half its lanes",
+        "a warp's sums cover only half of its lanes",
         ROWS + "::warp_merged",
         "$offset = kWarpLanes / 2;",
         "$offset = kWarpLanes / 4;",
@@ -128,7 +128,7 @@ SUMS = (
     ),
     cuda_fault(
         "tail-dropped",
-        "the row's last logit is not summed where it fills no vector",
+        "the last logit of a row that is no multiple of a vector is not summed",
         ROWS + "::swept",
         "if ($last < $end) { $keep.item(",
         "if ($last + 1 < $end) { $keep.item(",
@@ -144,7 +144,7 @@ SUMS = (
     ),
     cuda_fault(
         "absent-vector-counts",
-        "what is beyond the end of a row counts as logits of 0",
+        "columns beyond the end of a row count as logits of 0",
         ROWS + "::swept",
         "$v < $vectors ? $values[$j] : -INFINITY",
         "$values[$j]",
@@ -186,7 +186,7 @@ MEMORY = (
     ),
     cuda_fault(
         "misaligned-slices",
-        "the blocks of a cluster share a row at any logit",
+        "the slices of a cluster's blocks start at any logit",
         HYBRID + "::slice_items",
         "return ($units + $cluster - 1) / $cluster * kUnit;",
         "return ($units * kUnit + $cluster - 1) / $cluster;",
@@ -213,7 +213,7 @@ MEMORY = (
     ),
     cuda_fault(
         "row-of-the-block",
-        "every block takes a row of its own number instead of its cluster's",
+        "every block takes the row of its own number instead of its cluster's",
         HYBRID + "::hybrid_rows_kernel",
         "RowChunk& $chunk = $*between / static_cast<unsigned>($blocks);",
         "RowChunk& $chunk = $*between % static_cast<unsigned>($chunk.rows);",
@@ -230,7 +230,7 @@ MEMORY = (
     ),
     cuda_fault(
         "bad-id-read",
-        "the id V is taken for one of the vocabulary",
+        "the id V counts as part of the vocabulary",
         ROWS + "::target_of",
         "$id < $vocab;",
         "$id <= $vocab;",
@@ -241,7 +241,7 @@ MEMORY = (
 MEANING = (
     cuda_fault(
         "dead-rows-live",
-        "padding is not told from an id outside the vocabulary",
+        "padding is treated like an id outside the vocabulary",
         ROWS + "::target_of",
         "bool $dead = $id == $ignored;",
         "bool $dead = false;",
@@ -249,7 +249,7 @@ MEANING = (
     ),
     cuda_fault(
         "zero-gradient-of-nan",
-        "a row whose loss has no gradient is NaN where its logits are",
+        "a row without a gradient gets NaN where its logits are NaN",
         HYBRID + "::hybrid_rows_kernel",
         "if (!$target.valid) $*between if (any($grads))",
         "if (!$target.valid) $*between if ($target.valid)",
@@ -257,7 +257,7 @@ MEANING = (
     ),
     cuda_fault(
         "clip-side",
-        "the clipped side of the ratio has the gradient, the other one has none",
+        "the clipped side of the ratio has a gradient and the other side has none",
         TOKEN_MATH + "::surrogate_slope",
         "<= $clipped ?",
         ">= $clipped ?",
@@ -281,7 +281,7 @@ MEANING = (
     ),
     cuda_fault(
         "cancellation",
-        "e^logp - 1 instead of expm1: no digits at p near 1",
+        "e^logp - 1 replaces expm1, which loses all digits at p near 1",
         TOKEN_MATH + "::target_gradient",
         "std::expm1($logp) -",
         "(std::exp($logp) - T(1)) -",
@@ -299,7 +299,7 @@ MEANING = (
 COMPILED = (
     cuda_fault(
         "registers-spilled",
-        "four blocks are to share a multiprocessor, which leaves a thread too few registers",
+        "four blocks must share a multiprocessor, which leaves each thread too few registers",
         ROWS,
         "kRowBlocks = $least;",
         "kRowBlocks = 4;",
@@ -308,7 +308,7 @@ COMPILED = (
     ),
     cuda_fault(
         "narrow-loads",
-        "16 bytes are loaded as four words",
+        "16 bytes are loaded as four separate words",
         CUDA + "vectors.cuh::load_vector",
         "$vector.bits = *reinterpret_cast<const uint4*>($p);",
         "const auto* words = reinterpret_cast<const unsigned*>($p);"

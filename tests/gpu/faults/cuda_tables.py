@@ -11,7 +11,7 @@ SCALE_TEST = "scale.py::test_any_size_from_any_item_on"
 TABLES = (
     cuda_fault(
         "gather-reads-beyond",
-        "an index one beyond the source is taken for a row",
+        "an index one past the source counts as a row",
         COPIES + "::gather_rows_kernel",
         "&& $from < $size;",
         "&& $from <= $size;",
@@ -27,7 +27,7 @@ TABLES = (
     ),
     cuda_fault(
         "missing-rewards-count",
-        "means are taken over missing rewards as well",
+        "missing rewards count in the means",
         GROUPS + "::group_of",
         "int64_t $size) $*between fmax($scored, 1.0);",
         "int64_t $size) $*between fmax(static_cast<double>($size), 1.0);",
@@ -35,7 +35,7 @@ TABLES = (
     ),
     cuda_fault(
         "tiles-by-number",
-        "tiles are taken by block number: a block may wait for one that cannot run yet",
+        "tiles are assigned by block number: a block may wait for one that cannot run yet",
         COMPACTION + "::compact_rows_kernel",
         "atomicAdd($taken, 1ull)",
         "blockIdx.x + 0 * *$taken",
@@ -43,7 +43,7 @@ TABLES = (
     ),
     cuda_fault(
         "look-back-too-far",
-        "the nearest total is added without what lies on the way to it",
+        "the nearest total is added without the counts of the tiles in between",
         COMPACTION + "::live_before_tile",
         "lane_of_warp() <= $nearest ?",
         "lane_of_warp() == $nearest ?",
@@ -51,7 +51,7 @@ TABLES = (
     ),
     cuda_fault(
         "tile-not-waited-for",
-        "a tile is written before its place is known",
+        "a tile is written before its offset is known",
         COMPACTION + "::compact_rows_kernel",
         "__syncthreads(); write_tile(",
         "write_tile(",
@@ -59,7 +59,7 @@ TABLES = (
     ),
     cuda_fault(
         "rest-unmarked",
-        "the place behind the last live row is not marked",
+        "the place after the last live row is not marked",
         COMPACTION + "::write_tile",
         "$size - 1 - ($dead_before + $j);",
         "$size - ($dead_before + $j);",
@@ -86,7 +86,7 @@ SCALING = (
     ),
     cuda_fault(
         "scaled-tail-beyond",
-        "the element behind the gradient is scaled",
+        "the element after the gradient is scaled",
         SCALE + "::scale_kernel",
         "if ($item < $size) $items[$item]",
         "if ($item <= $size) $items[$item]",
@@ -95,7 +95,7 @@ SCALING = (
     ),
     cuda_fault(
         "scaled-head-misaligned",
-        "vectors start on the gradient's first element, wherever that lies",
+        "vectors start at the gradient's first element, whatever its alignment",
         SCALE + "::launch_scale",
         "std::min($size, $before));",
         "std::min($size, 0 * $before));",
@@ -104,7 +104,7 @@ SCALING = (
     ),
     cuda_fault(
         "scaled-in-turns-of-one",
-        "threads of the largest grid take a batch of vectors and go on by a single one",
+        "threads of the largest grid take a batch of vectors but advance by one vector",
         SCALE + "::scale_kernel",
         "$first += kBatch * $threads",
         "$first += $threads",

@@ -48,7 +48,7 @@ FAULTS = (
     ),
     _fault(
         "cluster-arrival-dropped",
-        "blocks of a cluster wait for a barrier that none arrives at",
+        "blocks of a cluster wait for a barrier at which none arrives",
         INSTRUCTIONS + "::cluster_arrive",
         '"barrier.cluster.arrive.release;"',
         '""',
@@ -64,7 +64,7 @@ FAULTS = (
     ),
     _fault(
         "cluster-rank-wrong",
-        "a block of a cluster takes their number for its own",
+        "a block of a cluster takes the number of blocks for its rank",
         INSTRUCTIONS + "::cluster_rank",
         "%%cluster_ctarank;",
         "%%cluster_nctarank;",
@@ -72,7 +72,7 @@ FAULTS = (
     ),
     _fault(
         "cluster-of-two-without-clusters",
-        "where there are no clusters, a block takes itself for one of two",
+        "without clusters, a block acts as one of two",
         INSTRUCTIONS + "::cluster_size",
         "return 1;",
         "return 2;",
@@ -80,7 +80,7 @@ FAULTS = (
     ),
     _fault(
         "word-of-another-tile",
-        "compaction reads the word that stands beside the one it waits for",
+        "compaction reads the word next to the one that it waits for",
         INSTRUCTIONS + "::load_relaxed",
         "[%1]",
         "[%1 + 8]",
@@ -88,7 +88,7 @@ FAULTS = (
     ),
     _fault(
         "half-a-word-published",
-        "compaction loses what a number is of: right in some orders of the blocks",
+        "compaction drops the flag bits of a count, which is right in some orders of the blocks",
         INSTRUCTIONS + "::store_relaxed",
         '"st.relaxed.gpu.global.u64 [%0], %1;" :: "l"($p), "l"($value)',
         '"st.relaxed.gpu.global.u32 [%0], %1;" ::"l"($p), "r"((uint32_t)$value)',
@@ -104,7 +104,7 @@ FAULTS = (
     ),
     _fault(
         "misaligned-slices",
-        "the parts of a row that blocks of a cluster take do not start on 16 bytes",
+        "the slices that blocks of a cluster take do not start on 16 bytes",
         "csrc/cuda/hybrid_rows.cu::slice_items",
         "return ($units + $cluster - 1) / $cluster * kUnit;",
         "return ($units + $cluster - 1) / $cluster * kUnit + 2 * ($cluster > 1);",
@@ -120,7 +120,7 @@ FAULTS = (
     ),
     _fault(
         "scaled-places-of-32-bits",
-        "the place in a large gradient wraps at 2^31 elements",
+        "the offset into a large gradient wraps at 2^31 elements",
         "wavalign_fast/ops/triton/kernels/scale.py::scale_kernel",
         "for $block in $*between tl.cast($block, tl.int64)",
         "for $block in $*between tl.cast($block, tl.int32)",
@@ -128,7 +128,7 @@ FAULTS = (
     ),
     _fault(
         "scaled-vectors-of-32-bits",
-        "the number of a vector in a large gradient is multiplied in 32 bits",
+        "the offset of a vector in a large gradient is computed in 32 bits",
         "csrc/cuda/scale.cu::scale_kernel",
         "store_vector($body + $v * kItems,",
         "store_vector($body + static_cast<int>($v * kItems),",
@@ -136,7 +136,7 @@ FAULTS = (
     ),
     _mutation(
         "copy-wait-weakened",
-        "a tile is multiplied while its copy may be on its way",
+        "a tile is multiplied while its copy may still be in flight",
         f"{SCORES}[{RAGGED}-sm_80]",
     ),
     _mutation(
@@ -151,7 +151,7 @@ FAULTS = (
     ),
     _mutation(
         "barrier-after-copies-removed",
-        "a warp multiplies what another warp has copied, without a barrier in between",
+        "a warp multiplies a tile that another warp has copied, without a barrier in between",
         f"{SCORES}[{RAGGED}-sm_80]",
     ),
     _mutation(
@@ -166,12 +166,12 @@ FAULTS = (
     ),
     _mutation(
         "initial-value-removed",
-        "lanes beyond the vocabulary use a register that nothing wrote",
+        "lanes beyond the vocabulary use an uninitialised register",
         "rows.py::test_statistics_then_gradient[1031-triton-sm_90a]",
     ),
     _mutation(
         "reduction-barrier-removed",
-        "a warp reads the sums of the others before they stand",
+        "a warp reads the sums of the others before they are written",
         "rows.py::test_hybrid_rows[1031-triton-sm_90a]",
     ),
 )

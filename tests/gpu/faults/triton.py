@@ -105,7 +105,7 @@ ROWS = (
     ),
     _wrong(
         "nan-lost",
-        "the bound of the log-prob turns NaN into 0",
+        "the upper bound of the log-prob turns NaN into 0",
         "softmax.py::finish",
         "tl.where($logp > 0.0, 0.0, $logp)",
         "tl.minimum($logp, 0.0)",
@@ -164,7 +164,7 @@ SCORES = (
     ),
     _wrong(
         "nan-lost-in-a-tile",
-        "the running maximum takes a NaN logit for a banned one",
+        "the running maximum treats a NaN logit like a banned id",
         "scorer.py::online_tile",
         ", propagate_nan=tl.PropagateNan.ALL)",
         ")",
@@ -231,7 +231,7 @@ SCORES = (
 COPIES = (
     _wrong(
         "index-off-by-one",
-        "a live row goes to the place behind its own",
+        "a live row is written one place too late",
         "compaction.py::write_index_kernel",
         "tl.cumsum($flags, axis=0) - $flags",
         "tl.cumsum($flags, axis=0)",
@@ -247,7 +247,7 @@ COPIES = (
     ),
     _wrong(
         "place-not-filled",
-        "the first place without a row holds what memory held",
+        "the first place without a row is left uninitialised",
         "compaction.py::write_index_kernel",
         "$place >= tl.load($count)",
         "$place > tl.load($count)",
@@ -266,7 +266,7 @@ COPIES = (
 SCALING = (
     _wrong(
         "factor-of-one-writes",
-        "a factor of 1 writes the gradient anew, and a NaN in it otherwise",
+        "a factor of 1 rewrites the gradient, and changes the bits of a NaN",
         "scale.py::scale_kernel",
         "$by != 1.0",
         "$by == $by or $by != $by",
@@ -282,7 +282,7 @@ SCALING = (
     ),
     _wrong(
         "tail-scaled-by-every-program",
-        "each program scales the last block's rest",
+        "every program scales the remainder of the last block",
         "scale.py::scale_kernel",
         "if $program == $programs - 1:",
         "if $program <= $programs - 1:",
@@ -303,7 +303,7 @@ COMPILED = (
     _fault(
         AHEAD_OF_TIME,
         "spilled-tile",
-        "a tile of 128 x 256 with a bias and a softcap: 132 registers spill on sm_90",
+        "a tile of 128 x 256 is used with a bias and a softcap, where 132 registers spill on sm_90",
         "wavalign_fast/ops/triton/configs.py::scorer_config",
         '$here == "sm_90" and $plain',
         '$here == "sm_90"',
@@ -312,7 +312,7 @@ COMPILED = (
     _fault(
         AHEAD_OF_TIME,
         "shared-memory-overrun",
-        "six stages: more shared memory than a program may have on gfx942",
+        "six stages need more shared memory than a program may have on gfx942",
         "wavalign_fast/ops/triton/configs.py::scorer_config",
         "$stages = 2 if",
         "$stages = 6 if",
@@ -330,7 +330,7 @@ COMPILED = (
     _fault(
         AHEAD_OF_TIME,
         "no-tensor-cores",
-        "operands are widened before the product: right, and without tensor cores",
+        "operands are widened before the product, which is right but uses no tensor cores",
         KERNELS + "scorer.py::tile_product",
         "tl.dot($x, $w.T, $acc, input_precision=PRECISION)",
         'tl.dot($x.to(tl.float32), $w.T.to(tl.float32), $acc, input_precision="ieee")',
@@ -339,7 +339,7 @@ COMPILED = (
     _fault(
         AHEAD_OF_TIME,
         "does-not-compile",
-        "a sum that starts in 32 bits and goes on in 64: the interpreter does not mind",
+        "a sum starts in 32 bits and continues in 64, which only the interpreter accepts",
         KERNELS + "compaction.py::scan_counts_kernel",
         "tl.zeros((), tl.int64)",
         "tl.zeros((), tl.int32)",
@@ -348,7 +348,7 @@ COMPILED = (
     _fault(
         AHEAD_OF_TIME,
         "compiles-for-every-batch",
-        "the number of rows chooses the kernel: every batch may compile one",
+        "the number of rows specialises the kernel: any batch may compile a new one",
         KERNELS + "scorer.py",
         'RUNTIME = ("rows",',
         "RUNTIME = (",
