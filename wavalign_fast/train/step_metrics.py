@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.data.records import Completion
+from wavalign_fast.losses.metric_names import RELEASED_NAMES
 
 ALWAYS = {
-    "combined_loss": "loss/total",
-    "effective_rl_weight": "gate/lambda",
+    "loss": "loss/total",
+    "rl_weight": "gate/lambda",
 }
 WITH_ANCHOR = {
-    "sft_loss": "loss/anchor",
+    "anchor_loss": "loss/anchor",
     "anchor_text_tokens": "tokens/anchor_text",
     "anchor_speech_tokens": "tokens/anchor_speech",
 }
 WITH_ROLLOUTS = {
-    "rl_loss": "loss/policy",
+    "policy_loss": "loss/policy",
     "kl_loss": "loss/kl",
-    "adaptive_lambda_raw": "gate/raw",
-    "adaptive_reward_gate": "gate/reward",
-    "adaptive_info_gate": "gate/information",
+    "gate_raw": "gate/raw",
+    "gate_reward": "gate/reward",
+    "gate_variance": "gate/information",
     "reward": "reward/mean",
     "reward_std": "reward/std",
     "missing_rewards": "reward/failed",
@@ -53,7 +54,8 @@ def named_metrics(
     tokens if both classes carry loss, else over the one class that does.
     """
     names = ALWAYS | (WITH_ANCHOR if anchored else {}) | (WITH_ROLLOUTS if rollouts else {})
-    named = {name: metrics[source] for source, name in names.items() if source in metrics}
+    released = {RELEASED_NAMES.get(source, source): name for source, name in names.items()}
+    named = {name: metrics[source] for source, name in released.items() if source in metrics}
     if not rollouts:
         return named
     if not rewarded:
