@@ -187,8 +187,9 @@ class HybridObjective(nn.Module):
         rl_weight, gate_metrics = self._rl_weight(batch.rewards, rl_weight)
         tables = self._tables(batch, token_weights, rl_weight, normalisers)
         coefficients = tables.coefficients()
-        # The reference's loss differentiates itself. The ratio of a whole rollout is known only
-        # with the log-probs of all its tokens, too late for a gradient in the same pass.
+        # Not fused are the reference, whose loss differentiates itself; ratios of whole rollouts,
+        # known only with the log-probs of all their tokens, too late for a gradient in the same
+        # pass; and any term that the row kernels do not have.
         fused = operands.backend != "reference" and self.importance_sampling_level == "token"
         rows = gpu_live_rows(operands, coefficients, columns=fused)
         # Tables on the CPU have given the live rows without a host sync. The rest is computed where
