@@ -14,9 +14,9 @@ pytest.importorskip("pocketsphinx")
 LIMIT_S = 240
 """Far beyond what a loaded machine needs: only a hang takes so long."""
 TINY = [
-    *("rollout.prompts=2", "rollout.group_size=2", "anchor.rows=2", "train.log_every=1"),
-    *("train.steps=2", "train.checkpoint_every=0"),
-]
+    "rollout.prompts=2", "rollout.group_size=2", "anchor.rows=2", "train.log_every=1",
+    "train.steps=2", "train.checkpoint_every=0",
+]  # fmt: skip
 
 
 def start(tmp_path, *options, **env):

@@ -12,9 +12,9 @@ from wavalign_fast.cli import main
 pytest.importorskip("pocketsphinx")
 
 SMALL = [
-    *("rollout.prompts=2", "rollout.group_size=3", "anchor.rows=3", "optimizer.lr=1e-3"),
-    *("train.steps=3", "train.eval_items=6", "task.judge_workers=1", "task.asr_reward=0.25"),
-]
+    "rollout.prompts=2", "rollout.group_size=3", "anchor.rows=3", "optimizer.lr=1e-3",
+    "train.steps=3", "train.eval_items=6", "task.judge_workers=1", "task.asr_reward=0.25",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,8 @@ def test_its_page_shows_all_of_it(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<(style|script)>.*?</\1>|<[^>]+>", " ", page, flags=re.S))
     assert 'id="notes"' not in page, text
-    assert re.findall(r'<section id="(\w+)">', page) == [
-        *("results", "curves", "samples", "times", "configs")
-    ]
+    sections = ["results", "curves", "samples", "times", "configs"]
+    assert re.findall(r'<section id="(\w+)">', page) == sections
     assert "Two arms from one base model, 3 steps each" in text
     for arm in ("wavalign", "sft-imperfect"):
         assert f"{arm}: text" in text.replace(" :", ":")

@@ -53,8 +53,12 @@ class Recorded:
         task.demonstrations = record_demonstrations
         task.rewards = lambda done: [rewards(one.example.prompt_ids, one.ids) for one in done]
         self.step = TrainStep(
-            *(config, task, self.model, reference),
-            *(torch.Generator().manual_seed(1), random.Random(1)),
+            config,
+            task,
+            self.model,
+            reference,
+            generator=torch.Generator().manual_seed(1),
+            rng=random.Random(1),
         )
 
     def run(self) -> dict[str, torch.Tensor]:

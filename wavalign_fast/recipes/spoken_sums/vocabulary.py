@@ -19,15 +19,16 @@ TENS = (
 # fmt: on
 ANSWER_PREFIX = "the answer is"
 
+SPECIAL = ("<pad>", "<eos>", "<user>", "<asst>", "<boa>", "<eoa>")
 WORDS = (
-    *("<pad>", "<eos>", "<user>", "<asst>", "<boa>", "<eoa>"),
+    *SPECIAL,
     *ANSWER_PREFIX.split(),
     "plus",
     *SMALL,
     *TENS,
 )
 IDS = {word: index for index, word in enumerate(WORDS)}
-PAD, EOS, USER, ASSISTANT, BEGIN_AUDIO, END_AUDIO = range(6)
+PAD, EOS, USER, ASSISTANT, BEGIN_AUDIO, END_AUDIO = range(len(SPECIAL))
 
 SPEECH_START = len(WORDS)
 NUM_CODES = 256
