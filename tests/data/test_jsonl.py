@@ -6,6 +6,7 @@ import pytest
 
 from wavalign_fast.data import jsonl
 from wavalign_fast.data.jsonl import read_jsonl
+from wavalign_fast.errors import one_line
 
 GOOD = b'{"prompt": "one", "answer": "two"}\n'
 
@@ -36,7 +37,10 @@ BAD = {
     "a number": ("1" * 400, "is not a JSON object"),
     "no key": (json.dumps({f"k{i}": 1 for i in range(99_999)}), "key 'prompt' is missing; keys"),
     "a list": ('{"prompt": [' + "1," * 99_999 + '1], "answer": "two"}', "prompt is [1, 1, 1"),
-    "not closed": ('{"prompt": "' + "x" * 99_999, "malformed JSON (Unterminated string"),
+    "not closed": (
+        '{"prompt": "' + "x" * 99_999,
+        "malformed JSON (Unterminated string starting at column 12)",
+    ),
     "nul": (b'{"prompt": "\x00", "answer": "two"}', "malformed JSON (Invalid control character"),
     "nul around": (b"\x00" * 99, "malformed JSON"),
     "latin-1": (b'{"prompt": "caf\xe9", "answer": "two"}', "is not UTF-8 text"),
@@ -55,6 +59,14 @@ def test_a_bad_line_is_named_in_one_short_line(tmp_path, kind):
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'd.jsonl'}:3: ") and message in said
     assert "\n" not in said and len(said) < len(str(tmp_path)) + 400
+
+
+@pytest.mark.parametrize("name", ["/proc/self/mem", "a\0b", "none.jsonl", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((OSError, ValueError)) as caught:
+        list(read_jsonl(name, keys=("prompt",)))
+    assert name.encode("unicode_escape").decode() in one_line(caught.value)
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):

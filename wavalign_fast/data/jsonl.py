@@ -22,24 +22,34 @@ def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, 
         ValueError: a line cannot be used; the message has file, line, value seen and value wanted.
     """
     path = Path(path)
-    found, number = False, 0
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            where = f"{path}:{number}"
-            if len(line) > MAX_LINE:
-                raise ValueError(
-                    f"{where}: longer than {MAX_LINE} bytes, one record per line wanted"
-                )
-            try:
-                text = line.decode("utf-8-sig").strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
-            if text:
-                found = True
-                yield where, _record(text, keys, where)
+    found = False
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}:{number}"
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record per line")
+        try:
+            text = line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
+        if text:
+            found = True
+            yield where, _record(text, keys, where)
     if not found:
         raise ValueError(f"{path}: no records, wanted one JSON object with {_names(keys)} per line")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yields the lines of a file, or the first bytes of a line that is too long."""
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                yield line
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
@@ -47,7 +57,8 @@ def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
         record = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{where}: malformed JSON ({error.msg} at column {error.colno}): {shorten(text)}"
+            f"{where}: malformed JSON ({error.msg.removesuffix(' at')} at column {error.colno}): "
+            f"{shorten(text)}"
         ) from error
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deep: {shorten(text)}") from error
