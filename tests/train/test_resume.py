@@ -149,6 +149,24 @@ def test_a_run_without_a_checkpoint_starts_again(in_tmp_path, train_toy, capsys)
     assert "continuing runs/one from the start, no checkpoint" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("missing", "ways"),
+    [("config.yaml", "--overwrite or another --name"), (MARKER_FILE, "--resume or another --name")],
+)
+def test_a_process_killed_at_the_start_leaves_a_way_to_go_on(
+    in_tmp_path, train_toy, refused, missing, ways
+):
+    short = ("--name", "one", "train.steps=1", "train.eval_items=0")
+    assert train_toy(*short) == 0
+    for path in (in_tmp_path / "runs" / "one").iterdir():
+        if path.name not in ("config.yaml", MARKER_FILE) or path.name == missing:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert f"runs/one exists; give {ways}" in refused(*short)
+    if missing == "config.yaml":
+        assert f"config.yaml is missing; give {ways}" in refused(*short, "--resume")
+    assert train_toy(*short, ways.split()[0]) == 0
+
+
 def test_nothing_to_resume_suggests_a_run(train_toy, refused):
     assert train_toy("--name", "monday", "train.steps=1", "train.eval_items=0") == 0
     line = refused("--name", "mondaj", "--resume")

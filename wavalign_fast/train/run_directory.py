@@ -61,16 +61,22 @@ def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
             "them, or another --name"
         )
     elif not resume:
-        known = read_marker(path) is not None or (path / CONFIG_FILE).is_file()
-        advice = "--resume, --overwrite or another --name" if known else "another --name"
-        raise UserError(f"{path} exists; give {advice}")
+        raise UserError(f"{path} exists; give {_other_ways(path)}")
     elif not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{path} cannot be resumed: {CONFIG_FILE} is missing")
+        advice = _other_ways(path)
+        raise UserError(f"{path} cannot be resumed: {CONFIG_FILE} is missing; give {advice}")
     else:
         _check_same_run(path, config)
         if finished_metrics(path, config) is None:
             check_steps(path, config, checkpoint_contents(path / CHECKPOINT).get("step"))
             read_metric_lines(path / METRICS_FILE)
+
+
+def _other_ways(path: Path) -> str:
+    """Lists the options with which a run can go to ``path``, or elsewhere."""
+    ways = ["--resume"] if (path / CONFIG_FILE).is_file() else []
+    ways += ["--overwrite"] if read_marker(path) is not None else []
+    return " or ".join(filter(None, [", ".join(ways), "another --name"]))
 
 
 def check_steps(path: Path, config: RunConfig, done: Any) -> None:
