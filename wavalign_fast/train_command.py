@@ -26,7 +26,7 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import check_output
-from wavalign_fast.train.directory_lock import locked
+from wavalign_fast.train.directory_lock import check_free, locked
 from wavalign_fast.train.owned_files import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
 from wavalign_fast.train.run_directory import check_folder_of_arms, check_run
 
@@ -52,10 +52,14 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         for place, config in zip(places, configs, strict=True):
             check_run(place, config, resume=args.resume, overwrite=args.overwrite)
 
-    if several:
-        check_folder_of_arms(root, resume=args.resume)
-    if not any(map(has_replaced, places)):
-        check()
+    try:
+        if several:
+            check_folder_of_arms(root, resume=args.resume)
+        if not any(map(has_replaced, places)):
+            check()
+    except UserError:
+        check_free([root, *places])  # the reason may be unfinished work of another process
+        raise
     with locked([root, *places]):
         for place in filter(has_replaced, places):
             put_back(place)

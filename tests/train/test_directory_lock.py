@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.train import directory_lock
-from wavalign_fast.train.directory_lock import LOCK_FILE, locked
+from wavalign_fast.train.directory_lock import LOCK_FILE, check_free, locked
 
 HOLD = (
     "import pathlib, sys, time\n"
@@ -42,6 +43,43 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path, holder):
     with locked([tmp_path / "runs" / "b"]):
         pass
     assert sorted(os.listdir(tmp_path / "runs")) == ["a"]
+
+
+def test_a_directory_that_another_process_makes_meanwhile_is_no_file(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def made_by_another(path, *args, **kwargs):
+        os.mkdir(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", made_by_another)
+    with locked([tmp_path / "runs" / "a"]):
+        assert (tmp_path / "runs" / "a" / LOCK_FILE).exists()
+
+
+def test_a_directory_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    acquire, times = directory_lock._acquire, []
+
+    def removed_by_another(path):
+        times.append(path)
+        if len(times) == 1:
+            path.parent.rmdir()
+        return acquire(path)
+
+    monkeypatch.setattr(directory_lock, "_acquire", removed_by_another)
+    with locked([tmp_path / "a"]):
+        assert (tmp_path / "a" / LOCK_FILE).exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_looking_for_a_holder_changes_nothing(tmp_path, holder):
+    with pytest.raises(UserError, match=f"runs/a is in use by process {holder.pid} on "):
+        check_free([tmp_path / "none", tmp_path, tmp_path / "runs" / "a"])
+    holder.kill()
+    holder.wait()
+    before = (tmp_path / "runs" / "a" / LOCK_FILE).read_text()
+    check_free([tmp_path / "none", tmp_path, tmp_path / "runs" / "a"])
+    assert (tmp_path / "runs" / "a" / LOCK_FILE).read_text() == before
 
 
 def test_a_killed_process_keeps_nobody_out(tmp_path, holder):

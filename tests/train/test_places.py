@@ -128,7 +128,10 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(in_tmp_path, refu
     assert os.listdir() == []
 
 
-def test_the_second_of_two_processes_is_refused(in_tmp_path, refused, train_toy, monkeypatch):
+@pytest.mark.parametrize("which", [[], ["--arms", "both,sft"]], ids=["one", "arms"])
+def test_the_second_of_two_processes_is_refused(
+    in_tmp_path, refused, train_toy, monkeypatch, which
+):
     seen = []
     evaluate = arms._evaluate
 
@@ -136,11 +139,11 @@ def test_the_second_of_two_processes_is_refused(in_tmp_path, refused, train_toy,
         if not seen:
             seen.append("")
             for argv in (["--resume"], ["--overwrite"], []):
-                seen.append(refused("--name", "one", *argv))
+                seen.append(refused("--name", "one", *which, *argv))
         return evaluate(*args)
 
     monkeypatch.setattr(arms, "_evaluate", meanwhile)
-    assert train_toy("--name", "one", "train.steps=1") == 0
+    assert train_toy("--name", "one", "train.steps=1", *which) == 0
     assert len(seen) == 4
     for line in seen[1:]:
         assert f"runs/one is in use by process {os.getpid()} on" in line, line

@@ -10,13 +10,14 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from wavalign_fast.errors import UserError, one_line
 
 LOCK_FILE = ".wavalign-lock"
+ATTEMPTS = 100
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -35,42 +36,61 @@ def locked(directories: Sequence[Path]) -> Iterator[None]:
         yield
 
 
+def check_free(directories: Iterable[Path]) -> None:
+    """Raises ``UserError`` if another process holds one of the directories; changes nothing."""
+    for directory in directories:
+        with suppress(OSError):
+            descriptor = os.open(directory / LOCK_FILE, os.O_RDWR)
+            try:
+                _lock(descriptor, directory / LOCK_FILE)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    with _made(directory):
-        path = directory / LOCK_FILE
-        try:
-            descriptor = _acquire(path)
-        except OSError as error:
-            raise UserError(f"{directory} cannot be written: {one_line(error)}") from error
+    made: list[Path] = []
+    try:
+        descriptor = _make_and_acquire(directory, made)
         try:
             yield
         finally:
             # Removed while still locked: a process that has opened it sees that it is gone.
-            path.unlink(missing_ok=True)
+            (directory / LOCK_FILE).unlink(missing_ok=True)
             os.close(descriptor)
-
-
-@contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """Makes ``directory`` and its parents; on exit removes those it made that are empty."""
-    made: list[Path] = []
-    try:
-        try:
-            for path in [*reversed(directory.parents), directory]:
-                if not path.is_dir():
-                    path.mkdir()
-                    made.append(path)
-        except FileExistsError as error:
-            what = f"a link to {os.readlink(path)}" if os.path.islink(path) else "a file"
-            raise UserError(f"{path} is {what}, wanted a directory for runs") from error
-        except OSError as error:
-            raise UserError(f"{directory} cannot be made: {one_line(error)}") from error
-        yield
     finally:
         for path in reversed(made):
             with suppress(OSError):
                 path.rmdir()
+
+
+def _make_and_acquire(directory: Path, made: list[Path]) -> int:
+    """Returns the locked descriptor; adds the directories that it had to make to ``made``."""
+    missing = OSError()
+    for _ in range(ATTEMPTS):
+        try:
+            _make(directory, made)
+            return _acquire(directory / LOCK_FILE)
+        except FileNotFoundError as error:
+            missing = error  # another process has just removed a directory that it left empty
+        except OSError as error:
+            done = "written" if os.path.isdir(directory) else "made"
+            raise UserError(f"{directory} cannot be {done}: {one_line(error)}") from error
+    raise UserError(f"{directory} cannot be made: {one_line(missing)}") from missing
+
+
+def _make(directory: Path, made: list[Path]) -> None:
+    for path in [*reversed(directory.parents), directory]:
+        if path.is_dir():
+            continue
+        try:
+            path.mkdir()
+            made.append(path)
+        except FileExistsError as error:
+            if path.is_dir():
+                continue  # made by another process in the meantime
+            what = f"a link to {os.readlink(path)}" if os.path.islink(path) else "a file"
+            raise UserError(f"{path} is {what}, wanted a directory for runs") from error
 
 
 def _acquire(path: Path) -> int:
