@@ -49,7 +49,7 @@ def checked_operands(
         RuntimeError: the call needs a derivative that the backend does not have.
     """
     options = checked_options(options)
-    _check_places(hidden, weight, targets, bias)
+    _check_devices(hidden, weight, targets, bias)
     hidden, weight = _under_autocast(hidden), _under_autocast(weight)
     bias = None if bias is None else _under_autocast(bias)
     _check(hidden, weight, targets, bias)
@@ -70,7 +70,7 @@ def wants_grad(*operands: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
-def _check_places(
+def _check_devices(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
     """Refuses operands on another device than ``hidden``; targets may be on the CPU."""

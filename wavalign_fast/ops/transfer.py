@@ -85,16 +85,16 @@ def _in_one_copy(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]
     for table in away:
         starts.append(starts[-1] + -(-table.numel() * table.element_size() // ALIGN) * ALIGN)
     packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=True)
-    for table, place in zip(away, _places(packed, away, starts), strict=True):
+    for table, place in zip(away, _views(packed, away, starts), strict=True):
         place.copy_(table.detach())
-    arrived = iter(_places(packed.to(device, non_blocking=True), away, starts))
+    arrived = iter(_views(packed.to(device, non_blocking=True), away, starts))
     return [
         next(arrived) if table.device.type == "cpu" else copied_to(table, device)
         for table in tables
     ]
 
 
-def _places(memory: Tensor, tables: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
+def _views(memory: Tensor, tables: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
     """Views of ``memory``, which holds all the tables, as each of them."""
     return [
         memory[start : start + table.numel() * table.element_size()]

@@ -4,7 +4,11 @@ from wavalign_fast.ops.chunked.interface import RowKernels
 
 
 def row_kernels_of(backend: str) -> RowKernels:
-    """The module with the row kernels of ``cuda``, ``triton`` or ``definition``."""
+    """The module with the row kernels of ``cuda``, ``triton`` or ``definition``.
+
+    Raises:
+        ValueError: another backend, which has no row kernels.
+    """
     if backend == "cuda":
         from wavalign_fast.ops import cuda
 
@@ -13,6 +17,8 @@ def row_kernels_of(backend: str) -> RowKernels:
         from wavalign_fast.ops import triton
 
         return triton
-    from wavalign_fast.ops.chunked import row_ops
+    if backend == "definition":
+        from wavalign_fast.ops.chunked import row_ops
 
-    return row_ops
+        return row_ops
+    raise ValueError(f"backend: got {backend!r}, want cuda, triton or definition")
