@@ -1,4 +1,4 @@
-"""Random heads, and the gradients of a weighted sum of everything an op returns."""
+"""Random heads, and the gradients of a weighted sum of an op's results."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from wavalign_fast.ops import LossOptions, linear_logprob
 REFERENCE = LossOptions(backend="reference")
 CPU = LossOptions(backend="cpu")
 UNBIASED = 0.1
-"""The largest ``rounding_bias`` of sums that are rounded to nearest throughout."""
+"""The largest ``rounding_bias`` of sums that round to nearest throughout."""
 
 
 class Problem(NamedTuple):
@@ -41,7 +41,7 @@ def as_double(p: Problem) -> Problem:
 def results(
     p: Problem, options: LossOptions, *, temperature: float = 1.0, terms: str = "logp",
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Values and gradients; ``terms`` names what the differentiated sum is made of."""
+    """Values and gradients; ``terms`` names the results in the sum that is differentiated."""
     leaves = {
         "hidden": p.hidden.clone().requires_grad_(),
         "weight": p.weight.clone().requires_grad_(),
@@ -64,11 +64,12 @@ def results(
 
 
 def rounding_bias(dtype: torch.dtype, hidden_size: int) -> dict[str, float]:
-    """How much too small (below 0) or too large the gradients are on the whole, in units of the
-    type's precision: near 0 where every step rounds to nearest, -1/3 and less where one truncates.
+    """The error of the gradients' total magnitude, in units of the dtype's precision.
+
+    It is near 0 where every step rounds to nearest, and -1/3 or less where one truncates.
 
     Args:
-        hidden_size: bfloat16 operands of an odd size are multiplied in float32 everywhere.
+        hidden_size: with an odd size, bfloat16 operands are multiplied in float32 everywhere.
     """
     p = problem(150, hidden_size, 700, dtype, ignored=False)
     truth, ours = results(as_double(p), REFERENCE), results(p, CPU)

@@ -1,4 +1,4 @@
-"""What a caller can get wrong: each message has the value seen and the value wanted."""
+"""Errors for wrong arguments: each message has the value seen and the value wanted."""
 
 import numpy as np
 import pytest
@@ -71,12 +71,14 @@ NAN, INF = float("nan"), float("inf")
         (np.ones((2, 2)), "> 0 and finite"),
         (list(range(10_000)), "> 0 and finite"),
         (torch.tensor(0.7, device="meta"), "a number"),
-        # float32 would make it 0 or its quotients infinite, and the result NaN.
+        # In float32 it would be 0, or a quotient by it infinite, and the result NaN.
         *((tiny, r">= 1\.2e-38") for tiny in (1e-300, 1e-40, 5e-324, torch.tensor(1e-39))),
     ],
     ids=lambda x: str(x)[:9],
 )
-def test_a_temperature_that_is_no_positive_number_is_refused(backend, temperature, wanted) -> None:
+def test_a_temperature_that_is_not_a_positive_number_is_refused(
+    backend, temperature, wanted
+) -> None:
     p = problem(6, 4, 9, torch.float32)
     with pytest.raises(ValueError, match=rf"^temperature: got .*, want {wanted}$") as refused:
         linear_logprob(
@@ -87,7 +89,7 @@ def test_a_temperature_that_is_no_positive_number_is_refused(backend, temperatur
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_temperature_gets_no_gradient_in_silence(backend: str) -> None:
+def test_a_temperature_that_requires_a_gradient_is_refused(backend: str) -> None:
     p = problem(6, 4, 9, torch.float32)
     learned, options = torch.tensor(0.7, requires_grad=True), LossOptions(backend=backend)
     with pytest.raises(ValueError, match="temperature: got a tensor that requires a gradient"):
@@ -117,7 +119,7 @@ def test_a_temperature_gets_no_gradient_in_silence(backend: str) -> None:
     ],
     ids=str,
 )
-def test_an_option_that_is_no_such_setting_is_refused(setting: str, bad, wanted: str) -> None:
+def test_an_option_with_a_wrong_value_is_refused(setting: str, bad, wanted: str) -> None:
     with pytest.raises(ValueError, match=f"{setting}: got .*{wanted}"):
         LossOptions(**{setting: bad})
 
@@ -145,7 +147,7 @@ def test_options_of_another_type_are_refused() -> None:
         linear_logprob(p.hidden, p.weight, p.targets, options={"backend": "cpu"})
 
 
-def test_auto_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_warns_once_that_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no kernels here"
     monkeypatch.setattr(extension, "EXTENSION", reason)
     monkeypatch.setattr(notices, "_given", set())

@@ -1,4 +1,4 @@
-"""Every field of ``LossOptions`` on every backend and in every fused loss: honoured or refused."""
+"""Every backend and every fused loss honours or refuses every field of ``LossOptions``."""
 
 import dataclasses
 import importlib.util
@@ -27,12 +27,12 @@ ASKED = {
     "skip_tolerance": 0.5,
     "live_rows": 690,
 }
-"""Of every field another value than by default."""
+"""For every field a value other than its default."""
 GPU = {"cuda", "triton"}
 HONOURED = {
     "memory_budget": {"cpu", *GPU},
-    "weight_grad_dtype": set(),  # in float32, see below
-    "deterministic": {"reference", "cpu", *GPU},  # a permission, which need not be used
+    "weight_grad_dtype": set(),  # the kernels sum in float32, see below
+    "deterministic": {"reference", "cpu", *GPU},  # a permission that a backend need not use
     "skip_tolerance": {"cpu"},
     "live_rows": GPU,
 }
@@ -49,7 +49,7 @@ def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def logprobs(hidden, weight, targets, options):
-    # A coefficient each: the gradients of equal ones nearly cancel.
+    # Different coefficients: with equal ones the gradients nearly cancel.
     coefficients = torch.linspace(-1, 2, LIVE)
     found = wf.linear_logprob(
         hidden, weight, targets.clone().index_fill_(0, DEAD, -100), options=options
@@ -68,12 +68,10 @@ def hybrid(hidden, weight, targets, options):
 
 def dpo(hidden, weight, targets, options):
     return wf.fused_dpo_loss(
-        *(
-            hidden,
-            weight,
-            targets.clone().index_fill_(0, DEAD, -100),
-            torch.arange(ROWS) // 320 % 2,
-        ),
+        hidden,
+        weight,
+        targets.clone().index_fill_(0, DEAD, -100),
+        torch.arange(ROWS) // 320 % 2,
         torch.tensor([[0, 1]]),
         layout=LAYOUT,
         ref_logp=torch.zeros(2),
@@ -104,7 +102,7 @@ def test_help_describes_every_field() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("backend", "field"), EVERY)
-def test_what_is_not_honoured_is_refused_by_name(monkeypatch, name, backend, field) -> None:
+def test_an_option_is_honoured_or_refused_by_name(monkeypatch, name, backend, field) -> None:
     monkeypatch.setattr(backends, "_unusable", lambda backend, hidden: None)
     options = LossOptions(backend=backend, **{field: ASKED[field]})
     if backend in HONOURED[field]:
@@ -149,7 +147,7 @@ def test_the_cpu_skips_as_much_as_it_may(name) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_chunk_loop_keeps_to_budget_and_capacity(monkeypatch, name) -> None:
-    """Of the GPU backends, over the kernels' definition."""
+    """The loop of the GPU backends, with the definition as its row kernels."""
     heights = []
     row_stats = row_ops.row_stats
 
@@ -172,7 +170,7 @@ def test_the_chunk_loop_keeps_to_budget_and_capacity(monkeypatch, name) -> None:
 
 
 class NoOps:
-    """Stands in for the CUDA ops: whoever asks for one fails."""
+    """Stands in for the CUDA ops: a call of any of them fails."""
 
     def __getattr__(self, name: str) -> None:
         raise AssertionError(f"the CUDA kernel {name} is called")
@@ -196,7 +194,7 @@ EVERY_LOSS = LOSSES | {"rewards": rewards_alone, "gate": with_a_gate}
 @pytest.mark.parametrize("from_environment", [False, True])
 @pytest.mark.parametrize("name", EVERY_LOSS)
 def test_the_reference_runs_no_cuda_kernel(monkeypatch, name, from_environment) -> None:
-    """Not for groups of rewards either, on whatever device they are."""
+    """Not for groups of rewards either, wherever they are."""
     monkeypatch.setattr(cuda, "OPS", NoOps())
     monkeypatch.setattr(cuda, "serves", lambda tensor: True)
     options = LossOptions(backend="reference")
@@ -210,7 +208,7 @@ def test_the_reference_runs_no_cuda_kernel(monkeypatch, name, from_environment) 
             EVERY_LOSS[name](*operands(), None)
 
 
-def test_the_reference_sums_in_double_only_what_is_double() -> None:
+def test_the_reference_sums_in_double_for_double_operands_alone() -> None:
     hidden, weight, targets = (t.double() if t.is_floating_point() else t for t in operands())
     options = LossOptions(backend="reference", weight_grad_dtype=torch.float64)
     assert wf.linear_logprob(hidden, weight, targets, options=options).logp.dtype == torch.float64

@@ -23,7 +23,7 @@ def chunk(rows: int = 7, vocab: int = 11, *, bias: bool = True):
 
 
 def autograd(logits, targets, bias, loss, scale=0.5):
-    """Log-probs, entropies, lse and the gradient of ``loss`` of them, by torch's own rules."""
+    """Log-probs, entropies, lse and the gradient of ``loss`` of them, by autograd."""
     leaf = logits.clone().requires_grad_()
     z = leaf * scale + (0 if bias is None else bias)
     live = targets != IGNORE
@@ -71,12 +71,12 @@ def test_the_token_gradient_is_that_of_the_policy_terms(clip) -> None:
     pair = None if clip is None else (1 - clip[0], clip[1] - 1)
     terms = policy_tokens(leaf - old, advantage, ref_gap=ref - leaf, clip=pair)
     (-policy * terms.surrogate + kl * terms.kl - anchor * leaf).sum().backward()
-    old[5:9], ref[9:12] = math.nan, math.nan  # not looked at where the coefficient is 0
+    old[5:9], ref[9:12] = math.nan, math.nan  # must not matter where the coefficient is 0
     table = TokenTable(policy, advantage, kl, anchor, old, ref)
     torch.testing.assert_close(token_gradient(logp, table, clip), leaf.grad)
 
 
-def test_one_go_equals_statistics_then_gradient() -> None:
+def test_hybrid_rows_equals_statistics_then_gradient() -> None:
     logits, targets, shift = chunk()
     ones = torch.ones(len(targets), dtype=torch.float64)
     table = TokenTable(ones, ones.neg(), 0 * ones, 0.5 * ones)
@@ -96,7 +96,7 @@ def test_one_go_equals_statistics_then_gradient() -> None:
     assert torch.equal(dlogits, again)
 
 
-def test_a_bad_id_poisons_its_own_values_and_no_gradient() -> None:
+def test_a_bad_id_makes_its_own_values_nan_and_its_gradient_0() -> None:
     logits, targets, _ = chunk()
     targets[3] = logits.shape[1]
     stats = rk.row_stats(RowChunk(logits, targets, None, scale=1.0, ignore_index=IGNORE))
@@ -112,7 +112,7 @@ def test_a_bad_id_poisons_its_own_values_and_no_gradient() -> None:
     assert not dlogits[[2, 3]].any() and dlogits[[0, 1, 4]].any(dim=-1).all()
 
 
-def test_narrow_rows_lie_where_the_wide_ones_did() -> None:
+def test_narrow_rows_start_where_the_wide_ones_did() -> None:
     wide = torch.randn(3, 64)[:, :50]
     narrow = rk.operand_view(wide, torch.bfloat16)
     assert narrow.shape == (3, 50) and narrow.stride() == (128, 1)
@@ -129,7 +129,7 @@ def test_compaction_lists_the_first_live_rows(capacity: int) -> None:
     assert index.tolist() == wanted[:capacity] and count.tolist() == [5]
 
 
-def test_rows_come_back_to_their_places() -> None:
+def test_scattered_rows_are_the_gathered_ones() -> None:
     source = torch.randn(6, 3)
     index = torch.tensor([4, 0, -1, 5])
     rows = rk.gather_rows(source, index)

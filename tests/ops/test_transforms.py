@@ -1,4 +1,4 @@
-"""Other ways to differentiate or to trace a call: right, or an error that says why not."""
+"""Transforms of a call, such as vmap and forward mode, work or raise an error that says why not."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_autocast_takes_what_a_linear_layer_takes(cast, dtype, backend) -> None:
+def test_autocast_uses_the_dtype_of_a_linear_layer(cast, dtype, backend) -> None:
     hidden, weight, bias = (t.to(dtype) for t in OPERANDS)
     with torch.autocast("cpu", cast):
         ours = linear_logprob(
@@ -108,13 +108,16 @@ def test_autocast_takes_what_a_linear_layer_takes(cast, dtype, backend) -> None:
         multiplied = torch.nn.functional.linear(hidden, weight, bias).dtype
     assert multiplied == (dtype if dtype == torch.float64 else cast)
     want = linear_logprob(
-        *(t.to(multiplied) for t in (hidden, weight)), P.targets, bias=bias.to(multiplied),
+        hidden.to(multiplied),
+        weight.to(multiplied),
+        P.targets,
+        bias=bias.to(multiplied),
         options=LossOptions(backend=backend),
-    )  # fmt: skip
+    )
     assert torch.equal(ours.logp, want.logp) and ours.logp.dtype == want.logp.dtype
 
 
-def test_autocast_leaves_the_double_of_two_operands_and_they_do_not_match() -> None:
+def test_under_autocast_a_double_operand_does_not_match_a_float_one() -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="want one dtype"):
         linear_logprob(P.hidden.double(), P.weight, P.targets)
 
@@ -129,8 +132,8 @@ def test_a_default_dtype_changes_no_bit(backend: str) -> None:
     assert_defaults_change_no_bit(results)
 
 
-def test_the_derivative_of_a_gradient_by_what_it_is_scaled_with_is_refused() -> None:
-    """``torch.autograd.functional.jvp`` asks for it, and takes silence for zeros."""
+def test_the_derivative_of_a_gradient_by_its_factor_is_refused() -> None:
+    """``torch.autograd.functional.jvp`` needs it, and without an error would return zeros."""
     row = torch.arange(4) // 2
     layout = wf.ModalityLayout(vocab_size=7, speech=())
     batch = wf.HybridBatch(row, row, row - 1, [[1.0, 2.0]])
