@@ -2,9 +2,9 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/buffer_cache.h"
 #include "cpu/gemm.h"
 #include "cpu/linear_logprob.h"
-#include "cpu/recycled.h"
 #include "cpu/row_kernels.h"
 
 TORCH_LIBRARY(wavalign_fast, m) {
@@ -14,26 +14,27 @@ TORCH_LIBRARY(wavalign_fast, m) {
   // far offset is rounded away, and with it the gradient. `store` keeps at most
   // `store_bytes` of probabilities for the backward pass; `skipped` says which tiles of the
   // vocabulary, with a mass of at most `skip_tolerance` together, a row's gradient leaves out.
-  // `nest` [V, H], if wanted and not refused (then [0]), holds what of the probabilities finds room
-  // there and becomes the weight's gradient.
+  // `prob_buffer` [V, H], if wanted and not refused (then [0]), holds what of the probabilities
+  // finds room there and becomes the weight's gradient.
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
       "float temperature, int ignore_index, SymInt store_bytes, float skip_tolerance, "
-      "bool want_nest) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, Tensor store, "
-      "Tensor skipped, Tensor nest)");
+      "bool want_prob_buffer) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, "
+      "Tensor store, Tensor skipped, Tensor prob_buffer)");
   // Gradients to hidden, weight and bias; the ones not needed come back empty.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
-      "Tensor nest, bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, "
+      "Tensor prob_buffer, bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, "
       "Tensor)");
-  // The same, the weight's gradient being what the nest is from then on.
+  // The same, the weight's gradient being what the probability buffer is from then on.
   m.def(
       "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
-      "Tensor skipped, Tensor(a!) nest, bool need_hidden, bool need_bias) -> (Tensor, Tensor)");
+      "Tensor skipped, Tensor(a!) prob_buffer, bool need_hidden, bool need_bias) -> (Tensor, "
+      "Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
@@ -51,13 +52,14 @@ PyObject* build_info(PyObject*, PyObject*) {
                        wavalign::cpu::brgemm_available(at::kBFloat16) ? Py_True : Py_False);
 }
 
-PyObject* release_recycled(PyObject*, PyObject*) {
-  return PyLong_FromLongLong(wavalign::cpu::release_recycled());
+PyObject* release_cached_buffers(PyObject*, PyObject*) {
+  return PyLong_FromLongLong(wavalign::cpu::release_cached_buffers());
 }
 
-PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, "torch version, ISA, GEMM kind."},
-                         {"release_recycled", release_recycled, METH_NOARGS, "Bytes given back."},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS, "torch version, ISA, GEMM kind."},
+    {"release_cached_buffers", release_cached_buffers, METH_NOARGS, "Bytes given back."},
+    {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

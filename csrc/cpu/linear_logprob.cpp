@@ -9,8 +9,8 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/nest.h"
-#include "cpu/recycled.h"
+#include "cpu/buffer_cache.h"
+#include "cpu/prob_buffer.h"
 #include "cpu/skipping.h"
 #include "cpu/tasks.h"
 #include "cpu/vocab_tiles.h"
@@ -159,31 +159,31 @@ TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
 ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight,
                               const at::Tensor& targets, const std::optional<at::Tensor>& bias,
                               double temperature, int64_t ignore_index, int64_t store_bytes,
-                              double skip_tolerance, bool want_nest) {
+                              double skip_tolerance, bool want_prob_buffer) {
   const bool skipping = skip_tolerance > 0;
   const TokenPanels panels =
       live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipping);
   const auto options = hidden.options().dtype(at::kFloat);
   at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
              lse = at::zeros_like(logp), norm = at::zeros({2, hidden.size(0)}, options);
-  at::Tensor store = recycled({store_bytes}, hidden.options().dtype(at::kByte));
+  at::Tensor store = cached_buffer({store_bytes}, hidden.options().dtype(at::kByte));
   std::vector<int64_t> skip_shape{0};
   if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
   const at::Tensor skipped = at::zeros(skip_shape, store.options());
-  at::Tensor nest = at::empty({0}, weight.options());
-  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped, nest};
-  if (want_nest && store_bytes > 0) nest = new_nest(weight);
+  at::Tensor prob_buffer = at::empty({0}, weight.options());
+  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped, prob_buffer};
+  if (want_prob_buffer && store_bytes > 0) prob_buffer = new_prob_buffer(weight);
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
-    const TileStore<decltype(operand)> kept(store, nest, panels, VocabTiles{weight.size(0)});
-    kept.write_header(nest_number(nest));
+    const TileStore<decltype(operand)> kept(store, prob_buffer, panels, VocabTiles{weight.size(0)});
+    kept.write_header(prob_buffer_id(prob_buffer));
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
         TokenResults{logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(),
                      norm.data_ptr<float>(), norm.data_ptr<float>() + hidden.size(0)},
         kept, SkipTable(skipped), skip_tolerance);
   });
-  return {logp, entropy, lse, norm, store, skipped, nest};
+  return {logp, entropy, lse, norm, store, skipped, prob_buffer};
 }
 
 }  // namespace wavalign::cpu

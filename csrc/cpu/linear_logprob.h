@@ -16,22 +16,22 @@ using ForwardResults =
 ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight,
                               const at::Tensor& targets, const std::optional<at::Tensor>& bias,
                               double temperature, int64_t ignore_index, int64_t store_bytes,
-                              double skip_tolerance, bool want_nest);
+                              double skip_tolerance, bool want_prob_buffer);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
     const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& nest, bool need_hidden,
-    bool need_weight, bool need_bias);
+    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& prob_buffer,
+    bool need_hidden, bool need_weight, bool need_bias);
 
 std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
     const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden,
+    const at::Tensor& store, const at::Tensor& skipped, at::Tensor prob_buffer, bool need_hidden,
     bool need_bias);
 
 // The rows whose target is not `ignore_index`, after a check of everything the caller can get

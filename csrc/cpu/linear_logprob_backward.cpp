@@ -3,9 +3,9 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "cpu/backward_pass.h"
+#include "cpu/buffer_cache.h"
 #include "cpu/linear_logprob.h"
-#include "cpu/nest.h"
-#include "cpu/recycled.h"
+#include "cpu/prob_buffer.h"
 
 namespace wavalign::cpu {
 
@@ -24,21 +24,23 @@ struct Operands {
   const std::optional<at::Tensor>& bias;
   double temperature;
   int64_t ignore_index;
-  const at::Tensor &logp, &entropy, &norm, &store, &skipped, &nest;
+  const at::Tensor &logp, &entropy, &norm, &store, &skipped, &prob_buffer;
 };
 
 // What the forward pass kept, as far as it can be read: the kind of operand is chosen per call, and
-// the nest that a part was left in may be another one's or have become a gradient.
+// the probability buffer that a part was left in may be another one's or have become a gradient.
 template <typename Operand>
 TileStore<Operand> readable(const Operands& of, const TokenPanels& live) {
   const VocabTiles tiles{of.weight.size(0)};
   const at::Tensor no_store = at::empty({0}, of.store.options()),
-                   no_nest = at::empty({0}, of.weight.options());
-  if (of.store.numel() == 0) return {no_store, no_nest, live, tiles};
+                   no_prob_buffer = at::empty({0}, of.weight.options());
+  if (of.store.numel() == 0) return {no_store, no_prob_buffer, live, tiles};
   const StoreHeader header = StoreHeader::of(of.store);
-  const bool here = header.nest == 0 || header.nest == nest_number(of.nest);
-  if (!here || header.operand_size != sizeof(Operand)) return {no_store, no_nest, live, tiles};
-  return {of.store, header.nest == 0 ? no_nest : of.nest, live, tiles};
+  const bool here =
+      header.prob_buffer_id == 0 || header.prob_buffer_id == prob_buffer_id(of.prob_buffer);
+  if (!here || header.operand_size != sizeof(Operand))
+    return {no_store, no_prob_buffer, live, tiles};
+  return {of.store, header.prob_buffer_id == 0 ? no_prob_buffer : of.prob_buffer, live, tiles};
 }
 
 // Writes the gradients that are defined.
@@ -89,13 +91,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& nest, bool need_hidden,
-    bool need_weight, bool need_bias) {
+    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& prob_buffer,
+    bool need_hidden, bool need_weight, bool need_bias) {
   at::Tensor grad_hidden = hidden_gradient(hidden, need_hidden),
              grad_bias = bias_gradient(weight, need_bias), grad_weight;
-  if (need_weight) grad_weight = recycled(weight.sizes(), weight.options());
+  if (need_weight) grad_weight = cached_buffer(weight.sizes(), weight.options());
   gradients({grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias, temperature,
-             ignore_index, logp, entropy, norm, store, skipped, nest},
+             ignore_index, logp, entropy, norm, store, skipped, prob_buffer},
             grad_hidden, grad_weight, grad_bias);
   return {present(grad_hidden, hidden), present(grad_weight, weight),
           present(grad_bias, bias.value_or(hidden))};
@@ -106,14 +108,14 @@ std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
     const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
     const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
     int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, at::Tensor nest, bool need_hidden,
+    const at::Tensor& store, const at::Tensor& skipped, at::Tensor prob_buffer, bool need_hidden,
     bool need_bias) {
   at::Tensor grad_hidden = hidden_gradient(hidden, need_hidden),
              grad_bias = bias_gradient(weight, need_bias);
   gradients({grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias, temperature,
-             ignore_index, logp, entropy, norm, store, skipped, nest},
-            grad_hidden, nest, grad_bias);
-  leave_nest(nest);
+             ignore_index, logp, entropy, norm, store, skipped, prob_buffer},
+            grad_hidden, prob_buffer, grad_bias);
+  release_prob_buffer(prob_buffer);
   return {present(grad_hidden, hidden), present(grad_bias, bias.value_or(hidden))};
 }
 

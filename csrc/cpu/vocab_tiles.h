@@ -32,12 +32,12 @@ struct VocabTiles {
 // same, so the size changes time and never a result.
 //
 // The probabilities of a tile wait in its own rows of the weight's gradient, if that is there by
-// then (`nest`), for it is the last to read them before it writes those rows. What does not fit
-// there, and the maxima, are in a byte tensor of bounded size, which says in its header what was
-// left where.
+// then (`prob_buffer`), for it is the last to read them before it writes those rows. What does not
+// fit there, and the maxima, are in a byte tensor of bounded size, which says in its header what
+// was left where.
 struct StoreHeader {
   int64_t operand_size;
-  int64_t nest;  // nest_number() of the nest that holds a part, 0 for none
+  int64_t prob_buffer_id;  // of the probability buffer that holds a part, 0 for none
 
   // Of bytes that a forward pass has written.
   static StoreHeader of(const at::Tensor& bytes) {
@@ -51,15 +51,17 @@ class TileStore {
   static constexpr int64_t kHeader = 64;
   static_assert(sizeof(StoreHeader) <= kHeader);
 
-  TileStore(const at::Tensor& bytes, const at::Tensor& nest, const TokenPanels& panels,
+  TileStore(const at::Tensor& bytes, const at::Tensor& prob_buffer, const TokenPanels& panels,
             const VocabTiles& tiles)
       : base_(bytes.numel() == 0 ? nullptr : bytes.data_ptr<uint8_t>()),
-        nest_(nest.numel() == 0 ? nullptr : static_cast<uint8_t*>(nest.data_ptr())),
-        nest_row_(nest.numel() == 0 ? 0 : nest.size(1) * nest.element_size()),
+        prob_buffer_(prob_buffer.numel() == 0 ? nullptr
+                                              : static_cast<uint8_t*>(prob_buffer.data_ptr())),
+        prob_buffer_row_(
+            prob_buffer.numel() == 0 ? 0 : prob_buffer.size(1) * prob_buffer.element_size()),
         lanes_(panels.lanes()),
         tiles_(tiles) {
-    const int64_t room = nest_row_ / static_cast<int64_t>(sizeof(Operand));
-    nested_ = lanes_ <= room ? lanes_ : room / kPanelLanes * kPanelLanes;
+    const int64_t room = prob_buffer_row_ / static_cast<int64_t>(sizeof(Operand));
+    buffered_ = lanes_ <= room ? lanes_ : room / kPanelLanes * kPanelLanes;
     if (base_ != nullptr && lanes_ > 0) {
       kept_ = std::min(tiles.count(), (bytes.numel() - kHeader) / record_bytes());
     }
@@ -69,29 +71,30 @@ class TileStore {
   float* max(int64_t tile) const { return reinterpret_cast<float*>(record(tile)); }
   // Of the panel that begins with this lane: [rows(tile)][width]
   Operand* probs(int64_t tile, int64_t lane) const {
-    if (lane < nested_) {
-      return reinterpret_cast<Operand*>(nest_ + tiles_.begin(tile) * nest_row_) +
+    if (lane < buffered_) {
+      return reinterpret_cast<Operand*>(prob_buffer_ + tiles_.begin(tile) * prob_buffer_row_) +
              lane * tiles_.rows(tile);
     }
-    return reinterpret_cast<Operand*>(max(tile) + lanes_) + (lane - nested_) * kTileRows;
+    return reinterpret_cast<Operand*>(max(tile) + lanes_) + (lane - buffered_) * kTileRows;
   }
 
-  void write_header(int64_t nest) const {
-    if (base_ != nullptr) *reinterpret_cast<StoreHeader*>(base_) = {sizeof(Operand), nest};
+  void write_header(int64_t prob_buffer_id) const {
+    if (base_ != nullptr)
+      *reinterpret_cast<StoreHeader*>(base_) = {sizeof(Operand), prob_buffer_id};
   }
 
  private:
   int64_t record_bytes() const {
     return lanes_ * static_cast<int64_t>(sizeof(float)) +
-           (lanes_ - nested_) * static_cast<int64_t>(kTileRows * sizeof(Operand));
+           (lanes_ - buffered_) * static_cast<int64_t>(kTileRows * sizeof(Operand));
   }
   uint8_t* record(int64_t tile) const { return base_ + kHeader + tile * record_bytes(); }
 
   uint8_t* base_;
-  uint8_t* nest_;
-  int64_t nest_row_;
+  uint8_t* prob_buffer_;
+  int64_t prob_buffer_row_;
   int64_t lanes_;
-  int64_t nested_;  // lanes of every tile that are in the nest
+  int64_t buffered_;  // lanes of every tile that are in the probability buffer
   int64_t kept_ = 0;
   VocabTiles tiles_;
 };

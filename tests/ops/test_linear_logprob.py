@@ -253,8 +253,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.0, False))
     torch.library.opcheck(op, (hidden, weight, p.targets, p.bias, 0.9, -100, 0, 0.3, False))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for nest in (False, True):
-        inputs = (hidden, weight, p.targets, p.bias, 0.9, -100, 4096, 0.0, nest)
+    for want_prob_buffer in (False, True):
+        inputs = (hidden, weight, p.targets, p.bias, 0.9, -100, 4096, 0.0, want_prob_buffer)
         torch.library.opcheck(op, inputs, test_utils=tests)
     logp, entropy, _, *kept = op(
         p.hidden, p.weight, p.targets, p.bias, 1.0, -100, 4096, 0.1, False
@@ -265,7 +265,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
          logp, entropy, *kept, True, False, True),
         test_utils=tests,
     )  # fmt: skip
-    *kept, nest = kept
+    *kept, _ = kept
     torch.library.opcheck(
         torch.ops.wavalign_fast.linear_logprob_backward_.default,
         (torch.randn(20), None, torch.randn(20), p.hidden, p.weight, p.targets, p.bias, 1.0, -100,

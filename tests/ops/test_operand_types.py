@@ -22,26 +22,26 @@ def test_gradients_are_rounded_to_nearest(dtype, hidden_size):
     assert all(abs(bias) < UNBIASED for bias in biases.values()), biases
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("with_prob_buffer", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_probabilities_of_another_type_are_not_read(dtype, nested):
+def test_probabilities_of_another_type_are_not_read(dtype, with_prob_buffer):
     """What another type wrote is noise; the backward pass makes its own."""
     p = problem(40, 64, 700, dtype, ignored=False)
     operands = (p.hidden, p.weight, p.targets, None)
-    logp, entropy, _, *kept = OPS.linear_logprob(*operands, 1.0, -100, 2**20, 0.0, nested)
+    logp, entropy, _, *kept = OPS.linear_logprob(*operands, 1.0, -100, 2**20, 0.0, with_prob_buffer)
 
     def gradients():
         given = (torch.linspace(-1, 2, 40), None, None, *operands, 1.0, -100, logp, entropy)
         return OPS.linear_logprob_backward(*given, *kept, True, True, False)
 
     wanted = gradients()
-    _, store, _, nest = kept
-    assert nest.numel() > 0 or not nested
+    _, store, _, prob_buffer = kept
+    assert prob_buffer.numel() > 0 or not with_prob_buffer
     size = int(store[0])
     assert size in (2, 4)
     store[0] = 6 - size
     store[HEADER:] = 255
-    nest.fill_(torch.nan)
+    prob_buffer.fill_(torch.nan)
     for found, one in zip(gradients(), wanted, strict=True):
         assert torch.equal(found, one)
 

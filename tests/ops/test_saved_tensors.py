@@ -29,7 +29,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=["hooks are seen", "hooks are not seen"], autouse=True)
 def hooks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where hooks are seen no nest is made. The kernels must not depend on it."""
+    """Where hooks are seen no probability buffer is made. The kernels must not depend on it."""
     if request.param == "hooks are not seen":
         monkeypatch.setattr(cpu, "_saved_as_it_is", lambda: True)
 
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_a_plain_call(
     p, q = (problem(40, 64, 700, dtype, seed=seed) for seed in (0, 1))
     want, want_other = wanted(p), wanted(q)
     mine, others = leaves_of(p), leaves_of(q)
-    # The nest is taken in one forward pass and free in the other, or the other way round.
+    # The buffer is taken in one forward pass and free in the other, or the other way round.
     beside = loss_of(*others, q.targets) if other == "waits" else None
     loss = run(*mine, p.targets)
     if other == "comes between":
@@ -158,7 +158,7 @@ def test_many_checkpoints_in_one_backward_pass() -> None:
         assert_same_bits([leaf.grad for leaf in leaves], wanted(p))
 
 
-def test_threads_do_not_take_each_others_nest() -> None:
+def test_threads_do_not_take_each_others_prob_buffer() -> None:
     problems = [problem(60, 64, 700, torch.bfloat16, seed=seed) for seed in range(3)]
     truths = [wanted(p) for p in problems]
     wrong: list[int] = []

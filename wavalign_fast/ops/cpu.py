@@ -22,12 +22,12 @@ def cpu_logprob(
     _, options, rows, weight, targets, bias = operands
     budget = options.memory_budget
     learning = wants_grad(rows, weight, bias)
-    nest = wants_grad(weight) and _saved_as_it_is()
+    want_prob_buffer = wants_grad(weight) and _saved_as_it_is()
     kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
     store = _store_bytes(rows, weight, kept) if learning else 0
     tolerance = options.skip_tolerance if learning else 0.0
     logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
-        rows, weight, targets, bias, temperature, ignore_index, store, tolerance, nest
+        rows, weight, targets, bias, temperature, ignore_index, store, tolerance, want_prob_buffer
     )
     return logp, entropy, lse
 
@@ -77,9 +77,10 @@ class _WithDerivative(torch.autograd.Function):
 def _saved_as_it_is() -> bool:
     """Whether the backward pass will most likely get the very tensors that this call saves.
 
-    If not, a nest would be held for nothing: activation checkpointing keeps no tensor of this call,
-    and other hooks keep copies. (In a traced graph every result has a shape of its own, and a nest
-    may be refused.) The kernels find out for themselves whether a nest is the right one.
+    If not, a probability buffer would be held for nothing: activation checkpointing keeps no tensor
+    of this call, and other hooks keep copies. (In a traced graph every result has a shape of its
+    own, and a probability buffer may be refused.) The kernels check whether the buffer they are
+    given is the right one.
     """
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return not torch.compiler.is_compiling() and (hooks is None or hooks(False) is None)
@@ -100,14 +101,15 @@ def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int) -> int:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
     ctx.set_materialize_grads(False)
-    logp, entropy, _, norm, store, skipped, nest = output
-    ctx.mark_non_differentiable(norm, store, skipped, nest)
+    logp, entropy, _, norm, store, skipped, prob_buffer = output
+    ctx.mark_non_differentiable(norm, store, skipped, prob_buffer)
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
     # Not a saved tensor, whose first change would forbid a second backward pass. The first one
     # takes it along; the next finds none, and makes the probabilities again. So does one to which
-    # autograd hands the saved tensors of another forward pass: the store knows its nest.
-    ctx.nest = nest
+    # autograd hands the saved tensors of another forward pass: the store knows the id of
+    # its probability buffer.
+    ctx.prob_buffer = prob_buffer
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -115,12 +117,12 @@ def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | Non
     grad_logp, grad_entropy, grad_lse, *_ = grads
     need_hidden, need_weight, need_bias = (ctx.needs_input_grad[i] for i in (0, 1, 3))
     operands = (grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias)
-    settings = (ctx.temperature, ctx.ignore_index, *results, ctx.nest)
+    settings = (ctx.temperature, ctx.ignore_index, *results, ctx.prob_buffer)
     ops = torch.ops.wavalign_fast
     # A pass that is itself to be differentiated is refused by the op that changes nothing.
-    if need_weight and ctx.nest.numel() > 0 and not torch.is_grad_enabled():
+    if need_weight and ctx.prob_buffer.numel() > 0 and not torch.is_grad_enabled():
         # Nobody else may hold the gradient, or autograd copies it.
-        grad_weight, ctx.nest = ctx.nest, ctx.nest.new_empty(0)
+        grad_weight, ctx.prob_buffer = ctx.prob_buffer, ctx.prob_buffer.new_empty(0)
         grad_hidden, grad_bias = ops.linear_logprob_backward_(
             *operands, *settings, need_hidden, need_bias
         )
@@ -149,7 +151,15 @@ def _register() -> None:
 
     @torch.library.register_fake("wavalign_fast::linear_logprob")
     def _(  # type: ignore[no-untyped-def]
-        hidden, weight, targets, bias, temperature, ignore_index, store_bytes, skip_tolerance, nest
+        hidden,
+        weight,
+        targets,
+        bias,
+        temperature,
+        ignore_index,
+        store_bytes,
+        skip_tolerance,
+        want_prob_buffer,
     ):
         per_row = hidden.new_empty(targets.shape, dtype=torch.float32)
         store = hidden.new_empty([store_bytes], dtype=torch.uint8)
@@ -158,8 +168,8 @@ def _register() -> None:
         skipped = hidden.new_empty(table, dtype=torch.uint8)
         norm = hidden.new_empty([2, targets.shape[0]], dtype=torch.float32)
         values = (per_row, torch.empty_like(per_row), torch.empty_like(per_row))
-        nested = torch.empty_like(weight) if nest else weight.new_empty(0)
-        return *values, norm, store, skipped, nested
+        prob_buffer = torch.empty_like(weight) if want_prob_buffer else weight.new_empty(0)
+        return *values, norm, store, skipped, prob_buffer
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(*args):  # type: ignore[no-untyped-def]

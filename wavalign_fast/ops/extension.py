@@ -44,5 +44,5 @@ def empty_cache() -> int:
     """
     if isinstance(EXTENSION, str):
         return 0
-    released: int = importlib.import_module("wavalign_fast._C").release_recycled()
+    released: int = importlib.import_module("wavalign_fast._C").release_cached_buffers()
     return released

@@ -22,7 +22,7 @@ def leaves_of(p):
     return [t.clone().requires_grad_() for t in (p.hidden, p.weight)]
 
 
-# All lanes in the nest, two panels of three, and none: 600 rows over H = 640, 576 and 64.
+# All lanes in the buffer, two panels of three, and none: 600 rows over H = 640, 576 and 64.
 @pytest.mark.parametrize("hidden_size", [640, 576, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_gradients_have_the_same_bits_as_from_probabilities_made_again(hidden_size, dtype):
@@ -31,8 +31,8 @@ def test_gradients_have_the_same_bits_as_from_probabilities_made_again(hidden_si
         torch.autograd.grad(loss_of(p, leaves := leaves_of(p), options), leaves)
         for options in (CPU, NOTHING_KEPT)
     ]
-    for nested, again in zip(*grads, strict=True):
-        assert torch.equal(nested, again)
+    for kept, again in zip(*grads, strict=True):
+        assert torch.equal(kept, again)
 
 
 def test_a_second_backward_pass_has_the_same_bits():
@@ -58,7 +58,7 @@ def test_one_operand_at_a_time():
         loss = loss_of(p, leaves)
 
 
-def test_calls_that_wait_together_share_no_nest():
+def test_calls_that_wait_together_share_no_prob_buffer():
     """Before one backward pass over several calls only the first has its gradient already."""
     problems = [problem(40, 64, 700, torch.bfloat16, seed=seed) for seed in range(3)]
     alone = [torch.autograd.grad(loss_of(p, leaves := leaves_of(p)), leaves) for p in problems]
@@ -70,30 +70,30 @@ def test_calls_that_wait_together_share_no_nest():
             assert torch.equal(leaf.grad, gradient)
 
 
-def has_nest(p) -> bool:
-    *_, nest = torch.ops.wavalign_fast.linear_logprob(
+def has_prob_buffer(p) -> bool:
+    *_, prob_buffer = torch.ops.wavalign_fast.linear_logprob(
         p.hidden, p.weight, p.targets, None, 1.0, -100, 2**20, 0.0, True
     )
-    return nest.numel() > 0
+    return prob_buffer.numel() > 0
 
 
-def test_a_nest_without_a_backward_pass_is_given_up():
+def test_a_prob_buffer_without_a_backward_pass_is_given_up():
     p = problem(40, 64, 700, torch.bfloat16)
-    assert has_nest(p)
+    assert has_prob_buffer(p)
     loss = loss_of(p, leaves_of(p))
-    assert not has_nest(p)
+    assert not has_prob_buffer(p)
     del loss
-    assert has_nest(p)
+    assert has_prob_buffer(p)
 
 
 def test_a_gradient_is_taken_over_without_a_copy():
     p = problem(40, 64, 700, torch.bfloat16)
     leaves = leaves_of(p)
     loss = loss_of(p, leaves)
-    nest = loss.grad_fn
-    while not hasattr(nest, "nest"):
-        nest = nest.next_functions[0][0]
-    place = nest.nest.data_ptr()
-    del nest
+    node = loss.grad_fn
+    while not hasattr(node, "prob_buffer"):
+        node = node.next_functions[0][0]
+    place = node.prob_buffer.data_ptr()
+    del node
     loss.backward()
     assert leaves[1].grad.data_ptr() == place

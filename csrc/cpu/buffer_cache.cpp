@@ -1,4 +1,4 @@
-#include "cpu/recycled.h"
+#include "cpu/buffer_cache.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -88,7 +88,7 @@ Waiting& waiting() {
 
 }  // namespace
 
-at::Tensor recycled(at::IntArrayRef sizes, const at::TensorOptions& options) {
+at::Tensor cached_buffer(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const int64_t bytes =
       c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());
   if (bytes < kSmallest) return at::empty(sizes, options);
@@ -97,15 +97,15 @@ at::Tensor recycled(at::IntArrayRef sizes, const at::TensorOptions& options) {
       block.data, sizes, [block](void*) { waiting().put(block); }, options);
 }
 
-int64_t release_recycled() { return waiting().release(); }
+int64_t release_cached_buffers() { return waiting().release(); }
 
 #else
 
-at::Tensor recycled(at::IntArrayRef sizes, const at::TensorOptions& options) {
+at::Tensor cached_buffer(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return at::empty(sizes, options);
 }
 
-int64_t release_recycled() { return 0; }
+int64_t release_cached_buffers() { return 0; }
 
 #endif
 

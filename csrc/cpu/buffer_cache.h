@@ -9,9 +9,9 @@ namespace wavalign::cpu {
 // every call and go back when it is released: zeroing, faults and unmapping of a 1 GiB gradient
 // take a quarter of the time of the products that fill it. So a released buffer waits here for
 // the next call that wants one of its size; one that fits nothing asked for is given back.
-at::Tensor recycled(at::IntArrayRef sizes, const at::TensorOptions& options);
+at::Tensor cached_buffer(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // Gives all waiting buffers back to the system; returns their bytes.
-int64_t release_recycled();
+int64_t release_cached_buffers();
 
 }  // namespace wavalign::cpu
