@@ -2,7 +2,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
-#include "cpu/buffer_cache.h"
+#include "cpu/buffers.h"
 #include "cpu/gemm.h"
 #include "cpu/linear_logprob.h"
 #include "cpu/row_kernels.h"

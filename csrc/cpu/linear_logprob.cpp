@@ -9,8 +9,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/buffer_cache.h"
-#include "cpu/prob_buffer.h"
+#include "cpu/buffers.h"
 #include "cpu/skipping.h"
 #include "cpu/tasks.h"
 #include "cpu/vocab_tiles.h"

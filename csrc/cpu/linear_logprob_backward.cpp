@@ -3,9 +3,8 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "cpu/backward_pass.h"
-#include "cpu/buffer_cache.h"
+#include "cpu/buffers.h"
 #include "cpu/linear_logprob.h"
-#include "cpu/prob_buffer.h"
 
 namespace wavalign::cpu {
 
