@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "cpu/active_tokens.h"
+#include "cpu/schedule.h"
 #include "cpu/skipping.h"
-#include "cpu/stages.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
@@ -80,7 +80,8 @@ class Backward {
     if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(hidden, panels_);
     if (hidden_out_.defined()) {
       by_token_ =
-          at::empty({Stages::kBuffers * group_ * kTileRows * panels_.lanes()}, operand_type());
+          at::empty({TwoStageSchedule::kGroupsInFlight * group_ * kTileRows * panels_.lanes()},
+                    operand_type());
       grad_hidden_ = at::zeros({panels_.lanes(), hidden_size_}, at::kFloat);
     }
   }
@@ -88,11 +89,11 @@ class Backward {
   void run() {
     const int64_t blocks =
         hidden_out_.defined() ? (hidden_size_ + hidden_block_ - 1) / hidden_block_ : 0;
-    Stages stages(tiles_.count(), group_, blocks);
+    TwoStageSchedule schedule(tiles_.count(), group_, blocks);
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       const GemmScope scope;
       Workspace<Stored, Operand> work(panels_.lanes());
-      stages.work([&](const Stages::Step& step) {
+      schedule.work([&](const TwoStageSchedule::Step& step) {
         if (step.second) {
           add_hidden(step.group, step.index * hidden_block_, work);
         } else {
@@ -203,7 +204,7 @@ class Backward {
   // The tile by token, as the left operand of dH = dlogits W: [panel][width][kTileRows]. The groups
   // under way have a place each.
   Operand* turned(int64_t tile, int64_t panel) const {
-    const int64_t place = tile % (Stages::kBuffers * group_);
+    const int64_t place = tile % (TwoStageSchedule::kGroupsInFlight * group_);
     return by_token_.data_ptr<Operand>() +
            (place * panels_.lanes() + panels_.begin(panel)) * kTileRows;
   }

@@ -10,8 +10,8 @@
 #include <limits>
 
 #include "cpu/buffers.h"
+#include "cpu/parallel_tasks.h"
 #include "cpu/skipping.h"
-#include "cpu/tasks.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {

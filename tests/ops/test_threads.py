@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of stages.cpp, which also ends on accesses that nothing puts in order."""
+def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of schedule.cpp, which also ends on accesses that nothing puts in order."""
     if shutil.which("g++") is None or platform.machine() != "x86_64":
         pytest.skip("needs g++ on x86-64")
-    program = session_folder(tmp_path_factory, "stages") / "stages"
+    program = session_folder(tmp_path_factory, "schedule") / "schedule"
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsanitize=thread"]
-    source = ROOT / "tests" / "ops" / "stages.cpp"
+    source = ROOT / "tests" / "ops" / "schedule.cpp"
     build_once(program, ["g++", *flags, f"-I{ROOT / 'csrc'}", str(source)])
     return program
 
@@ -41,12 +41,12 @@ def run(program: Path, *arguments: int) -> str:
     ("threads", "items", "group", "blocks"),
     [(1, 23, 4, 3), (8, 23, 4, 3), (8, 24, 2, 5), (3, 5, 8, 2), (4, 20, 4, 0)],
 )
-def test_each_stage_waits_for_what_it_needs(stages, threads, items, group, blocks):
-    run(stages, threads, items, group, blocks, -1)
+def test_each_stage_waits_for_what_it_needs(schedule, threads, items, group, blocks):
+    run(schedule, threads, items, group, blocks, -1)
 
 
-def test_nobody_waits_for_one_that_failed(stages):
-    assert run(stages, 4, 23, 4, 3, 6) == "1 thrown\n"
+def test_nobody_waits_for_one_that_failed(schedule):
+    assert run(schedule, 4, 23, 4, 3, 6) == "1 thrown\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

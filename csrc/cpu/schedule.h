@@ -11,12 +11,12 @@ namespace wavalign::cpu {
 
 // The items of a group go through the first stage in any order; when all of them have, the second
 // stage takes the group in `blocks` tasks, each after the same block of the group before. A group
-// is under way from its first item to its last block, at most kBuffers of them at a time. So a
-// thread waits only for work that is late by a whole group: with a barrier after each stage, a core
-// that is shared with another process stops every thread at every barrier.
-class Stages {
+// is under way from its first item to its last block, at most kGroupsInFlight of them at a time. So
+// a thread waits only for work that is late by a whole group: with a barrier after each stage, a
+// core that is shared with another process stops every thread at every barrier.
+class TwoStageSchedule {
  public:
-  static constexpr int64_t kBuffers = 3;
+  static constexpr int64_t kGroupsInFlight = 3;
 
   struct Step {
     bool second;
@@ -24,7 +24,7 @@ class Stages {
   };
 
   // `blocks` may be 0: no second stage.
-  Stages(int64_t items, int64_t group_size, int64_t blocks)
+  TwoStageSchedule(int64_t items, int64_t group_size, int64_t blocks)
       : items_(items),
         group_size_(group_size),
         blocks_(blocks),
@@ -72,7 +72,8 @@ class Stages {
       return wait(first_done_[step.group], items_in(step.group)) &&
              wait(added_[step.index], step.group);
     }
-    return step.group < kBuffers || wait(second_done_[step.group - kBuffers], blocks_);
+    return step.group < kGroupsInFlight ||
+           wait(second_done_[step.group - kGroupsInFlight], blocks_);
   }
 
   bool wait(const std::atomic<int64_t>& count, int64_t wanted) const {

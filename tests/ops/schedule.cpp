@@ -1,16 +1,16 @@
-// Runs csrc/cpu/stages.h with delays that a wait must outlast, and says what came too early.
+// Runs csrc/cpu/schedule.h with delays that a wait must outlast, and says what came too early.
 //
 // An item writes its number into the place that its group's buffer has for it; a block reads all
-// places of the group, twice with a pause in between. Usage: stages THREADS ITEMS GROUP BLOCKS
+// places of the group, twice with a pause in between. Usage: schedule THREADS ITEMS GROUP BLOCKS
 // FAILING_ITEM.
-#include "cpu/stages.h"
+#include "cpu/schedule.h"
 
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
-using wavalign::cpu::Stages;
+using wavalign::cpu::TwoStageSchedule;
 
 namespace {
 
@@ -25,10 +25,10 @@ class Work {
         group_(group),
         failing_(failing),
         // Without a second stage nobody needs a buffer.
-        places_(blocks > 0 ? Stages::kBuffers * group : items, -1),
+        places_(blocks > 0 ? TwoStageSchedule::kGroupsInFlight * group : items, -1),
         done_(blocks, 0) {}
 
-  void run(const Stages::Step& step) {
+  void run(const TwoStageSchedule::Step& step) {
     if (step.second) {
       block(step.group, step.index);
     } else {
@@ -82,14 +82,14 @@ int main(int, char** argument) {
   const int64_t threads = std::atoll(argument[1]), items = std::atoll(argument[2]),
                 group = std::atoll(argument[3]), blocks = std::atoll(argument[4]),
                 failing = std::atoll(argument[5]);
-  Stages stages(items, group, blocks);
+  TwoStageSchedule schedule(items, group, blocks);
   Work work(items, group, blocks, failing);
   std::atomic<int> thrown{0};
   std::vector<std::thread> crew;
   for (int64_t t = 0; t < threads; ++t) {
     crew.emplace_back([&] {
       try {
-        stages.work([&](const Stages::Step& step) { work.run(step); });
+        schedule.work([&](const TwoStageSchedule::Step& step) { work.run(step); });
       } catch (const std::runtime_error&) {
         ++thrown;
       }
