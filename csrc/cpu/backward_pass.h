@@ -94,7 +94,7 @@ class Backward {
       const GemmScope scope;
       Workspace<Stored, Operand> work(panels_.lanes());
       schedule.work([&](const TwoStageSchedule::Step& step) {
-        if (step.second) {
+        if (step.second_stage) {
           add_hidden(step.group, step.index * hidden_block_, work);
         } else {
           tile(step.index, work);
