@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/active_tokens.h"
+#include "cpu/prob_store.h"
 #include "cpu/schedule.h"
 #include "cpu/skipping.h"
 #include "cpu/vocab_tiles.h"
@@ -55,7 +56,7 @@ class Backward {
  public:
   Backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
            double temperature, const TokenPanels& live, const ActiveTokens& active,
-           const TileStore<Operand>& store, const SkipTable& skip, at::Tensor& grad_hidden,
+           const ProbStore<Operand>& store, const SkipTable& skip, at::Tensor& grad_hidden,
            at::Tensor& grad_weight, at::Tensor& grad_bias)
       : tiles_{weight.size(0)},
         hidden_size_(weight.size(1)),
@@ -310,7 +311,7 @@ class Backward {
   const TokenPanels& panels_;
   SkipTable skip_;
   ActiveLanes lanes_;
-  TileStore<Operand> store_;
+  ProbStore<Operand> store_;
   int64_t kept_;
   int64_t group_;         // tiles between two additions to dH
   int64_t hidden_block_;  // columns of dH to a task

@@ -11,6 +11,7 @@
 
 #include "cpu/buffers.h"
 #include "cpu/parallel_tasks.h"
+#include "cpu/prob_store.h"
 #include "cpu/skipping.h"
 #include "cpu/vocab_tiles.h"
 
@@ -77,7 +78,7 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
 template <typename Stored, typename Operand>
 void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* targets,
              const at::Tensor& bias, double temperature, const TokenPanels& panels,
-             const TokenResults& out, const TileStore<Operand>& store, const SkipTable& skip,
+             const TokenResults& out, const ProbStore<Operand>& store, const SkipTable& skip,
              double skip_tolerance) {
   const VocabTiles tiles{weight.size(0)};
   const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
@@ -174,7 +175,7 @@ ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight
   if (want_prob_buffer && store_bytes > 0) prob_buffer = new_prob_buffer(weight);
   const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   with_operand_types(weight, [&](auto stored, auto operand) {
-    const TileStore<decltype(operand)> kept(store, prob_buffer, panels, VocabTiles{weight.size(0)});
+    const ProbStore<decltype(operand)> kept(store, prob_buffer, panels, VocabTiles{weight.size(0)});
     kept.write_header(prob_buffer_id(prob_buffer));
     forward<decltype(stored), decltype(operand)>(
         hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,

@@ -26,22 +26,6 @@ struct Operands {
   const at::Tensor &logp, &entropy, &norm, &store, &skipped, &prob_buffer;
 };
 
-// What the forward pass kept, as far as it can be read: the kind of operand is chosen per call, and
-// the probability buffer that a part was left in may be another one's or have become a gradient.
-template <typename Operand>
-TileStore<Operand> readable(const Operands& of, const TokenPanels& live) {
-  const VocabTiles tiles{of.weight.size(0)};
-  const at::Tensor no_store = at::empty({0}, of.store.options()),
-                   no_prob_buffer = at::empty({0}, of.weight.options());
-  if (of.store.numel() == 0) return {no_store, no_prob_buffer, live, tiles};
-  const StoreHeader header = StoreHeader::of(of.store);
-  const bool here =
-      header.prob_buffer_id == 0 || header.prob_buffer_id == prob_buffer_id(of.prob_buffer);
-  if (!here || header.operand_size != sizeof(Operand))
-    return {no_store, no_prob_buffer, live, tiles};
-  return {of.store, header.prob_buffer_id == 0 ? no_prob_buffer : of.prob_buffer, live, tiles};
-}
-
 // Writes the gradients that are defined.
 void gradients(const Operands& of, at::Tensor& grad_hidden, at::Tensor& grad_weight,
                at::Tensor& grad_bias) {
@@ -61,7 +45,8 @@ void gradients(const Operands& of, at::Tensor& grad_hidden, at::Tensor& grad_wei
   // Its bound is one on p; an entropy's gradient weighs p with its own logarithm.
   const SkipTable skip(active.with_entropy ? at::Tensor() : of.skipped);
   with_operand_types(of.weight, [&](auto stored, auto operand) {
-    const auto store = readable<decltype(operand)>(of, live);
+    const auto store = readable_store<decltype(operand)>(of.store, of.prob_buffer, live,
+                                                         VocabTiles{of.weight.size(0)});
     Backward<decltype(stored), decltype(operand)>(of.hidden, of.weight, bias_f32, of.temperature,
                                                   live, active, store, skip, grad_hidden,
                                                   grad_weight, grad_bias)

@@ -1,4 +1,4 @@
-// The vocabulary cut into tiles: their logits, and the probabilities kept for the backward pass.
+// The vocabulary, cut into tiles, and the logits of a tile.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,78 +25,6 @@ struct VocabTiles {
   int64_t count() const { return (vocab + kTileRows - 1) / kTileRows; }
   int64_t begin(int64_t tile) const { return tile * kTileRows; }
   int64_t rows(int64_t tile) const { return std::min(kTileRows, vocab - begin(tile)); }
-};
-
-// What the forward pass hands to the backward pass: for the first `kept` tiles the max of each
-// token and exp(z - max) in the operand type. Tiles beyond are computed again, bit for bit the
-// same, so the size changes time and never a result.
-//
-// The probabilities of a tile wait in its own rows of the weight's gradient, if that is there by
-// then (`prob_buffer`), for it is the last to read them before it writes those rows. What does not
-// fit there, and the maxima, are in a byte tensor of bounded size, which says in its header what
-// was left where.
-struct StoreHeader {
-  int64_t operand_size;
-  int64_t prob_buffer_id;  // of the probability buffer that holds a part, 0 for none
-
-  // Of bytes that a forward pass has written.
-  static StoreHeader of(const at::Tensor& bytes) {
-    return *reinterpret_cast<const StoreHeader*>(bytes.const_data_ptr<uint8_t>());
-  }
-};
-
-template <typename Operand>
-class TileStore {
- public:
-  static constexpr int64_t kHeader = 64;
-  static_assert(sizeof(StoreHeader) <= kHeader);
-
-  TileStore(const at::Tensor& bytes, const at::Tensor& prob_buffer, const TokenPanels& panels,
-            const VocabTiles& tiles)
-      : base_(bytes.numel() == 0 ? nullptr : bytes.data_ptr<uint8_t>()),
-        prob_buffer_(prob_buffer.numel() == 0 ? nullptr
-                                              : static_cast<uint8_t*>(prob_buffer.data_ptr())),
-        prob_buffer_row_(
-            prob_buffer.numel() == 0 ? 0 : prob_buffer.size(1) * prob_buffer.element_size()),
-        lanes_(panels.lanes()),
-        tiles_(tiles) {
-    const int64_t room = prob_buffer_row_ / static_cast<int64_t>(sizeof(Operand));
-    buffered_ = lanes_ <= room ? lanes_ : room / kPanelLanes * kPanelLanes;
-    if (base_ != nullptr && lanes_ > 0) {
-      kept_ = std::min(tiles.count(), (bytes.numel() - kHeader) / record_bytes());
-    }
-  }
-
-  int64_t kept() const { return kept_; }
-  float* max(int64_t tile) const { return reinterpret_cast<float*>(record(tile)); }
-  // Of the panel that begins with this lane: [rows(tile)][width]
-  Operand* probs(int64_t tile, int64_t lane) const {
-    if (lane < buffered_) {
-      return reinterpret_cast<Operand*>(prob_buffer_ + tiles_.begin(tile) * prob_buffer_row_) +
-             lane * tiles_.rows(tile);
-    }
-    return reinterpret_cast<Operand*>(max(tile) + lanes_) + (lane - buffered_) * kTileRows;
-  }
-
-  void write_header(int64_t prob_buffer_id) const {
-    if (base_ != nullptr)
-      *reinterpret_cast<StoreHeader*>(base_) = {sizeof(Operand), prob_buffer_id};
-  }
-
- private:
-  int64_t record_bytes() const {
-    return lanes_ * static_cast<int64_t>(sizeof(float)) +
-           (lanes_ - buffered_) * static_cast<int64_t>(kTileRows * sizeof(Operand));
-  }
-  uint8_t* record(int64_t tile) const { return base_ + kHeader + tile * record_bytes(); }
-
-  uint8_t* base_;
-  uint8_t* prob_buffer_;
-  int64_t prob_buffer_row_;
-  int64_t lanes_;
-  int64_t buffered_;  // lanes of every tile that are in the probability buffer
-  int64_t kept_ = 0;
-  VocabTiles tiles_;
 };
 
 // Rows [first, first + rows) x columns [column, column + n) of the weight in the operand type,
