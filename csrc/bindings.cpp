@@ -2,6 +2,9 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <tuple>
+
 #include "cpu/buffers.h"
 #include "cpu/gemm.h"
 #include "cpu/linear_logprob.h"
@@ -37,10 +40,61 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "Tensor)");
 }
 
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+namespace cpu = wavalign::cpu;
+
+// torch passes the arguments of a schema one by one; everything behind these functions takes
+// structs.
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_logprob(
+    const Tensor& hidden, const Tensor& weight, const Tensor& targets, const OptionalTensor& bias,
+    double temperature, int64_t ignore_index, int64_t store_bytes, double skip_tolerance,
+    bool want_prob_buffer) {
+  const cpu::ForwardResults results =
+      cpu::linear_logprob({hidden, weight, targets, bias, temperature, ignore_index},
+                          {store_bytes, skip_tolerance, want_prob_buffer});
+  return {results.logp,  results.entropy, results.lse,        results.norm,
+          results.store, results.skipped, results.prob_buffer};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
+    const OptionalTensor& grad_logp, const OptionalTensor& grad_entropy,
+    const OptionalTensor& grad_lse, const Tensor& hidden, const Tensor& weight,
+    const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
+    const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
+    const Tensor& skipped, const Tensor& prob_buffer, bool need_hidden, bool need_weight,
+    bool need_bias) {
+  const cpu::OperandGrads grads =
+      cpu::linear_logprob_backward({{grad_logp, grad_entropy, grad_lse},
+                                    {hidden, weight, targets, bias, temperature, ignore_index},
+                                    {logp, entropy, norm, store, skipped, prob_buffer}},
+                                   {need_hidden, need_weight, need_bias});
+  return {grads.hidden, grads.weight, grads.bias};
+}
+
+std::tuple<Tensor, Tensor> linear_logprob_backward_(
+    const OptionalTensor& grad_logp, const OptionalTensor& grad_entropy,
+    const OptionalTensor& grad_lse, const Tensor& hidden, const Tensor& weight,
+    const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
+    const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
+    const Tensor& skipped, Tensor prob_buffer, bool need_hidden, bool need_bias) {
+  const cpu::OperandGrads grads =
+      cpu::linear_logprob_backward_({{grad_logp, grad_entropy, grad_lse},
+                                     {hidden, weight, targets, bias, temperature, ignore_index},
+                                     {logp, entropy, norm, store, skipped, prob_buffer}},
+                                    {need_hidden, /*weight=*/true, need_bias});
+  return {grads.hidden, grads.bias};
+}
+
+}  // namespace
+
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
-  m.impl("linear_logprob", &wavalign::cpu::linear_logprob);
-  m.impl("linear_logprob_backward", &wavalign::cpu::linear_logprob_backward);
-  m.impl("linear_logprob_backward_", &wavalign::cpu::linear_logprob_backward_);
+  m.impl("linear_logprob", &linear_logprob);
+  m.impl("linear_logprob_backward", &linear_logprob_backward);
+  m.impl("linear_logprob_backward_", &linear_logprob_backward_);
 }
 
 namespace {
@@ -48,12 +102,12 @@ namespace {
 // What `doctor` reports of this build and this processor.
 PyObject* build_info(PyObject*, PyObject*) {
   return Py_BuildValue("{s:s, s:s, s:O}", "torch", WAVALIGN_TORCH_VERSION, "isa",
-                       wavalign::cpu::row_kernels().isa, "brgemm_bf16",
-                       wavalign::cpu::brgemm_available(at::kBFloat16) ? Py_True : Py_False);
+                       cpu::row_kernels().isa, "brgemm_bf16",
+                       cpu::brgemm_available(at::kBFloat16) ? Py_True : Py_False);
 }
 
 PyObject* release_cached_buffers(PyObject*, PyObject*) {
-  return PyLong_FromLongLong(wavalign::cpu::release_cached_buffers());
+  return PyLong_FromLongLong(cpu::release_cached_buffers());
 }
 
 PyMethodDef methods[] = {

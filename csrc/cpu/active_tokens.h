@@ -20,10 +20,15 @@ struct ActiveTokens {
   bool with_entropy = false;
 };
 
-// Of the live tokens those with a derivative that is not 0. The derivatives may be null, for 0;
-// `norm` [2, T] is the forward pass's.
+// Columns [T] of a backward pass; a null gradient is 0.
+struct TokenColumns {
+  const float *grad_logp, *grad_entropy, *grad_lse;
+  const float *logp, *entropy;
+  const float* norm;  // [2, T]
+};
+
+// The live tokens with a gradient that is not 0.
 ActiveTokens active_tokens(const TokenPanels& live, const at::Tensor& targets,
-                           const float* grad_logp, const float* grad_entropy, const float* grad_lse,
-                           const float* logp, const float* entropy, const float* norm);
+                           const TokenColumns& columns);
 
 }  // namespace wavalign::cpu

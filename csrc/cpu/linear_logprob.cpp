@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <cmath>
@@ -76,12 +75,13 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
 }
 
 template <typename Stored, typename Operand>
-void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* targets,
-             const at::Tensor& bias, double temperature, const TokenPanels& panels,
-             const TokenResults& out, const ProbStore<Operand>& store, const SkipTable& skip,
-             double skip_tolerance) {
-  const VocabTiles tiles{weight.size(0)};
-  const TileLogits<Stored, Operand> source(hidden, weight, bias, temperature, panels);
+void forward(const Operands& operands, const TokenPanels& panels, const TokenResults& out,
+             const ProbStore<Operand>& store, const SkipTable& skip, double skip_tolerance) {
+  const VocabTiles tiles{operands.weight.size(0)};
+  const auto* targets = operands.targets.const_data_ptr<int64_t>();
+  const at::Tensor bias = operands.bias_f32();
+  const TileLogits<Stored, Operand> source(operands.hidden, operands.weight, bias,
+                                           operands.temperature, panels);
   const StatsTable stats(tiles.count(), panels.lanes());
   std::vector<float> target_logits(panels.tokens());
 
@@ -117,73 +117,37 @@ void forward(const at::Tensor& hidden, const at::Tensor& weight, const int64_t* 
 
 }  // namespace
 
-TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
-                        const at::Tensor& targets, const std::optional<at::Tensor>& bias,
-                        double temperature, int64_t ignore_index, bool by_target) {
-  TORCH_CHECK_VALUE(hidden.dim() == 2 && hidden.is_contiguous(), "hidden: want a contiguous [T, H]",
-                    " tensor, got shape ", hidden.sizes());
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous() && weight.size(0) > 0,
-                    "weight: want a contiguous [V, H] tensor with V > 0, got shape ",
-                    weight.sizes());
-  TORCH_CHECK_VALUE(hidden.size(1) == weight.size(1), "hidden has H = ", hidden.size(1),
-                    " but weight has H = ", weight.size(1));
-  TORCH_CHECK_VALUE(hidden.scalar_type() == weight.scalar_type(), "hidden is ",
-                    hidden.scalar_type(), " but weight is ", weight.scalar_type());
-  TORCH_CHECK_VALUE(hidden.scalar_type() == at::kFloat || hidden.scalar_type() == at::kBFloat16 ||
-                        hidden.scalar_type() == at::kHalf,
-                    "the cpu backend takes float32, bfloat16 or float16, got ",
-                    hidden.scalar_type());
-  TORCH_CHECK_VALUE(targets.dim() == 1 && targets.scalar_type() == at::kLong &&
-                        targets.is_contiguous() && targets.size(0) == hidden.size(0),
-                    "targets: want contiguous int64 [", hidden.size(0), "], got ",
-                    targets.scalar_type(), " of shape ", targets.sizes());
-  TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
-                    "bias: want shape [", weight.size(0), "]");
-  TORCH_CHECK_VALUE(temperature > 0, "temperature must be positive, got ", temperature);
-  TokenPanels panels;
-  const int64_t vocab = weight.size(0);
-  const auto* ids = targets.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < targets.size(0); ++row) {
-    if (ids[row] == ignore_index) continue;
-    TORCH_CHECK_VALUE(ids[row] >= 0 && ids[row] < vocab, "targets[", row, "] = ", ids[row],
-                      " is outside [0, ", vocab, ") and is not ignore_index ", ignore_index);
-    panels.rows.push_back(row);
-  }
-  if (by_target) {
-    std::stable_sort(panels.rows.begin(), panels.rows.end(),
-                     [&](int64_t a, int64_t b) { return ids[a] < ids[b]; });
-  }
-  return panels;
-}
-
-ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight,
-                              const at::Tensor& targets, const std::optional<at::Tensor>& bias,
-                              double temperature, int64_t ignore_index, int64_t store_bytes,
-                              double skip_tolerance, bool want_prob_buffer) {
-  const bool skipping = skip_tolerance > 0;
-  const TokenPanels panels =
-      live_tokens(hidden, weight, targets, bias, temperature, ignore_index, skipping);
-  const auto options = hidden.options().dtype(at::kFloat);
-  at::Tensor logp = at::zeros({hidden.size(0)}, options), entropy = at::zeros_like(logp),
-             lse = at::zeros_like(logp), norm = at::zeros({2, hidden.size(0)}, options);
-  at::Tensor store = cached_buffer({store_bytes}, hidden.options().dtype(at::kByte));
+ForwardResults linear_logprob(const Operands& operands, const ForwardOptions& options) {
+  const bool skipping = options.skip_tolerance > 0;
+  const TokenPanels panels = live_tokens(operands, /*by_target=*/skipping);
+  const at::Tensor &hidden = operands.hidden, &weight = operands.weight;
+  const VocabTiles tiles{weight.size(0)};
+  const int64_t rows = hidden.size(0);
+  const auto f32 = hidden.options().dtype(at::kFloat), bytes = hidden.options().dtype(at::kByte);
   std::vector<int64_t> skip_shape{0};
-  if (skipping) skip_shape = {VocabTiles{weight.size(0)}.count(), hidden.size(0)};
-  const at::Tensor skipped = at::zeros(skip_shape, store.options());
-  at::Tensor prob_buffer = at::empty({0}, weight.options());
-  if (panels.tokens() == 0) return {logp, entropy, lse, norm, store, skipped, prob_buffer};
-  if (want_prob_buffer && store_bytes > 0) prob_buffer = new_prob_buffer(weight);
-  const at::Tensor bias_f32 = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  if (skipping) skip_shape = {tiles.count(), rows};
+  ForwardResults results{at::zeros({rows}, f32),
+                         at::zeros({rows}, f32),
+                         at::zeros({rows}, f32),
+                         at::zeros({2, rows}, f32),
+                         cached_buffer({options.store_bytes}, bytes),
+                         at::zeros(skip_shape, bytes),
+                         at::empty({0}, weight.options())};
+  if (panels.tokens() == 0) return results;
+  if (options.want_prob_buffer && options.store_bytes > 0) {
+    results.prob_buffer = new_prob_buffer(weight);
+  }
+  auto* norm = results.norm.data_ptr<float>();
   with_operand_types(weight, [&](auto stored, auto operand) {
-    const ProbStore<decltype(operand)> kept(store, prob_buffer, panels, VocabTiles{weight.size(0)});
-    kept.write_header(prob_buffer_id(prob_buffer));
+    const ProbStore<decltype(operand)> store(results.store, results.prob_buffer, panels, tiles);
+    store.write_header(prob_buffer_id(results.prob_buffer));
     forward<decltype(stored), decltype(operand)>(
-        hidden, weight, targets.const_data_ptr<int64_t>(), bias_f32, temperature, panels,
-        TokenResults{logp.data_ptr<float>(), entropy.data_ptr<float>(), lse.data_ptr<float>(),
-                     norm.data_ptr<float>(), norm.data_ptr<float>() + hidden.size(0)},
-        kept, SkipTable(skipped), skip_tolerance);
+        operands, panels,
+        TokenResults{results.logp.data_ptr<float>(), results.entropy.data_ptr<float>(),
+                     results.lse.data_ptr<float>(), norm, norm + rows},
+        store, SkipTable(results.skipped), options.skip_tolerance);
   });
-  return {logp, entropy, lse, norm, store, skipped, prob_buffer};
+  return results;
 }
 
 }  // namespace wavalign::cpu

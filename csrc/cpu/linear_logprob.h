@@ -1,44 +1,56 @@
-// The two ops behind `linear_logprob`; schemas and documentation are in bindings.cpp.
+// linear_logprob and its derivatives. bindings.cpp has the schemas of the ops and documents them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
-#include <tuple>
 
-#include "cpu/token_panels.h"
+#include "cpu/operands.h"
 
 namespace wavalign::cpu {
 
-using ForwardResults =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+struct ForwardOptions {
+  int64_t store_bytes;
+  double skip_tolerance;
+  bool want_prob_buffer;
+};
 
-ForwardResults linear_logprob(const at::Tensor& hidden, const at::Tensor& weight,
-                              const at::Tensor& targets, const std::optional<at::Tensor>& bias,
-                              double temperature, int64_t ignore_index, int64_t store_bytes,
-                              double skip_tolerance, bool want_prob_buffer);
+struct ForwardResults {
+  at::Tensor logp, entropy, lse, norm, store, skipped, prob_buffer;
+};
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
-    const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
-    const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
-    const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& prob_buffer,
-    bool need_hidden, bool need_weight, bool need_bias);
+ForwardResults linear_logprob(const Operands& operands, const ForwardOptions& options);
 
-std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
-    const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
-    const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
-    const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, at::Tensor prob_buffer, bool need_hidden,
-    bool need_bias);
+// Derivatives of the loss by the results of the forward pass, each [T]; none or undefined is 0.
+struct ResultGrads {
+  std::optional<at::Tensor> logp, entropy, lse;
+};
 
-// The rows whose target is not `ignore_index`, after a check of everything the caller can get
-// wrong. By target id instead of by row, so that tokens of one modality are neighbours, where the
-// gradients skip what only some of the tokens need.
-TokenPanels live_tokens(const at::Tensor& hidden, const at::Tensor& weight,
-                        const at::Tensor& targets, const std::optional<at::Tensor>& bias,
-                        double temperature, int64_t ignore_index, bool by_target);
+// What the forward pass returned.
+struct SavedResults {
+  at::Tensor logp, entropy, norm, store, skipped, prob_buffer;
+};
+
+struct BackwardOperands {
+  ResultGrads grads;
+  Operands operands;
+  SavedResults saved;
+};
+
+struct NeededGrads {
+  bool hidden, weight, bias;
+};
+
+// Derivatives of the loss by hidden, weight and bias.
+struct OperandGrads {
+  at::Tensor hidden, weight, bias;
+};
+
+// The gradients that are not needed are empty.
+OperandGrads linear_logprob_backward(const BackwardOperands& of, const NeededGrads& needed);
+
+// Overwrites the probability buffer with the gradient of the weight, which is always needed.
+OperandGrads linear_logprob_backward_(const BackwardOperands& of, const NeededGrads& needed);
 
 }  // namespace wavalign::cpu

@@ -2,7 +2,8 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "cpu/backward_pass.h"
+#include "cpu/active_tokens.h"
+#include "cpu/backward.h"
 #include "cpu/buffers.h"
 #include "cpu/linear_logprob.h"
 
@@ -10,97 +11,71 @@ namespace wavalign::cpu {
 
 namespace {
 
-const float* data_of(const std::optional<at::Tensor>& grad, at::Tensor& contiguous) {
-  if (!grad.has_value() || !grad->defined()) return nullptr;
-  contiguous = grad->to(at::kFloat).contiguous();
-  return contiguous.const_data_ptr<float>();
+at::Tensor contiguous_f32(const std::optional<at::Tensor>& grad) {
+  return grad.has_value() && grad->defined() ? grad->to(at::kFloat).contiguous() : at::Tensor();
 }
 
-// Everything of a call but its gradients' places.
-struct Operands {
-  const std::optional<at::Tensor>&grad_logp, &grad_entropy, &grad_lse;
-  const at::Tensor &hidden, &weight, &targets;
-  const std::optional<at::Tensor>& bias;
-  double temperature;
-  int64_t ignore_index;
-  const at::Tensor &logp, &entropy, &norm, &store, &skipped, &prob_buffer;
-};
+const float* data_or_null(const at::Tensor& column) {
+  return column.defined() ? column.const_data_ptr<float>() : nullptr;
+}
 
 // Writes the gradients that are defined.
-void gradients(const Operands& of, at::Tensor& grad_hidden, at::Tensor& grad_weight,
-               at::Tensor& grad_bias) {
-  const TokenPanels live = live_tokens(of.hidden, of.weight, of.targets, of.bias, of.temperature,
-                                       of.ignore_index, of.skipped.numel() > 0);
-  at::Tensor logp_grad, entropy_grad, lse_grad;
+void write_gradients(const BackwardOperands& of, const OperandGrads& out) {
+  const TokenPanels live = live_tokens(of.operands, /*by_target=*/of.saved.skipped.numel() > 0);
+  const at::Tensor grad_logp = contiguous_f32(of.grads.logp),
+                   grad_entropy = contiguous_f32(of.grads.entropy),
+                   grad_lse = contiguous_f32(of.grads.lse);
   const ActiveTokens active = active_tokens(
-      live, of.targets, data_of(of.grad_logp, logp_grad), data_of(of.grad_entropy, entropy_grad),
-      data_of(of.grad_lse, lse_grad), of.logp.const_data_ptr<float>(),
-      of.entropy.const_data_ptr<float>(), of.norm.const_data_ptr<float>());
+      live, of.operands.targets,
+      {data_or_null(grad_logp), data_or_null(grad_entropy), data_or_null(grad_lse),
+       data_or_null(of.saved.logp), data_or_null(of.saved.entropy), data_or_null(of.saved.norm)});
   if (active.panels.tokens() == 0) {
-    if (grad_weight.defined()) grad_weight.zero_();
+    if (out.weight.defined()) out.weight.zero_();
     return;
   }
-  const at::Tensor bias_f32 =
-      of.bias.has_value() ? of.bias->to(at::kFloat).contiguous() : at::Tensor();
-  // Its bound is one on p; an entropy's gradient weighs p with its own logarithm.
-  const SkipTable skip(active.with_entropy ? at::Tensor() : of.skipped);
-  with_operand_types(of.weight, [&](auto stored, auto operand) {
-    const auto store = readable_store<decltype(operand)>(of.store, of.prob_buffer, live,
-                                                         VocabTiles{of.weight.size(0)});
-    Backward<decltype(stored), decltype(operand)>(of.hidden, of.weight, bias_f32, of.temperature,
-                                                  live, active, store, skip, grad_hidden,
-                                                  grad_weight, grad_bias)
-        .run();
-  });
+  // The tolerance bounds the skipped mass of p. An entropy gradient multiplies p by log p, for
+  // which that is no bound, so it skips nothing.
+  const SkipTable skip(active.with_entropy ? at::Tensor() : of.saved.skipped);
+  run_backward({of.operands, of.operands.bias_f32(), live, active, of.saved.store,
+                of.saved.prob_buffer, skip, out});
 }
 
-at::Tensor hidden_gradient(const at::Tensor& hidden, bool needed) {
-  return needed ? at::zeros_like(hidden) : at::Tensor();
+OperandGrads new_gradients(const Operands& operands, const NeededGrads& needed) {
+  OperandGrads grads;
+  if (needed.hidden) grads.hidden = at::zeros_like(operands.hidden);
+  if (needed.bias) {
+    const at::Tensor& weight = operands.weight;
+    grads.bias = at::zeros({weight.size(0)}, weight.options().dtype(at::kFloat));
+  }
+  return grads;
 }
 
-at::Tensor bias_gradient(const at::Tensor& weight, bool needed) {
-  if (!needed) return at::Tensor();
-  return at::zeros({weight.size(0)}, weight.options().dtype(at::kFloat));
-}
-
-// An op returns tensors, needed or not.
-at::Tensor present(const at::Tensor& grad, const at::Tensor& like) {
+// In the type of `like`; an op cannot return an undefined tensor, so a missing gradient is empty.
+at::Tensor returned(const at::Tensor& grad, const at::Tensor& like) {
   return grad.defined() ? grad.to(like.scalar_type()) : at::empty({0}, like.options());
+}
+
+OperandGrads returned(const OperandGrads& grads, const Operands& operands) {
+  return {returned(grads.hidden, operands.hidden), returned(grads.weight, operands.weight),
+          returned(grads.bias, operands.bias.value_or(operands.hidden))};
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_logprob_backward(
-    const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
-    const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
-    const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, const at::Tensor& prob_buffer,
-    bool need_hidden, bool need_weight, bool need_bias) {
-  at::Tensor grad_hidden = hidden_gradient(hidden, need_hidden),
-             grad_bias = bias_gradient(weight, need_bias), grad_weight;
-  if (need_weight) grad_weight = cached_buffer(weight.sizes(), weight.options());
-  gradients({grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias, temperature,
-             ignore_index, logp, entropy, norm, store, skipped, prob_buffer},
-            grad_hidden, grad_weight, grad_bias);
-  return {present(grad_hidden, hidden), present(grad_weight, weight),
-          present(grad_bias, bias.value_or(hidden))};
+OperandGrads linear_logprob_backward(const BackwardOperands& of, const NeededGrads& needed) {
+  OperandGrads grads = new_gradients(of.operands, needed);
+  const at::Tensor& weight = of.operands.weight;
+  if (needed.weight) grads.weight = cached_buffer(weight.sizes(), weight.options());
+  write_gradients(of, grads);
+  return returned(grads, of.operands);
 }
 
-std::tuple<at::Tensor, at::Tensor> linear_logprob_backward_(
-    const std::optional<at::Tensor>& grad_logp, const std::optional<at::Tensor>& grad_entropy,
-    const std::optional<at::Tensor>& grad_lse, const at::Tensor& hidden, const at::Tensor& weight,
-    const at::Tensor& targets, const std::optional<at::Tensor>& bias, double temperature,
-    int64_t ignore_index, const at::Tensor& logp, const at::Tensor& entropy, const at::Tensor& norm,
-    const at::Tensor& store, const at::Tensor& skipped, at::Tensor prob_buffer, bool need_hidden,
-    bool need_bias) {
-  at::Tensor grad_hidden = hidden_gradient(hidden, need_hidden),
-             grad_bias = bias_gradient(weight, need_bias);
-  gradients({grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias, temperature,
-             ignore_index, logp, entropy, norm, store, skipped, prob_buffer},
-            grad_hidden, prob_buffer, grad_bias);
-  release_prob_buffer(prob_buffer);
-  return {present(grad_hidden, hidden), present(grad_bias, bias.value_or(hidden))};
+OperandGrads linear_logprob_backward_(const BackwardOperands& of, const NeededGrads& needed) {
+  OperandGrads grads = new_gradients(of.operands, needed);
+  grads.weight = of.saved.prob_buffer;
+  write_gradients(of, grads);
+  release_prob_buffer(of.saved.prob_buffer);
+  return returned(grads, of.operands);
 }
 
 }  // namespace wavalign::cpu

@@ -1,5 +1,4 @@
-// The backward pass over the vocabulary, tile by tile.
-#pragma once
+#include "cpu/backward.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -9,18 +8,18 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/active_tokens.h"
 #include "cpu/prob_store.h"
 #include "cpu/schedule.h"
-#include "cpu/skipping.h"
 #include "cpu/vocab_tiles.h"
 
 namespace wavalign::cpu {
 
-// A gradient of this size is no longer in a cache when its reader comes.
+namespace {
+
+// A weight gradient of this size is evicted from every cache before anyone reads it.
 constexpr size_t kBeyondCaches = 32 << 20;
 
-// Buffers of one thread.
+// Scratch memory of one thread.
 template <typename Stored, typename Operand>
 struct Workspace {
   explicit Workspace(int64_t lanes)
@@ -32,11 +31,12 @@ struct Workspace {
         max(kPanelLanes),
         unused(2 * kPanelLanes) {}
 
-  std::vector<float> logits;     // one tile by one panel; then a block of dW
-  std::vector<Operand> dlogits;  // one tile by all lanes, panel after panel
+  std::vector<float> logits;     // a tile by a panel; later a block of dW
+  std::vector<Operand> dlogits;  // a tile by all lanes, panel after panel
   std::vector<Operand> probs, widened, packed;
-  typename TileLogits<Stored, Operand>::Buffers again;
-  std::vector<float> factor, entropy_grad, shift, max, unused;
+  typename TileLogits<Stored, Operand>::Buffers recomputed;
+  std::vector<float> factor, entropy_grad, shift, max;
+  std::vector<float> unused;  // statistics that the forward pass has already merged
 };
 
 template <typename Stored>
@@ -51,64 +51,67 @@ void write_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, Stored*
   }
 }
 
+template <typename T>
+T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
+}
+
 template <typename Stored, typename Operand>
 class Backward {
  public:
-  Backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
-           double temperature, const TokenPanels& live, const ActiveTokens& active,
-           const ProbStore<Operand>& store, const SkipTable& skip, at::Tensor& grad_hidden,
-           at::Tensor& grad_weight, at::Tensor& grad_bias)
-      : tiles_{weight.size(0)},
-        hidden_size_(weight.size(1)),
-        temperature_(static_cast<float>(temperature)),
-        weight_(weight.const_data_ptr<Stored>()),
-        live_(live),
-        active_(active),
-        panels_(active.panels),
-        skip_(skip),
-        lanes_(skip, tiles_, panels_, active.source),
-        store_(store),
+  explicit Backward(const BackwardPass& pass)
+      : live_(pass.live),
+        active_(pass.active),
+        panels_(pass.active.panels),
+        tiles_{pass.operands.weight.size(0)},
+        hidden_size_(pass.operands.weight.size(1)),
+        temperature_(static_cast<float>(pass.operands.temperature)),
+        weight_(pass.operands.weight.const_data_ptr<Stored>()),
+        skip_(pass.skip),
+        lanes_(pass.skip, tiles_, panels_, active_.source),
+        store_(readable_store<Operand>(pass.store, pass.prob_buffer, live_, tiles_)),
         kept_(store_.kept()),
-        group_(group_of_tiles()),
+        group_size_(tiles_in_group()),
         hidden_block_(hidden_size_ < kHiddenBlock * at::get_num_threads() ? 64 : kHiddenBlock),
-        grad_weight_(grad_weight.defined() ? grad_weight.data_ptr<Stored>() : nullptr),
-        stream_(weight.nbytes() > kBeyondCaches),
-        grad_bias_(grad_bias.defined() ? grad_bias.data_ptr<float>() : nullptr),
-        hidden_out_(grad_hidden) {
+        grad_hidden_(pass.grads.hidden),
+        grad_weight_(data_or_null<Stored>(pass.grads.weight)),
+        grad_bias_(data_or_null<float>(pass.grads.bias)),
+        stream_(pass.operands.weight.nbytes() > kBeyondCaches) {
+    const Operands& operands = pass.operands;
     if (kept_ < tiles_.count()) {
-      source_.emplace(hidden, weight, bias, temperature, panels_);
+      logits_.emplace(operands.hidden, operands.weight, pass.bias, operands.temperature, panels_);
     }
-    if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(hidden, panels_);
-    if (hidden_out_.defined()) {
-      by_token_ =
-          at::empty({TwoStageSchedule::kGroupsInFlight * group_ * kTileRows * panels_.lanes()},
-                    operand_type());
-      grad_hidden_ = at::zeros({panels_.lanes(), hidden_size_}, at::kFloat);
+    if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(operands.hidden, panels_);
+    if (grad_hidden_.defined()) {
+      const int64_t tiles = TwoStageSchedule::kGroupsInFlight * group_size_;
+      transposed_ = at::empty({tiles * kTileRows * panels_.lanes()},
+                              c10::CppTypeToScalarType<Operand>::value);
+      hidden_sums_ = at::zeros({panels_.lanes(), hidden_size_}, at::kFloat);
     }
   }
 
   void run() {
     const int64_t blocks =
-        hidden_out_.defined() ? (hidden_size_ + hidden_block_ - 1) / hidden_block_ : 0;
-    TwoStageSchedule schedule(tiles_.count(), group_, blocks);
+        grad_hidden_.defined() ? (hidden_size_ + hidden_block_ - 1) / hidden_block_ : 0;
+    TwoStageSchedule schedule(tiles_.count(), group_size_, blocks);
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       const GemmScope scope;
       Workspace<Stored, Operand> work(panels_.lanes());
       schedule.work([&](const TwoStageSchedule::Step& step) {
         if (step.second_stage) {
-          add_hidden(step.group, step.index * hidden_block_, work);
+          add_to_hidden_sums(step.group, step.index * hidden_block_, work);
         } else {
-          tile(step.index, work);
+          process_tile(step.index, work);
         }
       });
     });
-    if (hidden_out_.defined()) scatter_hidden();
+    if (grad_hidden_.defined()) scatter_hidden_sums();
   }
 
  private:
-  // Large groups add to dH less often; small ones leave room in the caches, and every thread wants
-  // a tile.
-  int64_t group_of_tiles() const {
+  // A large group means fewer additions to dH, a small one stays in the caches, and each thread
+  // needs a tile to work on.
+  int64_t tiles_in_group() const {
     constexpr int64_t kBytes = 2 << 20, kMost = 8, kLeast = 2;
     const int64_t threads = at::get_num_threads(),
                   tile = kTileRows * panels_.lanes() * static_cast<int64_t>(sizeof(Operand));
@@ -117,35 +120,27 @@ class Backward {
     return std::min(tiles, tiles_.count());
   }
 
-  static constexpr at::ScalarType operand_type() {
-    return c10::CppTypeToScalarType<Operand>::value;
-  }
   static const TileKernels<Operand>& kernels() { return row_kernels().tile<Operand>(); }
 
-  // Everything of a tile but its part of dH.
-  void tile(int64_t tile, Workspace<Stored, Operand>& work) const {
+  // First stage: dlogits of a tile, and its rows of dW and db.
+  void process_tile(int64_t tile, Workspace<Stored, Operand>& work) const {
     if (lanes_.none(tile)) {
-      if (grad_weight_ != nullptr) no_weight_rows(tile);
+      if (grad_weight_ != nullptr) zero_grad_weight(tile);
       return;
     }
-    dlogits(tile, work);
-    if (hidden_out_.defined()) turn(tile, work);
-    if (grad_bias_ != nullptr) sum_bias(tile, work);
-    if (grad_weight_ != nullptr) weight_rows(tile, work);
+    compute_dlogits(tile, work);
+    if (grad_hidden_.defined()) transpose_dlogits(tile, work);
+    if (grad_bias_ != nullptr) write_grad_bias(tile, work);
+    if (grad_weight_ != nullptr) write_grad_weight(tile, work);
   }
 
-  // exp(z - max) of a tile in this pass's lanes, and `max` into work.max: kept by the forward pass,
-  // or made again with the same operations on the same numbers, which gives the same bits.
+  // exp(z - max) of a tile in the lanes of this pass, with the max in work.max. The forward pass
+  // has kept them, or they are recomputed by the same operations on the same numbers, which gives
+  // the same bits.
   const Operand* probs(int64_t tile, int64_t panel, Workspace<Stored, Operand>& work) const {
+    if (tile >= kept_) return recomputed_probs(tile, panel, work);
     const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
     const int64_t tokens = std::min(width, panels_.tokens() - lane), rows = tiles_.rows(tile);
-    if (tile >= kept_) {
-      source_->compute(tile, panel, work.logits.data(), work.again);
-      work.probs.resize(kTileRows * width);
-      const TileStats stats{work.max.data(), work.unused.data(), work.unused.data() + kPanelLanes};
-      kernels().softmax_stats(work.logits.data(), rows, width, stats, work.probs.data());
-      return work.probs.data();
-    }
     for (int64_t n = 0; n < tokens; ++n) {
       work.max[n] = store_.max(tile)[active_.source[lane + n]];
     }
@@ -160,25 +155,35 @@ class Backward {
     return work.probs.data();
   }
 
-  // What exp(z - max) of a tile is multiplied with, token by token; 0 in padding and where skipped.
+  const Operand* recomputed_probs(int64_t tile, int64_t panel,
+                                  Workspace<Stored, Operand>& work) const {
+    const int64_t width = panels_.width(panel);
+    logits_->compute(tile, panel, work.logits.data(), work.recomputed);
+    work.probs.resize(kTileRows * width);
+    const TileStats stats{work.max.data(), work.unused.data(), work.unused.data() + kPanelLanes};
+    kernels().softmax_stats(work.logits.data(), tiles_.rows(tile), width, stats, work.probs.data());
+    return work.probs.data();
+  }
+
+  // The factors of exp(z - max) in dL/dz, token by token; 0 in padding lanes and skipped tiles.
   void token_factors(int64_t tile, int64_t panel, Workspace<Stored, Operand>& work) const {
     const int64_t lane = panels_.begin(panel), width = panels_.width(panel);
     const int64_t tokens = std::min(width, panels_.tokens() - lane);
     for (int64_t n = 0; n < width; ++n) {
       work.factor[n] = work.entropy_grad[n] = work.shift[n] = 0.f;
       if (n >= tokens || skip_.skipped(tile, active_.source[lane + n])) continue;
-      // Not max - lse: far from 0 the rounding of lse is a factor on the whole gradient.
+      // Not max - lse: if logits are far from 0, the rounding error of lse scales the gradient.
       const float shift = work.max[n] - active_.top[lane + n] - active_.log_sum[lane + n];
       const float share = std::exp(shift) / temperature_;
       work.factor[n] = share * active_.softmax[lane + n];
       work.entropy_grad[n] = share * active_.entropy_grad[lane + n];
-      // A tile of banned ids has no probability to multiply, and must not make 0 * inf of it.
+      // In a tile of banned ids `shift` is -inf and all probabilities are 0: avoid 0 * inf.
       work.shift[n] = share == 0.f ? 0.f : shift + active_.entropy[lane + n];
     }
   }
 
-  // dL/d(W h): the temperature's factor is in it.
-  void dlogits(int64_t tile, Workspace<Stored, Operand>& work) const {
+  // dL/d(weight hidden), the derivative before the division by the temperature.
+  void compute_dlogits(int64_t tile, Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     const float scale = 1.f / temperature_;
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -202,30 +207,30 @@ class Backward {
     }
   }
 
-  // The tile by token, as the left operand of dH = dlogits W: [panel][width][kTileRows]. The groups
-  // under way have a place each.
-  Operand* turned(int64_t tile, int64_t panel) const {
-    const int64_t place = tile % (TwoStageSchedule::kGroupsInFlight * group_);
-    return by_token_.data_ptr<Operand>() +
-           (place * panels_.lanes() + panels_.begin(panel)) * kTileRows;
+  // The left operand of dH = dlogits^T W: [panel][width][kTileRows] of a tile. Each group in flight
+  // has its own slots.
+  Operand* transposed(int64_t tile, int64_t panel) const {
+    const int64_t slot = tile % (TwoStageSchedule::kGroupsInFlight * group_size_);
+    return transposed_.data_ptr<Operand>() +
+           (slot * panels_.lanes() + panels_.begin(panel)) * kTileRows;
   }
 
-  void turn(int64_t tile, const Workspace<Stored, Operand>& work) const {
+  void transpose_dlogits(int64_t tile, const Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       if (lanes_.at(tile, panel).size() == 0) continue;
       const int64_t width = panels_.width(panel);
-      Operand* out = turned(tile, panel);
+      Operand* out = transposed(tile, panel);
       kernels().transpose(work.dlogits.data() + panels_.begin(panel) * kTileRows, rows, width, out,
                           kTileRows);
-      // The pair of an odd last row.
+      // bf16 GEMMs read pairs: complete the last one.
       if (rows % 2 != 0) {
         for (int64_t n = 0; n < width; ++n) out[n * kTileRows + rows] = Operand(0.f);
       }
     }
   }
 
-  void sum_bias(int64_t tile, const Workspace<Stored, Operand>& work) const {
+  void write_grad_bias(int64_t tile, const Workspace<Stored, Operand>& work) const {
     for (int64_t v = 0; v < tiles_.rows(tile); ++v) {
       float sum = 0.f;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -238,9 +243,9 @@ class Backward {
     }
   }
 
-  // These rows of dW from all tokens at once: accumulated in fp32 in cache, rounded and written
+  // The tile's rows of dW, from all tokens: accumulated in fp32 in the cache, rounded and written
   // once.
-  void weight_rows(int64_t tile, Workspace<Stored, Operand>& work) const {
+  void write_grad_weight(int64_t tile, Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     const auto* tokens = tokens_.template const_data_ptr<Operand>();
     constexpr int64_t kPair = std::is_same_v<Operand, c10::BFloat16> ? 2 : 1;
@@ -261,39 +266,39 @@ class Backward {
     }
   }
 
-  void no_weight_rows(int64_t tile) const {
+  void zero_grad_weight(int64_t tile) const {
     const int64_t elements = tiles_.rows(tile) * hidden_size_;
     std::fill_n(grad_weight_ + tiles_.begin(tile) * hidden_size_, elements, Stored(0.f));
   }
 
-  // Columns [h, h + hidden_block_) of dH += dlogits W over a group of tiles. The groups come in
-  // order, so the sum has one order whatever the number of threads.
-  void add_hidden(int64_t group, int64_t h, Workspace<Stored, Operand>& work) {
+  // Second stage: columns [h, h + hidden_block_) of dH += dlogits^T W over a group of tiles. The
+  // groups come in order, so the order of summation does not depend on the number of threads.
+  void add_to_hidden_sums(int64_t group, int64_t h, Workspace<Stored, Operand>& work) {
     const int64_t n = std::min(hidden_block_, hidden_size_ - h);
-    float* out = grad_hidden_.data_ptr<float>();
+    float* out = hidden_sums_.data_ptr<float>();
     work.packed.resize(kTileRows * hidden_block_);
-    const int64_t first = group * group_, last = std::min(first + group_, tiles_.count());
+    const int64_t first = group * group_size_, last = std::min(first + group_size_, tiles_.count());
     for (int64_t tile = first; tile < last; ++tile) {
       if (lanes_.none(tile)) continue;
       const int64_t rows = tiles_.rows(tile);
       int64_t ld = 0;
-      const Operand* rows_of_w = weight_block<Stored, Operand>(
+      const Operand* block = weight_block<Stored, Operand>(
           weight_, hidden_size_, tiles_.begin(tile), rows, h, n, work.widened, ld);
-      kernels().pack_rows(rows_of_w, rows, n, ld, work.packed.data());
+      kernels().pack_rows(block, rows, n, ld, work.packed.data());
       const int64_t depth = std::is_same_v<Operand, c10::BFloat16> ? (rows + 1) / 2 * 2 : rows;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
         const LaneRange range = lanes_.at(tile, panel);
         if (range.size() == 0) continue;
-        const Operand* tokens = turned(tile, panel) + range.first * kTileRows;
+        const Operand* tokens = transposed(tile, panel) + range.first * kTileRows;
         gemm(range.size(), n, depth, tokens, kTileRows, work.packed.data(), n,
              out + (panels_.begin(panel) + range.first) * hidden_size_ + h, hidden_size_, true);
       }
     }
   }
 
-  void scatter_hidden() const {
-    const float* from = grad_hidden_.const_data_ptr<float>();
-    Stored* to = hidden_out_.data_ptr<Stored>();
+  void scatter_hidden_sums() const {
+    const float* from = hidden_sums_.const_data_ptr<float>();
+    Stored* to = grad_hidden_.data_ptr<Stored>();
     at::parallel_for(0, panels_.tokens(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         write_rows(from + n * hidden_size_, 1, hidden_size_, hidden_size_,
@@ -302,25 +307,35 @@ class Backward {
     });
   }
 
+  const TokenPanels& live_;
+  const ActiveTokens& active_;
+  const TokenPanels& panels_;
   VocabTiles tiles_;
   int64_t hidden_size_;
   float temperature_;
   const Stored* weight_;
-  const TokenPanels& live_;
-  const ActiveTokens& active_;
-  const TokenPanels& panels_;
   SkipTable skip_;
   ActiveLanes lanes_;
   ProbStore<Operand> store_;
   int64_t kept_;
-  int64_t group_;         // tiles between two additions to dH
-  int64_t hidden_block_;  // columns of dH to a task
+  int64_t group_size_;    // tiles between two additions to dH
+  int64_t hidden_block_;  // columns of dH in a task
+  at::Tensor grad_hidden_;
   Stored* grad_weight_;
-  bool stream_;  // dW past the caches
   float* grad_bias_;
-  at::Tensor hidden_out_;
-  std::optional<TileLogits<Stored, Operand>> source_;
-  at::Tensor tokens_, by_token_, grad_hidden_;
+  bool stream_;                                        // write dW with non-temporal stores
+  std::optional<TileLogits<Stored, Operand>> logits_;  // to recompute tiles that were not kept
+  at::Tensor tokens_;       // hidden as the right operand of dW, see pack_tokens()
+  at::Tensor transposed_;   // dlogits of the groups in flight, see transposed()
+  at::Tensor hidden_sums_;  // dH of the active tokens in fp32, [lanes, H]
 };
+
+}  // namespace
+
+void run_backward(const BackwardPass& pass) {
+  with_operand_types(pass.operands.weight, [&](auto stored, auto operand) {
+    Backward<decltype(stored), decltype(operand)>(pass).run();
+  });
+}
 
 }  // namespace wavalign::cpu

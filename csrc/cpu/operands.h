@@ -1,0 +1,31 @@
+// The operands of linear_logprob, forward and backward.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "cpu/token_panels.h"
+
+namespace wavalign::cpu {
+
+// Of log softmax(hidden weight^T / temperature + bias) at the targets.
+struct Operands {
+  at::Tensor hidden;               // [T, H]
+  at::Tensor weight;               // [V, H], as hidden
+  at::Tensor targets;              // [T] int64
+  std::optional<at::Tensor> bias;  // [V]
+  double temperature;
+  int64_t ignore_index;  // rows with this target take no part
+
+  // Contiguous, or undefined without a bias.
+  at::Tensor bias_f32() const;
+};
+
+// The rows whose target is not `ignore_index`, after a check of all operands. They are sorted by
+// row, or by target: then the tokens of a modality are neighbours, and the backward pass can skip
+// vocabulary tiles for whole groups of lanes.
+TokenPanels live_tokens(const Operands& operands, bool by_target);
+
+}  // namespace wavalign::cpu
