@@ -1,5 +1,5 @@
-"""Builds the kernels: wavalign_fast._C in C++ (csrc/build_cpu.py) and, where there is an nvcc,
-wavalign_fast._C_cuda (csrc/build_cuda.py). Everything else about the package is in pyproject.toml.
+"""Builds the C++ kernels (csrc/build_cpu.py) and, if there is an nvcc, the CUDA kernels
+(csrc/build_cuda.py). Everything else about the package is in pyproject.toml.
 """
 
 import os
@@ -19,11 +19,11 @@ BUILDERS = {builder.NAME: builder for builder in (build_cpu, build_cuda)}
 
 
 class NoTorch(build_ext):
-    """Stands in where torch is absent: metadata and sdist need no torch, compiling does."""
+    """Replaces build_ext without torch: metadata and sdist do not need it, compiling does."""
 
     def run(self) -> None:
         sys.exit(
-            "wavalign-fast is compiled against torch, and torch cannot be imported here.\n"
+            "wavalign-fast is compiled against torch, which cannot be imported here.\n"
             "Install torch>=2.10 first, then: pip install --no-build-isolation wavalign-fast"
         )
 
@@ -32,10 +32,10 @@ def build_command() -> type[build_ext]:
     from torch.utils.cpp_extension import BuildExtension
 
     class BuildKernels(BuildExtension):
-        """Compiles with ninja where there is one; a failure costs the kernels, not the install."""
+        """Compiles the kernels; if that fails, the package is installed without them."""
 
         def build_extensions(self) -> None:
-            # torch's default is two jobs more than cores, and each wants a gigabyte and more.
+            # torch starts two more jobs than there are cores, each of which needs over a gigabyte.
             os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
             reason = build_cpu.missing_compiler()
             if reason is None:
@@ -52,13 +52,13 @@ def build_command() -> type[build_ext]:
                 else:
                     ext.extra_objects = build_cpu.isa_objects(ext, temporary)
                     super().build_extension(ext)
-            except Exception as error:  # compiler, linker, ninja and torch each have their own
+            except Exception as error:  # compiler, linker, ninja and torch raise different types
                 self.do_without(ext, str(error))
 
         def do_without(self, ext: Extension, reason: str) -> None:
             BUILDERS[ext.name].say_without(reason)
-            # Later steps accept the absence of an optional extension's file; that of an earlier
-            # build must not stand in for it.
+            # Later steps accept that the file of an optional extension is missing. Delete the file
+            # of an earlier build, or they would install it.
             ext.optional = True
             built = self.get_ext_fullpath(ext.name)
             for folder in (Path(built).parent, ROOT / "wavalign_fast"):
@@ -68,8 +68,8 @@ def build_command() -> type[build_ext]:
 
 
 def extension_arguments() -> dict[str, object]:
-    # Declared without nvcc too, or the sdist would lack its sources; and first, for what was asked
-    # for and is missing should be told before the minute that the C++ kernels take.
+    # Always declared, so that the sdist contains its sources. It comes first, so that a missing
+    # nvcc is reported before the C++ kernels take a minute to compile.
     cuda = Extension(
         build_cuda.NAME, [build_cuda.BINDINGS], depends=build_cuda.DEPENDS, py_limited_api=True
     )

@@ -1,4 +1,4 @@
-// Every op schema in one list, and the Python module whose import registers them.
+// The schemas of all ops and the Python module that registers them when it is imported.
 #include <Python.h>
 #include <torch/library.h>
 
@@ -11,27 +11,28 @@
 #include "cpu/row_kernels.h"
 
 TORCH_LIBRARY(wavalign_fast, m) {
-  // Selected log-probabilities, entropies and log-sum-exps [T] in fp32 of softmax(hidden W^T /
-  // temperature + bias); rows whose target is ignore_index hold 0. `norm` [2, T] is lse in two
-  // parts, the largest logit and log sum exp(z - largest): in their fp32 sum the second part of a
-  // far offset is rounded away, and with it the gradient. `store` keeps at most
-  // `store_bytes` of probabilities for the backward pass; `skipped` says which tiles of the
-  // vocabulary, with a mass of at most `skip_tolerance` together, a row's gradient leaves out.
-  // `prob_buffer` [V, H], if wanted and not refused (then [0]), holds what of the probabilities
-  // finds room there and becomes the weight's gradient.
+  // The log-probability of the target, the entropy and the log-sum-exp, each [T] in fp32, of the
+  // logits z = hidden weight^T / temperature + bias; 0 in rows whose target is ignore_index.
+  // `norm` [2, T] is lse in two parts, max z and log sum exp(z - max z). If the max is large, their
+  // fp32 sum rounds the second part away, and the gradient with it.
+  // `store` keeps at most `store_bytes` of probabilities for the backward pass.
+  // `skipped` marks the vocabulary tiles that the gradient of a row skips, because their total
+  // probability mass is at most `skip_tolerance`.
+  // `prob_buffer` [V, H] holds the probabilities that fit into it until the backward pass turns it
+  // into the gradient of weight. It is [0] if it is not wanted or another one is in use.
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
       "float temperature, int ignore_index, SymInt store_bytes, float skip_tolerance, "
       "bool want_prob_buffer) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, "
       "Tensor store, Tensor skipped, Tensor prob_buffer)");
-  // Gradients to hidden, weight and bias; the ones not needed come back empty.
+  // The gradients of hidden, weight and bias; those that are not needed are empty.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
       "Tensor prob_buffer, bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, "
       "Tensor)");
-  // The same, the weight's gradient being what the probability buffer is from then on.
+  // The gradients of hidden and bias; writes the gradient of weight over the probability buffer.
   m.def(
       "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
@@ -46,8 +47,7 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 namespace cpu = wavalign::cpu;
 
-// torch passes the arguments of a schema one by one; everything behind these functions takes
-// structs.
+// torch passes the arguments of a schema one by one. These functions pack them into structs.
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_logprob(
     const Tensor& hidden, const Tensor& weight, const Tensor& targets, const OptionalTensor& bias,
@@ -99,7 +99,7 @@ TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
 
 namespace {
 
-// What `doctor` reports of this build and this processor.
+// What the command `doctor` reports about this build and this processor.
 PyObject* build_info(PyObject*, PyObject*) {
   return Py_BuildValue("{s:s, s:s, s:O}", "torch", WAVALIGN_TORCH_VERSION, "isa",
                        cpu::row_kernels().isa, "brgemm_bf16",
@@ -110,10 +110,11 @@ PyObject* release_cached_buffers(PyObject*, PyObject*) {
   return PyLong_FromLongLong(cpu::release_cached_buffers());
 }
 
-PyMethodDef methods[] = {
-    {"build_info", build_info, METH_NOARGS, "torch version, ISA, GEMM kind."},
-    {"release_cached_buffers", release_cached_buffers, METH_NOARGS, "Bytes given back."},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS,
+                          "Torch version, ISA and whether brgemm multiplies bf16."},
+                         {"release_cached_buffers", release_cached_buffers, METH_NOARGS,
+                          "Unmaps all cached buffers and returns their bytes."},
+                         {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -1,4 +1,7 @@
-"""Builds wavalign_fast._C, the C++ kernels, for setup.py. WAVALIGN_DEBUG=1: for a debugger."""
+"""Builds wavalign_fast._C, the C++ kernels, for setup.py.
+
+WAVALIGN_DEBUG=1 compiles without optimisation, with assertions and debug symbols.
+"""
 
 import os
 import platform
@@ -14,8 +17,9 @@ from setuptools import Extension
 
 ROOT = Path(__file__).parents[1]
 NAME = "wavalign_fast._C"
-# The wheel runs on any x86-64. One source per instruction set, chosen at run time, has its flags;
-# the warnings left out are a note about gcc 4.5 and a false alarm in gcc 12's own AVX-512 header.
+# The wheel runs on any x86-64: one source per instruction set is compiled with its flags, and the
+# choice is made at run time. The two disabled warnings are a note about gcc 4.5 and a false
+# positive in the AVX-512 header of gcc 12.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-Wno-maybe-uninitialized"]
 ISA_FLAGS = {
@@ -26,13 +30,13 @@ ISA_FLAGS = {
 
 
 def files(folder: str, *kinds: str) -> list[str]:
-    """Paths under a folder of csrc/ that end in one of ``kinds``, from the top of the checkout."""
+    """Files under a folder of csrc/ with a suffix of ``kinds``, relative to the checkout."""
     found = [path for path in (ROOT / "csrc" / folder).rglob("*") if path.suffix in kinds]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 SOURCES = ["csrc/bindings.cpp", *(name for name in files("cpu", ".cpp") if name not in ISA_FLAGS)]
-# What an sdist carries beside SOURCES.
+# What an sdist contains besides SOURCES.
 DEPENDS = [*files("cpu", ".h"), *files("common", ".h"), *ISA_FLAGS, "csrc/build_cpu.py"]
 
 
@@ -41,27 +45,27 @@ def switched_on(variable: str) -> bool:
 
 
 def cxx() -> list[str]:
-    # As setuptools and ninja choose it.
+    # The same choice as that of setuptools and ninja.
     return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
 
 
 def missing_compiler() -> str | None:
-    return None if shutil.which(cxx()[0]) else f"no C++ compiler, looked for '{cxx()[0]}'"
+    return None if shutil.which(cxx()[0]) else f"no C++ compiler: '{cxx()[0]}' was not found"
 
 
 def extension() -> Extension:
-    """A plain module whose import registers the torch.library ops."""
+    """The extension module; importing it registers the torch.library ops."""
     import torch
     from torch.utils.cpp_extension import CppExtension, include_paths
 
     debug = switched_on("WAVALIGN_DEBUG")
     optimisation = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-g0", "-DNDEBUG"]
-    # A directory named both by -I and by -isystem counts as a system one: our warnings are shown,
-    # torch's are not.
+    # A directory in both -I and -isystem counts as a system directory, so the compiler reports our
+    # warnings and not those of torch.
     quiet = [flag for path in include_paths() for flag in ("-isystem", path)]
-    # With GCC, OpenMP is switched on for the compiler only. The symbols then resolve to the OpenMP
-    # library that torch itself has loaded; linking another copy would give the process a second
-    # thread pool that torch.set_num_threads does not reach and whose idle threads spin.
+    # With GCC, -fopenmp goes to the compiler only, so that the symbols resolve to the OpenMP
+    # library of torch. Another copy would add a second thread pool, which torch.set_num_threads
+    # does not control and whose idle threads spin.
     openmp_link = ["-fopenmp"] if "clang" in Path(cxx()[-1]).name else []
     return CppExtension(
         NAME,
@@ -76,7 +80,7 @@ def extension() -> Extension:
 
 
 def isa_objects(extension: Extension, build_dir: Path) -> list[str]:
-    """Compiles the sources of ISA_FLAGS: torch gives all files of an extension the same flags."""
+    """Compiles the sources of ISA_FLAGS, because torch gives all files of an extension one set."""
     build_dir.mkdir(parents=True, exist_ok=True)
     include = [f"-I{path}" for path in extension.include_dirs]
 
@@ -92,12 +96,12 @@ def isa_objects(extension: Extension, build_dir: Path) -> list[str]:
 
 
 def say_without(reason: str) -> None:
-    """Reports a build without the C++ kernels."""
+    """Reports that the package is installed without the C++ kernels."""
     print(
         f"\nwavalign-fast: installing WITHOUT its C++ kernels: {reason.splitlines()[0]}\n"
-        "  What is slower: every loss runs on the plain PyTorch backend ('reference'): the same\n"
-        "  numbers, several times slower, with the full logits in memory.\n"
-        "  What to do: install a C++20 compiler and Python's headers (Debian: apt install g++\n"
-        "  python3-dev) and install again. 'wavalign-fast doctor' shows the state.\n",
+        "  Effect: all losses run on the plain PyTorch backend ('reference'), which gives the\n"
+        "  same results several times slower and keeps the full logits in memory.\n"
+        "  Fix: install a C++20 compiler and Python's headers (Debian: apt install g++\n"
+        "  python3-dev), then install again. 'wavalign-fast doctor' shows which kernels work.\n",
         file=sys.stderr,
     )

@@ -1,13 +1,12 @@
 """Builds wavalign_fast._C_cuda, the CUDA kernels behind torch's stable ABI, for setup.py.
 
-nvcc compiles the kernels, which see no torch header, and the C++ compiler the bindings. What they
-are linked with is the CPU part of torch, a static CUDA runtime, and libtorch, which brings torch's
-CUDA part where there is one. So one shared object serves every torch from 2.10, with and without
-CUDA. Whether this machine has a GPU is never asked.
+nvcc compiles the kernels, which include no torch header; the C++ compiler compiles the bindings.
+The result is linked with a static CUDA runtime, the CPU libraries of torch, and libtorch, which
+loads torch's CUDA library if there is one. So one shared object works with every torch from 2.10,
+with and without CUDA. The build does not check whether this machine has a GPU.
 
-WAVALIGN_CUDA_ARCHS names other architectures than the default ones, in the form of DEFAULT_ARCHS.
-WAVALIGN_FORCE_CUDA=1 turns what would leave the kernels out into an error, WAVALIGN_SKIP_CUDA=1
-leaves them out without a try.
+WAVALIGN_CUDA_ARCHS replaces DEFAULT_ARCHS, in the same format. WAVALIGN_FORCE_CUDA=1 makes it an
+error if the kernels cannot be built. WAVALIGN_SKIP_CUDA=1 does not build them.
 """
 
 import os
@@ -28,10 +27,10 @@ NAME = "wavalign_fast._C_cuda"
 BINDINGS = "csrc/cuda/bindings.cpp"
 KERNELS = files("cuda", ".cu")
 HEADERS = [*files("cuda", ".cuh", ".h"), *files("common", ".h")]
-DEPENDS = [*KERNELS, *HEADERS, "csrc/build_cuda.py"]  # what an sdist carries beside BINDINGS
-# Code for A100, H100, B200 and RTX 50; 80 also runs on 86 and 89. PTX is for what comes after.
+DEPENDS = [*KERNELS, *HEADERS, "csrc/build_cuda.py"]  # what an sdist contains besides BINDINGS
+# Code for A100, H100, B200 and RTX 50; 80 also runs on 86 and 89. PTX covers later architectures.
 DEFAULT_ARCHS = "80;90a;100a;120+PTX"
-# The oldest torch whose stable ABI has all that the bindings ask for.
+# The oldest torch whose stable ABI has everything that the bindings use: 2.10.
 STABLE_ABI = "((2ULL << 56) | (10ULL << 48))"
 PYTHON_ABI = "0x030A0000"
 
@@ -41,7 +40,7 @@ class NoCudaError(Exception):
 
 
 class Arch(NamedTuple):
-    """``90a``: code for one architecture, and PTX of it where ``ptx``."""
+    """An architecture such as ``90a``; ``ptx`` adds its PTX to its machine code."""
 
     code: str
     ptx: bool
@@ -55,7 +54,7 @@ class Arch(NamedTuple):
 
 
 def find_nvcc() -> Path | None:
-    """In CUDA_HOME if that is set; else on the PATH, in /usr/local/cuda, in Python's packages."""
+    """nvcc in CUDA_HOME, if set; else on the PATH, in /usr/local/cuda or in a Python package."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         places = [shutil.which("nvcc", path=f"{home}/bin")]
@@ -73,10 +72,10 @@ def nvcc_release(nvcc: Path) -> str | None:
 
 
 def architectures(known: set[str]) -> list[Arch]:
-    """The architectures to build for; ``known`` are the numbers that this nvcc compiles for.
+    """The architectures to build for; ``known`` are the numbers that this nvcc supports.
 
     Raises:
-        NoCudaError: WAVALIGN_CUDA_ARCHS cannot be read, or wants what this nvcc does not know.
+        NoCudaError: WAVALIGN_CUDA_ARCHS is malformed or names an architecture that this nvcc lacks.
     """
     asked = os.environ.get("WAVALIGN_CUDA_ARCHS", "")
     chosen, unknown = [], []
@@ -84,20 +83,23 @@ def architectures(known: set[str]) -> list[Arch]:
         match = re.fullmatch(r"(\d+)\.?(\d)([af]?)(\+PTX)?", word)
         if match is None or (match[3] and match[4]):
             raise NoCudaError(
-                f"WAVALIGN_CUDA_ARCHS: got {word!r} in {asked!r}, want such as {DEFAULT_ARCHS!r}; "
-                "PTX of an architecture with a letter runs on no other one"
+                f"WAVALIGN_CUDA_ARCHS: got {word!r} in {asked!r}, want a list like "
+                f"{DEFAULT_ARCHS!r}; PTX of an architecture with a letter runs on no other one"
             )
         number = match[1] + match[2]
         if number in known:
             chosen.append(Arch(number + match[3], bool(match[4])))
         elif asked:
             raise NoCudaError(
-                f"WAVALIGN_CUDA_ARCHS: got {word!r}, but this nvcc knows {sorted(known, key=int)}"
+                f"WAVALIGN_CUDA_ARCHS: got {word!r}, but this nvcc supports only "
+                f"{sorted(known, key=int)}"
             )
         else:
             unknown.append(word)
     if not chosen:
-        raise NoCudaError(f"this nvcc knows none of {DEFAULT_ARCHS}, only {sorted(known, key=int)}")
+        raise NoCudaError(
+            f"this nvcc supports none of {DEFAULT_ARCHS}, only {sorted(known, key=int)}"
+        )
     if unknown:
         print(f"wavalign-fast: this nvcc is too old for {', '.join(unknown)}", file=sys.stderr)
     return chosen
@@ -107,7 +109,7 @@ def build(target: Path, build_dir: Path) -> None:
     """Compiles and links the extension into ``target``, MAX_JOBS commands at a time.
 
     Raises:
-        NoCudaError: there is no nvcc, or a command fails.
+        NoCudaError: nvcc was not found, or a command failed.
     """
     if switched_on("WAVALIGN_SKIP_CUDA"):
         raise NoCudaError("WAVALIGN_SKIP_CUDA is set")
@@ -121,7 +123,7 @@ def build(target: Path, build_dir: Path) -> None:
         "CUDA_RELEASE": nvcc_release(nvcc) or "?",
         "CUDA_ARCHS": ";".join(map(str, archs)),
     }
-    # More jobs than files: the architectures of a file side by side.
+    # With more jobs than files, nvcc compiles the architectures of a file in parallel.
     threads = max(1, jobs // (len(KERNELS) + 1))
     to_object = nvcc_command(nvcc, archs, threads=threads, debug=debug)
     commands = {BINDINGS: bindings_command(built, debug=debug)} | dict.fromkeys(KERNELS, to_object)
@@ -137,7 +139,7 @@ def build(target: Path, build_dir: Path) -> None:
 
 
 def with_host_compiler(nvcc: Path) -> list[str]:
-    # The compiler itself, without a launcher before it or flags behind.
+    # The compiler alone, without a launcher such as ccache and without flags.
     host = [word for word in cxx() if not word.startswith("-")][-1]
     return [str(nvcc), f"-ccbin={host}"]
 
@@ -166,46 +168,55 @@ def link(target: Path, objects: Sequence[str], nvcc: Path) -> None:
     from torch.utils.cpp_extension import library_paths
 
     toolkit = nvcc.resolve().parents[1]
-    # As packages of Python, the toolkit has its libraries where nvcc does not look.
+    # In Python packages, the libraries of the toolkit lie where nvcc does not search.
     folders = [*library_paths(), str(toolkit / "lib"), str(toolkit / "lib64")]
     target.parent.mkdir(parents=True, exist_ok=True)
     run(
         [
-            *(*with_host_compiler(nvcc), "-shared", "--no-device-link", "-cudart=static"),
-            # The runtime's names must not meet those of another copy in the process.
+            *with_host_compiler(nvcc),
+            "-shared",
+            "--no-device-link",
+            "-cudart=static",
+            # Hide the symbols of the static runtime from other copies in the process.
             "-Xlinker=--exclude-libs,ALL",
-            *("-o", str(target), *objects),
+            "-o",
+            str(target),
+            *objects,
             *(f"-L{folder}" for folder in folders if Path(folder).is_dir()),
-            *("-ltorch_cpu", "-lc10", "-Xlinker=--no-as-needed", "-ltorch"),
+            "-ltorch_cpu",
+            "-lc10",
+            "-Xlinker=--no-as-needed",
+            "-ltorch",
         ]
     )
 
 
 def run(command: Sequence[str]) -> str:
-    """What a command prints.
+    """Runs a command and returns its standard output.
 
     Raises:
-        NoCudaError: it fails; with the end of what it said.
+        NoCudaError: the command failed; with the end of its output.
     """
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
-        raise NoCudaError(f"exit code {done.returncode} of {shlex.join(command)}\n{said}")
+        output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
+        raise NoCudaError(f"exit code {done.returncode} of {shlex.join(command)}\n{output}")
     return done.stdout
 
 
 def say_without(reason: str) -> None:
-    """Reports a build without the CUDA kernels.
+    """Reports that the package is installed without the CUDA kernels.
 
     Raises:
-        SystemExit: it was asked to contain them.
+        SystemExit: WAVALIGN_FORCE_CUDA is set.
     """
     if switched_on("WAVALIGN_FORCE_CUDA"):
         sys.exit(f"WAVALIGN_FORCE_CUDA is set, but the CUDA kernels cannot be built: {reason}")
     print(
         f"\nwavalign-fast: installing WITHOUT its CUDA kernels: {reason}\n"
-        "  Without an NVIDIA GPU nothing is lost; on one, Triton kernels or plain PyTorch serve.\n"
-        "  What to do: install CUDA's nvcc and install again. WAVALIGN_FORCE_CUDA=1 makes this an\n"
-        "  error; 'wavalign-fast doctor' shows the state.\n",
+        "  Effect: NVIDIA GPUs use Triton kernels or plain PyTorch instead. Machines without an\n"
+        "  NVIDIA GPU lose nothing.\n"
+        "  Fix: install nvcc, then install again. WAVALIGN_FORCE_CUDA=1 makes this an error.\n"
+        "  'wavalign-fast doctor' shows which kernels work.\n",
         file=sys.stderr,
     )

@@ -1,8 +1,7 @@
-// The scalar maths of a token: statistics of its row of logits and the derivatives of its losses.
+// The scalar maths of a token: softmax statistics of its logits and derivatives of its losses.
 //
-// One source for host and device, in float and in double; ops/token_math.py defines the same in
-// torch. NaN goes through every function: clamps are written as comparisons, because fmin and fmax
-// drop it.
+// One source for host and device, in float and in double. ops/token_math.py defines the same in
+// torch. Every function propagates NaN: clamps are comparisons, because fmin and fmax drop NaN.
 #pragma once
 
 #include <cmath>
@@ -15,7 +14,7 @@
 
 namespace wavalign {
 
-// Nats from which ratios grow along their tangent, and e to that power.
+// Above `from` nats, the ratio e^x continues along its tangent; `slope` is e^from.
 template <typename T>
 struct Linear {
   static constexpr T from = T(20);
@@ -32,14 +31,14 @@ WAVALIGN_INLINE T at_least(T value, T bound) {
   return value < bound ? bound : value;
 }
 
-// How e^x is formed where a row has one for each logit; kernels may bring a cheaper one.
+// The exp of a whole row of logits; kernels may pass a cheaper one.
 template <typename T>
 struct StandardExp {
   WAVALIGN_INLINE T operator()(T x) const { return std::exp(x); }
 };
 
-// Softmax sums of some of a row's logits z, relative to their largest: sum e^(z - top) and
-// sum e^(z - top) (z - top). A NaN is passed over by `top` and reaches the sums.
+// Softmax sums of some logits z of a row: their max `top`, sum e^(z - top), and
+// sum e^(z - top) (z - top). `top` ignores NaN; the sums propagate it.
 template <typename T>
 struct SoftmaxSums {
   T top;
@@ -52,21 +51,21 @@ WAVALIGN_INLINE SoftmaxSums<T> no_logits() {
   return {-T(INFINITY), T(0), T(0)};
 }
 
-// e^x is 0 from here down, in double as well; a finite number in the place of -inf, because
-// 0 * -inf is NaN. A NaN may be dropped here: its e^x has it.
+// Replaces -inf by an x with e^x = 0 in float and double, because 0 * -inf is NaN. It may drop a
+// NaN: e^x still propagates it.
 template <typename T>
 WAVALIGN_INLINE T finite_exponent(T x) {
   return std::fmax(x, T(-1000));
 }
 
-// What logits are measured from when `top` is their largest: banned ids alone have top -inf, and
-// -inf - -inf is NaN.
+// What to subtract from logits whose max is `top`. If all ids are banned, top is -inf, and
+// -inf - -inf would be NaN.
 template <typename T>
 WAVALIGN_INLINE T origin(T top) {
   return top == -T(INFINITY) ? T(0) : top;
 }
 
-// The same sums measured from `top`, which is not less than their own.
+// The same sums relative to another `top`, which is at least their own.
 template <typename Exp, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> measured_from(T top, const SoftmaxSums<T>& sums) {
   const T shift = finite_exponent(sums.top - origin(top));
@@ -82,8 +81,8 @@ WAVALIGN_INLINE SoftmaxSums<T> merged(const SoftmaxSums<T>& a, const SoftmaxSums
   return {top, left.sum + right.sum, left.weighted + right.weighted};
 }
 
-// `sums` and a few more logits. They are summed by themselves first, so that a long row is not one
-// long chain of additions.
+// Adds a few logits to `sums`. They are summed on their own first, because one long chain of
+// additions would round more.
 template <typename Exp, int count, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> with_logits(const SoftmaxSums<T>& sums, const T (&z)[count]) {
   T top = sums.top;
@@ -100,11 +99,11 @@ WAVALIGN_INLINE SoftmaxSums<T> with_logits(const SoftmaxSums<T>& sums, const T (
   return {top, before.sum + sum, before.weighted + weighted};
 }
 
-// What a row says of its token.
+// The results of a row.
 template <typename T>
 struct RowSummary {
   T top;
-  T log_sum;  // log sum e^(z - top); apart from top, whose far offset would round it away
+  T log_sum;  // log sum e^(z - top); not added to top, which may be so large that it rounds it away
   T logp;
   T entropy;
 };
@@ -119,36 +118,36 @@ template <typename T>
 WAVALIGN_INLINE RowSummary<T> summary(const SoftmaxSums<T>& sums, T at_target) {
   RowSummary<T> row;
   row.log_sum = std::log(sums.sum);
-  // A row with a NaN in it is NaN in all its parts.
+  // A NaN logit makes all results NaN.
   row.top = row.log_sum == row.log_sum ? sums.top : row.log_sum;
-  // log p <= 0 and entropy >= 0 hold exactly, not only up to rounding.
+  // Rounding must not make log p positive or the entropy negative.
   row.logp = at_most(at_target - row.top - row.log_sum, T(0));
   row.entropy = at_least(row.log_sum - sums.weighted / sums.sum, T(0));
   return row;
 }
 
-// The coefficients of the hybrid loss of one token. A term whose coefficient is 0 is 0 whatever
-// its other numbers are.
+// The coefficients of one token in the hybrid loss. If a coefficient is 0, its term is 0, even if
+// the other numbers of the term are NaN.
 template <typename T>
 struct TokenTerms {
   T policy_coef;
   T advantage;
   T kl_coef;
   T anchor_coef;
-  T old_logp;  // read where has_old, else the ratio is 1
-  T ref_logp;  // read where has_ref, else there is no KL
+  T old_logp;  // if has_old; otherwise the ratio is 1
+  T ref_logp;  // if has_ref; otherwise there is no KL term
   bool has_old;
   bool has_ref;
 };
 
-// Bounds of the ratio; -infinity as the lower one switches clipping off.
+// Bounds of the ratio; low = -infinity switches clipping off.
 template <typename T>
 struct ClipBounds {
   T low;
   T high;
 };
 
-// d/dlogp of min(ratio A, clip(ratio) A) with ratio = e^(logp - old_logp), linear beyond 20 nats.
+// d/dlogp of min(ratio A, clip(ratio) A) with ratio = e^(logp - old_logp), linear above 20 nats.
 template <typename T>
 WAVALIGN_INLINE T surrogate_slope(T logp, const TokenTerms<T>& terms, const ClipBounds<T>& clip) {
   const T excess = terms.has_old ? logp - terms.old_logp : T(0);
@@ -160,7 +159,7 @@ WAVALIGN_INLINE T surrogate_slope(T logp, const TokenTerms<T>& terms, const Clip
   return ratio * terms.advantage <= clipped ? slope * terms.advantage : T(0);
 }
 
-// dL/dlogp of the hybrid loss: policy gradient, k3 estimate of the KL, and the anchor.
+// dL/dlogp of the hybrid loss: policy gradient, k3 estimate of the KL divergence, and anchor.
 template <typename T>
 WAVALIGN_INLINE T token_gradient(T logp, const TokenTerms<T>& terms, const ClipBounds<T>& clip) {
   T g = -terms.anchor_coef;
@@ -171,7 +170,7 @@ WAVALIGN_INLINE T token_gradient(T logp, const TokenTerms<T>& terms, const ClipB
   return g;
 }
 
-// The loss's derivatives by a row's results.
+// The derivatives of the loss by the results of a row.
 template <typename T>
 struct RowGrads {
   T logp;
@@ -190,7 +189,7 @@ WAVALIGN_INLINE T surprise(T p, T logp, T entropy) {
   return p > T(0) ? p * (logp + entropy) : T(0);
 }
 
-// dL/dz of a logit of log-probability `logp` that is not the target's.
+// dL/dz of a logit with log-probability `logp` that is not the target's.
 template <typename Exp, typename T>
 WAVALIGN_INLINE T logit_gradient(T logp, const RowGrads<T>& grads, T entropy) {
   const T p = Exp()(logp);
@@ -198,7 +197,7 @@ WAVALIGN_INLINE T logit_gradient(T logp, const RowGrads<T>& grads, T entropy) {
   return grads.entropy == T(0) ? slope : slope - grads.entropy * surprise(p, logp, entropy);
 }
 
-// dL/dz of the target's logit: (lse - g) p + g without the cancellation at p near 1.
+// dL/dz of the target's logit: (lse - g) p + g, without the cancellation for p near 1.
 template <typename T>
 WAVALIGN_INLINE T target_gradient(const RowSummary<T>& row, const RowGrads<T>& grads) {
   const T p = std::exp(row.logp);

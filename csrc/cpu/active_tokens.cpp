@@ -33,9 +33,9 @@ ActiveTokens active_tokens(const TokenPanels& live, const at::Tensor& targets,
     const float logp = columns.logp[row], entropy = columns.entropy[row];
     active.entropy.push_back(entropy);
     const float p = std::exp(logp);
-    const float surprise = p > 0.f ? e * p * (logp + entropy) : 0.f;
-    // (l - g) p + g, without the cancellation at p near 1.
-    active.onehot.push_back(l * p - g * std::expm1(logp) - surprise);
+    const float entropy_term = p > 0.f ? e * p * (logp + entropy) : 0.f;
+    // (l - g) p + g, without the cancellation for p near 1.
+    active.onehot.push_back(l * p - g * std::expm1(logp) - entropy_term);
     active.with_entropy |= e != 0.f;
   }
   active.all = active.panels.tokens() == live.tokens();

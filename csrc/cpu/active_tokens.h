@@ -1,4 +1,4 @@
-// The tokens that take part in a backward pass, and the scalars of their gradients.
+// The tokens of a backward pass and the scalar factors of their gradients.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,15 +9,19 @@
 
 namespace wavalign::cpu {
 
-// The tokens with a gradient, in the lanes of this pass. With g = dL/dlogp, e = dL/dentropy and
-// l = dL/dlse:  dL/dz = (l - g) p + g onehot - e p (log p + entropy).
+// The tokens with a gradient, one in each lane of the backward pass. With g = dL/dlogp,
+// e = dL/dentropy and l = dL/dlse:  dL/dz = (l - g) p + g onehot - e p (log p + entropy).
 struct ActiveTokens {
   TokenPanels panels;
-  std::vector<int64_t> source;  // lane in the forward pass
-  std::vector<int64_t> target;
-  std::vector<float> softmax, entropy_grad, top, log_sum, entropy, onehot;
-  bool all = false;  // every live token, in the forward's lanes
-  bool with_entropy = false;
+  std::vector<int64_t> source;      // lane in the forward pass
+  std::vector<int64_t> target;      // vocabulary id
+  std::vector<float> softmax;       // l - g, the factor of p
+  std::vector<float> entropy_grad;  // e
+  std::vector<float> top, log_sum;  // lse = top + log_sum
+  std::vector<float> entropy;
+  std::vector<float> onehot;  // dL/dz of the target's logit
+  bool all = false;           // all live tokens are active, in the forward pass's lanes
+  bool with_entropy = false;  // an entropy gradient is not 0
 };
 
 // Columns [T] of a backward pass; a null gradient is 0.

@@ -207,8 +207,8 @@ class Backward {
     }
   }
 
-  // The left operand of dH = dlogits^T W: [panel][width][kTileRows] of a tile. Each group in flight
-  // has its own slots.
+  // dlogits of a tile as the left operand of dH = dlogits W: [panel][width][kTileRows]. Each group
+  // in flight has its own slots.
   Operand* transposed(int64_t tile, int64_t panel) const {
     const int64_t slot = tile % (TwoStageSchedule::kGroupsInFlight * group_size_);
     return transposed_.data_ptr<Operand>() +
@@ -271,7 +271,7 @@ class Backward {
     std::fill_n(grad_weight_ + tiles_.begin(tile) * hidden_size_, elements, Stored(0.f));
   }
 
-  // Second stage: columns [h, h + hidden_block_) of dH += dlogits^T W over a group of tiles. The
+  // Second stage: columns [h, h + hidden_block_) of dH += dlogits W over a group of tiles. The
   // groups come in order, so the order of summation does not depend on the number of threads.
   void add_to_hidden_sums(int64_t group, int64_t h, Workspace<Stored, Operand>& work) {
     const int64_t n = std::min(hidden_block_, hidden_size_ - h);

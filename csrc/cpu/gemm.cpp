@@ -11,7 +11,7 @@ namespace cpublas = at::native::cpublas;
 
 namespace {
 
-// The library does not say what it supports, it throws: ask once with the smallest product.
+// Tries the smallest GEMM, because brgemm throws for an unsupported type and offers no query.
 template <typename T>
 bool probe() {
   try {

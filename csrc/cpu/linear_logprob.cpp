@@ -18,7 +18,7 @@ namespace wavalign::cpu {
 
 namespace {
 
-// Statistics of every tile for every token: three [tiles, lanes] tables.
+// Softmax statistics of each token over each tile: three tables [tiles, lanes].
 struct StatsTable {
   StatsTable(int64_t tiles, int64_t lanes)
       : lanes(lanes), data(at::empty({3, tiles, lanes}, at::kFloat)), stride(tiles * lanes) {}
@@ -33,14 +33,14 @@ struct StatsTable {
   int64_t stride;
 };
 
-// What the forward pass says about each row of `hidden`; lse = top + log_sum.
+// The results of each row of `hidden`; lse = top + log_sum.
 struct TokenResults {
   float *logp, *entropy, *lse, *top, *log_sum;
 };
 
-// Merges one token's tiles in vocabulary order, in double: the order and the type are what make
-// the result independent of threads and as exact as the tiles themselves. `mass` gets each tile's
-// part of the probability.
+// Merges the statistics of a token over its tiles, and writes the probability of each tile to
+// `mass`. The vocabulary order makes the result independent of the number of threads; double makes
+// it as accurate as the statistics of the tiles.
 void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float target_logit,
                  const TokenResults& out, int64_t row, std::vector<double>& mass) {
   float &logp = out.logp[row], &entropy = out.entropy[row], &lse = out.lse[row];
@@ -64,8 +64,8 @@ void merge_token(const StatsTable& stats, int64_t tiles, int64_t lane, float tar
   if (poisoned) sum = std::numeric_limits<double>::quiet_NaN();
   const double log_sum = std::log(sum);
   lse = static_cast<float>(top + log_sum);
-  // log p <= 0 and entropy >= 0 hold exactly, not only up to rounding. The bound comes second: of a
-  // NaN and a number these give the first, and where all ids are banned both are NaN.
+  // Rounding must not make log p positive or the entropy negative. std::min and std::max return a
+  // NaN in their first argument, which is NaN if all ids are banned.
   logp = static_cast<float>(std::min(static_cast<double>(target_logit) - top - log_sum, 0.0));
   entropy = static_cast<float>(std::max(log_sum - weighted / sum, 0.0));
   if (poisoned) logp = entropy = lse;

@@ -13,7 +13,7 @@ namespace wavalign::cpu {
 // Of log softmax(hidden weight^T / temperature + bias) at the targets.
 struct Operands {
   at::Tensor hidden;               // [T, H]
-  at::Tensor weight;               // [V, H], as hidden
+  at::Tensor weight;               // [V, H], in the type of hidden
   at::Tensor targets;              // [T] int64
   std::optional<at::Tensor> bias;  // [V]
   double temperature;

@@ -1,6 +1,5 @@
-// Work handed out to threads piece by piece: a thread whose core is busy with something else takes
-// fewer pieces instead of keeping the others waiting. What a piece computes must not depend on who
-// computes it.
+// Dynamic scheduling of independent tasks. A thread whose core is shared with another process takes
+// fewer tasks instead of delaying the others. The result of a task must not depend on its thread.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -11,8 +10,8 @@
 
 namespace wavalign::cpu {
 
-// Calls `worker(next)` on every thread; `next()` gives it the index of a task that nobody has, or
-// -1 when all are taken.
+// Calls `worker(next)` on every thread. `next()` returns the index of the next task, or -1 if none
+// is left.
 template <typename Worker>
 void parallel_tasks(int64_t count, const Worker& worker) {
   std::atomic<int64_t> taken{0};

@@ -22,7 +22,7 @@ namespace {
 
 RowKernels choose() {
 #if defined(__x86_64__)
-  // torch's own choice, ATEN_CPU_CAPABILITY included.
+  // What torch has chosen; the variable ATEN_CPU_CAPABILITY can lower it.
   const std::string capability = at::get_cpu_capability();
   if (capability == "AVX512") return AVX512::make_row_kernels("AVX-512");
   if (capability == "AVX2") return AVX2::make_row_kernels("AVX2");

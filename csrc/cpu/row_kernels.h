@@ -1,4 +1,4 @@
-// Elementwise kernels on one tile of logits, one implementation per instruction set.
+// Elementwise kernels for a tile of logits, with one implementation per instruction set.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -7,21 +7,20 @@
 
 namespace wavalign::cpu {
 
-// A tile holds `rows` vocabulary entries by `lanes` tokens, row-major. Tokens lie along the
-// vector lanes, so every softmax statistic is a vertical reduction and a token's bits cannot
-// depend on which lane it sits in. `lanes` is a multiple of kLaneAlign.
+// A tile is a row-major matrix of `rows` vocabulary entries by `lanes` tokens. Tokens lie along the
+// vector lanes, so softmax statistics are vertical reductions and the bits of a token do not depend
+// on its lane. `lanes` is a multiple of kLaneAlign.
 constexpr int64_t kLaneAlign = 16;
 
-// What a tile says about each of its tokens: max logit, sum exp(z - max), sum exp(z - max)(z -
-// max).
+// Softmax statistics of each token over the rows of a tile.
 struct TileStats {
-  float* max;
-  float* sum;
-  float* weighted;
+  float* max;       // max z
+  float* sum;       // sum exp(z - max)
+  float* weighted;  // sum exp(z - max) (z - max)
 };
 
-// Per-token factors of dL/dz = e * (softmax - entropy_grad * (log e + shift)) with e = exp(z - max)
-// and shift = max - lse + entropy, without the target's own term.
+// Factors of each token in dL/dz = e * (softmax - entropy_grad * (log e + shift)), where
+// e = exp(z - max) and shift = max - lse + entropy. The target's logit has another derivative.
 struct TokenGrads {
   const float* softmax;
   const float* entropy_grad;
@@ -44,9 +43,9 @@ struct TileKernels {
                                   T* dlogits);
   // [rows, lanes] -> [lanes, ld_out]
   void (*transpose)(const T* tile, int64_t rows, int64_t lanes, T* out, int64_t ld_out);
-  // Row-major B operand [k, n] -> what the GEMM of this type wants (pairs along k for bf16).
+  // Packs a row-major B operand [k, n] for gemm(): pairs along k in bf16, no padding in fp32.
   void (*pack_rows)(const T* in, int64_t k, int64_t n, int64_t ld_in, T* out);
-  // Rows of fp32 into rows of T. `stream`: past the caches, where the rows allow it.
+  // Rounds rows of fp32 to T. `stream`: with non-temporal stores, if the rows are aligned.
   void (*round_rows)(const float* in, int64_t rows, int64_t n, int64_t ld_in, T* out,
                      int64_t ld_out, bool stream);
 };
@@ -69,7 +68,7 @@ inline const TileKernels<c10::BFloat16>& RowKernels::tile<c10::BFloat16>() const
   return bf16;
 }
 
-// The kernels for the best instruction set of this processor, chosen once.
+// The kernels for the best instruction set of this processor, chosen at the first call.
 const RowKernels& row_kernels();
 
 }  // namespace wavalign::cpu

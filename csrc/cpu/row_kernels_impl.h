@@ -1,6 +1,6 @@
-// Bodies of the row kernels. Included once per instruction set, with CPU_CAPABILITY defined, so
-// that at::vec::Vectorized has that set's width. No other ATen header may be included here: inline
-// functions compiled for AVX-512 must not be the ones the linker keeps for the whole library.
+// Bodies of the row kernels. Each file in isa/ includes them once, with CPU_CAPABILITY defined, so
+// that at::vec::Vectorized has the width of its instruction set. Include no other ATen header here:
+// the linker might keep an inline function that was compiled for AVX-512 for the whole library.
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
@@ -62,7 +62,8 @@ void scale_logits(float* raw, int64_t rows, int64_t lanes, float scale, const fl
   }
 }
 
-// `count` vectors of lanes side by side: whole cache lines of a row, and independent sums.
+// For `count` adjacent vectors of lanes: they fill whole cache lines of a row, and their sums are
+// independent.
 template <int count, typename T>
 void softmax_stats_of(const float* logits, int64_t rows, int64_t lanes, TileStats stats, T* probs) {
   const Vec lowest(-std::numeric_limits<float>::infinity()), zero(0.f), least(kLowestExponent);
@@ -73,12 +74,12 @@ void softmax_stats_of(const float* logits, int64_t rows, int64_t lanes, TileStat
   }
   for (int64_t v = 0; v < rows; ++v) {
     for (int j = 0; j < count; ++j) {
-      // A NaN is passed over here and reaches the sum.
+      // `maximum` drops a NaN here; the sum propagates it.
       top[j] = maximum(load(logits + v * lanes + j * kWidth), top[j]);
     }
   }
   for (int j = 0; j < count; ++j) {
-    // A tile of banned ids has max -inf; subtracting it would turn -inf - -inf into NaN.
+    // A tile of banned ids has max -inf, and -inf - -inf is NaN.
     shift[j] = Vec::blendv(top[j], zero, top[j] == lowest);
   }
   for (int64_t v = 0; v < rows; ++v) {
@@ -122,7 +123,7 @@ void grad_from_probs(const T* probs, int64_t rows, int64_t lanes, const float* f
   }
 }
 
-// With the logarithm of the rounded probability: as exact as the product that it goes into.
+// Takes the log of the rounded probability, which is as accurate as the product with it.
 template <typename T>
 void entropy_grad_from_probs(const T* probs, int64_t rows, int64_t lanes, TokenGrads grads,
                              T* dlogits) {
@@ -130,9 +131,9 @@ void entropy_grad_from_probs(const T* probs, int64_t rows, int64_t lanes, TokenG
   for (int64_t v = 0; v < rows; ++v) {
     for (int64_t n = 0; n < lanes; n += kWidth) {
       const Vec e = load(probs + v * lanes + n);
-      // The entropy's logarithm of 0 is finite, for it is multiplied with that 0.
-      const Vec surprise = maximum(tiny, e).log() + load(grads.shift + n);
-      const Vec factor = load(grads.softmax + n) - load(grads.entropy_grad + n) * surprise;
+      // A finite log of 0, because it is multiplied by that 0.
+      const Vec centered_logp = maximum(tiny, e).log() + load(grads.shift + n);
+      const Vec factor = load(grads.softmax + n) - load(grads.entropy_grad + n) * centered_logp;
       store(e * factor, dlogits + v * lanes + n);
     }
   }
@@ -157,9 +158,8 @@ void pack_rows(const float* in, int64_t k, int64_t n, int64_t ld_in, float* out)
   for (int64_t i = 0; i < k; ++i) std::copy_n(in + i * ld_in, n, out + i * n);
 }
 
-// Pairs (even[j], odd[j]) of two rows, n of them. `ahead`: how far behind them, in elements, the
-// rows lie that are read soon: the pieces of a row are too short for the processor to see it
-// coming.
+// Writes n pairs (even[j], odd[j]) of two rows, and prefetches the rows `ahead` elements further:
+// the pieces of a row are too short for the hardware prefetcher.
 void interleave(const uint16_t* even, const uint16_t* odd, int64_t n,
                 [[maybe_unused]] int64_t ahead, uint32_t* pairs) {
   int64_t j = 0;
@@ -191,8 +191,8 @@ void pack_rows(const c10::BFloat16* in, int64_t k, int64_t n, int64_t ld_in, c10
   if (i < k) std::copy_n(bits + i * ld_in, n, pairs + i / 2 * n);
 }
 
-// Two vectors at once: a whole cache line of the narrow type. `stream`: past the caches, for what
-// is far larger than they are; `to` is then aligned to a line.
+// Rounds two vectors at once, which fill a cache line of the narrow type. `stream`: with
+// non-temporal stores, for outputs far larger than the caches; `to` must be aligned to a line.
 void round_line(const float* from, c10::BFloat16* to, [[maybe_unused]] bool stream) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m256i low = at::vec::cvtfp32_bf16(load(from)),

@@ -12,10 +12,10 @@ void SkipTable::choose(int64_t lane, const std::vector<double>& mass, int64_t ta
   std::erase(tiles, target_tile);
   std::stable_sort(tiles.begin(), tiles.end(),
                    [&](int64_t a, int64_t b) { return mass[a] < mass[b]; });
-  double left_out = 0;
+  double skipped = 0;
   for (const int64_t tile : tiles) {
-    left_out += mass[tile];
-    if (!(left_out <= tolerance)) break;  // a NaN row skips nothing
+    skipped += mass[tile];
+    if (!(skipped <= tolerance)) break;  // a row with a NaN skips nothing
     data_[tile * columns_ + lane] = 1;
   }
 }

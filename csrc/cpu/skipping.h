@@ -1,5 +1,5 @@
-// Tiles of the vocabulary that a token leaves out of its gradients, because it has next to no
-// probability there.
+// Which vocabulary tiles the gradient of a token skips, because their probability mass is below
+// the tolerance.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +11,8 @@
 
 namespace wavalign::cpu {
 
-// uint8 [tiles, T]: 1 where the token in that lane of the forward pass leaves the tile out. An
-// empty table leaves out nothing.
+// uint8 [tiles, T]: 1 if the token in that lane of the forward pass skips the tile. An empty or
+// undefined table skips nothing.
 class SkipTable {
  public:
   explicit SkipTable(const at::Tensor& table)
@@ -24,8 +24,9 @@ class SkipTable {
     return used() && data_[tile * columns_ + lane] != 0;
   }
 
-  // Leaves out the tiles of least mass, as many as have at most `tolerance` together, but not the
-  // target's. A token's choice depends on that token alone, so its gradient's bits do too.
+  // Skips the tiles with the least mass, as long as their total is at most `tolerance`, but never
+  // the tile of the target. The choice depends on this token alone, and so do the bits of its
+  // gradient.
   void choose(int64_t lane, const std::vector<double>& mass, int64_t target_tile,
               double tolerance) const;
 
@@ -34,21 +35,22 @@ class SkipTable {
   int64_t columns_;
 };
 
-// Lanes [first, last) of a panel, whole groups of kLaneAlign.
+// Lanes [first, last) of a panel; both are multiples of kLaneAlign.
 struct LaneRange {
   int64_t first, last;
 
   int64_t size() const { return last - first; }
 };
 
-// The lanes of every tile and panel that take part in the gradients: the hull of the tokens which
-// do not skip the tile. `source` is the forward pass's lane of each token of `panels`.
+// For each tile and panel, the smallest range of lanes with all tokens that do not skip the tile.
+// `source` is the lane of each token in the forward pass.
 class ActiveLanes {
  public:
   ActiveLanes(const SkipTable& skip, const VocabTiles& tiles, const TokenPanels& panels,
               const std::vector<int64_t>& source);
 
   LaneRange at(int64_t tile, int64_t panel) const { return ranges_[tile * panels_ + panel]; }
+  // Whether all tokens skip the tile.
   bool none(int64_t tile) const;
 
  private:

@@ -20,7 +20,7 @@ at::Tensor packed_buffer(const TokenPanels& panels, int64_t hidden_size) {
 
 template <typename Stored, typename Operand>
 at::Tensor pack_columns(const at::Tensor& hidden, const TokenPanels& panels) {
-  // bf16 operands travel as pairs along the reduction: one 32-bit element of the transpose.
+  // In bf16, a pair along the reduction is one 32-bit element of the transpose.
   constexpr bool kPairs = std::is_same_v<Operand, c10::BFloat16>;
   using Element = std::conditional_t<kPairs, uint32_t, Operand>;
   const int64_t size = hidden.size(1), steps = kPairs ? size / 2 : size;
@@ -51,7 +51,7 @@ at::Tensor pack_tokens(const at::Tensor& hidden, const TokenPanels& panels) {
   at::Tensor packed = packed_buffer<Operand>(panels, size);
   const auto* from = hidden.const_data_ptr<Stored>();
   auto* to = packed.data_ptr<Operand>();
-  // Panels are whole groups of rows, so the panels of one operand lie end to end.
+  // A panel starts with a new pair of tokens, so one loop over the tokens packs all panels.
   at::parallel_for(0, panels.tokens(), 16, [&](int64_t first, int64_t last) {
     for (int64_t token = first; token < last; ++token) {
       const auto* row = from + panels.rows[token] * size;

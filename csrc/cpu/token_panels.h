@@ -1,4 +1,4 @@
-// The tokens that take part in a pass, gathered into panels of GEMM lanes.
+// The tokens of a pass, gathered into panels of GEMM lanes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,10 +13,10 @@ namespace wavalign::cpu {
 
 constexpr int64_t kPanelLanes = 256;
 
-// Every panel but the last has kPanelLanes lanes; the last is padded to kLaneAlign only, so a few
-// live rows never cost a whole panel. Padding lanes hold zeros.
+// Each panel has kPanelLanes lanes. The last one has as many as its tokens need, padded to a
+// multiple of kLaneAlign, so that a few live rows do not cost a whole panel. Padding is zero.
 struct TokenPanels {
-  std::vector<int64_t> rows;  // row of `hidden` in each lane, padding excluded
+  std::vector<int64_t> rows;  // the row of `hidden` in each lane, without padding
 
   int64_t tokens() const { return static_cast<int64_t>(rows.size()); }
   int64_t count() const { return (tokens() + kPanelLanes - 1) / kPanelLanes; }
@@ -25,13 +25,13 @@ struct TokenPanels {
   int64_t width(int64_t panel) const { return std::min(kPanelLanes, lanes() - begin(panel)); }
 };
 
-// hidden^T as the B operand of logits^T = W hidden^T: panel p starts at begin(p) * hidden_size and
-// holds [hidden_size / 2][width][2] for bf16, [hidden_size][width] for fp32.
+// hidden^T as the B operand of logits^T = W hidden^T. Panel p starts at begin(p) * hidden_size and
+// has the shape [hidden_size / 2][width][2] in bf16, [hidden_size][width] in fp32.
 template <typename Stored, typename Operand>
 at::Tensor pack_columns(const at::Tensor& hidden, const TokenPanels& panels);
 
-// hidden as the B operand of dW = dlogits^T hidden: panel p starts at begin(p) * hidden_size and
-// holds [width / 2][hidden_size][2] for bf16, [width][hidden_size] for fp32.
+// hidden as the B operand of dW = dlogits^T hidden. Panel p starts at begin(p) * hidden_size and
+// has the shape [width / 2][hidden_size][2] in bf16, [width][hidden_size] in fp32.
 template <typename Stored, typename Operand>
 at::Tensor pack_tokens(const at::Tensor& hidden, const TokenPanels& panels);
 

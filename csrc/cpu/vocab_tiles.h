@@ -11,11 +11,11 @@
 namespace wavalign::cpu {
 
 constexpr int64_t kTileRows = 256;
-// Columns of one GEMM step, so that the two operand blocks and the result share an L2 cache.
+// Columns of one GEMM, so that both operand blocks and the result fit into the L2 cache.
 constexpr int64_t kHiddenBlock = 256;
-// Of fp32 operands each block of the reduction is summed by itself: of a chain of additions as long
-// as the hidden size the rounding errors would be the largest ones left. Products of bf16 operands
-// are rounded on their way in, beside which that is nothing.
+// Columns of the reduction in one GEMM. In fp32, each block is summed separately: the rounding
+// errors of one chain of additions over the hidden size would dominate all others. In bf16, the
+// blocks accumulate: these errors are far smaller than those of the operands.
 template <typename Operand>
 constexpr int64_t kReductionBlock = std::is_same_v<Operand, float> ? 128 : 512;
 
@@ -27,8 +27,8 @@ struct VocabTiles {
   int64_t rows(int64_t tile) const { return std::min(kTileRows, vocab - begin(tile)); }
 };
 
-// Rows [first, first + rows) x columns [column, column + n) of the weight in the operand type,
-// without a copy where it already has it.
+// Rows [first, first + rows) and columns [column, column + n) of the weight in the operand type.
+// Copies them into `widened` only if the weight has another type.
 template <typename Stored, typename Operand>
 const Operand* weight_block(const Stored* weight, int64_t hidden_size, int64_t first, int64_t rows,
                             int64_t column, int64_t n, std::vector<Operand>& widened, int64_t& ld) {
@@ -48,8 +48,8 @@ const Operand* weight_block(const Stored* weight, int64_t hidden_size, int64_t f
   }
 }
 
-// logits^T = W hidden^T / temperature + bias, a tile of vocabulary by a panel of tokens at a time.
-// The weight is read where it lies: as the left operand it needs no packing.
+// logits^T = W hidden^T / temperature + bias, for a tile of the vocabulary and a panel of tokens at
+// a time. The weight is the left operand, which needs no packing.
 template <typename Stored, typename Operand>
 class TileLogits {
  public:
@@ -63,7 +63,7 @@ class TileLogits {
         scale_(static_cast<float>(1.0 / temperature)),
         columns_(pack_columns<Stored, Operand>(hidden, panels)) {}
 
-  // Scratch memory of a thread.
+  // Scratch memory of one thread.
   struct Buffers {
     std::vector<Operand> widened;
     std::vector<float> part;
@@ -79,12 +79,12 @@ class TileLogits {
       int64_t ld = 0;
       const Operand* block = weight_block<Stored, Operand>(
           weight_, hidden_size_, tiles_.begin(tile), rows, k, depth, buffers.widened, ld);
-      const bool apart = std::is_same_v<Operand, float> && k > 0;
-      if (apart) buffers.part.resize(kTileRows * kPanelLanes);
-      float* sums = apart ? buffers.part.data() : logits;
+      const bool separate = std::is_same_v<Operand, float> && k > 0;
+      if (separate) buffers.part.resize(kTileRows * kPanelLanes);
+      float* sums = separate ? buffers.part.data() : logits;
       gemm(rows, width, depth, block, ld, columns + k * width, width, sums, width,
-           /*accumulate=*/k > 0 && !apart);
-      if (apart) row_kernels().tile<Operand>().add(sums, rows * width, logits);
+           /*accumulate=*/k > 0 && !separate);
+      if (separate) row_kernels().tile<Operand>().add(sums, rows * width, logits);
     }
     const float* bias = bias_ == nullptr ? nullptr : bias_ + tiles_.begin(tile);
     if (scale_ != 1.f || bias != nullptr) {
@@ -102,7 +102,7 @@ class TileLogits {
   at::Tensor columns_;
 };
 
-// Calls `pass(Stored{}, Operand{})` with the operand type that this processor multiplies best.
+// Calls `pass(Stored{}, Operand{})` with the operand type that is fastest on this processor.
 template <typename Pass>
 auto with_operand_types(const at::Tensor& weight, Pass&& pass) {
   switch (weight.scalar_type()) {
@@ -113,7 +113,7 @@ auto with_operand_types(const at::Tensor& weight, Pass&& pass) {
     default:
       break;
   }
-  // Pairs along the hidden dimension need an even size.
+  // bf16 GEMMs read pairs along the hidden dimension.
   if (brgemm_available(at::kBFloat16) && weight.size(1) % 2 == 0) {
     return pass(c10::BFloat16{}, c10::BFloat16{});
   }

@@ -1,4 +1,4 @@
-// Compiled with this instruction set's flags (setup.py), whatever the rest of the library gets.
+// Compiled with the flags of this instruction set (build_cpu.py), unlike the rest of the library.
 #if defined(__x86_64__)
 #define CPU_CAPABILITY AVX2
 #define CPU_CAPABILITY_AVX2
