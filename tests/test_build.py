@@ -1,4 +1,4 @@
-"""What is in the sdist and the wheel, and a build that outlives a missing compiler."""
+"""The contents of the sdist and the wheel, and a build without a compiler."""
 
 import os
 import re
@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 VERSION = re.search(r'^version = "(.+)"$', PYPROJECT, re.M).group(1)
 
-# Whatever a program loads at run time or a compiler reads; caches and build products are not.
+# Build products and caches, which neither a program nor a compiler reads.
 GENERATED = {".so", ".pyc", ".o"}
 BACKEND = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
 
 def run_backend(source: Path, hook: str, target: Path, **env: str) -> subprocess.CompletedProcess:
-    """Calls the build backend, with none of our variables but those given."""
+    """Calls the build backend with ``env`` as the only WAVALIGN_ variables."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("WAVALIGN_")}
     return subprocess.run(
         [sys.executable, "-c", BACKEND, hook, str(target)],
@@ -42,7 +42,7 @@ def files_under(folder: str) -> set[str]:
 
 
 def installed_benchmarks() -> set[str]:
-    """All of benchmarks/ but the plots and the page, which are made from its results."""
+    """All of benchmarks/ except the plots and pages, which are made from the results."""
     return {name for name in files_under("benchmarks") if "/plots/" not in name} - {
         "benchmarks/results.html",
         "benchmarks/NOTES.md",
@@ -51,7 +51,7 @@ def installed_benchmarks() -> set[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of what git would hand out, so that a build leaves nothing in the real one."""
+    """A copy of the checkout, so that a build leaves no files in the real one."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -71,10 +71,10 @@ def sdist(checkout, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel_without_compiler(sdist, tmp_path_factory) -> tuple[Path, str]:
-    """A wheel made from the unpacked sdist with no C++ compiler, and what the build said."""
+    """A wheel built from the unpacked sdist without a C++ compiler, and the output of the build."""
     source = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        # Python 3.11.2, which Debian 12 has, knows no filters and ignores the attribute.
+        # Python 3.11.2, in Debian 12, has no filters and ignores the attribute.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(source)
     target = tmp_path_factory.mktemp("wheel")
@@ -84,7 +84,7 @@ def wheel_without_compiler(sdist, tmp_path_factory) -> tuple[Path, str]:
     return next(target.glob("*.whl")), done.stdout + done.stderr
 
 
-def test_sdist_has_everything_a_build_reads(sdist):
+def test_the_sdist_contains_everything_a_build_reads(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = files_under("csrc") | files_under("wavalign_fast") | installed_benchmarks()
@@ -93,7 +93,7 @@ def test_sdist_has_everything_a_build_reads(sdist):
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
 
 
-def test_wheel_has_everything_a_run_reads(wheel_without_compiler):
+def test_the_wheel_contains_everything_a_run_reads(wheel_without_compiler):
     names = set(zipfile.ZipFile(wheel_without_compiler[0]).namelist())
     wanted = files_under("wavalign_fast")
     assert "wavalign_fast/py.typed" in wanted
@@ -107,7 +107,7 @@ def test_wheel_has_everything_a_run_reads(wheel_without_compiler):
 
 
 def test_every_package_is_listed():
-    """A new folder that is missing in the list would be missing in the wheel."""
+    """A folder missing from the list would be missing from the wheel."""
     listed = re.search(r"^packages = \[(.+?)\]", PYPROJECT, re.M | re.S).group(1)
     folders = [*ROOT.glob("wavalign_fast/**/__init__.py"), *ROOT.glob("benchmarks/**/__init__.py")]
     names = {".".join(path.parent.relative_to(ROOT).parts) for path in folders}
@@ -115,15 +115,15 @@ def test_every_package_is_listed():
     assert set(re.findall(r'"(.+?)"', listed)) == installed
 
 
-def test_build_without_a_compiler_says_so_once(wheel_without_compiler):
+def test_a_build_without_a_compiler_reports_it_once(wheel_without_compiler):
     wheel, output = wheel_without_compiler
     assert output.count("WITHOUT its C++ kernels") == 1
     assert "no-such-compiler" in output
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
-def test_an_editable_build_without_a_compiler_does_without(checkout, tmp_path):
-    """It copies what was built into the checkout, where nothing was."""
+def test_an_editable_build_without_a_compiler_succeeds(checkout, tmp_path):
+    """An editable build copies its products into the checkout; here there are none."""
     shutil.copytree(checkout, source := tmp_path / "source")
     stale = source / "wavalign_fast" / "_C.abi3.so"
     stale.write_text("of an earlier build")
@@ -137,7 +137,7 @@ def test_an_editable_build_without_a_compiler_does_without(checkout, tmp_path):
 @pytest.mark.parametrize(
     ("value", "debug"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)]
 )
-def test_a_debug_build_is_one_where_it_is_asked_for(monkeypatch, value, debug):
+def test_a_debug_build_is_made_only_on_request(monkeypatch, value, debug):
     monkeypatch.syspath_prepend(ROOT / "csrc")
     import build_cpu
 
@@ -188,13 +188,13 @@ def test_pre_commit_runs_the_pinned_linters(tool, mirror):
 
 
 def releases(name: str) -> dict[str, str]:
-    """What tools/test_with.sh installs: ``==2.10.0`` by package."""
+    """The releases that tools/test_with.sh installs, such as ``==2.10.0``, by package."""
     text = (ROOT / "tools" / "releases" / f"{name}.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w-]+)([^;\n]*)", text, re.M))
 
 
 def requirements() -> dict[str, str]:
-    """The lower bounds of pyproject.toml: of the build, of the package and of its extra [train]."""
+    """Lower bounds in pyproject.toml: of the build, the package and its extra [train]."""
     build = re.search(r"^requires = (.+)$", PYPROJECT, re.M).group(1)
     package = re.search(r"^dependencies = (.+)$", PYPROJECT, re.M).group(1)
     train = re.search(r"^train = \[(.+?)^\]", PYPROJECT, re.M | re.S).group(1)

@@ -1,6 +1,6 @@
-"""When the CUDA kernels are built, for what, and what is said where they are not.
+"""When the CUDA kernels are built, for which architectures, and what a failed build reports.
 
-Compilers are scripts here that write empty objects; the real ones built the installed extension.
+The compilers in these tests are scripts that write empty objects.
 """
 
 import os
@@ -39,18 +39,18 @@ done
 
 @dataclass
 class Built:
-    """What came of a build."""
+    """The results of a build."""
 
     code: int
-    said: str
+    output: str
     extensions: set[str]
     nvcc: list[list[str]]
-    """The commands that nvcc was given."""
+    """The commands that nvcc ran."""
 
 
 @pytest.fixture
 def build(checkout, tmp_path):  # noqa: F811
-    """Builds a wheel with scripted compilers; ``nvcc``: "good", "bad" or "none"."""
+    """Builds a wheel with fake compilers; ``nvcc``: "good", "bad" or "none"."""
 
     def script(name: str, text: str) -> Path:
         path = tmp_path / name
@@ -71,7 +71,7 @@ def build(checkout, tmp_path):  # noqa: F811
         names = zipfile.ZipFile(wheels[0]).namelist() if wheels else []
         return Built(
             code=done.returncode,
-            said=done.stdout + done.stderr,
+            output=done.stdout + done.stderr,
             extensions={name.partition(".")[0] for name in names if name.endswith(".so")},
             nvcc=[shlex.split(line) for line in log.read_text().splitlines()],
         )
@@ -82,11 +82,11 @@ def build(checkout, tmp_path):  # noqa: F811
 BOTH = {"wavalign_fast/_C", "wavalign_fast/_C_cuda"}
 
 
-def test_kernels_are_built_where_there_is_nvcc(build):
+def test_kernels_are_built_with_nvcc(build):
     built = build(nvcc="good")
-    assert built.code == 0, built.said
-    assert built.extensions == BOTH, built.said
-    assert "WITHOUT" not in built.said
+    assert built.code == 0, built.output
+    assert built.extensions == BOTH, built.output
+    assert "WITHOUT" not in built.output
     compiled = [command for command in built.nvcc if "-c" in command]
     sources = sorted(command[command.index("-c") + 1] for command in compiled)
     assert sources == build_cuda.KERNELS
@@ -97,10 +97,10 @@ def test_kernels_are_built_where_there_is_nvcc(build):
         "-gencode=arch=compute_100a,code=[sm_100a]",
         "-gencode=arch=compute_120,code=[sm_120,compute_120]",
     }
-    # The objects of this build lie in the checkout, and must not get into the next one's wheel.
+    # The objects of this build stay in the checkout and must not get into the next wheel.
     skipped = build(nvcc="good", WAVALIGN_SKIP_CUDA="1")
     assert skipped.extensions == {"wavalign_fast/_C"}
-    assert skipped.said.count("WITHOUT its CUDA kernels: WAVALIGN_SKIP_CUDA is set") == 1
+    assert skipped.output.count("WITHOUT its CUDA kernels: WAVALIGN_SKIP_CUDA is set") == 1
     assert not skipped.nvcc
 
 
@@ -108,12 +108,12 @@ def test_kernels_are_built_where_there_is_nvcc(build):
     ("nvcc", "reason"),
     [("none", "no nvcc in CUDA_HOME"), ("bad", "kernels.cu(7): error: no such thing")],
 )
-def test_what_cannot_be_built_is_said_once_and_left_out(build, nvcc, reason):
+def test_a_failed_build_is_reported_once_and_left_out(build, nvcc, reason):
     built = build(nvcc=nvcc)
-    assert built.code == 0, built.said
+    assert built.code == 0, built.output
     assert built.extensions == {"wavalign_fast/_C"}
-    assert built.said.count("WITHOUT its CUDA kernels") == 1
-    assert built.said.count(reason) == 1
+    assert built.output.count("WITHOUT its CUDA kernels") == 1
+    assert built.output.count(reason) == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_cannot_be_built_is_said_once_and_left_out(build, nvcc, reason):
 def test_forced_kernels_are_never_left_out(build, nvcc, env, reason):
     built = build(nvcc=nvcc, WAVALIGN_FORCE_CUDA="1", **env)
     assert built.code != 0
-    assert "WAVALIGN_FORCE_CUDA is set" in built.said and reason in built.said
+    assert "WAVALIGN_FORCE_CUDA is set" in built.output and reason in built.output
     assert not built.extensions
 
 
@@ -150,13 +150,13 @@ def test_architectures_can_be_chosen(monkeypatch, asked, chosen):
 
 
 @pytest.mark.parametrize("asked", ["hopper", "9", "90a+PTX", "90A", "80;;x"])
-def test_architectures_that_cannot_be_read_are_refused(monkeypatch, asked):
+def test_malformed_architectures_are_refused(monkeypatch, asked):
     monkeypatch.setenv("WAVALIGN_CUDA_ARCHS", asked)
     with pytest.raises(build_cuda.NoCudaError, match="WAVALIGN_CUDA_ARCHS: got"):
         build_cuda.architectures(KNOWN)
 
 
-def test_an_old_nvcc_builds_what_it_knows(monkeypatch, capsys):
+def test_an_old_nvcc_builds_the_architectures_it_supports(monkeypatch, capsys):
     monkeypatch.delenv("WAVALIGN_CUDA_ARCHS", raising=False)
     assert [str(arch) for arch in build_cuda.architectures({"80", "90"})] == ["80", "90a"]
     assert "too old for 100a, 120+PTX" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_an_old_nvcc_builds_what_it_knows(monkeypatch, capsys):
         build_cuda.architectures({"70"})
 
 
-def test_nvcc_is_looked_for_in_cuda_home_alone_where_that_is_set(monkeypatch, tmp_path):
+def test_nvcc_is_searched_in_cuda_home_alone_if_that_is_set(monkeypatch, tmp_path):
     for folder in ("home/bin", "path"):
         (tmp_path / folder).mkdir(parents=True)
         nvcc = tmp_path / folder / "nvcc"

@@ -1,4 +1,4 @@
-"""Large buffers go from call to call, and never to two at once."""
+"""The cache of large buffers: calls reuse them, and no two tensors share one."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def gradient(vocab: int = 8192, seed: int = 0) -> torch.Tensor:
-    """dW of a head large enough for its buffer to be kept: 8 MiB and more."""
+    """dW of a head that is large enough for the cache: at least 8 MiB."""
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(32, 512, generator=g).bfloat16()
     weight = torch.randn(vocab, 512, generator=g).bfloat16().requires_grad_()
@@ -22,7 +22,7 @@ def gradient(vocab: int = 8192, seed: int = 0) -> torch.Tensor:
     return weight.grad
 
 
-def test_a_released_gradient_is_the_next_ones_buffer() -> None:
+def test_a_released_gradient_is_reused() -> None:
     wf.empty_cache()
     first = gradient()
     place, wanted = first.data_ptr(), first.clone()
@@ -32,7 +32,7 @@ def test_a_released_gradient_is_the_next_ones_buffer() -> None:
     assert torch.equal(again, wanted)
 
 
-def test_a_gradient_in_use_is_not_handed_out() -> None:
+def test_a_gradient_in_use_is_not_reused() -> None:
     held = gradient(seed=1)
     before = held.clone()
     others = [gradient(seed=seed) for seed in (2, 3)]
@@ -49,14 +49,14 @@ def test_a_view_keeps_the_buffer() -> None:
 
 def test_the_cache_is_emptied_on_request_and_by_other_sizes() -> None:
     wf.empty_cache()
-    del_me = gradient()
+    first = gradient()
     assert wf.empty_cache() == 0
-    size = del_me.nbytes
-    del del_me
+    size = first.nbytes
+    del first
     assert wf.empty_cache() >= size
     assert wf.empty_cache() == 0
     small = gradient()
     del small
-    large = gradient(vocab=8 * 8192)  # what waits fits no more, and does not wait for ever
+    large = gradient(vocab=8 * 8192)  # the cached buffer does not fit and is released
     assert wf.empty_cache() < size
     assert large.isfinite().all()

@@ -1,4 +1,4 @@
-"""Probabilities that wait in the weight's gradient: same bits, and one call at a time."""
+"""The weight gradient that holds probabilities until the backward pass: bits and lifetime."""
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ def leaves_of(p):
     return [t.clone().requires_grad_() for t in (p.hidden, p.weight)]
 
 
-# All lanes in the buffer, two panels of three, and none: 600 rows over H = 640, 576 and 64.
+# With 600 rows, the buffer holds all lanes for H = 640, two of three panels for 576, none for 64.
 @pytest.mark.parametrize("hidden_size", [640, 576, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_gradients_have_the_same_bits_as_from_probabilities_made_again(hidden_size, dtype):
+def test_gradients_have_the_same_bits_as_from_recomputed_probabilities(hidden_size, dtype):
     p = problem(600, hidden_size, 700, dtype, ignored=False)
     grads = [
         torch.autograd.grad(loss_of(p, leaves := leaves_of(p), options), leaves)
@@ -58,8 +58,8 @@ def test_one_operand_at_a_time():
         loss = loss_of(p, leaves)
 
 
-def test_calls_that_wait_together_share_no_prob_buffer():
-    """Before one backward pass over several calls only the first has its gradient already."""
+def test_calls_before_one_backward_pass_share_no_prob_buffer():
+    """Of several calls before one backward pass, only the first has a probability buffer."""
     problems = [problem(40, 64, 700, torch.bfloat16, seed=seed) for seed in range(3)]
     alone = [torch.autograd.grad(loss_of(p, leaves := leaves_of(p)), leaves) for p in problems]
     every = [leaves_of(p) for p in problems]
@@ -77,7 +77,7 @@ def has_prob_buffer(p) -> bool:
     return prob_buffer.numel() > 0
 
 
-def test_a_prob_buffer_without_a_backward_pass_is_given_up():
+def test_a_prob_buffer_is_released_without_a_backward_pass():
     p = problem(40, 64, 700, torch.bfloat16)
     assert has_prob_buffer(p)
     loss = loss_of(p, leaves_of(p))
@@ -86,7 +86,7 @@ def test_a_prob_buffer_without_a_backward_pass_is_given_up():
     assert has_prob_buffer(p)
 
 
-def test_a_gradient_is_taken_over_without_a_copy():
+def test_the_prob_buffer_becomes_the_gradient_without_a_copy():
     p = problem(40, 64, 700, torch.bfloat16)
     leaves = leaves_of(p)
     loss = loss_of(p, leaves)

@@ -1,4 +1,4 @@
-"""Skipping: what it leaves out is bounded, is really left out, and touches no value."""
+"""Skipping: its error is bounded, it really skips, and it changes no value."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from wavalign_fast.ops import LossOptions, linear_logprob
 
 TILE = 256
 FP32_NOISE = 2e-6
-"""Of a gradient's scale: the order of summation differs between the two."""
+"""Relative to the scale of a gradient: the order of summation differs."""
 
 
 def modal(
     n: int, h: int, v: int, dtype: torch.dtype, *, apart: float, seed: int = 0
 ) -> Problem:  # fmt: skip
-    """Two modalities: rows and ids of the same one share the sign of their last coordinate."""
+    """Two modalities; rows and ids of one modality have the same sign in the last coordinate."""
     g = torch.Generator().manual_seed(seed)
     hidden, weight = torch.randn(n, h, generator=g), torch.randn(v, h, generator=g) / h**0.5
     targets = torch.randint(0, v, (n,), generator=g)
@@ -65,10 +65,10 @@ def test_error_stays_within_the_bound(n, h, v, apart, seed, tolerance, budget):
 
 @pytest.mark.parametrize("share, left_out", [(0.98, True), (1.02, False), (2.0, False)])
 @pytest.mark.parametrize("tolerance", [0.3, 0.01])
-def test_error_stays_within_the_bound_where_it_is_nearly_reached(
+def test_error_stays_within_the_bound_when_it_comes_close(
     tolerance: float, share: float, left_out: bool
 ) -> None:
-    """All other mass on one id of another tile, about as much as may be, its row the longest."""
+    """The remaining mass, close to the tolerance, lies on one id with the longest row of W."""
     v, n = 4 * TILE, 40
     weight = torch.zeros(v, 2)
     weight[3 * TILE + 5] = torch.tensor([0.0, 50.0])
@@ -77,7 +77,7 @@ def test_error_stays_within_the_bound_where_it_is_nearly_reached(
     bias_like[:7] = 0.0
     mass = share * tolerance
     bias_like[3 * TILE + 5] = torch.log(torch.tensor(7 * mass / (1 - mass)))
-    # The logits are those of the first coordinate alone: hidden has no second.
+    # The second coordinate of hidden is 0, so the first one alone makes the logits.
     weight[:, 0] = bias_like
     hidden = torch.tensor([[1.0, 0.0]]).repeat(n, 1)
     p = Problem(hidden, weight, targets, None)
@@ -89,10 +89,10 @@ def test_error_stays_within_the_bound_where_it_is_nearly_reached(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_never_meets_the_other_modality(dtype: torch.dtype) -> None:
+def test_a_row_skips_the_other_modality(dtype: torch.dtype) -> None:
     v = 8 * TILE
     p = modal(300, 16, v, dtype, apart=20.0)
-    # Every text row also has a little on the last tile, in all rows alike.
+    # Without skipping, text rows put a little mass on the ids of the other modality.
     text = Problem(p.hidden, p.weight, torch.where(p.targets < v // 2, p.targets, -100), None)
     g = torch.ones(300)
     exact, skipped = gradients(text, g, 0.0), gradients(text, g, 1e-6)
@@ -139,7 +139,7 @@ def test_an_entropy_gradient_stays_exact() -> None:
     assert (exact[3] - skipped[3]).abs().max() <= FP32_NOISE * scale
 
 
-def test_not_a_number_skips_nothing() -> None:
+def test_a_row_with_nan_skips_nothing() -> None:
     p = modal(20, 8, 1500, torch.float32, apart=4.0)
     hidden = p.hidden.clone()
     hidden[3] = torch.nan
@@ -147,4 +147,4 @@ def test_not_a_number_skips_nothing() -> None:
     targets[3] = 5
     out = gradients(Problem(hidden, p.weight, targets, None), torch.ones(20), 0.5)
     assert torch.isnan(out[0][3])
-    assert torch.isnan(out[4]).any(dim=1).all()  # every id of dW, as without skipping
+    assert torch.isnan(out[4]).any(dim=1).all()  # all rows of dW, as without skipping

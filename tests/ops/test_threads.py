@@ -1,4 +1,4 @@
-"""Threads of the CPU kernels: nothing starts too early, and bits are the same for any number."""
+"""Threads of the CPU kernels: no step starts too early, and any number gives the same bits."""
 
 import platform
 import shutil
@@ -36,7 +36,7 @@ def run(program: Path, *arguments: int) -> str:
     return done.stdout
 
 
-# Groups that the items fill and do not fill, one that holds all, and no second stage.
+# With full groups, a partial last group, one group for all items, and no second stage.
 @pytest.mark.parametrize(
     ("threads", "items", "group", "blocks"),
     [(1, 23, 4, 3), (8, 23, 4, 3), (8, 24, 2, 5), (3, 5, 8, 2), (4, 20, 4, 0)],
@@ -45,14 +45,14 @@ def test_each_stage_waits_for_what_it_needs(schedule, threads, items, group, blo
     run(schedule, threads, items, group, blocks, -1)
 
 
-def test_nobody_waits_for_one_that_failed(schedule):
+def test_a_failed_step_stops_all_threads(schedule):
     assert run(schedule, 4, 23, 4, 3, 6) == "1 thrown\n"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_are_the_same_for_any_number_of_threads(dtype):
-    """A vocabulary of many groups of tiles, and a weight gradient that goes past the caches."""
-    # 36 MB in rows of 1212 bytes, which are not whole cache lines.
+    """With many groups of tiles, and a weight gradient written with non-temporal stores."""
+    # 36 MB in rows of 1212 bytes, not a multiple of a cache line.
     p = problem(24, 1212 // dtype.itemsize, 30_011, dtype, ignored=False)
     assert p.weight.nbytes > 32 * 2**20 and p.weight[0].nbytes % 64 != 0
     before = torch.get_num_threads()
