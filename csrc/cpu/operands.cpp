@@ -28,7 +28,7 @@ void check_operands(const Operands& operands) {
                     "targets: want contiguous int64 [", hidden.size(0), "], got ",
                     targets.scalar_type(), " of shape ", targets.sizes());
   TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
-                    "bias: want shape [", weight.size(0), "]");
+                    "bias: want shape [", weight.size(0), "], got ", bias->sizes());
   TORCH_CHECK_VALUE(operands.temperature > 0, "temperature must be positive, got ",
                     operands.temperature);
 }
