@@ -195,6 +195,13 @@ def test_other_commands_and_settings_are_there():
     assert set(re.findall(r"`(--[a-z-]+)[` ]", TEXT)) <= {"--no-build-isolation"}
 
 
+def test_ci_runs_the_tests_that_the_readme_names():
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    named = {target for target, *_ in commands("make") if target.startswith("test")}
+    assert {"test", "test-ladder"} <= named
+    assert {f"make {target}" for target in named} <= set(steps)
+
+
 def test_a_setting_in_running_text_is_one(tmp_path, monkeypatch, capsys):
     pytest.importorskip("pydantic")
     monkeypatch.chdir(tmp_path)

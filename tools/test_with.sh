@@ -63,4 +63,4 @@ cd "$copy"
 build_kernels
 python -c 'import sys, torch, transformers, triton
 print("Python", sys.version.split()[0], *(f"{m.__name__} {m.__version__}" for m in (torch, triton, transformers)))'
-python -m pytest -n 2 "$@"
+python -m pytest -n 2 --dist worksteal "$@"
