@@ -138,13 +138,13 @@ def read_outcome(status: int, output: str) -> Outcome:
     errors = [line for line in lines if line.startswith("ERROR ") or BuildFailed.__name__ in line]
     if status == 1 and failed and not errors:
         test, _, reason = failed[0].removeprefix("FAILED ").partition(" - ")
-        return Outcome(test=test, reason=told_anywhere(reason))
+        return Outcome(test=test, reason=without_specifics(reason))
     return Outcome(
-        test=None, reason=f"exit code {status}: {told_anywhere([*errors, lines[-1]][0])}"
+        test=None, reason=f"exit code {status}: {without_specifics([*errors, lines[-1]][0])}"
     )
 
 
-def told_anywhere(reason: str) -> str:
+def without_specifics(reason: str) -> str:
     """Drops what differs between machines or runs, and cuts the rest to its length."""
     reason = re.sub(r"(?<![\w.])/(?:[^\s/'\"]+/)+", "", reason)  # the folders of a file
     reason = re.sub(r"==\d+==|\s*\(pid=\d+\)", "", reason)

@@ -205,7 +205,7 @@ def wgmma(
     kind: str,
     swizzle: int,
     *,
-    turned: tuple[bool, bool] = (False, False),
+    transposed: tuple[bool, bool] = (False, False),
     from_registers: bool = False,
     finish: str = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;",
     conditions: Conditions = LATE,
@@ -214,19 +214,19 @@ def wgmma(
     """D = A B + D of 64 x n; A and B by descriptors, or A from registers."""
     k = 8 if kind == "tf32" else 16
     a, b, d = small_numbers(4, 64, k), small_numbers(5, n, k), small_numbers(6, 64, n)
-    a_bytes, *a_steps = operand_bytes(a, kind, swizzle, rows_contiguous=turned[0])
-    b_bytes, *b_steps = operand_bytes(b, kind, swizzle, rows_contiguous=turned[1])
+    a_bytes, *a_steps = operand_bytes(a, kind, swizzle, rows_contiguous=transposed[0])
+    b_bytes, *b_steps = operand_bytes(b, kind, swizzle, rows_contiguous=transposed[1])
     arrays = {"a": a_bytes.view(np.uint32)[:2048], "b": b_bytes.view(np.uint32)[:2048]}
     text = stage("a", 1024, 8192) + stage("b", 9216, 8192) + load("d", 16, n // 2, "%t")
     text += f"mov.b64 %d0, {descriptor(1024, *a_steps, swizzle)};"
     text += f"mov.b64 %d1, {descriptor(9216, *b_steps, swizzle)};"
-    left, turns = "%d0", [int(t) for t in turned]
+    left, flags = "%d0", [int(t) for t in transposed]
     if from_registers:
         fragments = [a_fragment(a[16 * w : 16 * w + 16], kind) for w in range(4)]
         arrays["f"] = np.concatenate(fragments)
         text += load("f", 60, 4, "%t")
-        left, turns = registers(60, 4), turns[1:]
-    extra = "" if kind == "tf32" else "".join(f", {t}" for t in turns)
+        left, flags = registers(60, 4), flags[1:]
+    extra = "" if kind == "tf32" else "".join(f", {t}" for t in flags)
     text += "fence.proxy.async.shared::cta; bar.sync 0; setp.eq.u32 %p, 0, 0;"
     text += "wgmma.fence.sync.aligned;"
     text += f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{kind}.{kind} {registers(16, n // 2)},"
@@ -237,9 +237,9 @@ def wgmma(
 
 
 @pytest.mark.parametrize("swizzle", WIDTHS)
-@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
-def test_wgmma_layouts(swizzle: int, turned: tuple[bool, bool]) -> None:
-    ran, wanted = wgmma("bf16", swizzle, turned=turned, n=16)
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+def test_wgmma_layouts(swizzle: int, transposed: tuple[bool, bool]) -> None:
+    ran, wanted = wgmma("bf16", swizzle, transposed=transposed, n=16)
     assert (ran["d"] == wanted).all()
     assert ran.counts.mma_flops == 2 * 64 * 16 * 16
 

@@ -232,9 +232,9 @@ def test_no_row_and_one_row():
 def test_a_row_has_the_same_bits_in_every_place():
     c, places = chunk(2111, rows=9), [8, 0, 5]
     t = table(9, every=True)
-    picked = TokenTable(*(column[places].clone() for column in t))
+    selected = TokenTable(*(column[places].clone() for column in t))
     together = hybrid(backend, c.fresh(), t, None, 0.7, torch.float32)
-    apart = hybrid(backend, c.rows(places), picked, None, 0.7, torch.float32)
+    apart = hybrid(backend, c.rows(places), selected, None, 0.7, torch.float32)
     assert torch.equal(together[1][places], apart[1])
     assert torch.equal(together[2][places], apart[2])
 

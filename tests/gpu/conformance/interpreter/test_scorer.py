@@ -142,10 +142,10 @@ def test_a_row_of_nan_is_nan_and_alone():
 def test_a_row_has_the_same_bits_in_every_batch():
     p, places = head(150, 64, 1200, bias=True), [149, 3, 128]
     whole = score(p)
-    picked = score(Head(p.hidden[places], p.weight, p.targets[places], p.bias))
+    selected = score(Head(p.hidden[places], p.weight, p.targets[places], p.bias))
     with mock.patch.object(scorer, "ROWS_A_LAUNCH", 128):
         in_two_launches = score(p)
-    for one, few, two in zip(whole, picked, in_two_launches, strict=True):
+    for one, few, two in zip(whole, selected, in_two_launches, strict=True):
         assert torch.equal(one[places], few) and torch.equal(one, two)
 
 
