@@ -128,7 +128,7 @@ def fused_dpo_loss(
     check_tensor("hidden", hidden)
     refuse_meta(hidden.device, targets=targets, **given)
     refuse_in_capture(hidden.device, targets=targets, **given)
-    sequences = _check(targets, sequence_id, pairs, ref_logp)
+    sequences = _count_sequences(targets, sequence_id, pairs, ref_logp)
     _check_operands(hidden, weight, len(targets), layout)
     mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     live = torch.where(mask > 0, targets, IGNORE_INDEX)
@@ -182,7 +182,7 @@ def count_pairs(
     Raises:
         ValueError: an argument that does not fit.
     """
-    sequences = _check(targets, sequence_id, pairs, None)
+    sequences = _count_sequences(targets, sequence_id, pairs, None)
     _, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     return _usable(tokens, pairs).sum()
 
@@ -251,13 +251,13 @@ def _check_operands(
         )
 
 
-def _check(
+def _count_sequences(
     targets: torch.Tensor,
     sequence_id: torch.Tensor,
     pairs: torch.Tensor,
     ref_logp: torch.Tensor | None,
 ) -> int:
-    """The number of sequences S, after a check of the tables."""
+    """Checks the tables and returns the number of sequences S."""
     named = {"targets": targets, "sequence_id": sequence_id, "pairs": pairs, "ref_logp": ref_logp}
     for name, table in named.items():
         if table is not None or name != "ref_logp":

@@ -145,7 +145,7 @@ class MixingGate(nn.Module):
         elif value.device.type != "meta":  # which has shapes only, no λ
             self._buffers["value"] = value
             self._stepped |= value.device.type != "cpu"
-        parts = dict(zip(PARTS, means, strict=True)) | {"gate": rl_weight}
+        parts = dict(zip(PARTS, means, strict=True)) | {"gate_rl_weight": rl_weight}
         result = rl_weight, with_released_names(parts)
         self._recomputed.note(rewards, rl_weight, result)
         return result

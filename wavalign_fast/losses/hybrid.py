@@ -254,8 +254,8 @@ class HybridObjective(nn.Module):
             normalisers,
             kl_scope=self.kl_scope,
             normalisation=self.normalisation,
-            std=self.advantage_std,
-            level=self.importance_sampling_level,
+            advantage_std=self.advantage_std,
+            importance_sampling_level=self.importance_sampling_level,
             clips=self.clip is not None,
             options=self.options,
         )

@@ -13,7 +13,7 @@ RELEASED_NAMES = {
     "rl_weight": "effective_rl_weight",
     "anchor_weight": "effective_sft_weight",
     # Of the gate: λ, and the means over prompts that it was made of.
-    "gate": "adaptive_lambda",
+    "gate_rl_weight": "adaptive_lambda",
     "gate_raw": "adaptive_lambda_raw",
     "gate_reward": "adaptive_reward_gate",
     "gate_variance": "adaptive_info_gate",

@@ -44,8 +44,8 @@ class StepMetrics:
         weights: TokenWeights,
         advantage: torch.Tensor,
         *,
-        std: Std,
-        level: ImportanceLevel,
+        advantage_std: Std,
+        importance_sampling_level: ImportanceLevel,
         clips: bool,
     ) -> "StepMetrics":
         members = {
@@ -62,7 +62,7 @@ class StepMetrics:
         entropy = [_of_groups(batch, of) for of in in_class.values()]
         moved = (weights.policy > 0) & (advantage != 0)
         without_other = weights.live & (weights.anchor == 0) & (weights.beta == 0)
-        known = _reward_metrics(batch, std) | _count_metrics(batch, weights)
+        known = _reward_metrics(batch, advantage_std) | _count_metrics(batch, weights)
         known |= {name: advantage.new_zeros(()) for name in CLIPPED}
         known["zero_gradient_rows"] = (without_other & ~moved).sum()
         return cls(
@@ -70,7 +70,7 @@ class StepMetrics:
             classes=tuple(in_class),
             kl=torch.stack(kl) if kl else none,
             entropy=torch.stack(entropy) if entropy else none,
-            clipped=_clip_weights(batch, weights, level) if clips else None,
+            clipped=_clip_weights(batch, weights, importance_sampling_level) if clips else None,
             clippable=without_other & moved,
         )
 
@@ -111,9 +111,9 @@ def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _clip_weights(
-    batch: HybridBatch, weights: TokenWeights, level: ImportanceLevel
+    batch: HybridBatch, weights: TokenWeights, importance_sampling_level: ImportanceLevel
 ) -> torch.Tensor:
-    if level == "token":
+    if importance_sampling_level == "token":
         return weights.policy / weights.policy.sum().clamp(min=1e-6)
     rollouts = batch.rewards.numel()
     nonempty = segments_with_weight(weights.policy, batch.policy_row, rollouts).clamp(min=1)

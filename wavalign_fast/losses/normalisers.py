@@ -66,9 +66,11 @@ class Normalisers:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     @classmethod
-    def of(cls, batch: HybridBatch, weights: TokenWeights, level: Normalisation) -> "Normalisers":
+    def of(
+        cls, batch: HybridBatch, weights: TokenWeights, normalisation: Normalisation
+    ) -> "Normalisers":
         """The counts of ``batch``, float64 on its device, without a host sync."""
-        if level == "token":
+        if normalisation == "token":
             return cls(
                 weights.policy.sum(), weights.anchor.sum(), weights.completion.sum().double()
             )

@@ -71,8 +71,8 @@ class StepTables:
         *,
         kl_scope: KLScope,
         normalisation: Normalisation,
-        std: Std,
-        level: ImportanceLevel,
+        advantage_std: Std,
+        importance_sampling_level: ImportanceLevel,
         clips: bool,
         options: LossOptions | None,
     ) -> "StepTables":
@@ -98,10 +98,10 @@ class StepTables:
         if kl_scope == "completion":
             completion = weights.completion.to(weights.policy)
             in_kl = _in_mean(completion, batch.policy_row, count, by.kl, normalisation)
-        of_rollouts = group_advantages(batch.rewards, std=std, options=options)
+        of_rollouts = group_advantages(batch.rewards, std=advantage_std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
         rollouts = None
-        if level == "sequence":
+        if importance_sampling_level == "sequence":
             rollouts = Rollouts(row=batch.policy_row, weights=weights.policy, count=count)
         return cls(
             rl_weight=rl_weight,
@@ -113,7 +113,14 @@ class StepTables:
             old_logp=_old_logp(batch, weights),
             ref_logp=_ref_logp(batch, weights, kl_scope),
             rollouts=rollouts,
-            metrics=StepMetrics.of(batch, weights, advantage, std=std, level=level, clips=clips),
+            metrics=StepMetrics.of(
+                batch,
+                weights,
+                advantage,
+                advantage_std=advantage_std,
+                importance_sampling_level=importance_sampling_level,
+                clips=clips,
+            ),
         )
 
     def coefficients(self) -> TokenTable:
