@@ -25,14 +25,18 @@ install_releases() {
   rm -rf "$venv"
   "${PYTHON:-python3}" -m venv "$venv"
   python tools/install_torch.py "$(grep '^torch==' "$list")"
-  # Without torch, or pip would add the libraries that it was installed without. What tests need
-  # beside the releases has its versions in pyproject.toml's extra `dev`.
-  mapfile -t others < <(
-    grep -Ev '^(#|torch==)' "$list"
-    grep -oE '"(hypothesis|ninja|peft|pytest|pytest-xdist)[<=>][^"]*"' pyproject.toml | tr -d '"'
-  )
-  python -m pip install --quiet --no-compile --no-warn-conflicts "${others[@]}"
+  # Nothing that requires torch, or pip would add the libraries that it was installed without.
+  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; of_dev hypothesis ninja pytest pytest-xdist)
+  python -m pip install --quiet --no-compile --no-warn-conflicts psutil "${others[@]}"
+  # peft and its accelerate require torch.
+  python -m pip install --quiet --no-compile --no-deps accelerate "$(of_dev peft)"
   cp "$list" "$venv/releases.txt"
+}
+
+# of_dev NAMES...: the requirements of pyproject.toml's extra `dev` for these packages.
+of_dev() {
+  local name
+  for name in "$@"; do grep -oE "\"${name}[<=>][^\"]*\"" pyproject.toml | tr -d '"'; done
 }
 
 copy_checkout() {
