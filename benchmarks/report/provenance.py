@@ -32,7 +32,7 @@ def uncommitted_note(records: Records) -> str:
 def _measured(records: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(what, machine) of every case, and of every record with a single machine.
 
-    The records of a GPU are nested: a mapping of the same form under one name.
+    The records of a GPU are one level deeper: a mapping of the same form under one name.
     """
     for name, record in records.items():
         if not isinstance(record, Mapping):
