@@ -36,7 +36,7 @@ def test_ours(backend: str, case: Case) -> None:
     case.run(loaded.calls)
 
 
-def test_names_and_items_are_those_of_the_lists() -> None:
+def test_names_are_unique_and_items_have_a_group() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     assert set(NOT_PROMISED_BY_REFERENCE) <= set(names)

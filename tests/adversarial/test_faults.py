@@ -285,6 +285,6 @@ def of_the_shard(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_fault_of_its_own_is_found(name: str, calls: Calls) -> None:
+def test_a_fault_of_a_single_case_is_found(name: str, calls: Calls) -> None:
     with pytest.raises(Failed):
         BY_NAME[name].run(calls)

@@ -61,7 +61,7 @@ def test_the_order_of_rows_does_not_matter(p: Problem) -> None:
 
 @examples
 @given(p=problems(rows=2), data=st.data())
-def test_a_row_has_its_bits_in_any_batch(p: Problem, data: st.DataObject) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(p: Problem, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(p.targets) - 1), min_size=1, max_size=40))
     g = coefficients(len(p.targets))
     whole, part = results(CPU.calls, p, g=g), results(CPU.calls, p.rows(rows), g=g[rows])

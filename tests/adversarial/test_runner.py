@@ -49,7 +49,7 @@ def test_outcomes(case: Case, status: str, detail: str) -> None:
     assert outcome(case, CALLS) == {"status": status, "detail": detail}
 
 
-def test_a_provider_that_dies_or_hangs_does_not_end_the_run(tmp_path, monkeypatch) -> None:
+def test_a_provider_that_crashes_or_hangs_does_not_end_the_run(tmp_path, monkeypatch) -> None:
     """A stand-in for Python that answers, dies at the second case and hangs at the fourth."""
     script, stub = tmp_path / "stub.py", tmp_path / "python"
     script.write_text(
@@ -92,7 +92,7 @@ def test_the_table_has_a_letter_for_each_case_and_counts() -> None:
     assert f"{len(CASES) - 1} pass, 1 timeout" in text
 
 
-def test_the_saved_results_are_of_these_cases() -> None:
+def test_the_saved_results_match_the_cases() -> None:
     saved = load(bench.NAME)
     now = bench.record({}, saved)
     for part in ("items", "not_applicable"):
@@ -104,7 +104,7 @@ def test_the_saved_results_are_of_these_cases() -> None:
     assert all(set(c["outcomes"]) == set(saved["providers"]) for c in saved["cases"])
 
 
-def test_rivals_are_pinned_where_the_file_says() -> None:
+def test_rivals_are_pinned_to_the_versions_in_the_file() -> None:
     lines = (RESULTS.parent / "rivals.txt").read_text().splitlines()
     pinned = {line for line in lines if line and not line.startswith("#")}
     assert {p.requirement for p in PROVIDERS if p.requirement is not None} == pinned

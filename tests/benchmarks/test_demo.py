@@ -34,7 +34,7 @@ def test_downloads_are_summed_over_units_and_local_wheels(tmp_path):
     assert downloaded(log) == pytest.approx(1.5e6 + 70e3 + 12 + 500)
 
 
-def test_a_file_with_two_names_takes_its_disk_once(tmp_path):
+def test_a_file_with_two_names_counts_once_on_disk(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 10_000)
     once = on_disk(tmp_path)
     (tmp_path / "b").hardlink_to(tmp_path / "a")

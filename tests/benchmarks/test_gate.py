@@ -35,7 +35,7 @@ def all_cases(options: Options, dtype: str) -> list[case.Case]:
     return [*cases, bench_dpo.make_case(PAIRS, dtype, options)]
 
 
-def test_the_truth_is_what_autograd_says_of_the_dense_logits(monkeypatch):
+def test_the_truth_agrees_with_autograd_through_dense_logits(monkeypatch):
     monkeypatch.setattr(truth, "SLICE", 64)  # several slices, and a ragged one
     operands = bench_linear_logprob.Operands(SMALL, torch.float64, "cpu")
 
@@ -87,7 +87,7 @@ def test_a_planted_fault_is_refused(options, dtype, name, fault):
     assert OURS[DTYPES[dtype]].refuses(problem.truth().errors(result)) == [name]
 
 
-def test_a_gradient_where_no_loss_is_is_refused(options):
+def test_a_gradient_at_a_position_without_loss_is_refused(options):
     problem = bench_hybrid_loss.make_case(STEP, "fp32", options)
     result = problem.sides[0].run()
     prompt = result.grad_hidden[0]
@@ -154,7 +154,7 @@ def test_a_rival_that_raises_is_named_and_the_run_goes_on(options):
     assert "wall_s" in record["sides"]["ours-reference"]
 
 
-def test_quick_leaves_out_what_compiles_unless_it_is_asked_for():
+def test_quick_skips_compiled_providers_unless_named():
     quick = Options(quick=True, rounds=2)
     sides = bench_linear_logprob.make_case(SMALL, "fp32", "logp", quick).sides
     (compiled,) = (side for side in sides if side.name == "torch-compile")
@@ -164,7 +164,7 @@ def test_quick_leaves_out_what_compiles_unless_it_is_asked_for():
     assert compiled.run is not None
 
 
-def test_the_released_order_of_operations_is_the_same_loss():
+def test_the_released_order_of_operations_computes_the_same_loss():
     step = bench_hybrid_loss.Step(HYBRID["quick"], torch.float32)
     ours, theirs = step.ours("cpu")(), step.released()
     torch.testing.assert_close(ours.values["loss"], theirs.values["loss"], rtol=0, atol=2e-6)

@@ -46,7 +46,7 @@ def as_on_a_gpu(problem: case.Case) -> dict:
         return case.measure(problem, replace(OPTIONS, device="cuda"))["sides"]
 
 
-def test_a_replay_is_judged_like_the_run(problem, monkeypatch, fake_graphs):
+def test_a_replay_is_checked_like_the_run(problem, monkeypatch, fake_graphs):
     found = iter(["right", "waits", "wrong"])
 
     def captured(run):
@@ -129,7 +129,7 @@ def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
             assert sides[name]["wall_s"] > 0 and sides[name]["graph"]["wall_s"] > 0
 
 
-def test_only_what_must_succeed_is_captured_where_a_failure_breaks_torch(
+def test_only_safe_sides_are_captured_where_a_failure_breaks_torch(
     problem, monkeypatch, fake_graphs
 ):
     monkeypatch.setattr(case, "CAPTURES_MAY_FAIL", False)

@@ -15,7 +15,7 @@ A100, H100, H200, B200 = GPUS
 PAPER = shapes.PAPER
 
 
-def test_the_files_are_those_of_this_source():
+def test_the_files_are_up_to_date():
     """If this fails, run: python -m benchmarks.gpu_model --save"""
     found = json.loads(json.dumps(gpu_model.record()))
     assert load("gpu_model") == found
@@ -37,13 +37,13 @@ def test_every_shape_is_there():
     assert ("growth", "hidden-4096") in named
 
 
-def test_three_products_on_live_rows_against_four_on_all():
+def test_three_gemms_on_live_rows_against_four_on_all_rows():
     entry = gpu_model.modelled("hybrid", PAPER)
     assert entry["flops"] == 6 * 252 * 3584 * 168072
     assert entry["others_flops"] == 8 * 1008 * 3584 * 168072
 
 
-def test_a_kernel_takes_the_slowest_of_its_limits():
+def test_a_kernel_takes_the_time_of_its_slowest_limit():
     work = Work(name="", flops=int(H100.matrix_flops), exponentials=1, reads=(Array(10),))
     assert work.seconds(H100) == 1.0
     slow = replace(H100, memory_bytes=1.0, l2_bytes=0)

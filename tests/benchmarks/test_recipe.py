@@ -71,7 +71,7 @@ def test_quick_trains_two_steps_of_every_arm_and_keeps_nothing(started):
         (["--save"], "the checkout is abc1234-dirty, wanted one without uncommitted changes"),
     ],
 )
-def test_what_would_not_be_a_measurement_is_refused(started, monkeypatch, capsys, argv, message):
+def test_runs_that_are_no_measurement_are_not_saved(started, monkeypatch, capsys, argv, message):
     monkeypatch.setattr(bench_recipe, "machine", lambda: {"commit": "abc1234-dirty"})
     with pytest.raises(SystemExit):
         bench_recipe.main(argv)

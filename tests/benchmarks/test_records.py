@@ -54,7 +54,7 @@ def test_a_bad_record_is_found():
     assert "cpu_s" in complaints({**good, "cases": [bad]})[0]
 
 
-def test_a_case_takes_the_place_of_an_earlier_one_of_the_same_thing(tmp_path):
+def test_a_case_replaces_an_earlier_one_with_the_same_key(tmp_path):
     for wall in (2.0, 3.0):
         record.add_case("x", case({"torch": wall}), tmp_path)
     record.add_case("x", case({"torch": 4.0}, dtype="fp32"), tmp_path)
@@ -72,17 +72,17 @@ def test_a_failed_write_leaves_the_old_record(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_was_not_run_has_no_record(tmp_path):
+def test_a_benchmark_that_did_not_run_has_no_record(tmp_path):
     assert record.load("x", tmp_path) is None
 
 
-def test_the_machine_says_with_what_it_measured():
+def test_the_machine_names_its_software():
     facts = record.machine()
     assert facts["torch"] and facts["cores"] >= 1 and facts["date"].count("-") == 2
     json.dumps(facts)
 
 
-def test_a_checkout_is_dirty_by_its_code_and_not_by_what_benchmarks_write(tmp_path):
+def test_only_changes_of_code_make_a_checkout_dirty(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         subprocess.run(
@@ -114,7 +114,7 @@ def test_the_slope_of_a_power_is_its_exponent(power):
     assert math.isclose(bench_growth.slope(points), power, abs_tol=1e-12)
 
 
-def test_slopes_are_of_the_sides_that_were_measured(tmp_path):
+def test_only_measured_sides_have_slopes(tmp_path):
     for value in (256, 512, 1024):
         # Plain torch is absent beyond its cap; a single point has no slope.
         rivals = {"torch": 7.0} if value == 256 else {}

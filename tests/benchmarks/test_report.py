@@ -74,7 +74,7 @@ def test_who_is_first_is_read_from_the_figures():
     assert verdict({"torch": 0.995})["time"] == "level with Rival torch"
 
 
-def test_memory_and_error_have_margins_of_their_own():
+def test_memory_and_error_have_their_own_margins():
     found = verdict({"torch": 2.0}, extra=5 * 2**20, errors={"logp": 1e-2, "grad_weight": 1e-3})
     assert found["extra memory"] == "behind Rival torch, 2.00×"
     assert found["error"] == "first, 10000× ahead of Rival torch"
@@ -88,7 +88,7 @@ def test_ours_with_no_extra_memory_at_all_is_first():
     assert "extra memory: first, by any factor ahead of Rival torch" in case_verdicts(one)
 
 
-def test_the_bound_is_no_rival_and_wrong_sides_are_none():
+def test_neither_the_bound_nor_a_wrong_side_is_a_rival():
     one = case({"torch": 0.1})
     one["sides"]["torch"]["outcome"] = "wrong"
     del one["sides"]["torch"]["wall_s"], one["sides"]["torch"]["wall_quartiles_s"]
@@ -96,7 +96,7 @@ def test_the_bound_is_no_rival_and_wrong_sides_are_none():
     assert "wrong result, not timed" in html_table(one)
 
 
-def test_errors_are_compared_in_what_all_sides_return():
+def test_errors_are_compared_in_a_value_that_all_sides_return():
     one = case({"released": 2.0}, errors={"loss": 1e-2})
     one["sides"]["ours-cpu"]["errors"] = {"logp": 1e-6, "loss": 1e-5}
     rows = {row.name: row for row in rows_of(one)}
@@ -119,7 +119,7 @@ def test_the_best_figure_of_a_column_is_bold_and_the_bound_is_not():
     assert "50%" in lines["wavalign_fast"]
 
 
-def test_what_did_not_run_is_said_once_a_reason():
+def test_sides_that_did_not_run_are_listed_by_reason():
     one = case({"torch": 2.0})
     for name in ("a", "b"):
         one["sides"][name] = {"label": f"Rival {name}", "outcome": "absent", "detail": "no such"}
@@ -141,7 +141,7 @@ def test_mebibytes():
     assert (mebibytes(None), mebibytes(0), mebibytes(300 * 2**20)) == ("", "0.0 MiB", "300 MiB")
 
 
-def test_reasons_are_given_only_for_what_is_behind():
+def test_reasons_are_given_only_where_ours_is_behind():
     assert all(metric in {m.key for m in METRICS} for metric, _ in WHY)
     ahead = case({"cce": 0.5})
     text = page_text({**NOTHING, "dpo": {"cases": [ahead]}})
@@ -150,7 +150,7 @@ def test_reasons_are_given_only_for_what_is_behind():
     assert WHY["time", "cce"] not in text
 
 
-def test_an_unexplained_rival_is_called_that():
+def test_a_rival_without_a_known_reason_is_called_unexplained():
     one = case({"trl": 0.5})
     place = next(place for place in places(one) if place.metric.key == "time")
     assert why(place, one) == UNKNOWN
@@ -190,7 +190,7 @@ def test_the_contents_link_to_every_section(found):
     assert source.index("Contents") < source.index("<section")
 
 
-def test_tables_scroll_in_a_box_of_their_own():
+def test_each_table_scrolls_in_its_own_box():
     # A phone is 400 pixels wide, and no table here fits that.
     source = render(records())
     boxed = source.count('<div class="scroll"><table')
@@ -215,7 +215,7 @@ def test_the_page_and_the_readme_say_cpu_only_until_a_gpu_has_measured():
     assert "CPU only" not in page_text(found) + readme.overview(found)
 
 
-def test_figures_that_no_commit_gives_again_are_named():
+def test_figures_that_no_commit_reproduces_are_named():
     found = records()
     assert uncommitted_note(found) == ""
     found["linear_logprob"]["cases"][1]["machine"] = MACHINE | {"commit": "abc1234-dirty"}
@@ -253,7 +253,7 @@ def test_a_recipe_without_a_figure_has_an_empty_cell():
     assert "One thread per run, on 2 shared cores" in lines[-1]
 
 
-def test_a_case_of_skipping_says_what_its_rows_are():
+def test_a_skipping_case_describes_its_rows():
     text = page_text(records())
     assert "made up for a test" in text
     assert "median 2.0e-8, at most 5.0e-3" in text
@@ -279,7 +279,7 @@ def test_a_case_without_the_newer_fields_has_fewer_columns():
     assert "extra memory" in text
 
 
-def test_who_fails_what():
+def test_the_table_of_failures():
     record = adversarial()
     counts = failures(record)
     assert counts["torch"] == {"fail": 1, "unsupported": 1, "crash": 1}
@@ -292,7 +292,7 @@ def test_who_fails_what():
     assert "<td></td>" in adversarial_section(record)
 
 
-def test_plots_are_of_what_was_measured():
+def test_plots_exist_for_what_was_measured():
     assert plots.plot_names(NOTHING) == []
     assert plots.plot_names(records()) == ["overview", "linear_logprob", "hybrid_loss", "growth"]
     assert plots.plot_names({**NOTHING, "dpo": {"cases": [case({})]}}) == ["dpo"]

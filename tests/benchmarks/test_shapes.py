@@ -21,12 +21,12 @@ from benchmarks.shapes import AXES, DPO, HEADS, HYBRID, LOGPROB, PAPER, QUICK, T
         ("quick", 1008, 252),
     ],
 )
-def test_what_carries_loss(name, positions, live):
+def test_positions_and_rows_that_carry_loss(name, positions, live):
     assert (HYBRID[name].positions, HYBRID[name].live) == (positions, live)
 
 
 @pytest.mark.parametrize("name", ["quick", "tiny"])
-def test_the_step_has_the_loss_that_its_shape_says(name):
+def test_the_step_has_the_live_rows_of_its_shape(name):
     step = Step(HYBRID[name], torch.float32)
     live = step.objective("cpu").token_weights(step.batch).live
     assert int(live.sum()) == HYBRID[name].live

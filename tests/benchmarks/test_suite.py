@@ -82,7 +82,7 @@ def test_quick_reaches_every_benchmark_and_the_page_is_written(
     assert str(tmp_path / "out" / "index.html") in out
 
 
-def test_a_failed_gate_is_the_exit_code_and_the_rest_still_runs(suite, monkeypatch, tmp_path):
+def test_a_failed_check_sets_the_exit_code_and_the_rest_still_runs(suite, monkeypatch, tmp_path):
     benches = [Bench("linear_logprob", 1), Bench("dpo", 0)]
     monkeypatch.setattr(suite, "MODULES", benches)
     assert cli.main(["bench", "--quick", "--output", str(tmp_path)]) == 1
@@ -107,20 +107,20 @@ def test_a_wrong_provider_is_an_error_of_the_command_line(main, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_a_mistake(capsys, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["bench", "--device", "cuda"]) == 2
     assert "got cuda, want cpu on this machine" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_is_measured_too_where_there_is_one(suite, monkeypatch):
+def test_a_present_gpu_is_measured_too(suite, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert suite.devices(None) == ["cpu", "cuda"]
     assert suite.devices("cuda") == ["cuda"]
 
 
-def test_the_adversarial_suite_can_be_told_where_to_write(suite):
+def test_the_adversarial_suite_takes_an_output_directory(suite):
     if importlib.util.find_spec(suite.ADVERSARIAL) is None:
         pytest.skip("the adversarial suite is not part of this checkout")
     main = importlib.import_module(suite.ADVERSARIAL).main

@@ -18,7 +18,7 @@ class CountingClock:
         return {"a": 1.0, "b": 2.0}[name], {"a": 1.5, "b": 3.0}[name]
 
 
-def test_sides_run_in_turn_and_back_after_a_warm_up():
+def test_sides_run_in_alternating_order_after_a_warm_up():
     clock = CountingClock()
     report = timing.paired({"a": lambda: "a", "b": lambda: "b"}, rounds=3, clock=clock)
     assert clock.ran == ["a", "b", "b", "a", "a", "b"]
@@ -45,7 +45,7 @@ def test_one_round_has_no_quartiles():
         timing.paired({"a": lambda: None}, rounds=1)
 
 
-def test_cpu_time_is_that_of_work_not_of_waiting():
+def test_cpu_time_excludes_waiting():
     import time
 
     clock = timing.HostClock()

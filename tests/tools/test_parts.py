@@ -39,7 +39,7 @@ HAZARDS = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, 0 warni
         ),
     ],
 )
-def test_a_sanitizer_is_clean_only_where_it_saw_tests_pass(status, output, outcome, errors):
+def test_a_sanitizer_is_clean_only_if_tests_passed(status, output, outcome, errors):
     found = sanitizer.run_outcome(status, output)
     assert (found["outcome"], found["errors"]) == (outcome, errors)
 
@@ -138,7 +138,7 @@ def test_a_profile_without_kernels_is_no_measurement():
     assert step_profile.line("triton", {"error": "absent"}) == "triton: absent"
 
 
-def test_the_parts_are_what_was_asked_for():
+def test_the_parts_have_the_requested_shapes_and_providers():
     shapes = {c.shape.name: c.shape for part in bench.PARTS.values() for c in part}
     assert shapes["long-answers"].live == 2250 and shapes["vita-audio"].live == 252
     large = shapes["h4096-v131072"]
@@ -150,7 +150,7 @@ def test_the_parts_are_what_was_asked_for():
             assert comparison.benchmark == ("hybrid_loss" if hybrid else "linear_logprob")
 
 
-def test_what_a_part_could_measure_is_written_whatever_becomes_of_the_rest(tmp_path, monkeypatch):
+def test_a_failed_comparison_does_not_lose_the_others(tmp_path, monkeypatch):
     """And the later comparison of a case replaces the earlier one."""
     outcomes_of = iter([{"torch": 2.0}, RuntimeError("out of memory"), {"torch": 2.0, "trl": 3.0}])
 
@@ -201,7 +201,7 @@ SOME_TESTS = """
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
-def test_outcomes_are_counted_and_failures_told(pytester, workers, monkeypatch):
+def test_outcomes_are_counted_and_failures_listed(pytester, workers, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd(), prepend=os.pathsep)
     pytester.makepyfile(textwrap.dedent(SOME_TESTS))
     plugin = ["-p", "tools.gpu_check.outcomes", "--outcomes", "tests.json"]
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_imported_is_an_error(pytester):
     assert run["errors"] == 1 and "nothing_of_this_name" in run["failures"][0]["why"]
 
 
-def test_a_run_in_which_all_is_skipped_has_shown_nothing(pytester):
+def test_a_run_with_only_skipped_tests_fails(pytester):
     pytester.makepyfile("import pytest\n\ndef test_skips():\n    pytest.skip('no GPU')")
     plugin = ["-p", "tools.gpu_check.outcomes", "--outcomes", "tests.json"]
     assert pytester.runpytest_inprocess(*plugin).ret == pytest.ExitCode.NO_TESTS_COLLECTED
@@ -230,7 +230,7 @@ def test_a_run_in_which_all_is_skipped_has_shown_nothing(pytester):
     assert pytester.runpytest_inprocess(*plugin).ret == pytest.ExitCode.OK
 
 
-def test_a_run_that_is_ended_has_left_what_was_known(tmp_path, monkeypatch):
+def test_a_killed_run_leaves_the_outcomes_so_far(tmp_path, monkeypatch):
     monkeypatch.setattr(outcomes, "EVERY_S", 0.0)
     path = tmp_path / "tests.json"
     watched = outcomes.Outcomes(path, "together")

@@ -126,7 +126,7 @@ def test_every_saved_case_knows_its_commit(saved):
         assert [one["machine"]["commit"] for one in record["cases"]] == ["abc1234"]
 
 
-def test_a_commit_that_nobody_knows_is_asked_for(run, tmp_path):
+def test_an_unknown_commit_is_asked_for(run, tmp_path):
     directory = run(records(), RUN | {"commit": ""})
     with pytest.raises(results.ResultsError, match="give --commit"):
         results.save(directory, None, tmp_path / "to")
@@ -162,13 +162,13 @@ def test_a_rehearsal_is_shown_as_one(run):
     assert gpu_check.REHEARSAL not in results.show(run(records()))
 
 
-def test_whatever_of_a_run_is_there_is_shown(run):
+def test_an_incomplete_run_is_shown(run):
     for name in records():
         assert results.show(run({name: records()[name]}))
     assert "out of time" in results.show(run({}))
 
 
-def test_a_file_that_was_not_told_its_run_is_of_that_of_the_others(run):
+def test_a_file_without_a_run_gets_that_of_the_others(run):
     directory = run(records())
     path = directory / "hybrid_loss.json"
     record = json.loads(path.read_text())
@@ -177,7 +177,7 @@ def test_a_file_that_was_not_told_its_run_is_of_that_of_the_others(run):
     assert results.collected(directory)["hybrid_loss"]["run"] == RUN
 
 
-def test_what_is_no_run_is_refused(run, tmp_path, capsys):
+def test_a_directory_without_a_run_is_refused(run, tmp_path, capsys):
     assert results.main(["save", str(tmp_path)]) == results.main(["show", str(tmp_path)]) == 2
     assert "has no summary.txt" in capsys.readouterr().err
     found = records()

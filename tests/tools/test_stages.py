@@ -91,7 +91,7 @@ def test_a_stage_that_fails_leaves_the_others_alone(check):
     assert found.status == 1
 
 
-def test_a_stage_that_hangs_is_ended_with_all_it_started(check, tmp_path):
+def test_a_hanging_stage_is_killed_with_all_it_started(check, tmp_path):
     """Also a process that ignores TERM, and one that moved to its own session."""
     hangs = 'trap "" TERM; setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
     found = check("hybrid", "large", "--limit", "20", cases=f"*hybrid*) {hangs} ;;")
@@ -99,14 +99,14 @@ def test_a_stage_that_hangs_is_ended_with_all_it_started(check, tmp_path):
     assert all_gone(tmp_path / "notes")
 
 
-def test_what_a_stage_leaves_running_is_ended(check, tmp_path):
+def test_processes_that_a_stage_leaves_are_killed(check, tmp_path):
     leaves = 'setsid sleep 300 >/dev/null 2>&1 & echo $! >>"$NOTES"'
     found = check("hybrid", cases=f"*hybrid*) {leaves} ;;")
     assert found.code("hybrid") == 0
     assert all_gone(tmp_path / "notes")
 
 
-def test_without_time_a_stage_is_skipped_and_said(check):
+def test_without_time_a_stage_is_skipped_and_reported(check):
     found = check("hybrid", "--limit", "11")
     assert found.stages == {"hybrid": "skipped left=1"} or "left=0" in found.stages["hybrid"]
     assert found.status == 1
@@ -146,7 +146,7 @@ def test_all_gpu_tests_are_found_and_the_clock_is_tested_alone(check, tmp_path):
     assert found.status == 0
 
 
-def test_results_of_an_earlier_run_go_and_other_files_stay(check, tmp_path):
+def test_only_results_of_an_earlier_run_are_removed(check, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for name in ("machine.json", "hybrid_loss.json", "mine.txt", "other.json"):
@@ -156,7 +156,7 @@ def test_results_of_an_earlier_run_go_and_other_files_stay(check, tmp_path):
     assert left == ["log.txt", "mine.txt", "other.json", "summary.txt"]
 
 
-def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
+def test_the_commit_is_the_given_one_or_that_of_git(check, tmp_path):
     no_git = {"GIT_DIR": "/nonexistent"}
     assert "commit unknown" in check("hybrid", **no_git).summary
     assert "commit abc1234," in check("hybrid", "--commit", "abc1234", **no_git).summary
@@ -179,12 +179,12 @@ def test_the_commit_is_what_was_given_or_what_git_says(check, tmp_path):
         (["--out", "/proc/nothing"], "--out: cannot write to /proc/nothing"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(check, arguments, message):
+def test_wrong_arguments_are_refused(check, arguments, message):
     found = check(*arguments)
     assert found.status == 2 and message in found.output and not found.stages
 
 
-def test_a_run_that_is_ended_ends_its_stage(stand_in, tmp_path):
+def test_a_killed_run_kills_its_stage(stand_in, tmp_path):
     hangs = 'setsid sleep 300 & echo $! >>"$NOTES"; echo $$ >>"$NOTES"; sleep 300'
     command = [str(SCRIPT), "--out", str(tmp_path / "out"), "tests"]
     # If the stage's shell survived, it would start its second command.
