@@ -1,4 +1,4 @@
-"""The C++ kernels as torch.library ops: fake kernels, derivatives, and the call itself."""
+"""Calls of the C++ kernels, and their fake kernels and derivatives as torch.library ops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,10 +39,10 @@ def cpu_hybrid_step(
     clip: tuple[float, float] | None,
     ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """``(logp, entropy, lse)``, each [T], and what attaches the step's gradients to its loss.
+    """``(logp, entropy, lse)``, each [T], and a function that attaches the gradients to the loss.
 
-    The probabilities that the forward pass keeps make this three products as well, so the
-    gradients wait for the backward pass; only the token maths is done here.
+    Only ``dL/dlogp`` is computed here. The gradients of the operands come from the backward pass of
+    the log-probs: with the probabilities that the forward pass keeps, they take two GEMMs there.
     """
     logp, entropy, lse = cpu_logprob(operands, 1.0, ignore_index)
     wide = TokenTable._make(None if column is None else column.double() for column in table)
@@ -57,7 +57,7 @@ def cpu_hybrid_step(
 
 
 class _WithDerivative(torch.autograd.Function):
-    """A value with a given derivative by a vector."""
+    """A value whose derivative by a vector is given."""
 
     @staticmethod
     def forward(
@@ -68,8 +68,8 @@ class _WithDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # A second derivative is refused by the op that this goes to. `once_differentiable` would
-        # cut the way there from `grad`, and who asks along it would get zeros.
+        # The backward op of the log-probs refuses a second derivative. `once_differentiable` here
+        # would disconnect `grad` from that op, and a second derivative would silently be 0.
         (derivative,) = ctx.saved_tensors
         return None, grad.to(derivative.dtype) * derivative, None
 
@@ -77,20 +77,20 @@ class _WithDerivative(torch.autograd.Function):
 def _saved_as_it_is() -> bool:
     """Whether the backward pass will most likely get the very tensors that this call saves.
 
-    If not, a probability buffer would be held for nothing: activation checkpointing keeps no tensor
-    of this call, and other hooks keep copies. (In a traced graph every result has a shape of its
-    own, and a probability buffer may be refused.) The kernels check whether the buffer they are
-    given is the right one.
+    If not, a probability buffer is useless: activation checkpointing keeps no tensor of this call,
+    and other hooks keep copies. A traced graph gets none either: its results have fixed shapes, but
+    the kernels may refuse the buffer. Whether the buffer belongs to the saved tensors is checked by
+    the kernels.
     """
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return not torch.compiler.is_compiling() and (hooks is None or hooks(False) is None)
 
 
 def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int) -> int:
-    """Bytes of probabilities to keep for the backward pass: all of them, or the budget.
+    """Bytes of probabilities to keep for the backward pass: all of them, at most the budget.
 
-    An upper bound from the shapes alone, so that it is known while tracing; the pages of rows that
-    turn out to be ignored are never touched.
+    It follows from the shapes alone, so that it is known while tracing. That is an upper bound, but
+    the pages of ignored rows are never touched.
     """
     item = 2 if rows.dtype == torch.bfloat16 else 4
     lanes = (rows.shape[0] + LANE_ALIGN - 1) // LANE_ALIGN * LANE_ALIGN
@@ -105,30 +105,37 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     ctx.mark_non_differentiable(norm, store, skipped, prob_buffer)
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
     ctx.temperature, ctx.ignore_index = temperature, ignore_index
-    # Not a saved tensor, whose first change would forbid a second backward pass. The first one
-    # takes it along; the next finds none, and makes the probabilities again. So does one to which
-    # autograd hands the saved tensors of another forward pass: the store knows the id of
-    # its probability buffer.
+    # Not a saved tensor: the first backward pass overwrites the buffer, after which autograd would
+    # refuse a second one. Instead the first takes the buffer, and the next recomputes the
+    # probabilities. So does a backward pass that autograd gives the saved tensors of another
+    # forward pass: the store holds the id of its probability buffer.
     ctx.prob_buffer = prob_buffer
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     hidden, weight, targets, bias, *results = ctx.saved_tensors
-    grad_logp, grad_entropy, grad_lse, *_ = grads
     need_hidden, need_weight, need_bias = (ctx.needs_input_grad[i] for i in (0, 1, 3))
-    operands = (grad_logp, grad_entropy, grad_lse, hidden, weight, targets, bias)
-    settings = (ctx.temperature, ctx.ignore_index, *results, ctx.prob_buffer)
+    # What the schemas of both ops begin with.
+    common = (
+        *grads[:3],
+        hidden,
+        weight,
+        targets,
+        bias,
+        ctx.temperature,
+        ctx.ignore_index,
+        *results,
+        ctx.prob_buffer,
+    )
     ops = torch.ops.wavalign_fast
-    # A pass that is itself to be differentiated is refused by the op that changes nothing.
+    # With grad enabled a second derivative may be wanted, which the other op refuses.
     if need_weight and ctx.prob_buffer.numel() > 0 and not torch.is_grad_enabled():
-        # Nobody else may hold the gradient, or autograd copies it.
+        # `ctx` must not hold the gradient too, or autograd copies it.
         grad_weight, ctx.prob_buffer = ctx.prob_buffer, ctx.prob_buffer.new_empty(0)
-        grad_hidden, grad_bias = ops.linear_logprob_backward_(
-            *operands, *settings, need_hidden, need_bias
-        )
+        grad_hidden, grad_bias = ops.linear_logprob_backward_(*common, need_hidden, need_bias)
     else:
         grad_hidden, grad_weight, grad_bias = ops.linear_logprob_backward(
-            *operands, *settings, need_hidden, need_weight, need_bias
+            *common, need_hidden, need_weight, need_bias
         )
     return (
         grad_hidden if need_hidden else None,
@@ -172,14 +179,12 @@ def _register() -> None:
         return *values, norm, store, skipped, prob_buffer
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
-    def _(*args):  # type: ignore[no-untyped-def]
-        hidden, weight, bias = args[3], args[4], args[6]
-        return fake_gradients((hidden, weight, bias), args[-3:])
+    def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
+        return fake_gradients((hidden, weight, bias), rest[-3:])
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward_")
-    def _(*args):  # type: ignore[no-untyped-def]
-        hidden, bias = args[3], args[6]
-        return fake_gradients((hidden, bias), args[-2:])
+    def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
+        return fake_gradients((hidden, bias), rest[-2:])
 
 
 if not isinstance(EXTENSION, str):
