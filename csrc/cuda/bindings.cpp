@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "cuda/checks.h"
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 // The tests build the same source a second time, for kernels that run on the CPU.
 #ifndef WAVALIGN_NAMESPACE
@@ -257,7 +257,7 @@ void scale_op(const Tensor& gradient, const Tensor& factor) {
 }  // namespace
 }  // namespace wavalign::cuda
 
-// What each op computes stands in cuda/launch.h. A name that ends in _ writes over its logits, its
+// What each op computes stands in cuda/kernels.h. A name that ends in _ writes over its logits, its
 // target or its gradient; a result never shares memory with an argument.
 STABLE_TORCH_LIBRARY_FRAGMENT(WAVALIGN_NAMESPACE, m) {
   m.def(

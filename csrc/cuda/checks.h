@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 namespace wavalign::cuda {
 

@@ -4,7 +4,7 @@
 // the blocks before it have published (decoupled look-back, Merrill and Garland 2016). A word holds
 // its number and what the number is of, so nothing else has to be visible when it is; and tiles are
 // taken in order by blocks that already run, so every word that is waited for will come.
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"

@@ -1,5 +1,5 @@
 // Rows out of and into a larger matrix, by index.
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 

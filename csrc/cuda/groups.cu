@@ -1,7 +1,7 @@
 // Advantages of groups of rewards and the mixture λ, as losses/advantage.py and losses/gate.py
 // define them. A step has some thousand rewards at most: one block does all of it, in double.
 #include "common/token_math.h"
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/warps.cuh"
 

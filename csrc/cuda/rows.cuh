@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/token_math.h"
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"

@@ -1,7 +1,7 @@
 // A gradient times a factor that only the device knows.
 #include <algorithm>
 
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warps.cuh"
 

@@ -1,6 +1,6 @@
 #include <cuda_runtime.h>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 namespace wavalign::cuda {
 

@@ -29,7 +29,7 @@ FAULTS = (
     Fault(
         name="stream-lost-on-the-way",
         what="a launch function forgets the stream that it was given",
-        at="csrc/cuda/launching.cuh::launch",
+        at="csrc/cuda/launch.cuh::launch",
         find="$field = static_cast<cudaStream_t>($stream);",
         put="(void)$stream;",
         rung=RUNG,

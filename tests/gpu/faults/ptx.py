@@ -97,7 +97,7 @@ FAULTS = (
     _fault(
         "too-little-shared-memory",
         "the launch asks for half of the shared memory that the kernel uses",
-        "csrc/cuda/launching.cuh::launch",
+        "csrc/cuda/launch.cuh::launch",
         "dynamicSmemBytes = static_cast<size_t>($bytes);",
         "dynamicSmemBytes = static_cast<size_t>($bytes / 2);",
         CLUSTER,

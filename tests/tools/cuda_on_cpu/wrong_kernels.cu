@@ -1,6 +1,6 @@
 // Kernels with one fault each, which the emulator and the sanitizers must name, and one without.
 // The mode says which: the same numbers stand in test_emulator.py.
-#include "cuda/launching.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/warps.cuh"
 #include "wrong_kernels.h"

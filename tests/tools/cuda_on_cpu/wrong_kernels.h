@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 namespace wrong {
 

@@ -2,7 +2,7 @@
 #include "replay/entries.h"
 
 #include "common/token_math.h"
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 using namespace wavalign;
 

@@ -1,4 +1,4 @@
-"""The launch functions of csrc/cuda/launch.h on the emulated device, with tensors."""
+"""The launch functions of csrc/cuda/kernels.h on the emulated device, with tensors."""
 
 import ctypes
 import math

@@ -1,6 +1,6 @@
 // Launch functions that launch nothing and record their calls.
 #include "accelerator.h"
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 namespace wavalign::cuda {
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 
 namespace wavalign::cuda {
 
