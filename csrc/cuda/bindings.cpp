@@ -7,8 +7,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "cuda/checks.h"
 #include "cuda/kernels.h"
+#include "cuda/tensor_checks.h"
 
 // The tests build the same source a second time, for kernels that run on the CPU.
 #ifndef WAVALIGN_NAMESPACE

@@ -6,7 +6,7 @@
 // taken in order by blocks that already run, so every word that is waited for will come.
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
-#include "cuda/vectors.cuh"
+#include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
 
 namespace wavalign::cuda {

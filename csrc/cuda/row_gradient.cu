@@ -1,4 +1,4 @@
-#include "cuda/row_writing.cuh"
+#include "cuda/row_gradient.cuh"
 
 namespace wavalign::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/rows.cuh"
+#include "cuda/row_stats.cuh"
 
 namespace wavalign::cuda {
 namespace {

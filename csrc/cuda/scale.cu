@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
-#include "cuda/vectors.cuh"
+#include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
 
 namespace wavalign::cuda {

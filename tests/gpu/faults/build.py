@@ -56,7 +56,7 @@ FAULTS = (
     Fault(
         name="length-unchecked",
         what="vectors shorter than the chunk are accepted and read past their end",
-        at="csrc/cuda/checks.h::check_vector",
+        at="csrc/cuda/tensor_checks.h::check_vector",
         find="$tensor.size(0) == $size &&",
         put="",
         rung=RUNG,
@@ -65,7 +65,7 @@ FAULTS = (
     Fault(
         name="alignment-unchecked",
         what="logits that do not start on 16 bytes reach the kernels",
-        at="csrc/cuda/checks.h::check_aligned",
+        at="csrc/cuda/tensor_checks.h::check_aligned",
         find="check($address % 16 == 0,",
         put="check($address % 4 == 0,",
         rung=RUNG,

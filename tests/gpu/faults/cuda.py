@@ -4,7 +4,7 @@ from .planting import Fault
 
 CUDA = "csrc/cuda/"
 TOKEN_MATH = "csrc/common/token_math.h"
-ROWS, WRITING, HYBRID = CUDA + "rows.cuh", CUDA + "row_writing.cuh", CUDA + "hybrid_rows.cu"
+ROWS, WRITING, HYBRID = CUDA + "row_stats.cuh", CUDA + "row_gradient.cuh", CUDA + "hybrid_rows.cu"
 TESTS = "tests/gpu/conformance/cuda_on_cpu/test_"
 HYBRID_TEST = "rows.py::test_hybrid_rows_are_those_of_the_definition"
 GRADIENT_TEST = "rows.py::test_statistics_and_gradient_are_those_of_the_definition"
@@ -223,7 +223,7 @@ MEMORY = (
     cuda_fault(
         "tail-overwrites",
         "the last unit of a row writes whole vectors beyond the vocabulary",
-        CUDA + "vectors.cuh::store_items",
+        CUDA + "vector_access.cuh::store_items",
         "if ($j < $n) $p[$j] =",
         "$p[$j] =",
         GRADIENT_TEST + "[257-float32-float32]",
@@ -309,7 +309,7 @@ COMPILED = (
     cuda_fault(
         "narrow-loads",
         "16 bytes are loaded as four separate words",
-        CUDA + "vectors.cuh::load_vector",
+        CUDA + "vector_access.cuh::load_vector",
         "$vector.bits = *reinterpret_cast<const uint4*>($p);",
         "const auto* words = reinterpret_cast<const unsigned*>($p);"
         " $vector.bits = {words[0], words[1], words[2], words[3]};",

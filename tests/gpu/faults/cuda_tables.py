@@ -3,8 +3,8 @@
 from .cuda import ACCESSES, ADDRESSES, CUDA, cuda_fault
 from .planting import Fault
 
-COMPACTION, COPIES = CUDA + "compact_rows.cu", CUDA + "copy_rows.cu"
-GROUPS, SCALE = CUDA + "groups.cu", CUDA + "scale.cu"
+COMPACTION, COPIES = CUDA + "compact_rows.cu", CUDA + "gather_scatter.cu"
+GROUPS, SCALE = CUDA + "group_statistics.cu", CUDA + "scale.cu"
 COMPACTION_TEST = "copies.py::test_live_rows_come_first_and_in_order"
 SCALE_TEST = "scale.py::test_any_size_from_any_item_on"
 

@@ -33,8 +33,8 @@ SHARED_IN_PLAN = 512
 ROW_SOURCES = ("hybrid_rows", "row_stats", "row_gradient")
 KERNELS = {
     "compact_rows": 1,
-    "copy_rows": 5 + 9,
-    "groups": 2,
+    "gather_scatter": 5 + 9,
+    "group_statistics": 2,
     "hybrid_rows": 10,
     "row_gradient": 5,
     "row_stats": 2,

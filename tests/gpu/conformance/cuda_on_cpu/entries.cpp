@@ -75,13 +75,13 @@ const Entry entries[] = {
     LAUNCH(row_stats, RowStats),
 #elif defined(SOURCE_row_gradient)
     LAUNCH(row_gradient, RowGradient),
-#elif defined(SOURCE_groups)
+#elif defined(SOURCE_group_statistics)
     LAUNCH(group_statistics, GroupStatistics),
     LAUNCH(mix, Mix),
 #elif defined(SOURCE_compact_rows)
     LAUNCH(compact_rows, CompactRows),
     {"compact_rows_workspace", sizeof(int64_t), workspace},
-#elif defined(SOURCE_copy_rows)
+#elif defined(SOURCE_gather_scatter)
     LAUNCH(gather_rows, GatherRows),
     LAUNCH(scatter_rows, ScatterRows),
 #elif defined(SOURCE_scale)

@@ -64,13 +64,13 @@ def test_buffers_may_start_anywhere(kernels: Kernels, shift: int) -> None:
     source = torch.arange(4 * 32, dtype=torch.uint8).view(4, 32)
     buffers = {"index": torch.tensor([3, 1]), "rows": Shifted(source[:2], shift)}
     params = GatherParams(size=4, width=32, item_bytes=1, count=2)
-    result = checked.launch("copy_rows", "gather_rows", params, {"source": source, **buffers})
+    result = checked.launch("gather_scatter", "gather_rows", params, {"source": source, **buffers})
     assert torch.equal(result.buffers["rows"], source[[3, 1]])
     shifted = torch.zeros(4, 32)
     params = ScatterParams(count=2, width=32, size=4, rows_dtype=0, target_dtype=0)
     buffers = {"rows": source[:2].float(), "index": torch.tensor([3, 1])}
     buffers["target"] = Shifted(shifted, 4 * shift)
-    result = checked.launch("copy_rows", "scatter_rows", params, buffers)
+    result = checked.launch("gather_scatter", "scatter_rows", params, buffers)
     assert torch.equal(result.buffers["target"][[3, 1]], source[:2].float())
 
 
@@ -82,7 +82,7 @@ def test_gather(kernels: Kernels, width: int, dtype: torch.dtype) -> None:
     params = GatherParams(size=9, width=width, item_bytes=dtype.itemsize, count=len(index))
     rows = torch.ones(len(index), width, dtype=dtype)
     buffers = {"source": source, "index": index, "rows": rows}
-    found = kernels.launch("copy_rows", "gather_rows", params, buffers).buffers["rows"]
+    found = kernels.launch("gather_scatter", "gather_rows", params, buffers).buffers["rows"]
     inside = (index >= 0) & (index < 9)
     wanted = torch.where(inside[:, None], source[torch.where(inside, index, 0)], 0)
     assert torch.equal(found, wanted.to(dtype))
@@ -105,7 +105,7 @@ def test_scatter(
         target_dtype=DTYPES[target_dtype],
     )
     buffers = {"rows": rows, "index": index, "target": target}
-    found = kernels.launch("copy_rows", "scatter_rows", params, buffers).buffers["target"]
+    found = kernels.launch("gather_scatter", "scatter_rows", params, buffers).buffers["target"]
     wanted = target.clone()
     inside = (index >= 0) & (index < 9)
     wanted[index[inside]] = rows[inside].to(target_dtype)

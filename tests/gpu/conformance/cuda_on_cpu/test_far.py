@@ -106,11 +106,11 @@ def test_gather_and_scatter(kernels: Kernels) -> None:
         "index": index,
         "rows": torch.zeros(1, width).bfloat16(),
     }
-    result = kernels.launch("copy_rows", "gather_rows", params, buffers)
+    result = kernels.launch("gather_scatter", "gather_rows", params, buffers)
     assert torch.equal(result.buffers["rows"][0], row)
     bf16 = DTYPES[torch.bfloat16]
     params = ScatterParams(count=1, width=width, size=size, rows_dtype=bf16, target_dtype=bf16)
     empty = Sparse(size * width * 2, {far * width * 2: torch.zeros(width).bfloat16()})
     buffers = {"rows": row, "index": index, "target": empty}
-    result = kernels.launch("copy_rows", "scatter_rows", params, buffers)
+    result = kernels.launch("gather_scatter", "scatter_rows", params, buffers)
     assert torch.equal(result.buffers["target"][far * width * 2], row)

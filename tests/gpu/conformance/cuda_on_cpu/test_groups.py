@@ -29,7 +29,7 @@ def statistics(kernels: Kernels, values: torch.Tensor, std: str = "population"):
     params = GroupParams(groups=groups, size=size, eps=1e-4, sample_std=std == "sample", **GATE)
     nothing = {"advantages": torch.full_like(values, -9.0), "sums": torch.full((6,), -9.0)}
     buffers = {"rewards": values} | nothing
-    result = kernels.launch("groups", "group_statistics", params, buffers)
+    result = kernels.launch("group_statistics", "group_statistics", params, buffers)
     return result.buffers["advantages"], result.buffers["sums"]
 
 
@@ -42,7 +42,7 @@ def mixed(kernels: Kernels, sums: torch.Tensor, previous: float | None, ema: flo
         "lambda": torch.full((1,), -9.0),
         "parts": torch.full((5,), -9.0),
     }
-    result = kernels.launch("groups", "mix", params, buffers)
+    result = kernels.launch("group_statistics", "mix", params, buffers)
     return result.buffers["lambda"], result.buffers["parts"]
 
 

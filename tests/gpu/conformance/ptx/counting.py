@@ -87,7 +87,7 @@ def copy_kernel(arch: int, kernel: str, size: Size, source: Source, rows: int = 
         kind = DTYPES[size.operand]
         params = ScatterParams(rows_dtype=kind, target_dtype=kind, **shape)
         buffers["target"] = values
-    emulated.launch("copy_rows", kernel, params, buffers)
+    emulated.launch("gather_scatter", kernel, params, buffers)
     return emulated.counted[0]
 
 

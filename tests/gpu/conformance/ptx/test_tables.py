@@ -45,7 +45,7 @@ def test_advantages_and_mixture(on_cuda: Callable[..., PtxKernels], std: str) ->
         params = GroupParams(groups=37, size=9, eps=1e-4, sample_std=std == "sample", **GATE)
         results = {"advantages": torch.zeros(37, 9), "sums": torch.zeros(6)}
         found = kernels.launch(
-            "groups", "group_statistics", params, {"rewards": rewards} | results
+            "group_statistics", "group_statistics", params, {"rewards": rewards} | results
         ).buffers
         assert torch.equal(found["advantages"], group_advantages(rewards, std=std))
         buffers = {
@@ -55,7 +55,7 @@ def test_advantages_and_mixture(on_cuda: Callable[..., PtxKernels], std: str) ->
             "lambda": torch.zeros(1),
             "parts": torch.zeros(5),
         }
-        mixed = kernels.launch("groups", "mix", MixParams(lambda_max=0.8, ema=0.9), buffers).buffers
+        mixed = kernels.launch("group_statistics", "mix", MixParams(lambda_max=0.8, ema=0.9), buffers).buffers
         torch.testing.assert_close(mixed["lambda"][0], wanted, rtol=2e-6, atol=1e-7)
         parts = torch.stack(list(names.values()))
         torch.testing.assert_close(mixed["parts"], parts, rtol=2e-6, atol=1e-7)
@@ -125,7 +125,7 @@ def test_cuda_copies(on_cuda: Callable[..., PtxKernels], width: int) -> None:
         params = GatherParams(size=9, width=width, item_bytes=dtype.itemsize, count=len(index))
         rows = torch.zeros(len(index), width, dtype=dtype)
         buffers = {"source": source, "index": index, "rows": rows}
-        found = kernels.launch("copy_rows", "gather_rows", params, buffers).buffers["rows"]
+        found = kernels.launch("gather_scatter", "gather_rows", params, buffers).buffers["rows"]
         wanted = torch.where(inside[:, None], source[torch.where(inside, index, 0)], 0).to(dtype)
         assert torch.equal(found, wanted)
     for kinds in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16)):
@@ -136,7 +136,7 @@ def test_cuda_copies(on_cuda: Callable[..., PtxKernels], width: int) -> None:
             rows_dtype=DTYPES[kinds[0]], target_dtype=DTYPES[kinds[1]],
         )  # fmt: skip
         buffers = {"rows": rows, "index": index, "target": into}
-        found = kernels.launch("copy_rows", "scatter_rows", params, buffers).buffers["target"]
+        found = kernels.launch("gather_scatter", "scatter_rows", params, buffers).buffers["target"]
         wanted = into.clone()
         wanted[index[inside]] = rows[inside].to(kinds[1])
         assert torch.equal(found, wanted)

@@ -1,6 +1,6 @@
 // Rows out of and into a larger matrix, by index.
 #include "cuda/launch.cuh"
-#include "cuda/vectors.cuh"
+#include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
 
 namespace wavalign::cuda {

@@ -4,7 +4,7 @@
 #include "common/token_math.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
-#include "cuda/vectors.cuh"
+#include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
 
 namespace wavalign::cuda {

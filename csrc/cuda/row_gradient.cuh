@@ -1,7 +1,7 @@
 // The second half of a row: from logits to their gradient, in place.
 #pragma once
 
-#include "cuda/rows.cuh"
+#include "cuda/row_stats.cuh"
 
 namespace wavalign::cuda {
 
