@@ -1,13 +1,11 @@
-// Numbers in memory as fp32 in registers, 16 bytes at a time.
+// Loads and stores of 16 bytes a thread, between memory and fp32 registers.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "cuda/kernels.h"
+#include "cuda/dtypes.cuh"
 
 namespace wavalign::cuda {
 
@@ -17,25 +15,6 @@ inline bool on_vector(const void* p) { return reinterpret_cast<uintptr_t>(p) % k
 
 template <typename T>
 constexpr int kVectorItems = kVectorBytes / static_cast<int>(sizeof(T));
-
-__device__ __forceinline__ float widened(float value) { return value; }
-__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
-
-template <typename T>
-__device__ __forceinline__ T narrowed(float value);
-template <>
-__device__ __forceinline__ float narrowed<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrowed<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <>
-__device__ __forceinline__ __half narrowed<__half>(float value) {
-  return __float2half_rn(value);
-}
 
 // 16 bytes of T; a union, so that registers are only renamed.
 template <typename T>
@@ -92,20 +71,6 @@ __device__ __forceinline__ void store_items(T* p, int n, const float (&values)[c
   for (int j = 0; j < count; ++j) {
     if (j < n) p[j] = narrowed<T>(values[j]);
   }
-}
-
-// Calls `function` with a value of the C++ type of `dtype`.
-template <typename Function>
-Status with_dtype(Dtype dtype, Function function) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return function(float());
-    case Dtype::kBFloat16:
-      return function(__nv_bfloat16());
-    case Dtype::kFloat16:
-      return function(__half());
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace wavalign::cuda
