@@ -185,7 +185,7 @@ WAVALIGN_INLINE bool any(const RowGrads<T>& grads) {
 
 // p (log p + entropy), 0 where p is: there log p may be -inf.
 template <typename T>
-WAVALIGN_INLINE T surprise(T p, T logp, T entropy) {
+WAVALIGN_INLINE T entropy_term(T p, T logp, T entropy) {
   return p > T(0) ? p * (logp + entropy) : T(0);
 }
 
@@ -194,7 +194,7 @@ template <typename Exp, typename T>
 WAVALIGN_INLINE T logit_gradient(T logp, const RowGrads<T>& grads, T entropy) {
   const T p = Exp()(logp);
   const T slope = (grads.lse - grads.logp) * p;
-  return grads.entropy == T(0) ? slope : slope - grads.entropy * surprise(p, logp, entropy);
+  return grads.entropy == T(0) ? slope : slope - grads.entropy * entropy_term(p, logp, entropy);
 }
 
 // dL/dz of the target's logit: (lse - g) p + g, without the cancellation for p near 1.
@@ -202,7 +202,7 @@ template <typename T>
 WAVALIGN_INLINE T target_gradient(const RowSummary<T>& row, const RowGrads<T>& grads) {
   const T p = std::exp(row.logp);
   return grads.lse * p - grads.logp * std::expm1(row.logp) -
-         grads.entropy * surprise(p, row.logp, row.entropy);
+         grads.entropy * entropy_term(p, row.logp, row.entropy);
 }
 
 }  // namespace wavalign
