@@ -140,7 +140,7 @@ Status compact_rows(const CompactRows& params, void* stream) {
   if (params.size < 0 || params.capacity < 0) return cudaErrorInvalidValue;
   const size_t bytes = static_cast<size_t>(compact_rows_workspace(params.size));
   const Status status =
-      told(cudaMemsetAsync(params.workspace, 0, bytes, static_cast<cudaStream_t>(stream)));
+      cleared(cudaMemsetAsync(params.workspace, 0, bytes, static_cast<cudaStream_t>(stream)));
   if (status != cudaSuccess) return status;
   // A single tile has the count and the rest to write even where there is no row.
   return launch(compact_rows_kernel, {tiles_of(params.size), kThreads}, stream, params);

@@ -16,9 +16,9 @@ struct Grid {
   int64_t shared_bytes = 0;
 };
 
-// A refusal is told once, by its status: it must not be found later by somebody else's question for
-// the last error.
-inline Status told(cudaError_t error) {
+// Clears CUDA's last error, which sticks until it is read: the caller reports this status, and the
+// next call of cudaGetLastError must not report it again.
+inline Status cleared(cudaError_t error) {
   if (error != cudaSuccess) (void)cudaGetLastError();
   return error;
 }
@@ -38,7 +38,7 @@ Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... a
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                    cudaSharedmemCarveoutMaxShared);
     }
-    if (error != cudaSuccess) return told(error);
+    if (error != cudaSuccess) return cleared(error);
   }
   cudaLaunchAttribute cluster[1] = {};
   cluster[0].id = cudaLaunchAttributeClusterDimension;
@@ -52,7 +52,7 @@ Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... a
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = cluster;
   config.numAttrs = grid.cluster > 1 ? 1 : 0;
-  return told(cudaLaunchKernelEx(&config, kernel, args...));
+  return cleared(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
 struct DeviceLimits {
@@ -74,7 +74,7 @@ inline Status device_limits(DeviceLimits& limits) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
   }
   limits = {10 * major + minor, shared};
-  return told(error);
+  return cleared(error);
 }
 
 }  // namespace wavalign::cuda
