@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensor> mix_op(const Tensor& sums, const Tensor& previous,
   params.has_previous = flags("has_previous", has_previous, 1, sums);
   params.lambda_max = lambda_max;
   params.ema = ema;
-  params.lambda = rl_weight.mutable_data_ptr<float>();
+  params.rl_weight = rl_weight.mutable_data_ptr<float>();
   params.parts = parts.mutable_data_ptr<float>();
   device.launch("mix", mix, params);
   return {rl_weight, parts};

@@ -110,7 +110,7 @@ __global__ void mix_kernel(Mix params) {
   const float smoothed =
       static_cast<float>(1.0 - params.ema) * raw + static_cast<float>(params.ema) * before;
   const float clamped = at_most(at_least(smoothed, 0.f), static_cast<float>(params.lambda_max));
-  *params.lambda = scored > 0 ? (has_previous ? clamped : raw) : before;
+  *params.rl_weight = scored > 0 ? (has_previous ? clamped : raw) : before;
 }
 
 }  // namespace

@@ -125,8 +125,8 @@ struct Mix {
   const uint8_t* has_previous;  // [1], 0 or 1
   double lambda_max;
   double ema;
-  float* lambda;  // [1]
-  float* parts;   // [5], the means of the first five sums
+  float* rl_weight;  // [1]
+  float* parts;      // [5], the means of the first five sums
 };
 
 Status mix(const Mix& params, void* stream);

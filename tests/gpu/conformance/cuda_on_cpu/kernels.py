@@ -64,8 +64,7 @@ MixParams = structure(
     "MixParams",
     **pointers("sums", "previous", "has_previous"),
     **dict.fromkeys(("lambda_max", "ema"), c_double),
-    **{"lambda": c_void_p},
-    parts=c_void_p,
+    **pointers("rl_weight", "parts"),
 )
 CompactParams = structure(
     "CompactParams",

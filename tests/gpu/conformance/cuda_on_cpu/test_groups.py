@@ -39,11 +39,11 @@ def mixed(kernels: Kernels, sums: torch.Tensor, previous: float | None, ema: flo
         "sums": sums,
         "previous": torch.tensor([-1.0 if previous is None else previous]),
         "has_previous": torch.tensor([previous is not None]),
-        "lambda": torch.full((1,), -9.0),
+        "rl_weight": torch.full((1,), -9.0),
         "parts": torch.full((5,), -9.0),
     }
     result = kernels.launch("group_statistics", "mix", params, buffers)
-    return result.buffers["lambda"], result.buffers["parts"]
+    return result.buffers["rl_weight"], result.buffers["parts"]
 
 
 @pytest.mark.parametrize("std", ["population", "sample"])

@@ -26,7 +26,7 @@ RESULTS = {
     "row_gradient": (),
     "hybrid_rows": ("out.", "grad_logp"),
     "group_statistics": ("advantages", "sums"),
-    "mix": ("lambda", "parts"),
+    "mix": ("rl_weight", "parts"),
     "compact_rows": ("index", "count", "workspace"),
     "gather_rows": ("rows",),
     "scatter_rows": (),

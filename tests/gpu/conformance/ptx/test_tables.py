@@ -52,11 +52,11 @@ def test_advantages_and_mixture(on_cuda: Callable[..., PtxKernels], std: str) ->
             "sums": found["sums"],
             "previous": torch.tensor([0.3]),
             "has_previous": torch.tensor([True]),
-            "lambda": torch.zeros(1),
+            "rl_weight": torch.zeros(1),
             "parts": torch.zeros(5),
         }
         mixed = kernels.launch("group_statistics", "mix", MixParams(lambda_max=0.8, ema=0.9), buffers).buffers
-        torch.testing.assert_close(mixed["lambda"][0], wanted, rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(mixed["rl_weight"][0], wanted, rtol=2e-6, atol=1e-7)
         parts = torch.stack(list(names.values()))
         torch.testing.assert_close(mixed["parts"], parts, rtol=2e-6, atol=1e-7)
 
