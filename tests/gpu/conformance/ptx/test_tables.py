@@ -55,7 +55,9 @@ def test_advantages_and_mixture(on_cuda: Callable[..., PtxKernels], std: str) ->
             "rl_weight": torch.zeros(1),
             "parts": torch.zeros(5),
         }
-        mixed = kernels.launch("group_statistics", "mix", MixParams(lambda_max=0.8, ema=0.9), buffers).buffers
+        mixed = kernels.launch(
+            "group_statistics", "mix", MixParams(lambda_max=0.8, ema=0.9), buffers
+        ).buffers
         torch.testing.assert_close(mixed["rl_weight"][0], wanted, rtol=2e-6, atol=1e-7)
         parts = torch.stack(list(names.values()))
         torch.testing.assert_close(mixed["parts"], parts, rtol=2e-6, atol=1e-7)
