@@ -18,7 +18,7 @@ struct GroupScratch {
 };
 
 struct Group {
-  double scored;
+  double valid;
   double mean;
   double variance;  // population
   float top;
@@ -27,24 +27,24 @@ struct Group {
 
 // Statistics of the rewards that are not missing, in every lane of the warp.
 __device__ Group group_of(const float* rewards, int64_t size) {
-  double scored = 0, sum = 0, squares = 0;
+  double valid = 0, sum = 0, squares = 0;
   float top = -INFINITY, low = INFINITY;
   for (int64_t i = lane_of_warp(); i < size; i += kWarpLanes) {
     const float reward = rewards[i];
     if (isnan(reward)) continue;
-    scored += 1;
+    valid += 1;
     sum += reward;
     top = fmaxf(top, reward);
     low = fminf(low, reward);
   }
-  scored = warp_sum(scored);
-  const double divisor = fmax(scored, 1.0);
+  valid = warp_sum(valid);
+  const double divisor = fmax(valid, 1.0);
   const double mean = warp_sum(sum) / divisor;
   for (int64_t i = lane_of_warp(); i < size; i += kWarpLanes) {
     const double deviation = rewards[i] - mean;
     if (!isnan(rewards[i])) squares += deviation * deviation;
   }
-  return {scored, mean, warp_sum(squares) / divisor,
+  return {valid, mean, warp_sum(squares) / divisor,
           warp_combined(top, [](float a, float b) { return fmaxf(a, b); }),
           warp_combined(low, [](float a, float b) { return fminf(a, b); })};
 }
@@ -52,13 +52,13 @@ __device__ Group group_of(const float* rewards, int64_t size) {
 __device__ void write_advantages(const GroupStatistics& params, int64_t group, const Group& stats) {
   const float* rewards = params.rewards + group * params.size;
   float* advantages = params.advantages + group * params.size;
-  const double correction = params.sample_std ? stats.scored / fmax(stats.scored - 1, 1.0) : 1.0;
+  const double correction = params.sample_std ? stats.valid / fmax(stats.valid - 1, 1.0) : 1.0;
   // Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
   const float mean = static_cast<float>(stats.mean);
   const float deviation = static_cast<float>(sqrt(stats.variance * correction));
   const float divisor = deviation + static_cast<float>(params.eps);
   // Equal rewards are told by their range: the rounding of a mean must not become an advantage.
-  const bool informative = stats.scored > 1 && stats.top > stats.low;
+  const bool informative = stats.valid > 1 && stats.top > stats.low;
   for (int64_t i = lane_of_warp(); i < params.size; i += kWarpLanes) {
     const float reward = rewards[i];
     advantages[i] = informative && !isnan(reward) ? (reward - mean) / divisor : 0.f;
@@ -67,7 +67,7 @@ __device__ void write_advantages(const GroupStatistics& params, int64_t group, c
 
 // Adds what one group says to the sums; by one thread.
 __device__ void add_gate(const GroupStatistics& params, const Group& stats, double* sums) {
-  if (!(stats.scored > 0)) return;
+  if (!(stats.valid > 0)) return;
   const double gate = 1.0 / (1.0 + exp(-params.slope * (stats.top - params.threshold)));
   const double info = at_most(at_least(stats.variance / params.variance_scale, 0.0), 1.0);
   sums[0] += params.lambda_max * gate * info;
@@ -98,10 +98,10 @@ __global__ void __launch_bounds__(kThreads, 1) group_statistics_kernel(GroupStat
 }
 
 __global__ void mix_kernel(Mix params) {
-  const float scored = params.sums[kMeans];
+  const float groups = params.sums[kMeans];
   float means[kMeans];
   for (int s = 0; s < kMeans; ++s) {
-    means[s] = params.sums[s] / at_least(scored, 1.f);
+    means[s] = params.sums[s] / at_least(groups, 1.f);
     params.parts[s] = means[s];
   }
   const float raw = means[0];
@@ -110,7 +110,7 @@ __global__ void mix_kernel(Mix params) {
   const float smoothed =
       static_cast<float>(1.0 - params.ema) * raw + static_cast<float>(params.ema) * before;
   const float clamped = at_most(at_least(smoothed, 0.f), static_cast<float>(params.lambda_max));
-  *params.rl_weight = scored > 0 ? (has_previous ? clamped : raw) : before;
+  *params.rl_weight = groups > 0 ? (has_previous ? clamped : raw) : before;
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ def rewards(groups: int, size: int) -> torch.Tensor:
     ).round(decimals=1)
     values[torch.rand(groups, size, generator=g) < 0.2] = math.nan
     for group, value in enumerate((math.nan, 0.1, 1e4 + 0.1)[: max(0, groups - 1)]):
-        values[group] = value  # none scored; all equal, where a mean need not be
+        values[group] = value  # no reward; all equal, where a rounded mean need not be
     return values
 
 
