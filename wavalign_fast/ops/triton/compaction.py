@@ -40,12 +40,32 @@ def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch
     count = flags.new_empty(1, dtype=torch.int64)
     with on_device(flags):
         if blocks > 0:
-            count_live_kernel[(blocks,)](flags, counts, total, BLOCK=block, num_warps=warps)
-        scan_counts_kernel[(1,)](counts, starts, count, blocks, BLOCK=block, num_warps=warps)
+            count_live_kernel[(blocks,)](
+                live=flags,
+                counts=counts,
+                total=total,
+                BLOCK=block,
+                num_warps=warps,
+            )
+        scan_counts_kernel[(1,)](
+            counts=counts,
+            starts=starts,
+            count=count,
+            blocks=blocks,
+            BLOCK=block,
+            num_warps=warps,
+        )
         programs = max(blocks, triton.cdiv(capacity, block))
         if programs > 0:
             write_index_kernel[(programs,)](
-                *(flags, starts, count, index, total, capacity), BLOCK=block, num_warps=warps
+                live=flags,
+                starts=starts,
+                count=count,
+                index=index,
+                total=total,
+                capacity=capacity,
+                BLOCK=block,
+                num_warps=warps,
             )
     return index, count
 
@@ -58,14 +78,12 @@ def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         block, warps = COMPACTION
         with on_device(source):
             gather_rows_kernel[(len(index),)](
-                *(
-                    source,
-                    index.contiguous(),
-                    out,
-                    source.shape[0],
-                    source.shape[1],
-                    source.stride(0),
-                ),
+                source=source,
+                index=index.contiguous(),
+                out=out,
+                sources=source.shape[0],
+                columns=source.shape[1],
+                stride=source.stride(0),
                 BLOCK=block,
                 num_warps=warps,
             )
@@ -86,8 +104,12 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
         block, warps = COMPACTION
         with on_device(target):
             scatter_rows_kernel[(len(index),)](
-                *(rows.contiguous(), index.contiguous(), target),
-                *(target.shape[0], target.shape[1], target.stride(0)),
+                rows=rows.contiguous(),
+                index=index.contiguous(),
+                target=target,
+                targets=target.shape[0],
+                columns=target.shape[1],
+                stride=target.stride(0),
                 BLOCK=block,
                 num_warps=warps,
             )

@@ -34,5 +34,11 @@ def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         for part in (items[:before], items[before:]):
             if len(part) > 0:
                 programs = min(triton.cdiv(len(part), block), SCALE_PROGRAMS)
-                scale_kernel[(programs,)](part, factor, len(part), BLOCK=block, num_warps=warps)
+                scale_kernel[(programs,)](
+                    gradient=part,
+                    factor=factor,
+                    size=len(part),
+                    BLOCK=block,
+                    num_warps=warps,
+                )
     return gradient

@@ -44,14 +44,20 @@ def score(
         for first in range(0, hidden.shape[0], ROWS_A_LAUNCH):
             part = slice(first, first + ROWS_A_LAUNCH)
             _score_rows(
-                *(hidden[part], weight, targets[part], bias),
-                RowStats(*(value[part] for value in stats)),
-                *(float(scale), softcap, ignore_index),
+                hidden=hidden[part],
+                weight=weight,
+                targets=targets[part],
+                bias=bias,
+                stats=RowStats(*(value[part] for value in stats)),
+                scale=float(scale),
+                softcap=None if softcap is None else float(softcap),
+                ignore_index=ignore_index,
             )
     return stats
 
 
 def _score_rows(
+    *,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
@@ -66,12 +72,25 @@ def _score_rows(
     plain = bias is None and softcap is None
     config = scorer_config(hidden.dtype, hidden_size, plain=plain)
     parts = triton.cdiv(vocab, config.ids * config.tiles)
-    sums = hidden.new_empty((3, parts, rows), dtype=torch.float32).unbind()
+    tops, totals, weighteds = hidden.new_empty((3, parts, rows), dtype=torch.float32).unbind()
     at_target = hidden.new_empty(rows, dtype=torch.float32)
     score_parts_kernel[(triton.cdiv(rows, config.rows), parts)](
-        *(hidden, weight, targets, bias, *sums, at_target),
-        *(rows, vocab, hidden_size, _apart(hidden), _apart(weight)),
-        *(scale, None if softcap is None else float(softcap), ignore_index),
+        hidden=hidden,
+        weight=weight,
+        targets=targets,
+        bias=bias,
+        tops=tops,
+        totals=totals,
+        weighteds=weighteds,
+        at_target=at_target,
+        rows=rows,
+        vocab=vocab,
+        hidden_size=hidden_size,
+        hidden_stride=_apart(hidden),
+        weight_stride=_apart(weight),
+        scale=scale,
+        softcap=softcap,
+        ignore_index=ignore_index,
         EVEN=hidden_size % config.inner == 0,
         PRECISION="ieee" if hidden.dtype == torch.float32 else "tf32",
         ROWS=config.rows,
@@ -82,7 +101,19 @@ def _score_rows(
         num_stages=config.stages,
     )
     score_merge_kernel[(triton.cdiv(rows, MERGE.rows),)](
-        *(*sums, at_target, targets, *stats, rows, vocab, parts, ignore_index),
+        tops=tops,
+        totals=totals,
+        weighteds=weighteds,
+        at_target=at_target,
+        targets=targets,
+        logp=stats.logp,
+        entropy=stats.entropy,
+        top=stats.top,
+        log_sum=stats.log_sum,
+        rows=rows,
+        vocab=vocab,
+        parts=parts,
+        ignore_index=ignore_index,
         ROWS=MERGE.rows,
         PARTS=MERGE.parts,
         num_warps=MERGE.warps,

@@ -16,8 +16,20 @@ from wavalign_fast.ops.triton.kernels.token_math import token_gradient
 RUNTIME = ("vocab", "pitch_64", "ignore_index")
 # One element a row is read of these: where they start is of no use to the compiler.
 PER_ROW = (
-    *("targets", "policy_coef", "advantage", "kl_coef", "anchor_coef", "old_logp", "ref_logp"),
-    *("logp", "entropy", "top", "log_sum", "grad_logp", "grad_entropy", "grad_lse"),
+    "targets",
+    "policy_coef",
+    "advantage",
+    "kl_coef",
+    "anchor_coef",
+    "old_logp",
+    "ref_logp",
+    "logp",
+    "entropy",
+    "top",
+    "log_sum",
+    "grad_logp",
+    "grad_entropy",
+    "grad_lse",
 )
 
 
@@ -267,8 +279,17 @@ def hybrid_rows_kernel(
     tl.store(top + row, row_top)
     tl.store(log_sum + row, row_log_sum)
     g = token_gradient(
-        *(row_logp, policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp, row),
-        *(clip_low, clip_high, CLIP),
+        logp=row_logp,
+        policy_coef=policy_coef,
+        advantage=advantage,
+        kl_coef=kl_coef,
+        anchor_coef=anchor_coef,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        row=row,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        CLIP=CLIP,
     )
     g = tl.where(target == ignore_index, 0.0, g)
     tl.store(grad_logp + row, g)

@@ -15,8 +15,15 @@ from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebas
 RUNTIME = ("rows", "vocab", "parts", "ignore_index")
 # Slices of tables whose alignment changes with the number of rows.
 PER_ROW = (
-    *("tops", "totals", "weighteds", "at_target", "targets"),
-    *("logp", "entropy", "top", "log_sum"),
+    "tops",
+    "totals",
+    "weighteds",
+    "at_target",
+    "targets",
+    "logp",
+    "entropy",
+    "top",
+    "log_sum",
 )
 
 
@@ -130,8 +137,18 @@ def score_parts_kernel(
         start = part * TILES * IDS
         for first_id in tl.range(start, tl.minimum(start + TILES * IDS, vocab), IDS):
             acc = tile_product(
-                *(block, weight, first_id, row_offsets, vocab, hidden_size, weight_stride),
-                *(ROWS, IDS, INNER, EVEN, PRECISION),
+                hidden=block,
+                weight=weight,
+                first_id=first_id,
+                row_offsets=row_offsets,
+                vocab=vocab,
+                hidden_size=hidden_size,
+                weight_stride=weight_stride,
+                ROWS=ROWS,
+                IDS=IDS,
+                INNER=INNER,
+                EVEN=EVEN,
+                PRECISION=PRECISION,
             )
             ids = first_id + tl.arange(0, IDS)
             z = tile_logits(acc, bias, ids, vocab, scale, softcap)
