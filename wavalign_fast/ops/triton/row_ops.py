@@ -1,5 +1,7 @@
 """The row kernels' Python face: `wavalign_fast/ops/chunked/row_ops.py` says what they compute."""
 
+from typing import TypeVar
+
 import torch
 
 from wavalign_fast.ops.chunked.interface import PITCH_ALIGN, RowChunk, RowGrads, RowStats
@@ -13,6 +15,8 @@ from wavalign_fast.ops.triton.kernels.rows import (
 )
 from wavalign_fast.ops.triton.launch import on_device
 
+Columns = TypeVar("Columns", RowStats, RowGrads, TokenTable)
+
 
 def row_stats(chunk: RowChunk) -> RowStats:
     """See ``chunked.row_ops.row_stats``.
@@ -21,15 +25,24 @@ def row_stats(chunk: RowChunk) -> RowStats:
         chunk: float32, bfloat16 or float16 logits; rows a multiple of 64 elements apart, the
             first on a 16-byte boundary. What lies between V and the next row is not touched.
     """
-    logits, targets, bias, scale, ignore_index = _checked(chunk)
-    stats = _empty_stats(logits)
-    vocab = logits.shape[1]
+    chunk = _checked(chunk)
+    rows, vocab = chunk.logits.shape
+    stats = _empty_stats(chunk.logits)
     config = row_config(vocab)
-    if len(targets) > 0:
-        with on_device(logits):
-            row_stats_kernel[(len(targets),)](
-                *(logits, targets, bias, *stats),
-                *(vocab, _pitch(logits), scale, ignore_index),
+    if rows > 0:
+        with on_device(chunk.logits):
+            row_stats_kernel[(rows,)](
+                logits=chunk.logits,
+                targets=chunk.targets,
+                bias=chunk.bias,
+                logp=stats.logp,
+                entropy=stats.entropy,
+                top=stats.top,
+                log_sum=stats.log_sum,
+                vocab=vocab,
+                pitch_64=_pitch(chunk.logits),
+                scale=chunk.scale,
+                ignore_index=chunk.ignore_index,
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -40,16 +53,29 @@ def row_gradient_(
     chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
     """See ``chunked.row_ops.row_gradient_``."""
-    logits, targets, bias, scale, ignore_index = _checked(chunk)
-    values = (*_columns(stats, targets), *_columns(grads, targets))
-    out = operand_view(logits, out_dtype)
-    vocab = logits.shape[1]
+    chunk = _checked(chunk)
+    rows, vocab = chunk.logits.shape
+    stats, grads = _columns(stats, chunk.targets), _columns(grads, chunk.targets)
+    out = operand_view(chunk.logits, out_dtype)
     config = row_config(vocab)
-    if len(targets) > 0:
-        with on_device(logits):
-            row_gradient_kernel[(len(targets),)](
-                *(logits, out, targets, bias, *values),
-                *(vocab, _pitch(logits), scale, ignore_index),
+    if rows > 0:
+        with on_device(chunk.logits):
+            row_gradient_kernel[(rows,)](
+                logits=chunk.logits,
+                out=out,
+                targets=chunk.targets,
+                bias=chunk.bias,
+                logp=stats.logp,
+                entropy=stats.entropy,
+                top=stats.top,
+                log_sum=stats.log_sum,
+                grad_logp=grads.logp,
+                grad_entropy=grads.entropy,
+                grad_lse=grads.lse,
+                vocab=vocab,
+                pitch_64=_pitch(chunk.logits),
+                scale=chunk.scale,
+                ignore_index=chunk.ignore_index,
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -64,19 +90,38 @@ def hybrid_rows_(
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     """See ``chunked.row_ops.hybrid_rows_``; all of it is one launch."""
-    logits, targets, bias, scale, ignore_index = _checked(chunk)
-    columns = _columns(table, targets)
-    out = operand_view(logits, out_dtype)
-    stats = _empty_stats(logits)
+    chunk = _checked(chunk)
+    rows, vocab = chunk.logits.shape
+    table = _columns(table, chunk.targets)
+    out = operand_view(chunk.logits, out_dtype)
+    stats = _empty_stats(chunk.logits)
     g = torch.empty_like(stats.logp)
-    vocab = logits.shape[1]
     config = row_config(vocab)
-    if len(targets) > 0:
-        with on_device(logits):
-            hybrid_rows_kernel[(len(targets),)](
-                *(logits, out, targets, bias, *columns, *stats, g),
-                *(vocab, _pitch(logits), scale, ignore_index),
-                *(float(bound) for bound in clip or (0.0, 0.0)),
+    clip_low, clip_high = clip or (0.0, 0.0)
+    if rows > 0:
+        with on_device(chunk.logits):
+            hybrid_rows_kernel[(rows,)](
+                logits=chunk.logits,
+                out=out,
+                targets=chunk.targets,
+                bias=chunk.bias,
+                policy_coef=table.policy_coef,
+                advantage=table.advantage,
+                kl_coef=table.kl_coef,
+                anchor_coef=table.anchor_coef,
+                old_logp=table.old_logp,
+                ref_logp=table.ref_logp,
+                logp=stats.logp,
+                entropy=stats.entropy,
+                top=stats.top,
+                log_sum=stats.log_sum,
+                grad_logp=g,
+                vocab=vocab,
+                pitch_64=_pitch(chunk.logits),
+                scale=chunk.scale,
+                ignore_index=chunk.ignore_index,
+                clip_low=float(clip_low),
+                clip_high=float(clip_high),
                 CLIP=clip is not None,
                 BLOCK=config.block,
                 num_warps=config.warps,
@@ -94,10 +139,8 @@ def _pitch(logits: torch.Tensor) -> int:
     return logits.stride(0) // PITCH_ALIGN
 
 
-def _columns(
-    table: RowStats | RowGrads | TokenTable, targets: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """A table's columns as the kernels read them; autograd hands out expanded ones."""
+def _columns(table: Columns, targets: torch.Tensor) -> Columns:
+    """The table with columns that the kernels can read; autograd hands out expanded ones."""
     columns: list[torch.Tensor | None] = []
     for name, column in zip(table._fields, table, strict=True):
         if column is None:
@@ -109,7 +152,7 @@ def _columns(
                 f"{tuple(targets.shape)}"
             )
         columns.append(column.contiguous())
-    return columns
+    return table._make(columns)
 
 
 def _checked(chunk: RowChunk) -> RowChunk:
