@@ -20,7 +20,7 @@ constexpr int kTile = kThreads * kFlags;
 // A published word: what the number says of the live rows, and the number.
 constexpr uint64_t kOfTile = uint64_t{1} << 62;
 constexpr uint64_t kUpToHere = uint64_t{2} << 62;
-constexpr uint64_t kNumber = kOfTile - 1;
+constexpr uint64_t kCount = kOfTile - 1;
 
 struct TileScratch {
   int64_t tile;
@@ -77,7 +77,7 @@ __device__ int64_t live_before_tile(const uint64_t* words, int64_t tile) {
     const unsigned ends = __ballot_sync(kAllLanes, (word & kUpToHere) != 0);
     // The nearest word that counts from the start, and all those on the way to it.
     const int nearest = ends == 0 ? kWarpLanes - 1 : __ffs(static_cast<int>(ends)) - 1;
-    before += warp_sum(lane_of_warp() <= nearest ? word & kNumber : 0);
+    before += warp_sum(lane_of_warp() <= nearest ? word & kCount : 0);
     if (ends != 0) return static_cast<int64_t>(before);
   }
 }
@@ -92,12 +92,12 @@ __device__ void write_tile(const CompactRows& params, const TileScratch& scratch
   }
   const int64_t dead_before = start - before;
   for (int j = thread_in_block(); j < rows - of_tile; j += kThreads) {
-    const int64_t place = params.size - 1 - (dead_before + j);
-    if (place < params.capacity) params.index[place] = -1;
+    const int64_t entry = params.size - 1 - (dead_before + j);
+    if (entry < params.capacity) params.index[entry] = -1;
   }
-  for (int64_t place = params.size + scratch.tile * kThreads + thread_in_block();
-       place < params.capacity; place += static_cast<int64_t>(gridDim.x) * kThreads) {
-    params.index[place] = -1;
+  for (int64_t entry = params.size + scratch.tile * kThreads + thread_in_block();
+       entry < params.capacity; entry += static_cast<int64_t>(gridDim.x) * kThreads) {
+    params.index[entry] = -1;
   }
 }
 

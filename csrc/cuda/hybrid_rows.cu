@@ -27,13 +27,13 @@ __device__ __forceinline__ TokenTerms<float> terms_of(const TokenTable& table, i
           has_ref};
 }
 
-__device__ __forceinline__ void write_absent(const HybridRows& params, int64_t row,
-                                             const Target& target) {
-  const RowSummary<float> absent = absent_summary(target);
-  write_summary(params.out, row, absent);
+__device__ __forceinline__ void write_invalid(const HybridRows& params, int64_t row,
+                                              const Target& target) {
+  const RowSummary<float> invalid = invalid_summary(target);
+  write_summary(params.out, row, invalid);
   const ClipBounds<float> clip = {params.clip_low, params.clip_high};
   params.grad_logp[row] =
-      target.dead ? 0.f : token_gradient(absent.logp, terms_of(params.table, row), clip);
+      target.dead ? 0.f : token_gradient(invalid.logp, terms_of(params.table, row), clip);
 }
 
 // One row for each cluster, `slice` logits of it for each block. kHeld: the slice stays in shared
@@ -53,16 +53,16 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
   Out* result = reinterpret_cast<Out*>(logits);
   const Target target = target_of(chunk, row);
   if (!target.valid) {
-    if (rank == 0 && thread_in_block() == 0) write_absent(params, row, target);
+    if (rank == 0 && thread_in_block() == 0) write_invalid(params, row, target);
     write_zeros(result, begin, end);
     return;
   }
   In* held = reinterpret_cast<In*>(dynamic);
   SoftmaxSums<float> sums;
   if constexpr (kHeld) {
-    sums = swept(logits, scaling, begin, end, KeepIn<In>{held});
+    sums = thread_sums(logits, scaling, begin, end, KeepIn<In>{held});
   } else {
-    sums = swept(logits, scaling, begin, end, KeepNothing());
+    sums = thread_sums(logits, scaling, begin, end, KeepNothing());
   }
   sums = block_merged(sums, scratch.of_warps);
   float at_target = 0.f;

@@ -14,12 +14,12 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks) row_stats_kernel(
   const int64_t row = blockIdx.x;
   const Target target = target_of(chunk, row);
   if (!target.valid) {
-    if (thread_in_block() == 0) write_summary(params.out, row, absent_summary(target));
+    if (thread_in_block() == 0) write_summary(params.out, row, invalid_summary(target));
     return;
   }
   const In* logits = row_start<In>(chunk, row);
   const SoftmaxSums<float> sums = block_merged(
-      swept(logits, scaling_of(chunk), 0, static_cast<int>(chunk.vocab), KeepNothing()),
+      thread_sums(logits, scaling_of(chunk), 0, static_cast<int>(chunk.vocab), KeepNothing()),
       scratch.of_warps);
   if (thread_in_block() == 0) {
     const float at_target = scaling_of(chunk).z(widened(logits[target.id]), target.id);

@@ -118,8 +118,8 @@ constexpr int kUnit = 8;
 // This thread's share of the sums over z[begin, end), begin on a vector. Loads are started several
 // at a time, before the first is waited for: what is in flight must cover the way to memory.
 template <typename In, typename Keep>
-__device__ __forceinline__ SoftmaxSums<float> swept(const In* row, const Scaling& scaling,
-                                                    int begin, int end, Keep keep) {
+__device__ __forceinline__ SoftmaxSums<float> thread_sums(const In* row, const Scaling& scaling,
+                                                          int begin, int end, Keep keep) {
   constexpr int kItems = kVectorItems<In>;
   constexpr int kBatch = 4;
   constexpr int kVectors = kUnit / kItems;  // of one step of the sums
@@ -195,7 +195,7 @@ __device__ __forceinline__ void write_summary(const RowStatsOut& out, int64_t ro
 }
 
 // Of a row without a valid target.
-__device__ __forceinline__ RowSummary<float> absent_summary(const Target& target) {
+__device__ __forceinline__ RowSummary<float> invalid_summary(const Target& target) {
   return same_everywhere(target.dead ? 0.f : NAN);
 }
 
