@@ -1,6 +1,6 @@
-// Torch's view of the CUDA kernels: schemas, checks, device, stream. The module
-// wavalign_fast._C_cuda uses torch's stable ABI only, so one build of it loads under every torch
-// from 2.10 on.
+// Torch bindings of the CUDA kernels: schemas, checks, device, stream. The module
+// wavalign_fast._C_cuda uses only torch's stable ABI, so one build loads in every torch from 2.10
+// on.
 #include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -10,14 +10,14 @@
 #include "cuda/kernels.h"
 #include "cuda/tensor_checks.h"
 
-// The tests build the same source a second time, for kernels that run on the CPU.
+// The tests build this source a second time, for kernels that run on the CPU.
 #ifndef WAVALIGN_NAMESPACE
 #define WAVALIGN_NAMESPACE wavalign_fast
 #define WAVALIGN_DISPATCH_KEY CUDA
 #endif
 
-// Of the C shim in torch's CUDA part. The stable ABI has its own function for this from 2.13 on.
-// Weak, for without CUDA there is no such part: nor is there a tensor to launch for.
+// A function of the C shim of libtorch_cuda. The stable ABI has its own one only from 2.13 on. It
+// is weak because a torch without CUDA does not have it; there is then no tensor to launch for.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
                                                                                    void** stream);
 
@@ -29,7 +29,7 @@ using OptionalTensor = std::optional<Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// An op is also called where an argument other than the first is on the device.
+// The dispatcher also calls an op if an argument other than the first is on the device.
 int32_t index_of_device(const Tensor& tensor) {
   check(tensor.device().type() == torch::headeronly::DeviceType::WAVALIGN_DISPATCH_KEY,
         "the first argument: got ", seen(tensor), ", want it on the device of the others");
@@ -44,7 +44,7 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-// Makes a tensor's device the current one for a scope, and launches on its current stream.
+// Makes the tensor's device current for a scope, and launches on the current stream of that device.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor)
@@ -257,8 +257,8 @@ void scale_op(const Tensor& gradient, const Tensor& factor) {
 }  // namespace
 }  // namespace wavalign::cuda
 
-// What each op computes stands in cuda/kernels.h. A name that ends in _ writes over its logits, its
-// target or its gradient; a result never shares memory with an argument.
+// cuda/kernels.h says what each op computes. An op whose name ends in _ overwrites its logits,
+// target or gradient; a result never shares memory with an argument.
 STABLE_TORCH_LIBRARY_FRAGMENT(WAVALIGN_NAMESPACE, m) {
   m.def(
       "row_stats(Tensor logits, Tensor targets, Tensor? bias, float scale, int ignore_index) -> "
@@ -298,7 +298,7 @@ STABLE_TORCH_LIBRARY_IMPL(WAVALIGN_NAMESPACE, WAVALIGN_DISPATCH_KEY, m) {
 
 namespace {
 
-// What `doctor` reports of this build.
+// What `wavalign-fast doctor` reports about this build.
 PyObject* build_info(PyObject*, PyObject*) {
   return Py_BuildValue("{s:s, s:s}", "cuda", WAVALIGN_CUDA_RELEASE, "archs", WAVALIGN_CUDA_ARCHS);
 }

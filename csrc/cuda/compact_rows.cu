@@ -1,9 +1,9 @@
-// Which rows have a loss: a stable compaction of their indices, in one pass over the flags.
+// Stable compaction of the indices of live rows, in one pass over the flags.
 //
-// Each block takes the next tile and learns how many rows are live before it from the words that
-// the blocks before it have published (decoupled look-back, Merrill and Garland 2016). A word holds
-// its number and what the number is of, so nothing else has to be visible when it is; and tiles are
-// taken in order by blocks that already run, so every word that is waited for will come.
+// Each block takes the next tile. It learns how many rows are live before the tile from the words
+// that earlier blocks published (decoupled look-back, Merrill and Garland 2016). A word holds a
+// count and the kind of the count, so no other memory access needs to be ordered with it. Running
+// blocks take tiles in order, so the word that a block waits for is always published.
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/vector_access.cuh"
@@ -14,10 +14,12 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpLanes;
-constexpr int kFlags = kVectorBytes;  // of one thread
+constexpr int kFlags = kVectorBytes;  // for each thread
 constexpr int kTile = kThreads * kFlags;
 
-// A published word: what the number says of the live rows, and the number.
+// A published word is a count of live rows in the low bits, and its kind in the top two: the rows
+// of this tile, or those of all tiles up to and including it. 0 is a word that is not published
+// yet.
 constexpr uint64_t kOfTile = uint64_t{1} << 62;
 constexpr uint64_t kUpToHere = uint64_t{2} << 62;
 constexpr uint64_t kCount = kOfTile - 1;
@@ -26,10 +28,10 @@ struct TileScratch {
   int64_t tile;
   int64_t live_before;
   int of_warps[kWarps];
-  uint16_t kept[kTile];  // places in the tile of its live rows
+  uint16_t kept[kTile];  // positions of the live rows in the tile
 };
 
-// The thread's flags as bits, one for each live row.
+// The flags of a thread as bits, 1 for a live row.
 __device__ unsigned flags_of(const CompactRows& params, int64_t first) {
   const uint8_t* live = params.live + first;
   const int64_t n = params.size - first;
@@ -44,7 +46,8 @@ __device__ unsigned flags_of(const CompactRows& params, int64_t first) {
   return bits;
 }
 
-// How many live rows stand before this thread's in the tile; and in the whole tile.
+// Returns the number of live rows of the tile before this thread's; sets `of_tile` to their number
+// in the whole tile.
 __device__ int live_before_thread(int count, TileScratch& scratch, int& of_tile) {
   int upto = count;
 #pragma unroll
@@ -63,27 +66,28 @@ __device__ int live_before_thread(int count, TileScratch& scratch, int& of_tile)
   return before;
 }
 
-// Live rows in all tiles before this one, from their words; called by one whole warp.
+// The number of live rows in all earlier tiles, from their words. A whole warp calls this.
 __device__ int64_t live_before_tile(const uint64_t* words, int64_t tile) {
   uint64_t before = 0;
   for (int64_t last = tile - 1;; last -= kWarpLanes) {
     const int64_t looked_at = last - lane_of_warp();
-    uint64_t word = kUpToHere;  // nothing stands before the first tile
+    uint64_t word = kUpToHere;  // before the first tile, the count is 0
     if (looked_at >= 0) {
       do {
         word = load_relaxed(words + looked_at);
       } while (word == 0);
     }
     const unsigned ends = __ballot_sync(kAllLanes, (word & kUpToHere) != 0);
-    // The nearest word that counts from the start, and all those on the way to it.
+    // Adds the nearest word that counts from the start, and the words of the tiles after it.
     const int nearest = ends == 0 ? kWarpLanes - 1 : __ffs(static_cast<int>(ends)) - 1;
     before += warp_sum(lane_of_warp() <= nearest ? word & kCount : 0);
     if (ends != 0) return static_cast<int64_t>(before);
   }
 }
 
-// The tile's indices, the rest's -1, and its share of what is beyond all rows. The j-th dead row
-// stands for the j-th place from the end, so that every place is written by one thread.
+// Writes the indices of the tile's live rows, and the tile's share of the -1. The j-th dead row
+// writes the j-th entry from the end of [0, size), so exactly one thread writes each entry. Entries
+// beyond `size` are divided among the blocks.
 __device__ void write_tile(const CompactRows& params, const TileScratch& scratch, int of_tile) {
   const int64_t start = scratch.tile * kTile, before = scratch.live_before;
   const int64_t rows = min(static_cast<int64_t>(kTile), params.size - start);
@@ -142,7 +146,7 @@ Status compact_rows(const CompactRows& params, void* stream) {
   const Status status =
       cleared(cudaMemsetAsync(params.workspace, 0, bytes, static_cast<cudaStream_t>(stream)));
   if (status != cudaSuccess) return status;
-  // A single tile has the count and the rest to write even where there is no row.
+  // Without any row, one tile still has to write the count and the -1.
   return launch(compact_rows_kernel, {tiles_of(params.size), kThreads}, stream, params);
 }
 

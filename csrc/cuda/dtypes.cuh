@@ -9,7 +9,7 @@
 
 namespace wavalign::cuda {
 
-// Calls `function` with a value of the C++ type of `dtype`.
+// Calls `function` with a value whose C++ type is that of `dtype`.
 template <typename Function>
 Status with_dtype(Dtype dtype, Function function) {
   switch (dtype) {

@@ -1,4 +1,4 @@
-// Rows out of and into a larger matrix, by index.
+// Gathers rows of a matrix by index, and scatters rows into one.
 #include "cuda/launch.cuh"
 #include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
@@ -15,7 +15,7 @@ int copy_threads(int64_t items) {
   return threads;
 }
 
-// Word is the widest type that divides rows and addresses; `words` of them are a row.
+// Word is the widest type of which rows and addresses are multiples; a row has `words` of them.
 template <typename Word>
 __global__ void __launch_bounds__(kMostThreads)
     gather_rows_kernel(GatherRows params, int64_t words) {

@@ -1,5 +1,5 @@
-// Advantages of groups of rewards and the mixture λ, as losses/advantage.py and losses/gate.py
-// define them. A step has some thousand rewards at most: one block does all of it, in double.
+// Advantages of groups of rewards, and the mixing weight λ. losses/advantage.py and losses/gate.py
+// define them. A step has a few thousand rewards at most, so one block computes all, in double.
 #include "common/token_math.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
@@ -18,14 +18,14 @@ struct GroupScratch {
 };
 
 struct Group {
-  double valid;
+  double valid;  // rewards that are not missing
   double mean;
   double variance;  // population
   float top;
   float low;
 };
 
-// Statistics of the rewards that are not missing, in every lane of the warp.
+// Statistics of the rewards of a group that are not missing. Every lane of the warp gets them.
 __device__ Group group_of(const float* rewards, int64_t size) {
   double valid = 0, sum = 0, squares = 0;
   float top = -INFINITY, low = INFINITY;
@@ -53,11 +53,11 @@ __device__ void write_advantages(const GroupStatistics& params, int64_t group, c
   const float* rewards = params.rewards + group * params.size;
   float* advantages = params.advantages + group * params.size;
   const double correction = params.sample_std ? stats.valid / fmax(stats.valid - 1, 1.0) : 1.0;
-  // Rounded before eps is added, as `torch.std` would be: the released advantages bit for bit.
+  // Rounds before adding eps, as torch.std does: the released advantages, bit for bit.
   const float mean = static_cast<float>(stats.mean);
   const float deviation = static_cast<float>(sqrt(stats.variance * correction));
   const float divisor = deviation + static_cast<float>(params.eps);
-  // Equal rewards are told by their range: the rounding of a mean must not become an advantage.
+  // Detects equal rewards by their range: the rounding error of a mean is not an advantage.
   const bool informative = stats.valid > 1 && stats.top > stats.low;
   for (int64_t i = lane_of_warp(); i < params.size; i += kWarpLanes) {
     const float reward = rewards[i];
@@ -65,7 +65,7 @@ __device__ void write_advantages(const GroupStatistics& params, int64_t group, c
   }
 }
 
-// Adds what one group says to the sums; by one thread.
+// Adds one group's terms to the sums. One thread calls this.
 __device__ void add_gate(const GroupStatistics& params, const Group& stats, double* sums) {
   if (!(stats.valid > 0)) return;
   const double gate = 1.0 / (1.0 + exp(-params.slope * (stats.top - params.threshold)));
@@ -80,7 +80,7 @@ __device__ void add_gate(const GroupStatistics& params, const Group& stats, doub
 
 __global__ void __launch_bounds__(kThreads, 1) group_statistics_kernel(GroupStatistics params) {
   WAVALIGN_SHARED(GroupScratch, scratch);
-  double* sums = scratch.sums[warp_of_block()];  // the first lane's
+  double* sums = scratch.sums[warp_of_block()];  // only lane 0 writes them
   if (lane_of_warp() == 0) {
     for (int s = 0; s < kSums; ++s) sums[s] = 0;
   }

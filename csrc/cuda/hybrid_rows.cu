@@ -10,9 +10,9 @@ struct RowScratch {
   float grad_logp;
 };
 
-// Blocks have this beside what they ask for, the system's own share of it included.
+// Shared memory that the system reserves for each block, in addition to what the block requests.
 constexpr int64_t kSystemBytes = 1024;
-static_assert(sizeof(RowScratch) <= 512, "counted as 512 bytes in the plan");
+static_assert(sizeof(RowScratch) <= 512, "the plan counts 512 bytes of scratch");
 constexpr int64_t kScratchBytes = 512;
 
 __device__ __forceinline__ TokenTerms<float> terms_of(const TokenTable& table, int64_t row) {
@@ -36,8 +36,8 @@ __device__ __forceinline__ void write_invalid(const HybridRows& params, int64_t 
       target.dead ? 0.f : token_gradient(invalid.logp, terms_of(params.table, row), clip);
 }
 
-// One row for each cluster, `slice` logits of it for each block. kHeld: the slice stays in shared
-// memory from the statistics to the gradient; else it is read again.
+// Each cluster takes one row and each of its blocks `slice` logits of it. kHeld: the slice stays in
+// shared memory between statistics and gradient. Otherwise it is read twice.
 template <typename In, typename Out, bool kHeld>
 __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
     hybrid_rows_kernel(HybridRows params, int slice) {
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
   TokenTerms<float> terms = {};
   if (thread_in_block() == 0) {
     scratch.of_block = sums;
-    // Before any block writes: the others' writes wait for this block's arrival. And not later than
-    // here, so that the way to memory and the barrier are waited for together.
+    // Read the target's logit before arriving at the barrier: no block writes to the row until all
+    // have arrived. The latency of these loads then overlaps with the wait.
     at_target = scaling.z(widened(logits[target.id]), target.id);
     terms = terms_of(params.table, row);
   }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
     const int lane = lane_of_warp();
     sums = warp_merged(lane < blocks ? *shared_of(&scratch.of_block, lane) : no_logits<float>());
     if (lane == 0) {
-      // Every block does this for itself, in the same order and so with the same bits.
+      // Every block computes this itself, in the same order and so with the same bits.
       scratch.row = summary(sums, at_target);
       scratch.grad_logp =
           token_gradient(scratch.row.logp, terms, {params.clip_low, params.clip_high});
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
       }
     }
   }
-  cluster_arrive();  // has read the others' shared memory
+  cluster_arrive();  // this block has read the shared memory of the others
   __syncthreads();
   const RowGrads<float> grads = {scratch.grad_logp, 0.f, 0.f};
   if (any(grads)) {
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kRowBlocks)
   } else {
     write_zeros(result, begin, end);
   }
-  cluster_wait();  // shared memory ends with its block
+  cluster_wait();  // a block's shared memory is gone when it exits
 }
 
 int64_t slice_items(int64_t vocab, int cluster) {
@@ -122,8 +122,8 @@ constexpr RowPlan kStreamedPlan = {RowStrategy::kStreamed, 1, 0};
 }  // namespace
 
 RowPlan plan_hybrid_rows(int arch, int64_t vocab, Dtype dtype, int64_t shared_limit) {
-  // Two blocks on a multiprocessor are worth a larger cluster: one row is read while another is
-  // written.
+  // Prefer two blocks on a multiprocessor, even if that takes a larger cluster: one block reads its
+  // row while the other writes.
   const int most = arch >= 90 ? 8 : 1;
   for (const int resident : {2, 1}) {
     const int64_t share = (shared_limit + kSystemBytes) / resident - kSystemBytes - kScratchBytes;
@@ -147,7 +147,7 @@ Status hybrid_rows(const HybridRows& params, void* stream) {
     using In = decltype(in);
     using Out = decltype(out);
     const Status launched = launch_plan<In, Out>(params, plan, stream);
-    // A slice of a device may have no room for a cluster that the whole device has.
+    // A MIG slice may have no room for a cluster that fits on the whole device.
     if (launched == cudaSuccess || plan.cluster == 1) return launched;
     return launch_plan<In, Out>(params, kStreamedPlan, stream);
   });

@@ -1,4 +1,4 @@
-// Launches: every kernel of this folder is started here.
+// Launches a kernel: every launch function of this folder goes through here.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace wavalign::cuda {
 struct Grid {
   int64_t blocks;
   int threads;
-  int cluster = 1;  // of consecutive blocks
+  int cluster = 1;  // consecutive blocks that form a cluster
   int64_t shared_bytes = 0;
 };
 
@@ -23,15 +23,15 @@ inline Status cleared(cudaError_t error) {
   return error;
 }
 
-// Starts `kernel(args...)`; the status says whether it was accepted.
+// Enqueues `kernel(args...)`; the status says whether the launch was accepted.
 template <typename... Args>
 Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... args) {
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return cudaErrorInvalidValue;
   if (grid.shared_bytes > 0) {
-    // Blocks get more than 48 KB only where it was asked for, and two of them side by side only
-    // where the multiprocessor does not keep the memory as a cache.
+    // More than 48 KB for a block must be requested, and two such blocks fit on a multiprocessor
+    // only if it does not use that memory as L1 cache.
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(grid.shared_bytes));
     if (error == cudaSuccess) {
@@ -57,10 +57,10 @@ Status launch(void (*kernel)(Args...), const Grid& grid, void* stream, Args... a
 
 struct DeviceLimits {
   int arch;              // 90 for sm_90
-  int64_t shared_bytes;  // of one block, where asked for
+  int64_t shared_bytes;  // the most that a block can request
 };
 
-// Of the current device.
+// Queries the current device.
 inline Status device_limits(DeviceLimits& limits) {
   int device = 0, major = 0, minor = 0, shared = 0;
   const struct {

@@ -1,5 +1,5 @@
-// What CUDA C++ has no word for, each with its twin for the CUDA-on-CPU tests, and the two forms of
-// shared memory, which those tests give to each block separately.
+// Instructions that CUDA C++ does not expose, and declarations of shared memory. Each has a second
+// version for the CUDA-on-CPU tests, which emulate blocks and their shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@
 
 namespace wavalign::cuda {
 
-// 2^x; results below 2^-126 are 0. The relative error of the instruction is at most 2^-22.
+// 2^x. Results below 2^-126 flush to 0. The PTX ISA bounds the relative error by 2^-22.
 #if defined(WAVALIGN_CUDA_ON_CPU)
 
 inline float exp2_approximate(float x) { return cuda_on_cpu::exp2_approximate(x); }
@@ -36,8 +36,8 @@ __device__ __forceinline__ float exp2_approximate(float x) {
 
 #endif
 
-// Clusters exist from sm_90 on. Before, every block is a cluster of its own, and the barrier in two
-// halves is the block's.
+// Clusters exist from sm_90 on. On older GPUs every block is its own cluster, and waiting is a
+// block barrier.
 #if defined(WAVALIGN_CUDA_ON_CPU)
 
 inline int cluster_rank() { return cuda_on_cpu::cluster_rank(); }
@@ -67,8 +67,8 @@ __device__ __forceinline__ int cluster_size() {
   return static_cast<int>(size);
 }
 
-// Arriving releases what the thread has written, to global and to shared memory of the cluster;
-// waiting acquires it. Threads of a warp need not come together.
+// Arriving releases the thread's writes to global memory and to the shared memory of the cluster;
+// waiting acquires them. The threads of a warp need not arrive together.
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
@@ -77,7 +77,7 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// The same variable in the shared memory of another block of the cluster.
+// The address of the same variable in the shared memory of another block of the cluster.
 template <typename T>
 __device__ __forceinline__ T* shared_of(T* mine, int rank) {
   uint64_t theirs;
@@ -101,7 +101,8 @@ __device__ __forceinline__ T* shared_of(T* mine, int) {
 
 #if !defined(WAVALIGN_CUDA_ON_CPU)
 
-// Whole words between blocks, in no order with any other memory: for words that say it all.
+// Relaxed access to a word that other blocks use too. It orders no other memory access, so the word
+// must carry all the information by itself.
 __device__ __forceinline__ uint64_t load_relaxed(const uint64_t* p) {
   uint64_t value;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(p));

@@ -1,4 +1,4 @@
-// The second half of a row: from logits to their gradient, in place.
+// Device code that turns a row of logits into their gradient, in place.
 #pragma once
 
 #include "cuda/row_stats.cuh"
@@ -15,36 +15,35 @@ __device__ __forceinline__ void write_zeros(Out* result, int begin, int end) {
   }
 }
 
-// What turns a row's logits into their gradient.
+// What the gradient of a row's logits depends on, besides the logits.
 struct GradientOfRow {
   RowSummary<float> row;
   RowGrads<float> grads;
   int target;
 };
 
-// Whether a step of an in-place conversion to a narrower type must wait for the whole block
-// between its reads and its writes.
+// Whether a step of an in-place conversion to a narrower type needs a block barrier between its
+// reads and its writes.
 //
-// A step of T threads reads the bytes [8 T w k, 8 T w (k + 1)) of the row and writes
-// [8 T n k, 8 T n (k + 1)), w and n the widths in bytes, n <= w / 2. Threads may be steps apart, so
-// what step k writes must be behind the last barrier: a barrier in step b, between reads and
-// writes, proves that all bytes below 8 T w (b + 1) have been read, which covers the writes of step
-// k while n (k + 1) <= w (b + 1), that is k <= 2 b + 1. Barriers in steps 0, 2, 6, 14, ...
-// therefore suffice: each takes over where the one before ends, and the steps in between run
-// freely.
+// Step k of T threads reads the bytes [8 T w k, 8 T w (k + 1)) of the row and writes
+// [8 T n k, 8 T n (k + 1)), with w and n the widths in bytes and n <= w / 2. Threads may be several
+// steps apart, so step k may write only bytes that all threads have read for certain. A barrier in
+// step b, between reads and writes, shows that all bytes below 8 T w (b + 1) have been read. This
+// covers the writes of step k if n (k + 1) <= w (b + 1), which holds for k <= 2 b + 1. So barriers
+// in steps 0, 2, 6, 14, ... suffice: each covers the steps up to the next one.
 __device__ __forceinline__ bool overtakes_readers(int step) {
   return ((step + 1) & (step + 2)) == 0;
 }
 
-// result[begin, end) = dL/dlogits, from the logits that `source` holds from `begin` on. `kInPlace`:
-// source and result are the same memory, from the start of the row.
+// result[begin, end) = dL/dlogits. `source` points to the logit at `begin`. `kInPlace`: source and
+// result share the memory of the row, which starts at `result`.
 template <bool kInPlace, typename In, typename Out>
 __device__ __forceinline__ void write_gradient(const In* source, Out* result,
                                                const Scaling& scaling, int begin, int end,
                                                const GradientOfRow& of) {
   const int threads = threads_of_block();
   const int size = end - begin;
-  // Of the logits before they were scaled.
+  // The derivative by a logit before scaling has the factor `scale`.
   const RowGrads<float> grads = {scaling.scale * of.grads.logp, scaling.scale * of.grads.entropy,
                                  scaling.scale * of.grads.lse};
   const int steps = (size + kUnit * threads - 1) / (kUnit * threads);

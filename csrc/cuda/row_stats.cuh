@@ -1,4 +1,5 @@
-// Rows of logits: where they are, what their target is, and one sweep over each for its statistics.
+// Device code for the statistics of a row: its logits, its target, and its softmax sums in one
+// pass.
 #pragma once
 
 #include "common/token_math.h"
@@ -10,13 +11,14 @@
 namespace wavalign::cuda {
 
 constexpr int kMostRowThreads = 512;
-constexpr int kRowBlocks = 2;  // at least, on a multiprocessor
+constexpr int kRowBlocks = 2;  // that a multiprocessor must have room for, at least
 constexpr int kMostRowWarps = kMostRowThreads / kWarpLanes;
-// Positions inside a row are ints with room for a step beyond the end.
+// Positions in a row are ints, with room for one step beyond the end.
 constexpr int64_t kMostVocab = int64_t{1} << 30;
 
-// Threads for the `items` of a row that one block works on, two or more vectors for each. Sums are
-// a tree fixed by this number: it may depend on the vocabulary and on nothing else.
+// The number of threads of a block that works on `items` logits of a row. Each thread gets at least
+// two vectors, up to the limit. The summation tree follows from this number, so it must depend on
+// the vocabulary alone.
 inline int row_threads(int64_t items) {
   int threads = 2 * kWarpLanes;
   while (threads < kMostRowThreads && threads * int64_t{16} < items) threads *= 2;
@@ -31,7 +33,7 @@ inline bool well_formed(const RowChunk& chunk) {
          chunk.dtype != Dtype::kFloat16 && on_vector(chunk.logits) && on_vector(chunk.bias);
 }
 
-// Calls `function` with values of the types of the logits and of their gradient, which is no wider.
+// Calls `function` with a value of the logits' type and one of their gradient's, which is no wider.
 template <typename Function>
 Status with_row_dtypes(Dtype dtype, Dtype out_dtype, Function function) {
   return with_dtype(out_dtype, [&](auto out) -> Status {
@@ -50,7 +52,7 @@ __device__ __forceinline__ In* row_start(const RowChunk& chunk, int64_t row) {
 
 struct Target {
   int id;
-  bool dead;   // no token: its results are 0
+  bool dead;   // has the ignored id: the row's results are 0
   bool valid;  // neither dead nor outside the vocabulary
 };
 
@@ -61,13 +63,13 @@ __device__ __forceinline__ Target target_of(const RowChunk& chunk, int64_t row) 
   return {valid ? static_cast<int>(id) : -1, dead, valid};
 }
 
-// z = logit * scale + bias. One rounding, spelled out: a product left to the compiler is rounded in
-// one place and not in another, and z - top would not be 0 at the top.
+// z = logit * scale + bias, as one explicit fused multiply-add. If the compiler chose, it could
+// fuse in one place and not in another, and z - top would not be 0 at the largest logit.
 struct Scaling {
   float scale;
   const float* bias;  // or null
 
-  // The first `n` of `values`, which are logits from `at` on, become z.
+  // Turns the first `n` of `values`, the logits from position `at` on, into z.
   template <int count>
   __device__ __forceinline__ void apply(float (&values)[count], int at, int n) const {
     float shift[count] = {};
@@ -85,7 +87,8 @@ __device__ __forceinline__ Scaling scaling_of(const RowChunk& chunk) {
   return {chunk.scale, chunk.bias};
 }
 
-// Where a sweep leaves the logits it has read: nowhere, or in shared memory.
+// What the pass over a row does with the logits it reads: drops them, or keeps them in shared
+// memory.
 struct KeepNothing {
   template <typename In>
   __device__ void vector(int, const Vector<In>&) const {}
@@ -102,9 +105,10 @@ struct KeepIn {
   __device__ void item(int at, In value) const { held[at] = value; }
 };
 
-// e^x for x <= 0. The product and its constant are rounded, so the relative error is at most
-// 2^-22 + 1.25 |x| 2^-24: 1.2e-6 of e^-12, and absolutely nowhere more than 2.5e-7. expf takes four
-// times as many instructions, with which a row would wait for its arithmetic and not for memory.
+// e^x for x <= 0, with a rounded product and constant. The relative error is at most
+// 2^-22 + 1.25 |x| 2^-24, for example 1.2e-6 at x = -12; the absolute error is at most 2.5e-7. expf
+// compiles to four times as many instructions, and their issue already takes 60% of the time of
+// memory in hybrid_rows on an H100 (docs/gpu_model.md).
 struct RowExp {
   __device__ __forceinline__ float operator()(float x) const {
     constexpr float kLog2OfE = 1.44269504f;
@@ -112,17 +116,17 @@ struct RowExp {
   }
 };
 
-// Items that a thread takes at a time: whole vectors on both sides of every conversion.
+// Items that a thread processes at a time: whole 16-byte vectors in every type.
 constexpr int kUnit = 8;
 
-// This thread's share of the sums over z[begin, end), begin on a vector. Loads are started several
-// at a time, before the first is waited for: what is in flight must cover the way to memory.
+// This thread's share of the softmax sums over z[begin, end); row + begin is aligned to a vector.
+// Issues kBatch loads before it waits for the first, to hide the latency of memory.
 template <typename In, typename Keep>
 __device__ __forceinline__ SoftmaxSums<float> thread_sums(const In* row, const Scaling& scaling,
                                                           int begin, int end, Keep keep) {
   constexpr int kItems = kVectorItems<In>;
   constexpr int kBatch = 4;
-  constexpr int kVectors = kUnit / kItems;  // of one step of the sums
+  constexpr int kVectors = kUnit / kItems;  // that are added in one step
   const int threads = threads_of_block(), thread = thread_in_block();
   const int vectors = (end - begin) / kItems;
   SoftmaxSums<float> sums = no_logits<float>();
@@ -146,14 +150,14 @@ __device__ __forceinline__ SoftmaxSums<float> thread_sums(const In* row, const S
           keep.vector(v * kItems, batch[b + h]);
           scaling.apply(values, begin + v * kItems, kItems);
         }
-        // What is beyond the end counts for nothing.
+        // A logit of -inf beyond the end adds nothing.
 #pragma unroll
         for (int j = 0; j < kItems; ++j) z[h * kItems + j] = v < vectors ? values[j] : -INFINITY;
       }
       sums = with_logits<RowExp>(sums, z);
     }
   }
-  const int last = begin + vectors * kItems + thread;  // what fills no vector
+  const int last = begin + vectors * kItems + thread;  // of the rest that fills no vector
   if (last < end) {
     keep.item(last - begin, row[last]);
     const float z[1] = {scaling.z(widened(row[last]), last)};
@@ -162,8 +166,8 @@ __device__ __forceinline__ SoftmaxSums<float> thread_sums(const In* row, const S
   return sums;
 }
 
-// Sums over the warp, in lane 0. Down the lanes and not across: a merge rounds its two sides
-// differently, so only one lane's tree can be the one that counts.
+// Merges the sums of a warp; the result is in lane 0. Shuffles down, not across: `merged` rounds its
+// two arguments differently, so a butterfly would leave different bits in the lanes.
 __device__ __forceinline__ SoftmaxSums<float> warp_merged(SoftmaxSums<float> sums) {
 #pragma unroll
   for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) {
@@ -175,7 +179,7 @@ __device__ __forceinline__ SoftmaxSums<float> warp_merged(SoftmaxSums<float> sum
   return sums;
 }
 
-// Sums over the block, in thread 0.
+// Merges the sums of a block; the result is in thread 0.
 __device__ __forceinline__ SoftmaxSums<float> block_merged(SoftmaxSums<float> sums,
                                                            SoftmaxSums<float>* of_warps) {
   const int warps = threads_of_block() / kWarpLanes;
@@ -194,7 +198,7 @@ __device__ __forceinline__ void write_summary(const RowStatsOut& out, int64_t ro
   out.entropy[row] = values.entropy;
 }
 
-// Of a row without a valid target.
+// The summary of a row whose target is not valid.
 __device__ __forceinline__ RowSummary<float> invalid_summary(const Target& target) {
   return same_everywhere(target.dead ? 0.f : NAN);
 }

@@ -1,4 +1,4 @@
-// A gradient times a factor that only the device knows.
+// Multiplies a gradient by a factor that is known only on the device.
 #include <algorithm>
 
 #include "cuda/launch.cuh"
@@ -8,9 +8,9 @@
 namespace wavalign::cuda {
 namespace {
 
-// Every thread has four vectors on their way at a time, all of them together 8 MiB, which is more
-// than latency times bandwidth of an H100; and 128 multiprocessors hold all blocks side by side, by
-// their registers. More blocks would only take longer to find out that there is nothing to do.
+// Each thread keeps four vectors in flight, 8 MiB in the whole grid: more than the product of
+// latency and bandwidth of an H100 (about 1 us times 3.35 TB/s). By their registers, all blocks fit
+// on 128 multiprocessors at once. More blocks would only take longer when the factor is 1.
 constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 512;
 constexpr int kBatch = 4;
@@ -20,11 +20,11 @@ __device__ __forceinline__ T product(T item, float factor) {
   return narrowed<T>(widened(item) * factor);
 }
 
-// `head` items come before the first vector.
+// The first `head` items lie before the first aligned vector.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) scale_kernel(Scale params, int head) {
   const float factor = *params.factor;
-  if (factor == 1.f) return;  // as in almost every backward pass
+  if (factor == 1.f) return;  // the usual case of a backward pass
   constexpr int kItems = kVectorItems<T>;
   T* items = static_cast<T*>(params.gradient);
   T* body = items + head;
@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(Scale params, int head)
       if (v < vectors) store_vector(body + v * kItems, batch[b]);
     }
   }
-  // What fills no vector, at both ends, by the last threads, which have the least to do.
+  // The items at both ends that fill no vector. The last threads take them: they have the least to
+  // do.
   const int64_t edge = threads - 1 - thread;
   const int64_t item = edge < head ? edge : edge + vectors * kItems;
   if (item < params.size) items[item] = product(items[item], factor);

@@ -1,4 +1,4 @@
-// What the bindings ask of their tensors; every refusal has the value seen and the value wanted.
+// Checks of the tensors that the ops receive. Each error gives the value seen and the value wanted.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -43,7 +43,7 @@ inline std::string seen(const Tensor& tensor) {
   return text.str();
 }
 
-// A contiguous vector of a type and length on the device of `like`.
+// Checks for a contiguous vector of this type and length, on the device of `like`.
 inline void check_vector(const char* name, const Tensor& tensor, ScalarType type, int64_t size,
                          const Tensor& like) {
   check(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == size &&
@@ -52,7 +52,7 @@ inline void check_vector(const char* name, const Tensor& tensor, ScalarType type
         "] ", place_of(like), ", contiguous");
 }
 
-// The data of fp32 [size]; null where it is absent.
+// The data of a checked fp32 vector [size]; null if the tensor is absent.
 inline const float* floats(const char* name, const Tensor& tensor, int64_t size,
                            const Tensor& like) {
   check_vector(name, tensor, ScalarType::Float, size, like);
@@ -64,7 +64,7 @@ inline const float* floats(const char* name, const std::optional<Tensor>& tensor
   return tensor.has_value() ? floats(name, *tensor, size, like) : nullptr;
 }
 
-// A bool or a byte each, both of which are 0 or 1.
+// The data of a checked vector [size] of bools or bytes; as bytes, both are 0 or 1.
 inline const uint8_t* flags(const char* name, const Tensor& tensor, int64_t size,
                             const Tensor& like) {
   const ScalarType type =
@@ -85,7 +85,7 @@ inline Dtype dtype_of(const char* name, ScalarType type) {
   return type == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat16;
 }
 
-// The type that dlogits are written in, no wider than the logits they overwrite.
+// The type of the gradient, which overwrites the logits and so must not be wider.
 inline Dtype operand_dtype(ScalarType type, const RowChunk& chunk) {
   const Dtype dtype = dtype_of("out_dtype", type);
   check(dtype != Dtype::kFloat32 || chunk.dtype == Dtype::kFloat32,
@@ -99,7 +99,7 @@ inline void check_aligned(const char* name, const Tensor& tensor) {
         " bytes beyond a multiple of 16, want 0");
 }
 
-// A chunk of logits as the kernels take it.
+// Checks a chunk of logits and describes it for the kernels.
 inline RowChunk row_chunk(const Tensor& logits, const Tensor& targets,
                           const std::optional<Tensor>& bias, double scale, int64_t ignore_index) {
   const ScalarType type = logits.scalar_type();
@@ -108,7 +108,7 @@ inline RowChunk row_chunk(const Tensor& logits, const Tensor& targets,
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   const int64_t vector = 16 / static_cast<int64_t>(logits.element_size());
   check(vocab > 0, "logits: got ", shape_of(logits), ", want V > 0");
-  // The stride of a single row is anything.
+  // The stride of a single row may have any value.
   const int64_t pitch = rows > 1 ? logits.stride(0) : (vocab + vector - 1) / vector * vector;
   check((logits.stride(1) == 1 || vocab == 1) && pitch >= vocab && pitch % vector == 0,
         "logits: got strides [", logits.stride(0), ", ", logits.stride(1),

@@ -1,4 +1,4 @@
-// Loads and stores of 16 bytes a thread, between memory and fp32 registers.
+// Loads and stores of 16 bytes per thread, between memory and fp32 registers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,7 +16,7 @@ inline bool on_vector(const void* p) { return reinterpret_cast<uintptr_t>(p) % k
 template <typename T>
 constexpr int kVectorItems = kVectorBytes / static_cast<int>(sizeof(T));
 
-// 16 bytes of T; a union, so that registers are only renamed.
+// 16 bytes of T. A union, so that reading the items moves no register.
 template <typename T>
 union Vector {
   uint4 bits;
@@ -36,7 +36,8 @@ __device__ __forceinline__ void store_vector(T* p, const Vector<T>& vector) {
   *reinterpret_cast<uint4*>(p) = vector.bits;
 }
 
-// `n` numbers of T, `count` of them in whole vectors; past n: 0.
+// Loads p[0, n) into `values` and sets the rest to 0. If n >= count, loads whole vectors; p must
+// then be aligned to 16 bytes.
 template <int count, typename T>
 __device__ __forceinline__ void load_items(const T* p, int n, float (&values)[count]) {
   static_assert(count % kVectorItems<T> == 0, "whole vectors");
@@ -53,7 +54,7 @@ __device__ __forceinline__ void load_items(const T* p, int n, float (&values)[co
   for (int j = 0; j < count; ++j) values[j] = j < n ? widened(p[j]) : 0.f;
 }
 
-// The first n of `values`.
+// Stores the first n of `values`, in whole vectors if n >= count.
 template <int count, typename T>
 __device__ __forceinline__ void store_items(T* p, int n, const float (&values)[count]) {
   static_assert(count % kVectorItems<T> == 0, "whole vectors");

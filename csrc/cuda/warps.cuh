@@ -1,4 +1,4 @@
-// Words for a block's threads, and sums over a warp.
+// Indices of threads, lanes and warps, and reductions over a warp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,8 @@ __device__ __forceinline__ int threads_of_block() { return static_cast<int>(bloc
 __device__ __forceinline__ int lane_of_warp() { return thread_in_block() % kWarpLanes; }
 __device__ __forceinline__ int warp_of_block() { return thread_in_block() / kWarpLanes; }
 
-// `value` of all lanes combined, in every lane; `combine` must not mind the order of its arguments.
+// Reduces `value` over all lanes and returns the result in every lane. `combine` must be
+// commutative, or lanes would get different results.
 template <typename T, typename Combine>
 __device__ __forceinline__ T warp_combined(T value, Combine combine) {
 #pragma unroll
