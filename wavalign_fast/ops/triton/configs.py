@@ -32,15 +32,15 @@ class ScorerConfig(NamedTuple):
 
 
 class MergeConfig(NamedTuple):
-    """Rows of a merging program, and parts that it reads at a time."""
+    """Rows of a merging program, and spans that it reads at a time."""
 
     rows: int
-    parts: int
+    spans: int
     warps: int
 
 
-MERGE = MergeConfig(rows=32, parts=32, warps=4)
-"""Its loads are independent within 32 parts: a vocabulary of 168 072 takes six round trips."""
+MERGE = MergeConfig(rows=32, spans=32, warps=4)
+"""Its loads are independent within 32 spans: a vocabulary of 168 072 takes six round trips."""
 
 COMPACTION = RowConfig(block=2048, warps=4)
 """Two 16-byte accesses a thread of a row in bf16, one of flags."""

@@ -5,7 +5,7 @@ import triton
 
 from wavalign_fast.ops.chunked.interface import RowStats
 from wavalign_fast.ops.triton.configs import MERGE, scorer_config
-from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel, score_parts_kernel
+from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel, score_spans_kernel
 from wavalign_fast.ops.triton.launch import on_device
 
 ROWS_A_LAUNCH = 16_384
@@ -71,10 +71,10 @@ def _score_rows(
     vocab = weight.shape[0]
     plain = bias is None and softcap is None
     config = scorer_config(hidden.dtype, hidden_size, plain=plain)
-    parts = triton.cdiv(vocab, config.ids * config.tiles)
-    tops, totals, weighteds = hidden.new_empty((3, parts, rows), dtype=torch.float32).unbind()
+    spans = triton.cdiv(vocab, config.ids * config.tiles)
+    tops, totals, weighteds = hidden.new_empty((3, spans, rows), dtype=torch.float32).unbind()
     at_target = hidden.new_empty(rows, dtype=torch.float32)
-    score_parts_kernel[(triton.cdiv(rows, config.rows), parts)](
+    score_spans_kernel[(triton.cdiv(rows, config.rows), spans)](
         hidden=hidden,
         weight=weight,
         targets=targets,
@@ -112,10 +112,10 @@ def _score_rows(
         log_sum=stats.log_sum,
         rows=rows,
         vocab=vocab,
-        parts=parts,
+        spans=spans,
         ignore_index=ignore_index,
         ROWS=MERGE.rows,
-        PARTS=MERGE.parts,
+        SPANS=MERGE.spans,
         num_warps=MERGE.warps,
     )
 

@@ -18,7 +18,7 @@ TABLES = Path(__file__).with_name("tables")
 REGISTER_SLACK = 8
 """How far registers may move unreported: one step in which they are allocated."""
 
-MOVES_ROWS = {"row_stats", "row_gradient", "hybrid_rows", "score_parts"}
+MOVES_ROWS = {"row_stats", "row_gradient", "hybrid_rows", "score_spans"}
 MOVES_ROWS |= {"gather_rows", "scatter_rows", "scale"}
 
 Table = dict[str, dict[str, dict[str, Resources]]]
@@ -44,7 +44,7 @@ def broken_rules(case: str, target: str, found: dict[str, Resources]) -> list[st
             lines.append(f"{kernel}: spills {taken.spills} bytes and instructions")
         if taken.shared > TARGETS[target].shared_per_program or taken.programs < 1:
             lines.append(f"{kernel}: {taken.shared} bytes of shared memory do not fit")
-        if kernel == "score_parts" and not taken.matrix and "fp32" not in case:
+        if kernel == "score_spans" and not taken.matrix and "fp32" not in case:
             lines.append(f"{kernel}: multiplies without matrix instructions")
         if kernel in MOVES_ROWS and not taken.wide and "odd" not in case:
             lines.append(f"{kernel}: moves no 16 bytes at a time")

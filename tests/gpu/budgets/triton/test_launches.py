@@ -36,10 +36,10 @@ def test_one_program_a_row():
     [("sm_80", 128, 65_536), (H100, 256, 147_456), ("gfx942", 128, 32_768)],
 )
 def test_spans_of_the_vocabulary_fill_the_gpu(target, tile, shared):
-    parts, merge = compiled("score/bf16", target)
-    assert parts.name == "score_parts_kernel" and parts.grid == (2, 165, 1)
-    assert parts.metadata.num_warps == 8 and parts.metadata.shared == shared
-    assert f"128x{tile}x" in parts.asm["ttgir"].replace("tensor<", "")
+    spans, merge = compiled("score/bf16", target)
+    assert spans.name == "score_spans_kernel" and spans.grid == (2, 165, 1)
+    assert spans.metadata.num_warps == 8 and spans.metadata.shared == shared
+    assert f"128x{tile}x" in spans.asm["ttgir"].replace("tensor<", "")
     assert merge.name == "score_merge_kernel" and merge.grid == (7, 1, 1)
 
 

@@ -26,7 +26,7 @@ ALIGNMENT = 512
 """The alignment of PyTorch's caching allocator; counts of sectors depend on it."""
 ROW_KERNELS = ("row_stats", "row_gradient", "hybrid_rows")
 COPY_KERNELS = ("gather_rows", "scatter_rows")
-SCORER_KERNELS = ("score_parts", "score_merge")
+SCORER_KERNELS = ("score_spans", "score_merge")
 TRITON_KERNELS = ROW_KERNELS + SCORER_KERNELS
 CUDA_KERNELS = ROW_KERNELS + COPY_KERNELS
 KERNELS = (*ROW_KERNELS, *SCORER_KERNELS, *COPY_KERNELS)
@@ -114,11 +114,11 @@ def scorer_products(target: str, size: Size, rows: int) -> Counts:
         operand=size.operand,
     )
     if size.hidden <= small.hidden + INNER:
-        return scorer(target, size, rows)["score_parts"]
+        return scorer(target, size, rows)["score_spans"]
 
     def at(spans: int, steps: int) -> Counts:
         vocab, hidden = small.vocab + spans * SPAN, small.hidden + steps * INNER
-        return scorer(target, replace(small, vocab=vocab, hidden=hidden), rows)["score_parts"]
+        return scorer(target, replace(small, vocab=vocab, hidden=hidden), rows)["score_spans"]
 
     spans = (size.vocab - small.vocab) // SPAN
     return bilinear(at, spans, (size.hidden - small.hidden) // INNER)
@@ -142,7 +142,7 @@ def scorer_merge(target: str, size: Size, rows: int) -> Counts:
             parts=sums.shape[1],
             ignore_index=-100,
             ROWS=MERGE.rows,
-            PARTS=MERGE.parts,
+            SPANS=MERGE.spans,
             num_warps=MERGE.warps,
         )
 
@@ -178,7 +178,7 @@ def every_count(
 def _count(backend: str, kernel: str, size: Size, rows: int, source: Source) -> Counts:
     target = backend.split("-")[1]
     tiles = -(-rows // TILE_ROWS)
-    if kernel == "score_parts":
+    if kernel == "score_spans":
         return scorer_products(target, size, TILE_ROWS) * tiles
     if kernel == "score_merge":
         return scorer_merge(target, size, TILE_ROWS) * tiles

@@ -106,7 +106,7 @@ SCENES = {
     f"{name} on {target}": Scene(kernel, target, launch)
     for target in ("sm_80", "sm_90a")
     for name, kernel, launch in (
-        ("scorer", "score_parts", score),
+        ("scorer", "score_spans", score),
         ("statistics", "row_stats", statistics),
         ("gradient", "row_gradient", gradient),
         ("hybrid", "hybrid_rows", hybrid),

@@ -74,10 +74,10 @@ def test_counts_of_the_scorer_are_affine_in_both_sizes() -> None:
     target = "sm_90a"
     size = Size(vocab=40 + 2 * SPAN, hidden=16 + 5 * 64)
     found = scorer(target, size, 128)
-    assert scorer_products(target, size, 128) == found["score_parts"]
+    assert scorer_products(target, size, 128) == found["score_spans"]
     assert scorer_merge(target, size, 128) == found["score_merge"]
     # Whole tiles of 256 ids and whole steps of 64 are multiplied, at ragged ends too.
-    assert found["score_parts"].mma_flops == 2 * 128 * (2 * SPAN + 256) * (6 * 64)
+    assert found["score_spans"].mma_flops == 2 * 128 * (2 * SPAN + 256) * (6 * 64)
 
 
 def test_the_command_prints_them() -> None:

@@ -63,7 +63,7 @@ def check(
     double = None if shift is None else shift.double()
     truth = definition.row_stats(RowChunk(logits, targets, double, scale=0.75, ignore_index=IGNORE))
     check_stats(found, truth, logits)
-    assert emulated.kernels == ["score_parts_kernel", "score_merge_kernel"]
+    assert emulated.kernels == ["score_spans_kernel", "score_merge_kernel"]
     return emulated
 
 

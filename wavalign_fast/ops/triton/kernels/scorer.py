@@ -12,7 +12,7 @@ import triton.language as tl
 from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebase
 
 # Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
-RUNTIME = ("rows", "vocab", "parts", "ignore_index")
+RUNTIME = ("rows", "vocab", "spans", "ignore_index")
 # Slices of tables whose alignment changes with the number of rows.
 PER_ROW = (
     "tops",
@@ -95,7 +95,7 @@ def online_tile(z, top, total, weighted):
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
-def score_parts_kernel(
+def score_spans_kernel(
     hidden,
     weight,
     targets,
@@ -121,7 +121,7 @@ def score_parts_kernel(
 ):
     # Programs that run together have neighbouring numbers: they share a span of the weight.
     first_row = tl.program_id(0) * ROWS
-    part = tl.program_id(1)
+    span = tl.program_id(1)
     lanes = tl.arange(0, ROWS)
     row = first_row + lanes
     target = tl.load(targets + row, mask=row < rows, other=ignore_index)
@@ -134,7 +134,7 @@ def score_parts_kernel(
         top = tl.full((ROWS,), FLOOR, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         weighted = tl.zeros((ROWS,), tl.float32)
-        start = part * TILES * IDS
+        start = span * TILES * IDS
         for first_id in tl.range(start, tl.minimum(start + TILES * IDS, vocab), IDS):
             acc = tile_product(
                 hidden=block,
@@ -157,7 +157,7 @@ def score_parts_kernel(
             # One column at most is not 0: the sum is that logit, to the bit.
             tl.store(at_target + row, tl.sum(tl.where(own, z, 0.0), axis=1), mask=here)
             top, total, weighted = online_tile(z, top, total, weighted)
-        place = part.to(tl.int64) * rows + row
+        place = span.to(tl.int64) * rows + row
         tl.store(tops + place, top, mask=row < rows)
         tl.store(totals + place, total, mask=row < rows)
         tl.store(weighteds + place, weighted, mask=row < rows)
@@ -176,35 +176,35 @@ def score_merge_kernel(
     log_sum,
     rows,
     vocab,
-    parts,
+    spans,
     ignore_index,
     ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
+    SPANS: tl.constexpr,
 ):
-    """The statistics of each row, from those of its parts in the vocabulary's order."""
+    """The statistics of each row, from those of its spans in the vocabulary's order."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     row_top = tl.full((ROWS,), FLOOR, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS,), tl.float32)
-    for first in tl.range(0, parts, PARTS):
-        part = first + tl.arange(0, PARTS)
-        place = part.to(tl.int64)[:, None] * rows + row[None, :]
-        mask = (part < parts)[:, None] & inside[None, :]
-        part_top = tl.load(tops + place, mask=mask, other=FLOOR)
-        part_total = tl.load(totals + place, mask=mask, other=0.0)
-        part_weighted = tl.load(weighteds + place, mask=mask, other=0.0)
-        new_top = tl.maximum(row_top, tl.max(part_top, axis=0))
+    for first in tl.range(0, spans, SPANS):
+        span = first + tl.arange(0, SPANS)
+        place = span.to(tl.int64)[:, None] * rows + row[None, :]
+        mask = (span < spans)[:, None] & inside[None, :]
+        span_top = tl.load(tops + place, mask=mask, other=FLOOR)
+        span_total = tl.load(totals + place, mask=mask, other=0.0)
+        span_weighted = tl.load(weighteds + place, mask=mask, other=0.0)
+        new_top = tl.maximum(row_top, tl.max(span_top, axis=0))
         total, weighted = rebase(row_top, total, weighted, new_top)
-        part_total, part_weighted = rebase(part_top, part_total, part_weighted, new_top[None, :])
-        total += tl.sum(part_total, axis=0)
-        weighted += tl.sum(part_weighted, axis=0)
+        span_total, span_weighted = rebase(span_top, span_total, span_weighted, new_top[None, :])
+        total += tl.sum(span_total, axis=0)
+        weighted += tl.sum(span_weighted, axis=0)
         row_top = new_top
     target = tl.load(targets + row, mask=inside, other=ignore_index)
     known = (target != ignore_index) & (target >= 0) & (target < vocab)
     own = tl.load(at_target + row, mask=inside & known, other=0.0)
     row_logp, row_entropy, row_top, row_log_sum = finish(own, row_top, total, weighted)
-    # What no part has written holds anything: dead rows are 0, rows with a bad target NaN.
+    # What no span has written holds anything: dead rows are 0, rows with a bad target NaN.
     fill = tl.where(target == ignore_index, 0.0, float("nan"))
     tl.store(logp + row, tl.where(known, row_logp, fill), mask=inside)
     tl.store(entropy + row, tl.where(known, row_entropy, fill), mask=inside)
