@@ -51,11 +51,11 @@ def write_index_kernel(live, starts, count, index, total, capacity, BLOCK: tl.co
 def gather_rows_kernel(source, index, out, sources, columns, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.load(index + row)
-    named = (place >= 0) & (place < sources)
+    valid = (place >= 0) & (place < sources)
     for start in tl.range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < columns
-        values = tl.load(source + place * stride + column, mask=inside & named, other=0.0)
+        values = tl.load(source + place * stride + column, mask=inside & valid, other=0.0)
         tl.store(out + row * columns + column, values, mask=inside)
 
 

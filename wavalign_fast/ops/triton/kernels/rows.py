@@ -9,7 +9,7 @@ element. Rows are ``64 * pitch_64`` elements apart, so that the compiler knows e
 import triton
 import triton.language as tl
 
-from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, online_step, rebase
+from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, online_step, rebase, row_summary
 from wavalign_fast.ops.triton.kernels.token_math import token_gradient
 
 # Values that change between chunks and batches must not compile a kernel again.
@@ -70,34 +70,45 @@ def row_statistics(logits, bias, target, vocab, scale, BLOCK: tl.constexpr):
     row_top = tl.max(top, axis=0)
     total, weighted = rebase(top, total, weighted, row_top)
     at_target = read_logits(logits, bias, target, vocab, scale, False)
-    return finish(at_target, row_top, tl.sum(total, axis=0), tl.sum(weighted, axis=0))
+    return row_summary(at_target, row_top, tl.sum(total, axis=0), tl.sum(weighted, axis=0))
 
 
 @triton.jit
-def block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum):
-    """``dL/dlogits`` of some columns; ``own`` is the target's, formed without cancellation."""
+def block_gradient(z, columns, target, target_grad, p_coef, entropy_coef, stats):
+    """``dL/dlogits`` of some columns; the target's own comes from ``target_gradient``."""
+    _, entropy, top, log_sum = stats
     log_p = z - top - log_sum
     p = tl.exp(log_p)
-    slope = by_p
-    if by_entropy is not None:
+    slope = p_coef
+    if entropy_coef is not None:
         # 0 * -inf is 0 in an entropy.
-        slope = by_p - by_entropy * tl.where(p > 0.0, log_p + entropy, 0.0)
-    return tl.where(columns == target, own, p * slope)
+        slope = p_coef - entropy_coef * tl.where(p > 0.0, log_p + entropy, 0.0)
+    return tl.where(columns == target, target_grad, p * slope)
 
 
 @triton.jit
-def own_gradient(g, e, by_lse, logp, entropy, scale):
+def target_gradient(g_logp, g_entropy, g_lse, logp, entropy, scale):
     """``dL/dlogits`` at the target: ``(l - g) p + g`` has lost its digits where p is near 1."""
     p = tl.exp(logp)
-    own = by_lse * p - g * expm1(logp)
-    if e is not None:
-        own -= e * tl.where(p > 0.0, p * (logp + entropy), 0.0)
-    return own * scale
+    target_grad = g_lse * p - g_logp * expm1(logp)
+    if g_entropy is not None:
+        target_grad -= g_entropy * tl.where(p > 0.0, p * (logp + entropy), 0.0)
+    return target_grad * scale
 
 
 @triton.jit
 def write_gradient(
-    logits, out, bias, target, own, by_p, by_entropy, stats, vocab, scale, BLOCK: tl.constexpr
+    logits,
+    out,
+    bias,
+    target,
+    target_grad,
+    p_coef,
+    entropy_coef,
+    stats,
+    vocab,
+    scale,
+    BLOCK: tl.constexpr,
 ):
     """The row's gradient over its logits.
 
@@ -110,20 +121,19 @@ def write_gradient(
     """
     WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
     NARROW: tl.constexpr = out.dtype.element_ty.primitive_bitwidth < WIDE
-    logp, entropy, top, log_sum = stats
     target = target.to(tl.int32)  # it is an id, and each column is compared with it
     lanes = tl.arange(0, BLOCK)
     blocks = vocab // BLOCK
     for block in tl.range(0, blocks):
         columns = block * BLOCK + lanes
         z = read_logits(logits, bias, columns, vocab, scale, False)
-        d = block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum)
+        d = block_gradient(z, columns, target, target_grad, p_coef, entropy_coef, stats)
         if NARROW and block & (block - 1) == 0:
             tl.debug_barrier()
         tl.store(out + columns, d.to(out.dtype.element_ty))
     columns = blocks * BLOCK + lanes
     z = read_logits(logits, bias, columns, vocab, scale, True)
-    d = block_gradient(z, columns, target, own, by_p, by_entropy, logp, entropy, top, log_sum)
+    d = block_gradient(z, columns, target, target_grad, p_coef, entropy_coef, stats)
     if NARROW:
         tl.debug_barrier()
     tl.store(out + columns, d.to(out.dtype.element_ty), mask=columns < vocab)
@@ -207,16 +217,16 @@ def row_gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_logits, row_out = row_starts(logits, out, row, pitch_64)
     target = tl.load(targets + row)
-    g = 0.0
-    e = 0.0
-    by_lse = 0.0
+    g_logp = 0.0
+    g_entropy = 0.0
+    g_lse = 0.0
     if grad_logp is not None:
-        g = tl.load(grad_logp + row)
+        g_logp = tl.load(grad_logp + row)
     if grad_entropy is not None:
-        e = tl.load(grad_entropy + row)
+        g_entropy = tl.load(grad_entropy + row)
     if grad_lse is not None:
-        by_lse = tl.load(grad_lse + row)
-    wanted = (g != 0.0) | (e != 0.0) | (by_lse != 0.0)
+        g_lse = tl.load(grad_lse + row)
+    wanted = (g_logp != 0.0) | (g_entropy != 0.0) | (g_lse != 0.0)
     if is_known(target, vocab, ignore_index) & wanted:
         stats = (
             tl.load(logp + row),
@@ -224,16 +234,22 @@ def row_gradient_kernel(
             tl.load(top + row),
             tl.load(log_sum + row),
         )
-        own = own_gradient(g, e, by_lse, stats[0], stats[1], scale)
-        by_p = (by_lse - g) * scale
-        if grad_entropy is not None:
-            write_gradient(
-                row_logits, row_out, bias, target, own, by_p, e * scale, stats, vocab, scale, BLOCK
-            )
-        else:
-            write_gradient(
-                row_logits, row_out, bias, target, own, by_p, None, stats, vocab, scale, BLOCK
-            )
+        target_grad = target_gradient(g_logp, g_entropy, g_lse, stats[0], stats[1], scale)
+        p_coef = (g_lse - g_logp) * scale
+        entropy_coef = g_entropy * scale if grad_entropy is not None else None
+        write_gradient(
+            logits=row_logits,
+            out=row_out,
+            bias=bias,
+            target=target,
+            target_grad=target_grad,
+            p_coef=p_coef,
+            entropy_coef=entropy_coef,
+            stats=stats,
+            vocab=vocab,
+            scale=scale,
+            BLOCK=BLOCK,
+        )
     else:
         write_zeros(row_out, vocab, BLOCK)
 
@@ -297,9 +313,19 @@ def hybrid_rows_kernel(
     tl.debug_barrier()
     if known & (g != 0.0):
         stats = (row_logp, row_entropy, row_top, row_log_sum)
-        own = own_gradient(g, None, 0.0, row_logp, row_entropy, scale)
+        target_grad = target_gradient(g, None, 0.0, row_logp, row_entropy, scale)
         write_gradient(
-            row_logits, row_out, bias, target, own, -g * scale, None, stats, vocab, scale, BLOCK
+            logits=row_logits,
+            out=row_out,
+            bias=bias,
+            target=target,
+            target_grad=target_grad,
+            p_coef=-g * scale,
+            entropy_coef=None,
+            stats=stats,
+            vocab=vocab,
+            scale=scale,
+            BLOCK=BLOCK,
         )
     else:
         write_zeros(row_out, vocab, BLOCK)

@@ -9,7 +9,7 @@ the number of multiprocessors; with few rows it is the spans that fill the GPU.
 import triton
 import triton.language as tl
 
-from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, finish, rebase
+from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, rebase, row_summary
 
 # Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
 RUNTIME = ("rows", "vocab", "spans", "ignore_index")
@@ -152,10 +152,10 @@ def score_spans_kernel(
             )
             ids = first_id + tl.arange(0, IDS)
             z = tile_logits(acc, bias, ids, vocab, scale, softcap)
-            own = ids[None, :] == target[:, None]
-            here = (target >= first_id) & (target < first_id + IDS)
+            is_target = ids[None, :] == target[:, None]
+            in_tile = (target >= first_id) & (target < first_id + IDS)
             # One column at most is not 0: the sum is that logit, to the bit.
-            tl.store(at_target + row, tl.sum(tl.where(own, z, 0.0), axis=1), mask=here)
+            tl.store(at_target + row, tl.sum(tl.where(is_target, z, 0.0), axis=1), mask=in_tile)
             top, total, weighted = online_tile(z, top, total, weighted)
         place = span.to(tl.int64) * rows + row
         tl.store(tops + place, top, mask=row < rows)
@@ -202,8 +202,10 @@ def score_merge_kernel(
         row_top = new_top
     target = tl.load(targets + row, mask=inside, other=ignore_index)
     known = (target != ignore_index) & (target >= 0) & (target < vocab)
-    own = tl.load(at_target + row, mask=inside & known, other=0.0)
-    row_logp, row_entropy, row_top, row_log_sum = finish(own, row_top, total, weighted)
+    target_logit = tl.load(at_target + row, mask=inside & known, other=0.0)
+    row_logp, row_entropy, row_top, row_log_sum = row_summary(
+        target_logit, row_top, total, weighted
+    )
     # What no span has written holds anything: dead rows are 0, rows with a bad target NaN.
     fill = tl.where(target == ignore_index, 0.0, float("nan"))
     tl.store(logp + row, tl.where(known, row_logp, fill), mask=inside)

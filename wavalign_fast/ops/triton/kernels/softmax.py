@@ -18,25 +18,25 @@ def online_step(z, top, total, weighted):
     """
     z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)
     new_top = tl.maximum(top, z)
-    fall = top - new_top
-    kept = tl.exp(fall)
+    shift = top - new_top
+    factor = tl.exp(shift)
     below = z - new_top
     e = tl.exp(below)
-    weighted = kept * (weighted + fall * total) + e * below
-    total = kept * total + e
+    weighted = factor * (weighted + shift * total) + e * below
+    total = factor * total + e
     return new_top, total, weighted
 
 
 @triton.jit
 def rebase(top, total, weighted, new_top):
     """The two sums of a part of a row, relative to ``new_top >= top``."""
-    fall = top - new_top
-    kept = tl.exp(fall)
-    return kept * total, kept * (weighted + fall * total)
+    shift = top - new_top
+    factor = tl.exp(shift)
+    return factor * total, factor * (weighted + shift * total)
 
 
 @triton.jit
-def finish(at_target, top, total, weighted):
+def row_summary(at_target, top, total, weighted):
     """``logp, entropy, top, log_sum`` of whole rows; NaN where a row holds NaN or only bans."""
     # The comparison is false for NaN: `minimum` and `maximum` would lose it.
     total = tl.where(top > FLOOR, total, float("nan"))

@@ -24,11 +24,11 @@ def surrogate_slope(logp, advantage, old_logp, row, clip_low, clip_high, CLIP: t
         slope = tl.exp(tl.where(excess > LINEAR_FROM, LINEAR_FROM, excess))
         beyond = tl.where(excess > LINEAR_FROM, excess - LINEAR_FROM, 0.0)
         ratio = slope + E_LINEAR_FROM * beyond
-    by_logp = slope * advantage
+    derivative = slope * advantage
     if CLIP:
         clipped = tl.minimum(tl.maximum(ratio, clip_low), clip_high)
-        by_logp = tl.where(ratio * advantage <= clipped * advantage, by_logp, 0.0)
-    return by_logp
+        derivative = tl.where(ratio * advantage <= clipped * advantage, derivative, 0.0)
+    return derivative
 
 
 @triton.jit
@@ -47,10 +47,10 @@ def token_gradient(
 ):
     """``dL/dlogp`` of the row; a term whose coefficient is 0 is 0, whatever its inputs hold."""
     policy = tl.load(policy_coef + row)
-    by_logp = surrogate_slope(
+    derivative = surrogate_slope(
         logp, tl.load(advantage + row), old_logp, row, clip_low, clip_high, CLIP
     )
-    g = tl.where(policy > 0.0, -policy * by_logp, 0.0)
+    g = tl.where(policy > 0.0, -policy * derivative, 0.0)
     if ref_logp is not None:
         gap = tl.load(ref_logp + row) - logp
         kl = tl.load(kl_coef + row)
