@@ -1,1 +1,1 @@
-"""The programs that run on the GPU; `wavalign_fast.ops.triton` launches them."""
+"""The Triton kernels; the modules of `wavalign_fast.ops.triton` launch them."""

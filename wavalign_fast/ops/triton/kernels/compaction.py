@@ -1,4 +1,4 @@
-"""Which rows are live, in order, and copies of rows from and to their places; no host read."""
+"""Compaction of the indices of live rows, and gather and scatter of rows, without a host sync."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def read_flags(live, block, count, BLOCK: tl.constexpr):
-    """Places of a block of flags, and the flags as 0 and 1."""
+    """Positions of a block of flags, and the flags as 0 and 1."""
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return place, (tl.load(live + place, mask=place < count, other=0) != 0).to(tl.int32)
 
@@ -20,7 +20,7 @@ def count_live_kernel(live, counts, total, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=("blocks",))
 def scan_counts_kernel(counts, starts, count, blocks, BLOCK: tl.constexpr):
-    """Where each block's live rows begin, by one program: a block is thousands of flags."""
+    """Exclusive prefix sum of the blocks' counts. One program is enough: a block has 2048 flags."""
     running = tl.zeros((), tl.int64)
     for first in tl.range(0, blocks, BLOCK):
         block = first + tl.arange(0, BLOCK)
@@ -34,9 +34,9 @@ def scan_counts_kernel(counts, starts, count, blocks, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=("total", "capacity"))
 def write_index_kernel(live, starts, count, index, total, capacity, BLOCK: tl.constexpr):
-    """A block's live rows into their places, and -1 into the block of places without a row.
+    """Writes the indices of a block's live rows, and -1 to the entries beyond ``count``.
 
-    Rows go to places below ``count``, the -1 to those from it on: no two programs write one.
+    Indices go to entries below ``count`` and the -1 to the others, so no two programs write one.
     """
     block = tl.program_id(0)
     place, flags = read_flags(live, block, total, BLOCK)

@@ -1,9 +1,10 @@
-"""Row kernels: statistics and gradients of a chunk of logits, one program a row.
+"""Row kernels: statistics and gradients of a chunk of logits, one program per row.
 
-A row is read in blocks, once for its statistics and once for its gradient. Whole blocks carry no
-mask: a mask of a vocabulary that is not known to divide by 16 would cut every access to one
-element. Rows are ``64 * pitch_64`` elements apart, so that the compiler knows each to start on a
-16-byte boundary without being told the pitch. Row offsets have 64 bits, columns 32.
+A program reads its row in blocks, once for the statistics and once for the gradient. Full blocks
+are read without a mask: the vocabulary is not known to be a multiple of 16, and a mask that depends
+on it would split every access into single elements. Rows are ``64 * pitch_64`` elements apart, so
+the compiler knows for any pitch that each row starts on a 16-byte boundary. Row offsets have 64
+bits, column offsets 32.
 """
 
 import triton
@@ -12,9 +13,9 @@ import triton.language as tl
 from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, online_step, rebase, row_summary
 from wavalign_fast.ops.triton.kernels.token_math import token_gradient
 
-# Values that change between chunks and batches must not compile a kernel again.
+# These change between chunks and batches; a new value must not compile the kernel again.
 RUNTIME = ("vocab", "pitch_64", "ignore_index")
-# One element a row is read of these: where they start is of no use to the compiler.
+# A program reads one element of these. Their alignment would specialise the kernel for nothing.
 PER_ROW = (
     "targets",
     "policy_coef",
@@ -37,8 +38,8 @@ PER_ROW = (
 def read_logits(logits, bias, columns, vocab, scale, TAIL: tl.constexpr):
     """``z = logits * scale + bias`` of some columns; -inf beyond the vocabulary.
 
-    One fused multiply-add, written out: every read of a logit must give the same bits, or the
-    target's own logit would not be the one that is in the sum.
+    The explicit fused multiply-add gives every read of a logit the same bits. Otherwise the
+    target's logit could differ from the one in the sum.
     """
     if TAIL:
         inside = columns < vocab
@@ -54,8 +55,8 @@ def read_logits(logits, bias, columns, vocab, scale, TAIL: tl.constexpr):
 def row_statistics(logits, bias, target, vocab, scale, BLOCK: tl.constexpr):
     """``logp, entropy, top, log_sum`` of one row.
 
-    Each lane keeps sums of its own and they meet once, at the end: the order depends on the
-    vocabulary and ``BLOCK`` alone, and no block waits for a reduction over the program.
+    Each lane keeps its own sums, and one reduction at the end combines them. So the order of
+    summation depends only on the vocabulary and ``BLOCK``, and no block waits for a reduction.
     """
     lanes = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), FLOOR, tl.float32)
@@ -75,20 +76,20 @@ def row_statistics(logits, bias, target, vocab, scale, BLOCK: tl.constexpr):
 
 @triton.jit
 def block_gradient(z, columns, target, target_grad, p_coef, entropy_coef, stats):
-    """``dL/dlogits`` of some columns; the target's own comes from ``target_gradient``."""
+    """``dL/dlogits`` of some columns; ``target_grad`` is the value at the target."""
     _, entropy, top, log_sum = stats
     log_p = z - top - log_sum
     p = tl.exp(log_p)
     slope = p_coef
     if entropy_coef is not None:
-        # 0 * -inf is 0 in an entropy.
+        # An entropy takes 0 * -inf as 0.
         slope = p_coef - entropy_coef * tl.where(p > 0.0, log_p + entropy, 0.0)
     return tl.where(columns == target, target_grad, p * slope)
 
 
 @triton.jit
 def target_gradient(g_logp, g_entropy, g_lse, logp, entropy, scale):
-    """``dL/dlogits`` at the target: ``(l - g) p + g`` has lost its digits where p is near 1."""
+    """``dL/dlogits`` at the target, without the cancellation of ``(l - g) p + g`` at p near 1."""
     p = tl.exp(logp)
     target_grad = g_lse * p - g_logp * expm1(logp)
     if g_entropy is not None:
@@ -110,18 +111,18 @@ def write_gradient(
     scale,
     BLOCK: tl.constexpr,
 ):
-    """The row's gradient over its logits.
+    """Overwrites the row's logits with their gradient.
 
-    In a narrower type, block i is written over what was block i // 2 of the logits. Warps are not
-    in step, so between the last warp's read of that block and the first warp's write must lie a
-    barrier: one that every warp passes after reading block i // 2 and before writing block i.
-    Those after reading the blocks 0, 1, 2, 4, 8, ... do: for i > 0 there is a power of two in
-    (i / 2, i], and for i = 0 there is 0. In the logits' own width each lane overwrites what it
-    has read itself, for the value it writes is made of it.
+    If the gradient has a narrower type, block i of it overwrites bytes of block i // 2 of the
+    logits. Warps run at their own pace, so a barrier must separate the last warp's read of that
+    block from the first warp's write: every warp passes it after reading block i // 2 and before
+    writing block i. Barriers after reading the blocks 0, 1, 2, 4, 8, ... suffice: for i > 0 there
+    is a power of two in (i / 2, i], and for i = 0 there is 0. If the width is the same, each lane
+    overwrites only the logit that it has just read.
     """
     WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
     NARROW: tl.constexpr = out.dtype.element_ty.primitive_bitwidth < WIDE
-    target = target.to(tl.int32)  # it is an id, and each column is compared with it
+    target = target.to(tl.int32)  # the columns that it is compared with have 32 bits
     lanes = tl.arange(0, BLOCK)
     blocks = vocab // BLOCK
     for block in tl.range(0, blocks):
@@ -141,6 +142,7 @@ def write_gradient(
 
 @triton.jit
 def write_zeros(out, vocab, BLOCK: tl.constexpr):
+    """Overwrites the row with a gradient of 0."""
     lanes = tl.arange(0, BLOCK)
     zeros = tl.zeros((BLOCK,), out.dtype.element_ty)
     whole = vocab // BLOCK * BLOCK
@@ -152,7 +154,7 @@ def write_zeros(out, vocab, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_starts(logits, out, row, pitch_64):
-    """The row in both types: one place in memory, two counts of elements."""
+    """Pointers to the row in both types: one address, two element sizes."""
     WIDE: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
     RATIO: tl.constexpr = WIDE // out.dtype.element_ty.primitive_bitwidth
     start = row * pitch_64 * 64
@@ -161,7 +163,7 @@ def row_starts(logits, out, row, pitch_64):
 
 @triton.jit
 def is_known(target, vocab, ignore_index):
-    """Whether the row has statistics at all: neither dead nor with a target that is no id."""
+    """Whether the row has statistics: it is not dead, and its target is inside the vocabulary."""
     return (target != ignore_index) & (target >= 0) & (target < vocab)
 
 
@@ -182,7 +184,7 @@ def row_stats_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
-    # Dead rows hold zeros, rows with a bad target NaN; neither is read.
+    # Dead rows get 0, rows with a target outside the vocabulary NaN; their logits are not read.
     row_logp = tl.where(target == ignore_index, 0.0, float("nan"))
     row_entropy, row_top, row_log_sum = row_logp, row_logp, row_logp
     if is_known(target, vocab, ignore_index):
@@ -309,7 +311,7 @@ def hybrid_rows_kernel(
     )
     g = tl.where(target == ignore_index, 0.0, g)
     tl.store(grad_logp + row, g)
-    # The statistics' last reads come before the first write over them.
+    # All reads for the statistics must precede the first write over the logits.
     tl.debug_barrier()
     if known & (g != 0.0):
         stats = (row_logp, row_entropy, row_top, row_log_sum)

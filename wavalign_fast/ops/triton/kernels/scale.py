@@ -1,4 +1,4 @@
-"""A gradient times a factor that only the device knows; no host read."""
+"""Multiplies a gradient by a factor that is known only on the device, without a host sync."""
 
 import triton
 import triton.language as tl
@@ -7,10 +7,10 @@ import triton.language as tl
 @triton.jit(do_not_specialize=("size",), do_not_specialize_on_alignment=("factor",))
 def scale_kernel(gradient, factor, size, BLOCK: tl.constexpr):
     by = tl.load(factor)
-    if by != 1.0:  # else, as in almost every backward pass, the gradient is not even read
+    if by != 1.0:  # the usual factor is 1: then the gradient is not even read
         program, programs = tl.program_id(0), tl.num_programs(0)
         lanes = tl.arange(0, BLOCK)
-        # Whole blocks carry no mask, which would cut every access to one element.
+        # Full blocks have no mask: it would split every access into single elements.
         whole = size // BLOCK
         for block in tl.range(program, whole, programs):
             place = gradient + tl.cast(block, tl.int64) * BLOCK + lanes

@@ -1,9 +1,9 @@
-"""Scores under a linear head without its logits: product and online softmax in one kernel.
+"""Scores under a linear head without storing logits: GEMM and online softmax in one kernel.
 
-A program multiplies a block of rows with a fixed span of the vocabulary, tile by tile, and keeps
-of each row what an online softmax needs. A second kernel merges the spans in their order. The
-split depends on the vocabulary alone, so a row's bits do not depend on the rows beside it, nor on
-the number of multiprocessors; with few rows it is the spans that fill the GPU.
+A program multiplies a block of rows by a fixed span of the vocabulary, tile by tile, and keeps the
+sums of an online softmax for each row. A second kernel merges the spans in order. The split into
+spans depends only on the vocabulary, so the bits of a row depend neither on the other rows nor on
+the number of multiprocessors. With few rows, the number of spans fills the GPU.
 """
 
 import triton
@@ -11,9 +11,10 @@ import triton.language as tl
 
 from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, rebase, row_summary
 
-# Not the hidden size and the strides: what divides by 16 is copied 16 bytes at a time.
+# A new value of these must not compile the kernel again. The hidden size and the strides are not
+# among them: with multiples of 16, the compiler copies 16 bytes at a time.
 RUNTIME = ("rows", "vocab", "spans", "ignore_index")
-# Slices of tables whose alignment changes with the number of rows.
+# Slices of per-row tables: their alignment changes with the number of rows.
 PER_ROW = (
     "tops",
     "totals",
@@ -29,7 +30,7 @@ PER_ROW = (
 
 @triton.jit
 def capped(x, cap):
-    """``cap * tanh(x / cap)``, right to fp32 for small ``x`` too."""
+    """``cap * tanh(x / cap)``, accurate to fp32 for small ``x`` too."""
     y = x / cap
     fall = expm1(-2.0 * tl.abs(y))
     size = cap * (-fall / (2.0 + fall))
@@ -53,8 +54,8 @@ def tile_product(
 ):
     """``hidden · weight[first_id : first_id + IDS]^T``, accumulated in fp32.
 
-    The tile's base has 64 bits, offsets inside it 32. Ids beyond the vocabulary read its last row
-    again, so that no load needs a mask for them; the caller drops their logits.
+    The base address of the tile has 64 bits, offsets inside it 32. Ids beyond the vocabulary read
+    the last row of the weight again, so no load needs a mask; the caller drops their logits.
     """
     inner = tl.arange(0, INNER)
     ids = tl.minimum(tl.arange(0, IDS), vocab - 1 - first_id)
@@ -76,7 +77,7 @@ def tile_product(
 
 @triton.jit
 def tile_logits(acc, bias, ids, vocab, scale, softcap):
-    """``z`` of a tile of products; -inf beyond the vocabulary."""
+    """``z`` of a tile of the GEMM; -inf beyond the vocabulary."""
     z = acc if softcap is None else capped(acc, softcap)
     inside = ids < vocab
     shift = tl.load(bias + ids, mask=inside, other=0.0)[None, :] if bias is not None else 0.0
@@ -85,7 +86,7 @@ def tile_logits(acc, bias, ids, vocab, scale, softcap):
 
 @triton.jit
 def online_tile(z, top, total, weighted):
-    """A tile of logits [ROWS, IDS] into the sums of each row, as in ``online_step``."""
+    """Adds a tile of logits [ROWS, IDS] to the sums of each row, as ``online_step`` does."""
     z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)
     new_top = tl.maximum(top, tl.max(z, axis=1))
     total, weighted = rebase(top, total, weighted, new_top)
@@ -119,7 +120,7 @@ def score_spans_kernel(
     INNER: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    # Programs that run together have neighbouring numbers: they share a span of the weight.
+    # Rows vary first: programs that run at the same time share a span of the weight in L2.
     first_row = tl.program_id(0) * ROWS
     span = tl.program_id(1)
     lanes = tl.arange(0, ROWS)
@@ -127,7 +128,7 @@ def score_spans_kernel(
     target = tl.load(targets + row, mask=row < rows, other=ignore_index)
     known = (target != ignore_index) & (target >= 0) & (target < vocab)
     target = tl.where(known, target, -1).to(tl.int32)
-    # A block of dead rows is not multiplied.
+    # Skip a block of rows that are all dead.
     if tl.max(known.to(tl.int32), axis=0) > 0:
         row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
         block = hidden + first_row.to(tl.int64) * hidden_stride
@@ -154,7 +155,7 @@ def score_spans_kernel(
             z = tile_logits(acc, bias, ids, vocab, scale, softcap)
             is_target = ids[None, :] == target[:, None]
             in_tile = (target >= first_id) & (target < first_id + IDS)
-            # One column at most is not 0: the sum is that logit, to the bit.
+            # At most one column is not 0, so the sum is exactly that logit.
             tl.store(at_target + row, tl.sum(tl.where(is_target, z, 0.0), axis=1), mask=in_tile)
             top, total, weighted = online_tile(z, top, total, weighted)
         place = span.to(tl.int64) * rows + row
@@ -181,7 +182,7 @@ def score_merge_kernel(
     ROWS: tl.constexpr,
     SPANS: tl.constexpr,
 ):
-    """The statistics of each row, from those of its spans in the vocabulary's order."""
+    """The statistics of each row, merged from its spans in the order of the vocabulary."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     row_top = tl.full((ROWS,), FLOOR, tl.float32)
@@ -206,7 +207,7 @@ def score_merge_kernel(
     row_logp, row_entropy, row_top, row_log_sum = row_summary(
         target_logit, row_top, total, weighted
     )
-    # What no span has written holds anything: dead rows are 0, rows with a bad target NaN.
+    # No span has written these rows: dead rows get 0, targets outside the vocabulary NaN.
     fill = tl.where(target == ignore_index, 0.0, float("nan"))
     tl.store(logp + row, tl.where(known, row_logp, fill), mask=inside)
     tl.store(entropy + row, tl.where(known, row_entropy, fill), mask=inside)

@@ -1,4 +1,4 @@
-"""What a token's log-prob contributes to the hybrid loss: its derivative, for Triton.
+"""Derivative of the hybrid loss by a token's log-prob, for Triton.
 
 The definition is `token_gradient` of `wavalign_fast/ops/token_math.py`.
 """
@@ -8,19 +8,19 @@ import triton.language as tl
 
 from wavalign_fast.ops.triton.kernels.softmax import expm1
 
-# Ratios grow along their tangent from here, `LINEAR_FROM` of the definition.
+# From here on (in nats) ratios follow their tangent, as in the definition.
 LINEAR_FROM = tl.constexpr(20.0)
 E_LINEAR_FROM = tl.constexpr(485165195.4097903)
 
 
 @triton.jit
 def surrogate_slope(logp, advantage, old_logp, row, clip_low, clip_high, CLIP: tl.constexpr):
-    """Derivative of the surrogate by ``logp``: ρ A along its tangent, 0 where it is clipped."""
+    """Derivative of the surrogate by ``logp``: 0 where it is clipped, else A times dρ/dlogp."""
     slope = 1.0
     ratio = 1.0
     if old_logp is not None:
         excess = logp - tl.load(old_logp + row)
-        # Not `minimum`, which would turn NaN into a ratio.
+        # `minimum` would drop a NaN.
         slope = tl.exp(tl.where(excess > LINEAR_FROM, LINEAR_FROM, excess))
         beyond = tl.where(excess > LINEAR_FROM, excess - LINEAR_FROM, 0.0)
         ratio = slope + E_LINEAR_FROM * beyond
@@ -45,7 +45,7 @@ def token_gradient(
     clip_high,
     CLIP: tl.constexpr,
 ):
-    """``dL/dlogp`` of the row; a term whose coefficient is 0 is 0, whatever its inputs hold."""
+    """``dL/dlogp`` of the row. A term with a coefficient of 0 is 0, whatever its inputs are."""
     policy = tl.load(policy_coef + row)
     derivative = surrogate_slope(
         logp, tl.load(advantage + row), old_logp, row, clip_low, clip_high, CLIP
