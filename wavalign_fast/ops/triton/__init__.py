@@ -1,6 +1,6 @@
-"""The GPU work in Triton: row kernels, scoring without logits, row compaction, scaled gradients.
+"""The Triton backend: row kernels, scoring without logits, row compaction, scaled gradients.
 
-Importing this imports triton; `wavalign_fast` does so when the backend is first used.
+Importing this imports triton. `wavalign_fast` does so only when the backend is first used.
 """
 
 from wavalign_fast.ops.triton.compaction import compact_rows, gather_rows, scatter_rows_

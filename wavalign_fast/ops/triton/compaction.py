@@ -1,4 +1,4 @@
-"""Row compaction: the list of live rows, and copies of rows by such a list."""
+"""Row compaction: the list of live rows, and gather and scatter of rows by such a list."""
 
 import torch
 import triton
@@ -16,15 +16,18 @@ from wavalign_fast.ops.triton.launch import on_device
 
 
 def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of the live rows in ascending order, without waiting for the device.
+    """Indices of the live rows in ascending order, without a host sync.
 
     Args:
-        live: [T] bool or uint8, not 0 where a row is live.
-        capacity: length of the list.
+        live: [T] bool or uint8; nonzero marks a live row.
+        capacity: the length of the list.
 
     Returns:
-        ``index`` [capacity] int64, -1 beyond the last live row, and ``count`` [1] int64, how many
-        rows are live: more than ``capacity`` if not all of them found room.
+        ``index`` [capacity] int64, with -1 after the last live row, and ``count`` [1] int64, the
+        number of live rows. It exceeds ``capacity`` if the list was too short for all of them.
+
+    Raises:
+        ValueError: ``live`` has another shape or dtype, or ``capacity`` is negative.
     """
     if live.dim() != 1 or live.dtype not in (torch.bool, torch.uint8):
         raise ValueError(f"live: got {live.dtype} {tuple(live.shape)}, want [T] bool or uint8")
@@ -71,7 +74,7 @@ def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch
 
 
 def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows ``index`` [N] of ``source`` [T, H]; zeros where the index is -1."""
+    """Gathers the rows ``index`` [N] int64 of ``source`` [T, H]; an index of -1 gives zeros."""
     _check(source, index, "source")
     out = source.new_empty((len(index), source.shape[1]))
     if out.numel() > 0:
@@ -91,9 +94,9 @@ def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Writes ``rows`` [N, H] into rows ``index`` [N] of ``target`` [T, H], in its dtype.
+    """Scatters ``rows`` [N, H] to the rows ``index`` [N] int64 of ``target`` [T, H], in its dtype.
 
-    Nothing is written where the index is -1; an index stands in the list once. Returns ``target``.
+    Rows with an index of -1 are skipped. An index may occur only once. Returns ``target``.
     """
     _check(target, index, "target")
     if not {rows.dtype, target.dtype} <= {*KERNEL_DTYPES}:

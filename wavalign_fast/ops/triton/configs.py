@@ -1,10 +1,10 @@
-"""Tile shapes, chosen by architecture and shape alone: nothing is timed at run time.
+"""Tile shapes of the Triton kernels. They are fixed rules: nothing is autotuned at run time.
 
-A choice that a timing makes differs between two machines and two starts, and with it the bits of
-the results. What a shape may depend on is the architecture, the vocabulary, the hidden size, the
-dtype and the options of the call; never the number of rows, or a row's bits would depend on the
-batch around it. Registers, shared memory and instructions of every line here are held by
-`tests/gpu/budgets/triton`; none of it has been timed on a GPU.
+Autotuning may choose differently on two machines or in two runs, and the bits of the results would
+change with it. A shape depends on the architecture, the vocabulary, the hidden size, the dtype and
+the options of the call. It never depends on the number of rows: the bits of a row must not depend
+on its batch. `tests/gpu/budgets/triton` checks the registers, shared memory and instructions of
+every choice. None has been timed on a GPU.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,14 @@ import triton
 
 
 class RowConfig(NamedTuple):
-    """A row program's block of columns, and its warps."""
+    """Columns that a row kernel reads at a time, and warps of its programs."""
 
     block: int
     warps: int
 
 
 class ScorerConfig(NamedTuple):
-    """A tile of the scorer's product, and how many such tiles of ids one program takes."""
+    """The scorer's GEMM tile (``rows`` x ``ids`` x ``inner``), and the tiles of ids per program."""
 
     rows: int
     ids: int
@@ -32,7 +32,7 @@ class ScorerConfig(NamedTuple):
 
 
 class MergeConfig(NamedTuple):
-    """Rows of a merging program, and spans that it reads at a time."""
+    """Rows of a program that merges spans, and the spans that it reads at a time."""
 
     rows: int
     spans: int
@@ -40,42 +40,44 @@ class MergeConfig(NamedTuple):
 
 
 MERGE = MergeConfig(rows=32, spans=32, warps=4)
-"""Its loads are independent within 32 spans: a vocabulary of 168 072 takes six round trips."""
+"""The loads of 32 spans are independent: the 165 spans of 168 072 ids take six round trips."""
 
 COMPACTION = RowConfig(block=2048, warps=4)
-"""Two 16-byte accesses a thread of a row in bf16, one of flags."""
+"""Each thread makes two 16-byte accesses to a row in bf16, or one to flags."""
 
 SCALE = RowConfig(block=4096, warps=4)
 SCALE_PROGRAMS = 512
-"""Every thread has four 16-byte accesses of bf16 on their way, all of them together 4 MiB, more
-than latency times bandwidth of an H100; and 128 multiprocessors hold all programs side by side, by
-their registers. More programs would only take longer to find out that there is nothing to do."""
+"""Each thread keeps four 16-byte accesses of bf16 in flight, 4 MiB in the whole grid: more than the
+product of latency and bandwidth of an H100 (about 1 us times 3.35 TB/s). By their registers, all
+programs fit on 128 multiprocessors at once. More programs would only take longer when the factor is
+1."""
 
 
 def row_config(vocab: int) -> RowConfig:
-    """The block in which one program reads a row.
+    """The number of columns that a program reads at a time.
 
-    A lane keeps three running values for each of its columns, so columns a thread cost registers:
-    with 16, six programs of 128 threads fit on a multiprocessor of 64 Ki registers. Their 48 KiB
-    of loads in flight are three times what latency times bandwidth asks for on an H100, so one
-    program's arithmetic hides behind the loads of the others and no loop needs stages of its own.
-    What does not fill a block is read under a mask, element by element: a small vocabulary takes
-    a small block, which keeps that part small.
+    A thread keeps three running values for each of its columns, in registers. With 16 columns, six
+    programs of 128 threads fit on a multiprocessor of 64 Ki registers. Together they have 48 KiB of
+    fp32 loads in flight. An H100 needs a third of that to cover a latency of 600 ns (3.35 TB/s over
+    132 multiprocessors). So the arithmetic of one program overlaps with the loads of the others,
+    and the loops need no pipelining of their own.
+    The columns that do not fill a block are read under a mask, element by element. A smaller block
+    keeps them few when the vocabulary is small.
     """
     return RowConfig(block=2048, warps=4) if vocab > 4096 else RowConfig(block=1024, warps=4)
 
 
 def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> ScorerConfig:
-    """The scorer's tile; ``plain`` is without bias and softcap. A program's span is 1024 ids.
+    """The scorer's tile; ``plain`` means without bias and softcap. A span is always 1024 ids.
 
-    A multiprocessor's tensor cores outrun L2 unless each operand that comes from there meets
-    enough of the others: on an H100 that takes 128 x 256. The tile takes all 255 registers of its
-    256 threads; with a bias or a softcap it spills, and so it does on the other architectures,
-    which have 128 x 128. Three stages of that are 96 KiB at most, two on gfx9 32 KiB of 64.
+    A larger tile reads less from L2 for each operation: 128 x 256 does 85 FLOP a byte, 128 x 128
+    does 64. On sm_90 the larger one just fits: each of its 256 threads takes all 255 registers.
+    With a bias or a softcap it spills, and so it does on the other architectures; there the tile is
+    128 x 128. Three stages of that take at most 96 KiB of shared memory, two on gfx9 32 of 64 KiB.
     """
-    if dtype == torch.float32:  # no tensor cores; every larger tile spills somewhere
+    if dtype == torch.float32:  # no tensor cores; a larger tile spills on some architecture
         return ScorerConfig(rows=64, ids=64, inner=16, tiles=16, warps=4, stages=3)
-    if hidden_size % 16:  # operands come element by element, through registers
+    if hidden_size % 16:  # operands are loaded element by element, through registers
         return ScorerConfig(rows=128, ids=64, inner=32, tiles=16, warps=8, stages=2)
     here = architecture()
     if here == "sm_90" and plain:
@@ -85,7 +87,7 @@ def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> Score
 
 
 def architecture() -> str:
-    """``sm_90``, ``gfx942``, ... of the current device; ``cpu`` under Triton's interpreter."""
+    """The current device's: ``sm_90``, ``gfx942``, ...; ``cpu`` under Triton's interpreter."""
     if triton.knobs.runtime.interpret:
         return "cpu"
     target = triton.runtime.driver.active.get_current_target()

@@ -1,4 +1,4 @@
-"""Gradients scaled where they lie, by a factor that only the device knows."""
+"""Scales gradients in place, by a factor that is known only on the device."""
 
 import torch
 import triton
@@ -12,9 +12,13 @@ VECTOR_BYTES = 16
 
 
 def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``gradient *= factor``, 0-d on the device, in fp32, rounded once.
+    """Computes ``gradient *= factor`` in fp32 and rounds once, without a host sync.
 
-    Where the factor is exactly 1, which the device finds out, the gradient is not touched.
+    If the factor is exactly 1, the kernel neither reads nor writes the gradient.
+
+    Args:
+        gradient: any shape, contiguous, bfloat16, float16 or float32.
+        factor: a 0-d tensor on the same device.
     """
     if gradient.dtype not in KERNEL_DTYPES or not gradient.is_contiguous():
         raise ValueError(
@@ -26,8 +30,8 @@ def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
             f"factor: got {tuple(factor.shape)} on {factor.device}, want () on {gradient.device}"
         )
     factor, items = factor.to(torch.float32), gradient.view(-1)
-    # Triton moves 16 bytes at a time where it knows that memory starts on 16 of them: what comes
-    # before that is a launch of its own.
+    # Triton moves 16 bytes at a time only if it knows that the memory is aligned to 16 bytes. The
+    # elements before the first such address get a launch of their own.
     before = -items.data_ptr() % VECTOR_BYTES // items.element_size()
     block, warps = SCALE
     with on_device(gradient):

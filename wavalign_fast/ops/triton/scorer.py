@@ -1,4 +1,4 @@
-"""Log-probabilities without logits and without gradients: reference scores, evaluation, metrics."""
+"""Log-probs without stored logits or gradients, for reference scores, evaluation and metrics."""
 
 import torch
 import triton
@@ -8,9 +8,10 @@ from wavalign_fast.ops.triton.configs import MERGE, scorer_config
 from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel, score_spans_kernel
 from wavalign_fast.ops.triton.launch import on_device
 
-ROWS_A_LAUNCH = 16_384
-"""Bounds the scratch memory, 12 bytes for each row and span of the vocabulary."""
-ROW_LIMIT = 2**31 // 512
+ROWS_PER_LAUNCH = 16_384
+"""Bounds the scratch memory: 12 bytes for each row and span of the vocabulary."""
+STRIDE_LIMIT = 2**31 // 512
+"""Elements between rows. A tile has at most 256 rows, so offsets inside it fit in 32 bits."""
 
 
 def score(
@@ -23,26 +24,29 @@ def score(
     softcap: float | None = None,
     ignore_index: int,
 ) -> RowStats:
-    """Statistics of ``z = cap(hidden W^T) * scale + bias``, with no logit in memory.
+    """Statistics of ``z = cap(hidden W^T) * scale + bias`` for each row, without storing logits.
 
-    ``cap(x) = softcap * tanh(x / softcap)`` belongs to the model: it comes before the temperature,
-    and a bias of -inf bans an id in spite of it. Not differentiable. A row's bits do not depend on
-    the other rows.
+    ``cap(x) = softcap * tanh(x / softcap)`` is part of the model, so it precedes the temperature
+    (in ``scale``) and the bias; a bias of -inf still bans an id. Not differentiable. The bits of a
+    row do not depend on the other rows.
 
     Args:
-        hidden: [N, H] bfloat16, float16 or float32 (then without TF32); rows contiguous.
-        weight: [V, H], the dtype of ``hidden``; rows contiguous. An H that does not divide by 16
-            is right and slower.
+        hidden: [N, H] bfloat16, float16 or float32 (computed without TF32); rows contiguous.
+        weight: [V, H] in the dtype of ``hidden``; rows contiguous. If H is not a multiple of 16,
+            the kernel is slower.
         targets: [N] int64; ``ignore_index`` marks a dead row, whose hidden state is not used.
         bias: [V] float32 or ``None``.
+
+    Raises:
+        ValueError: a shape, stride or dtype is none of these, or ``softcap`` is not positive.
     """
     _check(hidden, weight, targets, bias, softcap)
     hidden, weight = _aligned(hidden), _aligned(weight)
     targets, bias = targets.contiguous(), None if bias is None else bias.contiguous()
     stats = RowStats(*hidden.new_empty((4, hidden.shape[0]), dtype=torch.float32).unbind())
     with on_device(hidden):
-        for first in range(0, hidden.shape[0], ROWS_A_LAUNCH):
-            part = slice(first, first + ROWS_A_LAUNCH)
+        for first in range(0, hidden.shape[0], ROWS_PER_LAUNCH):
+            part = slice(first, first + ROWS_PER_LAUNCH)
             _score_rows(
                 hidden=hidden[part],
                 weight=weight,
@@ -121,9 +125,9 @@ def _score_rows(
 
 
 def _aligned(operand: torch.Tensor) -> torch.Tensor:
-    """A copy where rows could be but are not on 16-byte boundaries.
+    """The operand, or a copy whose rows start on 16-byte boundaries if H allows that.
 
-    Their alignment must not choose the tile: the same row would have other bits elsewhere.
+    Alignment must not change the compiled kernel: the same row would get other bits elsewhere.
     """
     if operand.shape[1] % 16 or (_apart(operand) % 16 == 0 and operand.data_ptr() % 16 == 0):
         return operand
@@ -131,7 +135,7 @@ def _aligned(operand: torch.Tensor) -> torch.Tensor:
 
 
 def _apart(operand: torch.Tensor) -> int:
-    """Elements from a row to the next; the stride of a single row may be anything."""
+    """The row stride in elements; the stride of a single row may have any value."""
     return operand.stride(0) if operand.shape[0] > 1 else operand.shape[1]
 
 
@@ -151,10 +155,10 @@ def _check(
             f"hidden of strides {hidden.stride()}, weight {tuple(weight.shape)} of strides "
             f"{weight.stride()}: want contiguous rows and V > 0"
         )
-    if max(_apart(hidden), _apart(weight)) > ROW_LIMIT:
+    if max(_apart(hidden), _apart(weight)) > STRIDE_LIMIT:
         raise ValueError(
             f"hidden of strides {hidden.stride()}, weight of strides {weight.stride()}: want rows "
-            f"at most {ROW_LIMIT} elements apart, for offsets in a tile have 32 bits"
+            f"at most {STRIDE_LIMIT} elements apart, because offsets in a tile have 32 bits"
         )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}, want one dtype")

@@ -44,7 +44,7 @@ def test_spans_of_the_vocabulary_fill_the_gpu(target, tile, shared):
 
 
 def test_many_rows_are_scored_in_several_launches():
-    with recorded(H100) as launches, mock.patch.object(scorer, "ROWS_A_LAUNCH", 150):
+    with recorded(H100) as launches, mock.patch.object(scorer, "ROWS_PER_LAUNCH", 150):
         cases.score(torch.bfloat16, bias=False, softcap=False)
     assert [launch.grid[0] for launch in launches] == [2, 5, 1, 2]
 

@@ -143,7 +143,7 @@ def test_a_row_has_the_same_bits_in_every_batch():
     p, places = head(150, 64, 1200, bias=True), [149, 3, 128]
     whole = score(p)
     selected = score(Head(p.hidden[places], p.weight, p.targets[places], p.bias))
-    with mock.patch.object(scorer, "ROWS_A_LAUNCH", 128):
+    with mock.patch.object(scorer, "ROWS_PER_LAUNCH", 128):
         in_two_launches = score(p)
     for one, few, two in zip(whole, selected, in_two_launches, strict=True):
         assert torch.equal(one[places], few) and torch.equal(one, two)
