@@ -18,12 +18,13 @@ TF32_MASK = np.uint32(0xFFFFE000)
 
 
 def install() -> None:
-    """Changes the interpreter for the rest of the process."""
+    """Repairs the interpreter for the rest of the process."""
     InterpreterBuilder.create_dot = _dot
     InterpreterBuilder.cast_impl = _cast(InterpreterBuilder.cast_impl)
     InterpreterBuilder.create_fp_to_fp = _cast_with_mode(InterpreterBuilder.create_fp_to_fp)
     for name in ("binary_op", "unary_op", "create_fma", "create_fabs"):
         setattr(InterpreterBuilder, name, _without_bf16(getattr(InterpreterBuilder, name)))
+    InterpreterBuilder.binary_op = _comparing_to_int1(InterpreterBuilder.binary_op)
     interpreter._patch_lang_tensor = _index_of_one_element(interpreter._patch_lang_tensor)
     # Arguments are host memory already. To copy each storage onto itself, as for a GPU, would
     # touch every page of a sparse one.
@@ -40,7 +41,7 @@ def as_float32(handle: TensorHandle) -> np.ndarray:
 
 
 def as_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Rounded to nearest, ties to even; NaN stays NaN."""
+    """Rounds to nearest, ties to even; NaN stays NaN."""
     values = np.ascontiguousarray(values, dtype=np.float32)
     return torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
 
@@ -84,6 +85,19 @@ def _without_bf16(original: Any) -> Any:
             if isinstance(operand, TensorHandle) and operand.dtype.scalar == tl.bfloat16:
                 raise TypeError("arithmetic on bfloat16: convert to float32 first")
         return original(self, *operands)
+
+    return operation
+
+
+def _comparing_to_int1(original: Any) -> Any:
+    """Types the result of a comparison as int1, where Triton keeps the type of its operands.
+
+    Broadcasting then turns it into integers, and Triton 3.9 refuses a mask of integers.
+    """
+
+    def operation(self: Any, *operands: Any) -> TensorHandle:
+        result = original(self, *operands)
+        return TensorHandle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
 
     return operation
 
