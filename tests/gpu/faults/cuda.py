@@ -129,7 +129,7 @@ SUMS = (
     cuda_fault(
         "tail-dropped",
         "the last logit of a row that is no multiple of a vector is not summed",
-        ROWS + "::swept",
+        ROWS + "::thread_sums",
         "if ($last < $end) { $keep.item(",
         "if ($last + 1 < $end) { $keep.item(",
         HYBRID_TEST + "[257-float32-bfloat16]",
@@ -137,7 +137,7 @@ SUMS = (
     cuda_fault(
         "tail-rounded-up",
         "the last vector of a row reaches beyond the vocabulary",
-        ROWS + "::swept",
+        ROWS + "::thread_sums",
         "($end - $begin) / kItems;",
         "($end - $begin + kItems - 1) / kItems;",
         HYBRID_TEST + "[257-float32-bfloat16]",
@@ -145,7 +145,7 @@ SUMS = (
     cuda_fault(
         "absent-vector-counts",
         "columns beyond the end of a row count as logits of 0",
-        ROWS + "::swept",
+        ROWS + "::thread_sums",
         "$v < $vectors ? $values[$j] : -INFINITY",
         "$values[$j]",
         HYBRID_TEST + "[256-float32-bfloat16]",

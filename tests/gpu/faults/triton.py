@@ -106,7 +106,7 @@ ROWS = (
     _wrong(
         "nan-lost",
         "the upper bound of the log-prob turns NaN into 0",
-        "softmax.py::finish",
+        "softmax.py::row_summary",
         "tl.where($logp > 0.0, 0.0, $logp)",
         "tl.minimum($logp, 0.0)",
         STATS + "test_a_row_of_nan_is_nan_and_alone",
@@ -114,7 +114,7 @@ ROWS = (
     _wrong(
         "floor-is-a-logit",
         "a row of banned ids has a uniform distribution",
-        "softmax.py::finish",
+        "softmax.py::row_summary",
         'tl.where($top > FLOOR, $total, float("nan"))',
         "$total + 0.0",
         STATS + "test_a_row_of_nan_is_nan_and_alone",
@@ -122,7 +122,7 @@ ROWS = (
     _wrong(
         "target-cancels",
         "the target's own gradient is the difference of two numbers near 1",
-        "rows.py::own_gradient",
+        "rows.py::target_gradient",
         "$by_lse * $p - $g * expm1($logp)",
         "($by_lse - $g) * $p + $g",
         GRADIENTS + "test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1",
@@ -173,7 +173,7 @@ SCORES = (
     _wrong(
         "programs-race",
         "every span writes the logit of every target",
-        "scorer.py::score_parts_kernel",
+        "scorer.py::score_spans_kernel",
         "mask=$row < $rows, $*between axis=1), mask=$here)",
         "mask=$row < $rows, $*between axis=1), mask=$row < $rows)",
         SCORER + "test_every_shape[64-1025]",
@@ -181,7 +181,7 @@ SCORES = (
     _wrong(
         "unwritten-output",
         "a span's sum for the entropy stays in registers",
-        "scorer.py::score_parts_kernel",
+        "scorer.py::score_spans_kernel",
         "tl.store(weighteds + $place, $weighted, mask=$row < $rows)",
         "",
         SCORER + "test_every_shape[64-2]",
@@ -198,8 +198,8 @@ SCORES = (
         "merge-misses-last-span",
         "the last spans of a large vocabulary are not merged",
         "scorer.py::score_merge_kernel",
-        "tl.range(0, $parts, PARTS)",
-        "tl.range(0, $parts - PARTS + 1, PARTS)",
+        "tl.range(0, $spans, SPANS)",
+        "tl.range(0, $spans - SPANS + 1, SPANS)",
         SCORER + "test_every_shape[64-1025]",
     ),
     _wrong(
@@ -359,8 +359,8 @@ COMPILED = (
         "grid-too-small",
         "rows beyond the last whole block are not scored",
         "wavalign_fast/ops/triton/scorer.py::_score_rows",
-        "score_parts_kernel[(triton.cdiv($rows, $block), $parts)]",
-        "score_parts_kernel[(max(1, $rows // $block), $parts)]",
+        "score_spans_kernel[(triton.cdiv($rows, $block), $spans)]",
+        "score_spans_kernel[(max(1, $rows // $block), $spans)]",
         LAUNCHES + "test_spans_of_the_vocabulary_fill_the_gpu[sm_80-128-65536]",
     ),
 )
