@@ -107,8 +107,8 @@ struct KeepIn {
 
 // e^x for x <= 0, with a rounded product and constant. The relative error is at most
 // 2^-22 + 1.25 |x| 2^-24, for example 1.2e-6 at x = -12; the absolute error is at most 2.5e-7. expf
-// compiles to four times as many instructions, and their issue already takes 60% of the time of
-// memory in hybrid_rows on an H100 (docs/gpu_model.md).
+// compiles to 8 instructions on sm_90 instead of 2, and the issue of instructions already takes 60%
+// of the time of memory in hybrid_rows on an H100 (docs/gpu_model.md).
 struct RowExp {
   __device__ __forceinline__ float operator()(float x) const {
     constexpr float kLog2OfE = 1.44269504f;
@@ -166,8 +166,8 @@ __device__ __forceinline__ SoftmaxSums<float> thread_sums(const In* row, const S
   return sums;
 }
 
-// Merges the sums of a warp; the result is in lane 0. Shuffles down, not across: `merged` rounds its
-// two arguments differently, so a butterfly would leave different bits in the lanes.
+// Merges the sums of a warp; the result is in lane 0. Shuffles down, not across: `merged` rounds
+// its two arguments differently, so a butterfly would leave different bits in the lanes.
 __device__ __forceinline__ SoftmaxSums<float> warp_merged(SoftmaxSums<float> sums) {
 #pragma unroll
   for (int offset = kWarpLanes / 2; offset > 0; offset /= 2) {
