@@ -4,7 +4,7 @@ import torch
 import triton
 
 from wavalign_fast.ops.dtypes import KERNEL_DTYPES
-from wavalign_fast.ops.triton.configs import COMPACTION
+from wavalign_fast.ops.triton.configs import COMPACTION, FP_FUSION
 from wavalign_fast.ops.triton.kernels.compaction import (
     count_live_kernel,
     gather_rows_kernel,
@@ -49,6 +49,7 @@ def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch
                 total=total,
                 BLOCK=block,
                 num_warps=warps,
+                enable_fp_fusion=FP_FUSION,
             )
         scan_counts_kernel[(1,)](
             counts=counts,
@@ -57,6 +58,7 @@ def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch
             blocks=blocks,
             BLOCK=block,
             num_warps=warps,
+            enable_fp_fusion=FP_FUSION,
         )
         programs = max(blocks, triton.cdiv(capacity, block))
         if programs > 0:
@@ -69,6 +71,7 @@ def compact_rows(live: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch
                 capacity=capacity,
                 BLOCK=block,
                 num_warps=warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return index, count
 
@@ -89,6 +92,7 @@ def gather_rows(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
                 stride=source.stride(0),
                 BLOCK=block,
                 num_warps=warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return out
 
@@ -115,6 +119,7 @@ def scatter_rows_(rows: torch.Tensor, index: torch.Tensor, target: torch.Tensor)
                 stride=target.stride(0),
                 BLOCK=block,
                 num_warps=warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return target
 

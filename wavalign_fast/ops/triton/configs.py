@@ -1,4 +1,4 @@
-"""Tile shapes of the Triton kernels. They are fixed rules: nothing is autotuned at run time.
+"""Tile shapes and options of the Triton kernels. They are fixed rules: nothing is autotuned.
 
 Autotuning may choose differently on two machines or in two runs, and the bits of the results would
 change with it. A shape depends on the architecture, the vocabulary, the hidden size, the dtype and
@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 import torch
 import triton
+
+FP_FUSION = True
+"""Lets the compiler fuse a product and a sum into one instruction. Every launch passes it: Triton's
+default depends on its release and on an environment variable, and the bits of the results would."""
 
 
 class RowConfig(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from wavalign_fast.ops.chunked.interface import PITCH_ALIGN, RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
-from wavalign_fast.ops.triton.configs import row_config
+from wavalign_fast.ops.triton.configs import FP_FUSION, row_config
 from wavalign_fast.ops.triton.kernels.rows import (
     hybrid_rows_kernel,
     row_gradient_kernel,
@@ -45,6 +45,7 @@ def row_stats(chunk: RowChunk) -> RowStats:
                 ignore_index=chunk.ignore_index,
                 BLOCK=config.block,
                 num_warps=config.warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return stats
 
@@ -78,6 +79,7 @@ def row_gradient_(
                 ignore_index=chunk.ignore_index,
                 BLOCK=config.block,
                 num_warps=config.warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return out
 
@@ -125,6 +127,7 @@ def hybrid_rows_(
                 CLIP=clip is not None,
                 BLOCK=config.block,
                 num_warps=config.warps,
+                enable_fp_fusion=FP_FUSION,
             )
     return stats, g, out
 

@@ -4,7 +4,7 @@ import torch
 import triton
 
 from wavalign_fast.ops.dtypes import KERNEL_DTYPES
-from wavalign_fast.ops.triton.configs import SCALE, SCALE_PROGRAMS
+from wavalign_fast.ops.triton.configs import FP_FUSION, SCALE, SCALE_PROGRAMS
 from wavalign_fast.ops.triton.kernels.scale import scale_kernel
 from wavalign_fast.ops.triton.launch import on_device
 
@@ -44,5 +44,6 @@ def scale_(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
                     size=len(part),
                     BLOCK=block,
                     num_warps=warps,
+                    enable_fp_fusion=FP_FUSION,
                 )
     return gradient

@@ -4,7 +4,7 @@ import torch
 import triton
 
 from wavalign_fast.ops.chunked.interface import RowStats
-from wavalign_fast.ops.triton.configs import MERGE, scorer_config
+from wavalign_fast.ops.triton.configs import FP_FUSION, MERGE, scorer_config
 from wavalign_fast.ops.triton.kernels.scorer import score_merge_kernel, score_spans_kernel
 from wavalign_fast.ops.triton.launch import on_device
 
@@ -102,6 +102,7 @@ def _score_rows(
         INNER=config.inner,
         TILES=config.tiles,
         num_warps=config.warps,
+        enable_fp_fusion=FP_FUSION,
         num_stages=config.stages,
     )
     score_merge_kernel[(triton.cdiv(rows, MERGE.rows),)](
@@ -121,6 +122,7 @@ def _score_rows(
         ROWS=MERGE.rows,
         SPANS=MERGE.spans,
         num_warps=MERGE.warps,
+        enable_fp_fusion=FP_FUSION,
     )
 
 

@@ -18,6 +18,15 @@ from wavalign_fast.ops.triton import scorer
 from wavalign_fast.ops.triton.configs import ScorerConfig
 
 H100 = "sm_90a"
+EVERY_KERNEL = (
+    "row_stats/fp32",
+    "row_gradient/fp32-bf16",
+    "hybrid_rows/fp32-bf16",
+    "score/fp32",
+    "compaction/bf16-fp32",
+    "scale/fp32",
+)
+"""Cases that between them launch each kernel."""
 
 
 def test_one_program_a_row():
@@ -68,6 +77,16 @@ def test_what_comes_before_16_bytes_is_scaled_by_a_launch_of_its_own():
     with recorded(H100) as launches:
         cases.scale(torch.bfloat16, size=2**30)
     assert [launch.grid[0] for launch in launches] == [512]
+
+
+def test_no_environment_changes_the_roundings(monkeypatch):
+    """Triton fuses a product and a sum by a default of its release and of the environment."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    with recorded("sm_80") as launches:
+        for case in EVERY_KERNEL:
+            cases.CASES[case]()
+    assert len({launch.name for launch in launches}) == 11
+    assert all(launch.metadata.enable_fp_fusion for launch in launches)
 
 
 def rows_of(rows: int, vocab: int, ignore_index: int, scale: float, *, shifted: bool) -> None:
