@@ -143,19 +143,18 @@ def _pitch(logits: torch.Tensor) -> int:
 
 
 def _columns(table: Columns, targets: torch.Tensor) -> Columns:
-    """The table with columns that the kernels can read; autograd hands out expanded ones."""
-    columns: list[torch.Tensor | None] = []
-    for name, column in zip(table._fields, table, strict=True):
+    """The table with contiguous columns, as the kernels read them; autograd's may be expanded."""
+    contiguous = {}
+    for name, column in table._asdict().items():
         if column is None:
-            columns.append(None)
             continue
         if column.shape != targets.shape or column.dtype != torch.float32:
             raise ValueError(
                 f"{name}: got {column.dtype} {tuple(column.shape)}, want torch.float32 "
                 f"{tuple(targets.shape)}"
             )
-        columns.append(column.contiguous())
-    return table._make(columns)
+        contiguous[name] = column.contiguous()
+    return table._replace(**contiguous)
 
 
 def _checked(chunk: RowChunk) -> RowChunk:
