@@ -173,9 +173,9 @@ SCORES = (
     _wrong(
         "programs-race",
         "every span writes the logit of every target",
-        "scorer.py::score_spans_kernel",
-        "mask=$row < $rows, $*between axis=1), mask=$here)",
-        "mask=$row < $rows, $*between axis=1), mask=$row < $rows)",
+        "scorer.py::store_target_logits",
+        "($target >= $first) $*between axis=1), mask=$here)",
+        "($target >= $first) $*between axis=1), mask=$target >= 0)",
         SCORER + "test_every_shape[64-1025]",
     ),
     _wrong(
@@ -358,7 +358,7 @@ COMPILED = (
         AHEAD_OF_TIME,
         "grid-too-small",
         "rows beyond the last whole block are not scored",
-        "wavalign_fast/ops/triton/scorer.py::_score_rows",
+        "wavalign_fast/ops/triton/scorer.py::_score_spans",
         "score_spans_kernel[(triton.cdiv($rows, $block), $spans)]",
         "score_spans_kernel[(max(1, $rows // $block), $spans)]",
         LAUNCHES + "test_spans_of_the_vocabulary_fill_the_gpu[sm_80-128-65536]",

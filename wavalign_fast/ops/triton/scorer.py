@@ -1,5 +1,7 @@
 """Log-probs without stored logits or gradients, for reference scores, evaluation and metrics."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 
@@ -47,30 +49,45 @@ def score(
     with on_device(hidden):
         for first in range(0, hidden.shape[0], ROWS_PER_LAUNCH):
             part = slice(first, first + ROWS_PER_LAUNCH)
-            _score_rows(
+            sums = _score_spans(
                 hidden=hidden[part],
                 weight=weight,
                 targets=targets[part],
                 bias=bias,
-                stats=RowStats(*(value[part] for value in stats)),
                 scale=float(scale),
                 softcap=None if softcap is None else float(softcap),
+                ignore_index=ignore_index,
+            )
+            _merge_spans(
+                sums,
+                targets[part],
+                RowStats(*(value[part] for value in stats)),
+                vocab=weight.shape[0],
                 ignore_index=ignore_index,
             )
     return stats
 
 
-def _score_rows(
+class SpanSums(NamedTuple):
+    """Sums of an online softmax over each span of the vocabulary, [spans, N] each."""
+
+    tops: torch.Tensor
+    totals: torch.Tensor
+    weighteds: torch.Tensor
+    at_target: torch.Tensor
+    """[N]: the target's logit, which lies in one span."""
+
+
+def _score_spans(
     *,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
-    stats: RowStats,
     scale: float,
     softcap: float | None,
     ignore_index: int,
-) -> None:
+) -> SpanSums:
     rows, hidden_size = hidden.shape
     vocab = weight.shape[0]
     plain = bias is None and softcap is None
@@ -105,11 +122,19 @@ def _score_rows(
         enable_fp_fusion=FP_FUSION,
         num_stages=config.stages,
     )
+    return SpanSums(tops, totals, weighteds, at_target)
+
+
+def _merge_spans(
+    sums: SpanSums, targets: torch.Tensor, stats: RowStats, *, vocab: int, ignore_index: int
+) -> None:
+    """Writes ``stats`` from the sums of the spans, in the order of the vocabulary."""
+    spans, rows = sums.tops.shape
     score_merge_kernel[(triton.cdiv(rows, MERGE.rows),)](
-        tops=tops,
-        totals=totals,
-        weighteds=weighteds,
-        at_target=at_target,
+        tops=sums.tops,
+        totals=sums.totals,
+        weighteds=sums.weighteds,
+        at_target=sums.at_target,
         targets=targets,
         logp=stats.logp,
         entropy=stats.entropy,

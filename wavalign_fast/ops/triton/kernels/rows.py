@@ -10,7 +10,13 @@ bits, column offsets 32.
 import triton
 import triton.language as tl
 
-from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, online_step, rebase, row_summary
+from wavalign_fast.ops.triton.kernels.softmax import (
+    expm1,
+    no_logits,
+    online_step,
+    rebase,
+    row_summary,
+)
 from wavalign_fast.ops.triton.kernels.token_math import token_gradient
 
 # These change between chunks and batches; a new value must not compile the kernel again.
@@ -59,9 +65,7 @@ def row_statistics(logits, bias, target, vocab, scale, BLOCK: tl.constexpr):
     summation depends only on the vocabulary and ``BLOCK``, and no block waits for a reduction.
     """
     lanes = tl.arange(0, BLOCK)
-    top = tl.full((BLOCK,), FLOOR, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    weighted = tl.zeros((BLOCK,), tl.float32)
+    top, total, weighted = no_logits(BLOCK)
     whole = vocab // BLOCK * BLOCK
     for start in tl.range(0, whole, BLOCK):
         z = read_logits(logits, bias, start + lanes, vocab, scale, False)
@@ -167,6 +171,27 @@ def is_known(target, vocab, ignore_index):
     return (target != ignore_index) & (target >= 0) & (target < vocab)
 
 
+@triton.jit
+def row_statistics_if_known(logits, bias, target, vocab, scale, ignore_index, BLOCK: tl.constexpr):
+    """``row_statistics``, or 0 for a dead row and NaN for a target outside the vocabulary.
+
+    The logits of these two are not read.
+    """
+    logp = tl.where(target == ignore_index, 0.0, float("nan"))
+    entropy, top, log_sum = logp, logp, logp
+    if is_known(target, vocab, ignore_index):
+        logp, entropy, top, log_sum = row_statistics(logits, bias, target, vocab, scale, BLOCK)
+    return logp, entropy, top, log_sum
+
+
+@triton.jit
+def store_statistics(logp, entropy, top, log_sum, row, stats):
+    tl.store(logp + row, stats[0])
+    tl.store(entropy + row, stats[1])
+    tl.store(top + row, stats[2])
+    tl.store(log_sum + row, stats[3])
+
+
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
 def row_stats_kernel(
     logits,
@@ -184,17 +209,9 @@ def row_stats_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
-    # Dead rows get 0, rows with a target outside the vocabulary NaN; their logits are not read.
-    row_logp = tl.where(target == ignore_index, 0.0, float("nan"))
-    row_entropy, row_top, row_log_sum = row_logp, row_logp, row_logp
-    if is_known(target, vocab, ignore_index):
-        row_logp, row_entropy, row_top, row_log_sum = row_statistics(
-            logits + row * pitch_64 * 64, bias, target, vocab, scale, BLOCK
-        )
-    tl.store(logp + row, row_logp)
-    tl.store(entropy + row, row_entropy)
-    tl.store(top + row, row_top)
-    tl.store(log_sum + row, row_log_sum)
+    row_logits = logits + row * pitch_64 * 64
+    stats = row_statistics_if_known(row_logits, bias, target, vocab, scale, ignore_index, BLOCK)
+    store_statistics(logp, entropy, top, log_sum, row, stats)
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=PER_ROW)
@@ -285,37 +302,16 @@ def hybrid_rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_logits, row_out = row_starts(logits, out, row, pitch_64)
     target = tl.load(targets + row)
-    known = is_known(target, vocab, ignore_index)
-    row_logp = tl.where(target == ignore_index, 0.0, float("nan"))
-    row_entropy, row_top, row_log_sum = row_logp, row_logp, row_logp
-    if known:
-        row_logp, row_entropy, row_top, row_log_sum = row_statistics(
-            row_logits, bias, target, vocab, scale, BLOCK
-        )
-    tl.store(logp + row, row_logp)
-    tl.store(entropy + row, row_entropy)
-    tl.store(top + row, row_top)
-    tl.store(log_sum + row, row_log_sum)
-    g = token_gradient(
-        logp=row_logp,
-        policy_coef=policy_coef,
-        advantage=advantage,
-        kl_coef=kl_coef,
-        anchor_coef=anchor_coef,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
-        row=row,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        CLIP=CLIP,
-    )
+    stats = row_statistics_if_known(row_logits, bias, target, vocab, scale, ignore_index, BLOCK)
+    store_statistics(logp, entropy, top, log_sum, row, stats)
+    terms = (policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp)
+    g = token_gradient(stats[0], terms, row, clip_low, clip_high, CLIP)
     g = tl.where(target == ignore_index, 0.0, g)
     tl.store(grad_logp + row, g)
     # All reads for the statistics must precede the first write over the logits.
     tl.debug_barrier()
-    if known & (g != 0.0):
-        stats = (row_logp, row_entropy, row_top, row_log_sum)
-        target_grad = target_gradient(g, None, 0.0, row_logp, row_entropy, scale)
+    if is_known(target, vocab, ignore_index) & (g != 0.0):
+        target_grad = target_gradient(g, None, 0.0, stats[0], stats[1], scale)
         write_gradient(
             logits=row_logits,
             out=row_out,

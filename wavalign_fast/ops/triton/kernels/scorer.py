@@ -9,7 +9,7 @@ the number of multiprocessors. With few rows, the number of spans fills the GPU.
 import triton
 import triton.language as tl
 
-from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, rebase, row_summary
+from wavalign_fast.ops.triton.kernels.softmax import FLOOR, expm1, no_logits, rebase, row_summary
 
 # A new value of these must not compile the kernel again. The hidden size and the strides are not
 # among them: with multiples of 16, the compiler copies 16 bytes at a time.
@@ -85,6 +85,15 @@ def tile_logits(acc, bias, ids, vocab, scale, softcap):
 
 
 @triton.jit
+def store_target_logits(places, z, ids, target, first_id, IDS: tl.constexpr):
+    """Stores the target's logit of each row whose target is in the tile."""
+    is_target = ids[None, :] == target[:, None]
+    in_tile = (target >= first_id) & (target < first_id + IDS)
+    # At most one column is not 0, so the sum is exactly that logit.
+    tl.store(places, tl.sum(tl.where(is_target, z, 0.0), axis=1), mask=in_tile)
+
+
+@triton.jit
 def online_tile(z, top, total, weighted):
     """Adds a tile of logits [ROWS, IDS] to the sums of each row, as ``online_step`` does."""
     z = tl.maximum(z, FLOOR, propagate_nan=tl.PropagateNan.ALL)
@@ -131,14 +140,11 @@ def score_spans_kernel(
     # Skip a block of rows that are all dead.
     if tl.max(known.to(tl.int32), axis=0) > 0:
         row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
-        block = hidden + first_row.to(tl.int64) * hidden_stride
-        top = tl.full((ROWS,), FLOOR, tl.float32)
-        total = tl.zeros((ROWS,), tl.float32)
-        weighted = tl.zeros((ROWS,), tl.float32)
+        top, total, weighted = no_logits(ROWS)
         start = span * TILES * IDS
         for first_id in tl.range(start, tl.minimum(start + TILES * IDS, vocab), IDS):
             acc = tile_product(
-                hidden=block,
+                hidden=hidden + first_row.to(tl.int64) * hidden_stride,
                 weight=weight,
                 first_id=first_id,
                 row_offsets=row_offsets,
@@ -153,10 +159,7 @@ def score_spans_kernel(
             )
             ids = first_id + tl.arange(0, IDS)
             z = tile_logits(acc, bias, ids, vocab, scale, softcap)
-            is_target = ids[None, :] == target[:, None]
-            in_tile = (target >= first_id) & (target < first_id + IDS)
-            # At most one column is not 0, so the sum is exactly that logit.
-            tl.store(at_target + row, tl.sum(tl.where(is_target, z, 0.0), axis=1), mask=in_tile)
+            store_target_logits(at_target + row, z, ids, target, first_id, IDS)
             top, total, weighted = online_tile(z, top, total, weighted)
         place = span.to(tl.int64) * rows + row
         tl.store(tops + place, top, mask=row < rows)
@@ -185,9 +188,7 @@ def score_merge_kernel(
     """The statistics of each row, merged from its spans in the order of the vocabulary."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    row_top = tl.full((ROWS,), FLOOR, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    weighted = tl.zeros((ROWS,), tl.float32)
+    row_top, total, weighted = no_logits(ROWS)
     for first in tl.range(0, spans, SPANS):
         span = first + tl.arange(0, SPANS)
         place = span.to(tl.int64)[:, None] * rows + row[None, :]

@@ -9,6 +9,13 @@ FLOOR = tl.constexpr(-1e30)
 
 
 @triton.jit
+def no_logits(SIZE: tl.constexpr):
+    """``top, total, weighted`` of no logits, for each of ``SIZE`` lanes or rows."""
+    top = tl.full((SIZE,), FLOOR, tl.float32)
+    return top, tl.zeros((SIZE,), tl.float32), tl.zeros((SIZE,), tl.float32)
+
+
+@triton.jit
 def online_step(z, top, total, weighted):
     """Adds one logit to the sums of each lane.
 

@@ -32,20 +32,12 @@ def surrogate_slope(logp, advantage, old_logp, row, clip_low, clip_high, CLIP: t
 
 
 @triton.jit
-def token_gradient(
-    logp,
-    policy_coef,
-    advantage,
-    kl_coef,
-    anchor_coef,
-    old_logp,
-    ref_logp,
-    row,
-    clip_low,
-    clip_high,
-    CLIP: tl.constexpr,
-):
-    """``dL/dlogp`` of the row. A term with a coefficient of 0 is 0, whatever its inputs are."""
+def token_gradient(logp, terms, row, clip_low, clip_high, CLIP: tl.constexpr):
+    """``dL/dlogp`` of the row. A term with a coefficient of 0 is 0, whatever its inputs are.
+
+    ``terms`` are pointers to the columns of ``TokenTable``, in its order.
+    """
+    policy_coef, advantage, kl_coef, anchor_coef, old_logp, ref_logp = terms
     policy = tl.load(policy_coef + row)
     derivative = surrogate_slope(
         logp, tl.load(advantage + row), old_logp, row, clip_low, clip_high, CLIP
