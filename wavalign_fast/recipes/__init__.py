@@ -3,12 +3,17 @@
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from wavalign_fast.errors import did_you_mean, shown
 
-PACKAGES = {"spoken-sums": "spoken_sums"}
+PACKAGES = {
+    file.parent.name.replace("_", "-"): file.parent.name
+    for file in sorted(Path(__file__).parent.glob("*/recipe.yaml"))
+}
+"""The package of each recipe by the recipe's name: every folder here with a ``recipe.yaml``."""
 
 
 class TaskFactory:
@@ -49,7 +54,10 @@ def describe_recipe(name: str) -> str:
 
 def build_recipe(name: str, output_dir: str | Path) -> None:
     """Builds the files that ship with the recipe in ``output_dir`` and prints the progress."""
-    import_module(f"{__name__}.{_package(name)}.build").build_recipe(output_dir)
+    module = f"{__name__}.{_package(name)}.build"
+    if find_spec(module) is None:
+        raise ValueError(f"recipe {name} ships no files that could be built")
+    import_module(module).build_recipe(output_dir)
 
 
 def _package(name: str) -> str:
