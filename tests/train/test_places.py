@@ -46,6 +46,13 @@ def test_a_place_that_is_no_directory(in_tmp_path, refused, computed, output, na
     assert not computed and sorted(os.listdir()) == ["dangling", "file"]
 
 
+def test_what_a_process_killed_at_once_leaves_is_no_run(in_tmp_path, train_toy):
+    (in_tmp_path / "runs" / "one").mkdir(parents=True)
+    for name in (".wavalign-123.tmp", directory_lock.LOCK_FILE):
+        (in_tmp_path / "runs" / "one" / name).touch()
+    assert train_toy("--name", "one", "train.steps=1", "train.eval_items=0") == 0
+
+
 def test_a_resume_that_cannot_go_on_is_refused_before(in_tmp_path, refused, train_toy, computed):
     assert train_toy("--name", "one", "train.steps=3") == 0
     (in_tmp_path / "runs/one/evaluation.json").unlink()

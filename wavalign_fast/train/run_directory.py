@@ -15,6 +15,7 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example
 from wavalign_fast.errors import UserError, one_line, shown
+from wavalign_fast.outputs import TEMPORARY
 from wavalign_fast.train.atomic_files import write_json, write_text, write_wav
 from wavalign_fast.train.directory_lock import LOCK_FILE
 from wavalign_fast.train.metric_writers import read_metric_lines
@@ -224,11 +225,12 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether ``path`` holds anything besides this process's lock file."""
+    """Whether ``path`` holds anything besides a lock and what a process killed at once leaves."""
     if not os.path.lexists(path):
         return False
     try:
-        return any(entry != LOCK_FILE for entry in os.listdir(path))
+        names = os.listdir(path)
+        return any(name != LOCK_FILE and not TEMPORARY.fullmatch(name) for name in names)
     except OSError as error:
         if os.path.islink(path):
             raise UserError(f"{path} is a link to {os.readlink(path)}: {error.strerror}") from error
