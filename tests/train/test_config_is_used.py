@@ -54,16 +54,6 @@ def objective_of(toy_task, loss: dict, *, kl: bool = True):
     return step.build_objective(LossConfig(**loss), toy_task().layout, kl=kl)
 
 
-def test_the_loss_has_the_keys_and_the_defaults_of_the_objective():
-    parameters = dict(inspect.signature(HybridObjective).parameters)
-    for name in ("layout", "gate", "options"):
-        del parameters[name]
-    assert set(LossConfig.model_fields) == set(parameters) | step.OWN_KEYS
-    for name, parameter in parameters.items():
-        assert getattr(LossConfig(), name) == parameter.default, name
-    assert gate_settings(MixingGate()) == LossConfig().gate.model_dump()
-
-
 @pytest.mark.parametrize("name", LossConfig.model_fields)
 def test_every_key_of_the_loss_reaches_the_objective(toy_task, name):
     value, held = LOSS[name]
