@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same examples in every run of continuous integration; fresh ones at a developer's desk.
+# CI uses the same examples in every run; developers get new ones.
 settings.register_profile("ci", derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -21,7 +21,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def failing_import(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
-    """Makes the import of a package, and of all inside it, raise what is given."""
+    """Makes the import of a package and of its modules raise the given error."""
 
     def fail(package: str, error: Any) -> None:
         real_import = builtins.__import__

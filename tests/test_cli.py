@@ -23,7 +23,7 @@ FORBIDDEN = ("torch", "transformers", "pydantic", "numpy", "rich")
 
 
 def mistake(capsys, *argv):
-    """The one line on stderr of a command that must fail with exit code 2."""
+    """Runs a command that must fail with exit code 2; returns its one line on stderr."""
     try:
         status = main(argv)
     except SystemExit as stop:
@@ -36,7 +36,7 @@ def mistake(capsys, *argv):
 
 
 def test_the_command_line_itself_imports_nothing_heavy():
-    # `import wavalign_fast` brings torch for the loss user; what `cli` adds to it must be nothing.
+    # `import wavalign_fast` may import torch for users of the losses; `cli` must add nothing.
     script = (
         "import sys, wavalign_fast; before = set(sys.modules); import wavalign_fast.cli as cli\n"
         "try: cli.main(['--help'])\n"

@@ -1,4 +1,4 @@
-"""The doctor says what works here, and for everything that does not, why."""
+"""The doctor shows what works here, and why the rest does not."""
 
 import re
 
@@ -71,7 +71,7 @@ def test_instruction_sets_are_read_from_the_flags(monkeypatch):
     monkeypatch.setattr(doctor, "_cpu", lambda: ("Some CPU", flags))
     machine = facts("Machine")
     assert machine["CPU"] == "Some CPU"
-    # avx512vl is missing, and a set counts only when it is whole.
+    # avx512vl is missing, and a set counts only if it is complete.
     assert machine["instruction sets"] == "AVX2"
 
 

@@ -1,4 +1,4 @@
-"""Messages: one short line, whatever a user gave."""
+"""A message is one short line, whatever the user's input."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""The GPU monitor over a made-up NVML: what it adds up, and that nothing absent ever raises."""
+"""The GPU monitor on a fake NVML: its sums, and that nothing missing raises."""
 
 import sys
 import threading
@@ -97,7 +97,7 @@ def nvml(monkeypatch):
 
 
 def monitor(**kwargs) -> GpuMonitor:
-    # No sample by the clock: only those at the start and at each question.
+    # A long interval: samples are taken only at the start and by ``take``.
     return GpuMonitor(CUDA, **({"interval_s": 3600.0} | kwargs))
 
 
@@ -112,7 +112,7 @@ def test_units_and_what_is_a_mean_and_what_an_extreme(nvml):
     assert (first.sm_mhz, first.sm_min_mhz, first.memory_mhz) == (1850, 1800, 2600)
     assert (first.temperature_c, first.memory_bytes, first.utilization) == (42, 2 * 2**30, 0.5)
     assert first.slowed == {"power cap": 0.5, "software thermal": 0.5}
-    # The energy counter is not read anew from zero.
+    # The energy difference starts at the previous reading.
     assert second.energy_j == 5.0 and second.slowed == {"power cap": 1.0, "software thermal": 1.0}
     assert fake.open == 0
 

@@ -1,4 +1,4 @@
-"""`import wavalign_fast`, every public name used, is cheap: next to nothing beside torch."""
+"""`import wavalign_fast` is cheap beside torch, even with every public name."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 import pytest
 
 MOST_MODULES = 10
-"""Beyond torch's own and ours. A second of imports is hundreds of modules; a clock would measure
-who else works on this machine."""
+"""Modules beyond torch's and ours. A second of imports loads hundreds of modules, and unlike the
+time their number does not depend on the load of the machine."""
 
 # The first line loads what torch itself may load, so that only our own imports count.
 SCRIPT = """
@@ -28,7 +28,7 @@ OURS = {"cli", "config", "data", "recipes", "report", "rollout", "train"}
 
 @pytest.fixture(scope="module")
 def modules() -> list[str]:
-    """What an import loads, in a process of its own."""
+    """Returns the modules that an import loads, in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,

@@ -15,7 +15,7 @@ KERNELS = {"_C", "_C_cuda", "errors", "ops"}
 LOSSES = KERNELS | {"losses"}
 PARTS = LOSSES | {"data", "models", "rewards", "rollout"}
 
-# What a part may import, itself aside; a single file may have a rule of its own. A part that is not
+# What a part may import besides itself; a single file may have its own rule. A part that is missing
 # here has no place in the design yet.
 MAY_IMPORT = {
     "__init__": LOSSES | {"models"},
@@ -52,7 +52,7 @@ def part_of(module: str) -> str:
 
 
 def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
-    """(line, module) of every import of this package, those inside functions included."""
+    """Returns (line, module) of every import of this package, also inside functions."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
 
 
 def import_violations(path: str, source: str) -> list[str]:
-    """Imports in the file at `path` (relative to the package) that its part may not make."""
+    """Returns the forbidden imports in the file at `path` (relative to the package)."""
     part = Path(path).parts[0].removesuffix(".py")
     package = ".".join(["wavalign_fast", *Path(path).parent.parts])
     allowed = MAY_IMPORT.get(path.removesuffix(".py"), MAY_IMPORT[part]) | {part}
@@ -83,7 +83,7 @@ def import_violations(path: str, source: str) -> list[str]:
 
 
 def long_functions(path: str, source: str) -> list[str]:
-    """Functions over the limit; their docstrings do not count, lest somebody shorten them."""
+    """Returns functions over the limit, without counting their docstrings."""
     return [
         f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
         for node in ast.walk(ast.parse(source))

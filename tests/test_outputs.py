@@ -1,4 +1,4 @@
-"""Outputs: whole or absent; links, pipes and devices stay what they are."""
+"""Output files are whole or absent; links, pipes and devices stay what they are."""
 
 import errno
 import os
@@ -112,7 +112,7 @@ def test_the_mode_of_a_file_stays(tmp_path):
 
 
 def test_a_file_of_this_process_is_written_where_it_is_open(tmp_path):
-    # What `> out.wav` opened must get the bytes, not a new file of the same name.
+    # The file that `> out.wav` opened must get the bytes, not a new file of the same name.
     with (tmp_path / "out").open("wb") as file:
         write_whole(tmp_path / f"/dev/fd/{file.fileno()}", b"new")
         assert os.path.samestat(os.fstat(file.fileno()), os.stat(tmp_path / "out"))

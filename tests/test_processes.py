@@ -1,4 +1,4 @@
-"""The command line as processes: a group that gets a signal, a reader of the log that goes away."""
+"""Real processes: a signal to the process group, and a reader of the log that goes away."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pocketsphinx")
 
 LIMIT_S = 240
-"""Far beyond what a loaded machine needs: only a hang takes so long."""
+"""Far more than a busy machine needs; only a hang takes this long."""
 TINY = [
     "rollout.prompts=2", "rollout.group_size=2", "anchor.rows=2", "train.log_every=1",
     "train.steps=2", "train.checkpoint_every=0",
@@ -20,7 +20,7 @@ TINY = [
 
 
 def start(tmp_path, *options, **env):
-    """Trains spoken-sums in a process group of its own."""
+    """Trains spoken-sums in a new process group."""
     command = [sys.executable, "-W", "ignore", "-m", "wavalign_fast.cli", "train"]
     return subprocess.Popen(
         [*command, "--recipe", "spoken-sums", "--name", "it", *TINY, *options],
@@ -74,7 +74,7 @@ def test_a_signal_to_the_whole_group_while_the_base_is_judged(tmp_path):
     assert process.returncode == 128 + signal.SIGINT
     assert err == "wavalign-fast: interrupted by SIGINT\n"
     assert "Traceback" not in out
-    # One that was not yet known when the signal came ends by itself, its parent being gone.
+    # A worker that its parent did not know yet ends by itself once the parent is gone.
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)

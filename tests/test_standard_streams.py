@@ -1,4 +1,4 @@
-"""Streams whose reader is gone or that know only ASCII.
+"""Streams whose reader is gone, or that cannot encode a character.
 
 ``standard_streams.py`` needs the standard library alone, so the processes here start in no time.
 """
@@ -36,7 +36,7 @@ def start(work, env=None, **popen):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_goes_away_ends_nothing(unbuffered):
-    """As under ``| head -1``; also what is written at the very end, by the interpreter itself."""
+    """As with ``| head -1``; includes what the interpreter writes at its end."""
     work = "[print('step', n, flush=n % 3 == 0) for n in range(30_000)]; print('end')"
     process = start(work, env={"PYTHONUNBUFFERED": unbuffered})
     assert process.stdout.readline() == b"step 0\n"
@@ -100,7 +100,7 @@ def test_what_a_stream_cannot_encode_is_spelled(encoding, shown):
 
 
 def test_every_sign_that_is_printed_has_a_spelling():
-    """Of the files whose texts reach a terminal; the page of the report is UTF-8 anyway."""
+    """Checks the files whose texts are printed; the report's page is UTF-8 anyway."""
     package = Path(module.__file__).parent
     printed = [package / "doctor.py", package / "cli.py", *(package / "train").glob("*.py")]
     printed += [*package.glob("recipes/**/*.py"), *(package / "rollout").glob("*.py")]

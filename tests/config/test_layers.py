@@ -1,4 +1,4 @@
-"""Layers of the config, and one line for every mistake."""
+"""The layers of a config, and one line for every mistake."""
 
 import inspect
 from collections import deque

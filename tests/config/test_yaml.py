@@ -1,4 +1,4 @@
-"""YAML: what is written is read back, and nothing in a file is lost or guessed."""
+"""YAML round trips, and nothing in a file is lost or guessed."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""JSONL: whatever a line holds, the error is one short line with the file and the line."""
+"""JSONL: an error is one short line with file and line number, whatever the line holds."""
 
 import json
 

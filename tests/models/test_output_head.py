@@ -1,4 +1,4 @@
-"""The head that the loss multiplies with is the one that the model's logits come from."""
+"""``output_head`` returns the matrix that makes the model's logits."""
 
 import copy
 
@@ -127,7 +127,7 @@ def test_an_integer_weight_is_refused() -> None:
 
 
 def adapted(*adapters: str, base: nn.Module | None = None, **settings) -> nn.Module:
-    """LoRA on the head (and on a matrix below it), with B away from its 0."""
+    """LoRA on the head (and on a matrix below it), with a B that is not 0."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     settings = {"target_modules": ["lm_head", "q_proj"], "lora_alpha": 5} | settings
@@ -286,7 +286,7 @@ def test_dora_is_refused_until_it_is_merged() -> None:
 
 
 class Stand(nn.Module):
-    """A LoRA layer as peft has it, as far as the head looks at one."""
+    """Stands in for a LoRA layer of peft."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ def test_hooks_inside_a_lora_are_refused(part) -> None:
 
 
 def test_the_objective_trains_through_a_lora() -> None:
-    """The hybrid loss from the head given, against the same loss from the model's logits."""
+    """The hybrid loss from ``output_head`` against the same loss from the model's logits."""
     model = adapted(target_modules=["lm_head"])
     layout = wf.ModalityLayout(vocab_size=V, speech=((12, 22),))
     row = torch.arange(2).repeat_interleave(4)

@@ -1,4 +1,4 @@
-"""Names that transformers changed: the right one is used, and nothing is deprecated."""
+"""The names that transformers changed: the right one is used, without a deprecation warning."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def old(ids, past_key_values=None):
 
 
 def wrapped(*args, **kwargs):
-    """A forward that hands on whatever it gets."""
+    """A forward that passes on any argument."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Judge's workers that die, fail or fall silent: never a hang, never a number, always said.
+"""The judge's workers may die, fail or hang: this is reported, and never becomes a reward.
 
 The workers here are small programs that speak a worker's language; the real one is started in
 ``test_spoken_sums_speech.py`` and ``tests/test_processes.py``.
@@ -19,7 +19,7 @@ from wavalign_fast.recipes.spoken_sums import judge as judging
 from wavalign_fast.recipes.spoken_sums import judge_workers
 
 LIMIT_S = 120
-"""Far beyond what a loaded machine needs: only a hang takes so long."""
+"""Far more than a busy machine needs; only a hang takes this long."""
 ANSWERS = [(number, number + 1) for number in range(40)]
 HEARD = [f"heard {number}" for number in range(40)]
 
@@ -36,14 +36,14 @@ for line in sys.stdin:
 
 
 def worker(start="pass", work="pass"):
-    """A worker that does something when it starts, and something with the answers it gets."""
+    """A worker program with given code at its start and for its answers."""
     program = ECHO.replace("START", start).replace("WORK", work)
     return lambda centroids: [sys.executable, "-S", "-c", program, centroids]
 
 
 @pytest.fixture
 def hear(monkeypatch):
-    """Hears all answers with the given programs as workers, the first first."""
+    """Hears all answers with the given programs as workers, in this order."""
     times = {}
 
     def run(*programs, workers=2):
@@ -79,7 +79,7 @@ def test_whole_workers_hear_everything_in_order(hear):
 def test_a_worker_that_dies_at_its_start_costs_nothing(hear, death, reason):
     heard, failures = hear(worker(start=death), worker())
     assert heard == HEARD
-    # Nobody waits for its death: it is only noted when it comes before the others are done.
+    # Its death is reported only if it happens before the other workers are done.
     assert not failures or (len(failures) == 1 and reason in failures[0])
 
 
@@ -104,7 +104,7 @@ def test_workers_that_all_die_at_work_leave_the_rest_unheard(hear):
 
 
 class Impatient(selectors.DefaultSelector):
-    """Gives up at once when only silent workers are left, so that no test waits or races."""
+    """Gives up at once if only silent workers are left, so that the test does not wait."""
 
     silent = 1
 

@@ -1,4 +1,4 @@
-"""The recipe's YAML: every arm resolves, and does what its name says."""
+"""The recipe's YAML: every arm resolves and does what its name says."""
 
 from pathlib import Path
 

@@ -63,7 +63,7 @@ def test_split_is_disjoint_and_right():
 
 
 def spoken_numbers():
-    """Which numbers each recording's codes can mean."""
+    """Maps the codes of each recording to the numbers that they can mean."""
     meanings = {}
     for number, by_rate in enumerate(load_speech_assets().recordings):
         for codes in by_rate:

@@ -1,4 +1,4 @@
-"""The evaluation's figures on answers made by hand: these are the ones in the README's table."""
+"""The metrics of the evaluation, those of the README's table, on answers made by hand."""
 
 import random
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ GREEDY = [answer(RIGHT[0]), answer(RIGHT[1]), answer(RIGHT[2]), answer(WRONG)]
 
 
 class Judge:
-    """Hears what it was told to."""
+    """A judge that returns prepared results."""
 
     def __init__(self, heard):
         self.heard = heard

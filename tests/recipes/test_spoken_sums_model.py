@@ -64,7 +64,7 @@ def test_base_is_fp32_and_answers_in_text_and_speech(base):
         base, HELD_OUT, assets=load_speech_assets(), judge=EchoJudge(), items=40, seed=0
     )
     metrics = evaluation.metrics
-    # Wide of the base's figures on 400 items (.41, .82, 23.5 codes): this is 40 of them.
+    # Wide bounds around the results of the base on 400 items (.41, .82, 23.5 codes); here are 40.
     assert 0.15 <= metrics["text_accuracy"] <= 0.6
     assert metrics["text_accuracy_greedy"] >= 0.5
     assert metrics["ended"] == 1.0

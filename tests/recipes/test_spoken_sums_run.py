@@ -1,4 +1,4 @@
-"""The recipe trained for real, two steps of it, and the page about that run."""
+"""A short real run of the recipe, and the page about it."""
 
 import html
 import json

@@ -65,7 +65,7 @@ def test_recordings_are_heard_whatever_was_heard_before():
     recogniser = judging.Recogniser(ASSETS.centroids)
     heard = [recogniser.hear(ASSETS.recordings[number][1]) for number in numbers]
     assert heard == [answer_text(number) for number in numbers]
-    # State left by what was heard before shows in the scores sooner than in the words.
+    # Left-over state of earlier answers changes the scores sooner than the words.
     codes = ASSETS.recordings[50][0]
     recogniser.hear(codes)
     score = recogniser.decoder.hyp().score
@@ -78,7 +78,7 @@ def test_recordings_are_heard_whatever_was_heard_before():
 @pytest.mark.slow
 @needs_pocketsphinx
 def test_every_number_can_be_heard_as_it_was_recorded():
-    """At its slowest: of 297 recordings, two faster ones are misheard (1 and 98)."""
+    """The slowest recordings are all understood; of the faster ones, two are not (1 and 98)."""
     judge = judging.Judge(ASSETS.centroids, workers=1)
     heard = judge.hear([by_rate[-1] for by_rate in ASSETS.recordings])
     assert heard == [answer_text(number) for number in range(len(ASSETS.recordings))]

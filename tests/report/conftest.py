@@ -1,4 +1,4 @@
-"""A synthetic run of three arms: what the training loop would have left behind."""
+"""A synthetic run of three arms, as the trainer leaves it."""
 
 import json
 import math

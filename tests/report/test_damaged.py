@@ -1,4 +1,4 @@
-"""Damaged, half-written and strange runs: a page that names what is wrong, or one line."""
+"""Damaged and incomplete runs give a page that names the damage, or a one-line error."""
 
 import json
 import os
@@ -15,7 +15,7 @@ FILES = ("config.yaml", "metrics.jsonl", "evaluation.json", "samples.json", "wav
 
 
 def notes(run_dir) -> str:
-    """The text of the page's list of what is missing or damaged."""
+    """Returns the page's list of what is missing or damaged."""
     page = write_report(run_dir).read_text(encoding="utf-8")
     assert page.rstrip().endswith("</html>")
     assert not re.search(r' (d|c?[xy]|style|data-\w+)="[^"]*\b(nan|inf|NaN|Infinity)\b', page)
@@ -80,7 +80,7 @@ DAMAGES = (empty, half, noise, zeros, deep, absent, folder, pipe, loop)
 def test_every_file_may_be_damaged_in_every_way(run_dir, name, damage):
     damage(run_dir / "wavalign" / name)
     said = notes(run_dir)
-    # Half a YAML file, and a log without a step, are files like any other.
+    # Half a YAML file and a log without a step are still files of a run.
     if name != "config.yaml" or damage not in (empty, half, zeros, deep):
         assert (name, damage) == ("metrics.jsonl", empty) or f"wavalign: {name}" in said
     assert "rl-all" not in said and "sft-imperfect" not in said
@@ -117,7 +117,7 @@ def test_strange_values_are_left_out_of_the_curves(run_dir, value):
     path = run_dir / "wavalign" / "metrics.jsonl"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r'"reward/mean": [^,}]+', f'"reward/mean": {value}', text))
-    # Not finite is what a step with an overflow logs; the rest nobody logs.
+    # A step with an overflow logs values that are not finite; nothing logs the other values.
     said = notes(run_dir / "wavalign")
     assert ("left out 300 values" in said) == (value not in ("NaN", "1e400", "1e-320"))
 

@@ -1,4 +1,4 @@
-"""Whatever text a run holds, it stays text: no element and no attribute comes of it."""
+"""Text of a run stays text on the page: it becomes neither an element nor an attribute."""
 
 import json
 from html.parser import HTMLParser
@@ -36,7 +36,7 @@ class Structure(HTMLParser):
 
 
 def page(root, text):
-    """The page of a run in which everything that a run can choose is ``text``."""
+    """Returns the page of a run in which every text is ``text``."""
     run = root / text.replace("/", "|")[:200]
     run.mkdir(parents=True)
     for arm in ("one", "two"):

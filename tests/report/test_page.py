@@ -1,4 +1,4 @@
-"""The page as a whole: complete, self-contained, safe, and true to the figures."""
+"""The page is complete, self-contained, safe, and shows the right numbers."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Batched, cached sampling against one row at a time without a cache."""
+"""Batched sampling with a cache against one row at a time without a cache."""
 
 import math
 import random
@@ -37,7 +37,7 @@ def sample(model, prompts=PROMPTS, **options):
 
 @torch.no_grad()
 def decode_slowly(model, prompt, max_new_tokens, draws=None):
-    """One row, the whole sequence again for every token; ``draws`` are its uniform numbers."""
+    """Samples one row and recomputes the whole sequence for each token; ``draws`` are uniform."""
     ids = list(prompt)
     for step in range(max_new_tokens):
         logits = model(torch.tensor([ids])).logits[:, -1]
@@ -95,7 +95,7 @@ def test_a_banned_id_is_never_chosen():
 
 
 def test_rare_ids_of_a_large_vocabulary_keep_their_probability():
-    # One part in 500 million each, but for the first: sums in float32 take thirty ids for one.
+    # Each id but the first has a share of 1 in 500 million; a float32 sum merges thirty of them.
     logits = torch.full((1, 200_000), -20.0)
     logits[0, 0] = 0.0
     probability = torch.softmax(logits, -1)[0].tolist()

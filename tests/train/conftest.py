@@ -147,7 +147,7 @@ def make_config() -> Callable:
 
 @pytest.fixture
 def train(tmp_path, make_config) -> Callable:
-    """Trains the toy and gives the trainer; ``name`` continues a run of that name."""
+    """Trains the toy and returns the trainer; continues a run called ``name`` if there is one."""
 
     def run(*overrides: str, name: str = "run", task: ToyTask | None = None) -> Trainer:
         config, task = make_config(*overrides), task or ToyTask()
@@ -169,7 +169,7 @@ def metrics_of() -> Callable:
 
 @pytest.fixture
 def no_report(monkeypatch):
-    """The page itself is tested with the report; here only when and for what it is written."""
+    """Replaces the report by a list of the runs that it was written for."""
     written = []
     module = type("report", (), {"write_report": lambda root: written.append(root) or "page"})
     monkeypatch.setitem(sys.modules, "wavalign_fast.report", module)
@@ -177,7 +177,7 @@ def no_report(monkeypatch):
 
 
 class Payload:
-    """Makes the directory ``harm`` where a pickle of it is read without care."""
+    """A pickle that makes the directory ``harm`` when it is loaded without care."""
 
     def __reduce__(self):
         return os.mkdir, ("harm",)
@@ -190,7 +190,7 @@ def payload() -> Payload:
 
 @pytest.fixture
 def stop_at(monkeypatch) -> Callable:
-    """Sends signals to this process after a step, once; without any named, Ctrl-C."""
+    """Sends signals to this process after a step, once; Ctrl-C by default."""
 
     def arm(step: int, *numbers: int) -> None:
         one_step = Trainer._one_step
@@ -215,7 +215,7 @@ def in_tmp_path(monkeypatch, tmp_path):
 
 @pytest.fixture
 def error_line(capsys) -> Callable:
-    """The one line on stderr of a command that must fail with exit status 2."""
+    """Runs a command that must fail with exit status 2; returns its one line on stderr."""
 
     def run(*argv: str) -> str:
         capsys.readouterr()
@@ -235,7 +235,7 @@ def train_toy() -> Callable:
 
 @pytest.fixture
 def refused(error_line) -> Callable:
-    """The line of a training command that must be refused."""
+    """Runs a training command that must be refused; returns its line on stderr."""
     return lambda *argv: error_line("train", "--recipe", "toy", *argv)
 
 

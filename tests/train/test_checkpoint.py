@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and as many are kept as asked for."""
+"""Checkpoints are whole or absent, and as many are kept as the config says."""
 
 import json
 import os

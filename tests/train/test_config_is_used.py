@@ -1,4 +1,4 @@
-"""Every key of a run's configuration reaches what it is for.
+"""Every key of a run's configuration has an effect.
 
 The keys of ``optimizer`` are those of the update by hand in ``test_update.py``.
 """
@@ -36,7 +36,7 @@ LOSS = {
     "gate": (GateConfig(ema=0.5), lambda it: GateConfig(**gate_settings(it.gate))),
     "backend": ("reference", lambda it: it.options.backend),
 }
-"""Of every key another value than by default, here and in the objective, and where that has it."""
+"""For every key a value that is not the default, and how to read it from the objective."""
 GATE = {"lambda_max": 0.7, "ema": 0.6, "slope": 2.0, "threshold": 1.5, "variance_scale": 0.5}
 
 
@@ -60,7 +60,7 @@ def test_every_key_of_the_loss_reaches_the_objective(toy_task, name):
     assert value != getattr(LossConfig(), name)
     own = inspect.signature(HybridObjective).parameters.get(name)
     assert own is None or value != own.default
-    # A weight shows where its class is in scope.
+    # A weight has an effect only if its class is in scope.
     scopes = {} if name.endswith("scope") else {"policy_scope": "all", "anchor_scope": "all"}
     assert held(objective_of(toy_task, scopes | {name: value})) == value
 
@@ -98,7 +98,7 @@ RUN = {
     "train.block_tokens": 1,
     "train.max_nonfinite_steps": 19,
 }
-"""Every other key, each with a value of its own."""
+"""Every other key, each with a different value."""
 ELSEWHERE = (LossConfig, OptimizerConfig)
 
 
@@ -124,7 +124,7 @@ def nested(keys: dict) -> dict:
 
 
 class Spy:
-    """What a run did, as far as its keys decide it."""
+    """Records the effects of the keys of a run."""
 
     def __init__(self, monkeypatch, toy_task) -> None:
         self.seen = {}
@@ -181,7 +181,7 @@ class Spy:
         self.set("rollout.max_new_tokens", max_new_tokens)
 
     def blocks(self, model, blocks) -> None:
-        # A block of one position is full: no row shares it.
+        # A block of one position is full, so each row has its own.
         self.set("train.block_tokens", max(len(block) for block in blocks))
 
 

@@ -1,4 +1,4 @@
-"""Two processes never share a run directory, and a dead one keeps nobody out."""
+"""Two processes never share a run directory, and a dead one blocks nobody."""
 
 import errno
 import fcntl

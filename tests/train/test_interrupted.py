@@ -1,4 +1,4 @@
-"""Commands that a signal ends, wherever: one line, nothing half written, and they go on."""
+"""A signal ends a command with one line and nothing half written, and the run can be resumed."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ OPTIONS = ("train.steps=3", "train.checkpoint_every=1")
 
 @pytest.fixture
 def run(in_tmp_path, train_toy, capsys):
-    """Trains two arms, or goes on with the run of that name; status and what stderr got."""
+    """Trains two arms, or resumes the run of that name; returns exit status and stderr."""
 
     def train(name="it"):
         resume = ["--resume"] if (in_tmp_path / "runs" / name).exists() else []
@@ -48,7 +48,7 @@ def uninterrupted():
 
 
 def same_as_uninterrupted(run, tmp_path, uninterrupted):
-    """Whether the run, gone on with, has become what one without a signal is."""
+    """Whether the resumed run equals the uninterrupted one."""
     assert run() == (0, "")
     if not uninterrupted:
         assert run("whole") == (0, "")
@@ -93,7 +93,7 @@ def test_a_second_ctrl_c_ends_training_at_once_and_it_goes_on(
     stop_at(2, signal.SIGINT, signal.SIGINT)
     status, err = run()
     assert status == 130
-    # Were the second one swallowed, training would say where it saved its checkpoint.
+    # If the second one were swallowed, training would print where it saved its checkpoint.
     assert err.startswith("wavalign-fast: interrupted by SIGINT") and err.count("\n") == 1
     assert same_as_uninterrupted(run, tmp_path, uninterrupted)
 

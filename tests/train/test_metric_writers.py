@@ -1,4 +1,4 @@
-"""Where metrics go: every line whole, TensorBoard where it works."""
+"""Metrics are written in whole lines, and to TensorBoard if it works."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The count of steps whose gradient was not finite."""
+"""Counting steps with a non-finite gradient."""
 
 import pytest
 

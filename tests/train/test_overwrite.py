@@ -1,4 +1,4 @@
-"""``--overwrite`` removes what this program wrote, and nothing else."""
+"""``--overwrite`` removes only files that this program wrote."""
 
 import json
 import os
@@ -171,7 +171,7 @@ def test_what_was_set_aside_comes_back_with_its_arms(in_tmp_path, train_toy):
 
 def test_a_process_killed_while_it_overwrites_loses_nothing(run, train_toy, monkeypatch):
     class Killed(BaseException):
-        """No handler of ours runs for it."""
+        """Passes every handler of ours."""
 
     def kill(*args, **kwargs):
         raise Killed

@@ -1,4 +1,4 @@
-"""Sampler, schedule, files, progress: the small parts."""
+"""Small parts: prompt sampler, learning rate, files, progress display."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Places that cannot take a run are found before anything is computed; nothing is lost."""
+"""A place that cannot take a run is found before anything is computed, and nothing is lost."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def fail(*args, **kwargs):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """What was computed: evaluations and trainers made."""
+    """Records the evaluations that were computed."""
     calls = []
     evaluate = arms._evaluate
     monkeypatch.setattr(arms, "_evaluate", lambda *a: calls.append("eval") or evaluate(*a))

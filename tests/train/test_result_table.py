@@ -1,4 +1,4 @@
-"""The figures at the end fit 80 columns, whatever the recipe measures."""
+"""The table of results fits the width, whatever the recipe measures."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``--resume`` says what it goes on with and what is different, and names a command that works."""
+"""``--resume`` says what it continues and what changed, and a stopped run prints how to resume."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What a task's reward function may give, and what becomes of everything else."""
+"""What a task's reward function may return, and what happens with anything else."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ NAN, INF = math.nan, math.inf
 
 
 class Task:
-    """Gives what it was made with."""
+    """Returns the given rewards, or raises the given error."""
 
     def __init__(self, given):
         self.given = given
@@ -145,7 +145,7 @@ def test_a_step_without_any_reward_has_no_mean(train, toy_task, metrics_of, tmp_
 
 
 def test_a_step_that_fails_loses_nothing(train, toy_task, metrics_of, tmp_path):
-    """The steps before it are saved, and a mended task goes on as if nothing had happened."""
+    """The steps before it are saved, and after a fix the run continues as if undisturbed."""
     task = toy_task()
     rewards = task.rewards
 

@@ -1,4 +1,4 @@
-"""``wavalign-fast say``: where its sound goes, and whose checkpoints it reads."""
+"""``wavalign-fast say``: where the sound goes, and which checkpoints are refused."""
 
 import ast
 import io
@@ -86,7 +86,7 @@ def test_text_goes_to_stderr_where_the_sound_goes_to_stdout(run, capsys, monkeyp
 
 
 def with_code(run, **changes):
-    """Gives the checkpoint a model class of its own that leaves a trace when it is imported."""
+    """Adds code to the checkpoint that leaves a trace when it runs."""
     path = run / "checkpoint" / "config.json"
     config = json.loads(path.read_text())
     config["auto_map"] = {
@@ -125,7 +125,7 @@ def test_weights_in_a_pickle_are_not_read(run, in_tmp_path, payload):
 
 
 def test_every_way_into_transformers_refuses_code():
-    # In every file: a call without these words would ask the user, or run what a stranger wrote.
+    # A call without this argument would ask the user, or run the code of a stranger.
     calls = [
         ast.unparse(node)
         for path in Path(cli.__file__).parent.rglob("*.py")

@@ -1,4 +1,4 @@
-"""One step against the formula written out in plain torch, from the model's own logits."""
+"""One step against the formula in plain torch, computed from the model's logits."""
 
 import random
 
@@ -14,12 +14,12 @@ GROUP, LAMBDA = 4, 0.4
 
 
 def reward_of(prompt: tuple[int, ...], ids: tuple[int, ...]) -> float:
-    """Another one for the same ids under another prompt."""
+    """A reward that depends on the prompt too."""
     return float(sum(token % len(prompt) == 0 for token in ids))
 
 
 def sharp(model, seed: int):
-    """Far from uniform, so that a temperature matters."""
+    """Makes the model's distributions far from uniform, so that a temperature matters."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         noise = torch.randn(model.lm_head.weight.shape, generator=generator)
@@ -28,7 +28,7 @@ def sharp(model, seed: int):
 
 
 class Recorded:
-    """A step of the toy, with what it sampled and what it showed."""
+    """A step of the toy, with a record of its samples and demonstrations."""
 
     def __init__(self, config, task, monkeypatch, *, reference=None, rewards=reward_of) -> None:
         self.config, self.task, self.reference, self.reward = config, task, reference, rewards
@@ -156,7 +156,7 @@ def test_rollouts_and_demonstrations_share_the_first_examples(
     task = toy_task()
     recorded = Recorded(make_config(*overrides), task, monkeypatch)
     assert recorded.step.examples_needed == max(completions, demonstrations)
-    # More than it asked for: it must take the first ones, not all.
+    # With more examples than it needs, it must take the first ones only.
     recorded.step(task.train_examples, Stopwatch())
     prompts = [example.prompt_ids for example in task.train_examples[:completions]]
     assert [prompt for prompt, _ in recorded.sampled[::GROUP]] == prompts

@@ -14,7 +14,7 @@ def number(request):
 
 @pytest.fixture
 def outer(number):
-    """What the signals did before, as a list of those that came through."""
+    """Installs outer handlers and returns the list of signals that reached them."""
     came = []
     before = {n: signal.signal(n, lambda n, _: came.append(n)) for n in StopSignal.SIGNALS}
     yield came

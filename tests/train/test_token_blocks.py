@@ -31,7 +31,7 @@ def records():
 
 
 def entries(targets, policy_row, anchor_row, previous):
-    """{(kind, row, previous id, target)}: what the tables say, whatever the order of positions."""
+    """Returns the content of the tables as (kind, row, previous id, target), in sorted order."""
     found = []
     for target, policy, anchor, seen in zip(
         targets.tolist(), policy_row.tolist(), anchor_row.tolist(), previous, strict=True
@@ -91,7 +91,7 @@ def test_a_row_ends_with_the_last_id_that_carries_loss():
         completions, [], pad_id=0, loss_ids=loss_ids(policy={7, 12, 14}), block_tokens=10_000
     )
     (block,) = tokens.blocks
-    # Completions 0, 2 and 3 hold an id with loss; what comes after it, and all of 1, is left out.
+    # Completions 0, 2 and 3 hold an id with loss. The ids after it and all of 1 are left out.
     assert block.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 14, 0], [2, 3, 7, 0, 0, 0]]
     assert tokens.targets[tokens.policy_row >= 0].tolist() == [10, 11, 12, 14, 7]
 

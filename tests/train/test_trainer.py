@@ -1,4 +1,4 @@
-"""The loop on a toy: it learns, does nothing it has no use for, resumes exactly, survives NaN."""
+"""The trainer on a toy: it learns, skips what is not needed, resumes exactly, survives NaN."""
 
 import math
 import os
@@ -49,7 +49,7 @@ def same_bits(first, second):
 
 
 def deterministic(records):
-    """Metrics without the ones that are times."""
+    """Returns the metrics that are not times."""
     timed = ("perf/", "time_s", "tokens_per_s")
     return [{k: v for k, v in record.items() if not k.startswith(timed)} for record in records]
 
@@ -177,7 +177,7 @@ def test_resume_from_an_earlier_checkpoint_drops_later_metrics(train, metrics_of
     whole = train("train.steps=5", name="whole")
     train("train.steps=3", name="parts")
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text()
-    # Killed between two checkpoints: metrics reach further than the weights, the last line is cut.
+    # As after a kill between two checkpoints: more metrics than steps, and a cut last line.
     (tmp_path / "parts" / "metrics.jsonl").write_text(lines[: lines.rindex('"lr"')])
     resumed = train("train.steps=5", name="parts")
     assert [record["step"] for record in metrics_of(tmp_path / "parts")] == [1, 2, 3, 4, 5]
@@ -208,7 +208,7 @@ def test_a_signal_leaves_a_loadable_checkpoint_and_resumes_exactly(
 
 
 def poison(monkeypatch, poisoned_steps):
-    """Makes the gradient NaN in some steps, as an overflow would."""
+    """Makes the gradient NaN in some steps, as an overflow does."""
     call = TrainStep.__call__
     seen = []
 

@@ -1,4 +1,4 @@
-"""What a step does to the weights, computed by hand, and the seeds behind it."""
+"""The update of the weights against AdamW by hand, and the seeds."""
 
 import math
 import random
@@ -11,7 +11,7 @@ from wavalign_fast.train.optimizer import build_optimizer
 from wavalign_fast.train.step import TrainStep
 from wavalign_fast.train.trainer import Trainer
 
-# Every value another than the default, and `eps` large: without it AdamW hides a gradient's scale.
+# No value is the default. `eps` is large, because otherwise AdamW hides the scale of a gradient.
 SETTINGS = (
     "optimizer.lr=0.02", "optimizer.betas=[0.7,0.8]", "optimizer.eps=0.01",
     "optimizer.weight_decay=0.3", "optimizer.clip_norm=0.5", "optimizer.warmup_steps=2",
@@ -75,7 +75,7 @@ def test_frozen_parameters_are_in_no_group():
 
 
 def draws(trainer: Trainer) -> dict[str, float]:
-    """The next number of each source of chance that a run has."""
+    """Returns the next number from each random source of a run."""
     return {
         "prompts": trainer.sampler.take(10),
         "rollouts": torch.rand(4, generator=trainer.train_step.generator).tolist(),

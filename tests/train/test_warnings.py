@@ -1,4 +1,4 @@
-"""Training speaks to the user; transformers and torch warn of nothing that is ours to mend."""
+"""Training causes no warning of torch or transformers about our code."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ def test_sampling_training_saving_and_loading_use_no_deprecated_name(train):
     handler.emit = lambda record: logged.append(record.getMessage())
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
-    # Many of its warnings are logged once a process: another test may have heard them.
+    # Many warnings are logged once per process, and another test may have caused them before.
     logging.Logger.warning_once.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as warned:
