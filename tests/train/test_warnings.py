@@ -5,12 +5,14 @@ import warnings
 
 import pytest
 
+transformers = pytest.importorskip("transformers")
+
 
 def test_sampling_training_saving_and_loading_use_no_deprecated_name(train):
     logged: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: logged.append(record.getMessage())
-    logger = logging.getLogger("transformers")
+    logger = transformers.utils.logging.get_logger()
     logger.addHandler(handler)
     # Many warnings are logged once per process, and another test may have caused them before.
     logging.Logger.warning_once.cache_clear()

@@ -49,8 +49,8 @@ def _shape(step: Step) -> _Shape:
     if numbers[:2] not in ([], [1, 1]):
         raise step.unsupported("a negated operand")
     turns = [bool(n) for n in numbers[2:]] or [False]
-    turned = (False, turns[0]) if isinstance(a, Vector) else (turns[0], turns[-1])
-    return _Shape(int(match.group(1)), int(match.group(2)), kind, turned)
+    transposed = (False, turns[0]) if isinstance(a, Vector) else (turns[0], turns[-1])
+    return _Shape(int(match.group(1)), int(match.group(2)), kind, transposed)
 
 
 @dataclass

@@ -177,7 +177,9 @@ class TrainStep:
         by_token = self.config.loss.normalisation == "token"
         if self.reference is not None or rewards.numel() == 0 or by_token:
             return frozenset()
-        advantages = group_advantages(rewards, std=self.config.loss.advantage_std)
+        advantages = group_advantages(
+            rewards, std=self.config.loss.advantage_std, options=self.objective.options
+        )
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
 
     @torch.no_grad()
