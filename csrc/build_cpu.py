@@ -37,7 +37,7 @@ def files(folder: str, *kinds: str) -> list[str]:
 
 SOURCES = ["csrc/bindings.cpp", *(name for name in files("cpu", ".cpp") if name not in ISA_FLAGS)]
 # What an sdist contains besides SOURCES.
-DEPENDS = [*files("cpu", ".h"), *files("common", ".h"), *ISA_FLAGS, "csrc/build_cpu.py"]
+DEPENDS = [*files("cpu", ".h"), *ISA_FLAGS, "csrc/build_cpu.py"]
 
 
 def switched_on(variable: str) -> bool:

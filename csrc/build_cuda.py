@@ -26,7 +26,7 @@ from build_cpu import ROOT, cxx, files, switched_on
 NAME = "wavalign_fast._C_cuda"
 BINDINGS = "csrc/cuda/bindings.cpp"
 KERNELS = files("cuda", ".cu")
-HEADERS = [*files("cuda", ".cuh", ".h"), *files("common", ".h")]
+HEADERS = files("cuda", ".cuh", ".h")
 DEPENDS = [*KERNELS, *HEADERS, "csrc/build_cuda.py"]  # what an sdist contains besides BINDINGS
 # Code for A100, H100, B200 and RTX 50; 80 also runs on 86 and 89. PTX covers later architectures.
 DEFAULT_ARCHS = "80;90a;100a;120+PTX"

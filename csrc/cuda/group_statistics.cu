@@ -1,8 +1,8 @@
 // Advantages of groups of rewards, and the mixing weight λ. losses/advantage.py and losses/gate.py
 // define them. A step has a few thousand rewards at most, so one block computes all, in double.
-#include "common/token_math.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/token_math.h"
 #include "cuda/warps.cuh"
 
 namespace wavalign::cuda {

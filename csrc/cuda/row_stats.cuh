@@ -2,9 +2,9 @@
 // pass.
 #pragma once
 
-#include "common/token_math.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/token_math.h"
 #include "cuda/vector_access.cuh"
 #include "cuda/warps.cuh"
 

@@ -3,7 +3,7 @@
 from .planting import Fault
 
 CUDA = "csrc/cuda/"
-TOKEN_MATH = "csrc/common/token_math.h"
+TOKEN_MATH = CUDA + "token_math.h"
 ROWS, WRITING, HYBRID = CUDA + "row_stats.cuh", CUDA + "row_gradient.cuh", CUDA + "hybrid_rows.cu"
 TESTS = "tests/gpu/conformance/cuda_on_cpu/test_"
 HYBRID_TEST = "rows.py::test_hybrid_rows_are_those_of_the_definition"

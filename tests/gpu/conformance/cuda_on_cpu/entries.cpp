@@ -1,8 +1,8 @@
 // The entries of one kernel source: the build defines its name, and links only that source.
 #include "replay/entries.h"
 
-#include "common/token_math.h"
 #include "cuda/kernels.h"
+#include "cuda/token_math.h"
 
 using namespace wavalign;
 

@@ -1,4 +1,4 @@
-"""csrc/common/token_math.h compared with the definition, in float and in double."""
+"""csrc/cuda/token_math.h compared with the definition, in float and in double."""
 
 import itertools
 import math
