@@ -114,7 +114,7 @@ FAULTS = (
         find="$both if $ptx else $one",
         put="$one",
         rung=RUNG,
-        tests=(f"{BUILD_TESTS}::test_kernels_are_built_where_there_is_nvcc",),
+        tests=(f"{BUILD_TESTS}::test_kernels_are_built_with_nvcc",),
     ),
     Fault(
         name="kernels-of-an-earlier-build",
@@ -123,6 +123,6 @@ FAULTS = (
         find=".unlink(missing_ok=True)",
         put=".exists()",
         rung=RUNG,
-        tests=(f"{BUILD_TESTS}::test_kernels_are_built_where_there_is_nvcc",),
+        tests=(f"{BUILD_TESTS}::test_kernels_are_built_with_nvcc",),
     ),
 )
