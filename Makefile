@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LADDER := $(VENV)/.ladder
-# What stands in for a GPU: the ladder, the emulators it runs on, and the rehearsal of the check on one.
-LADDER_TESTS := tests/gpu tests/tools/ptx_emulator tests/tools/cuda_on_cpu tests/tools/test_rehearsal.py
+# What stands in for a GPU: the ladder, the emulators it runs on, and the rehearsals of what runs on one.
+LADDER_TESTS := tests/gpu tests/tools/ptx_emulator tests/tools/cuda_on_cpu tests/tools/test_rehearsal.py \
+	tests/benchmarks/test_pretended_gpu.py
 RUN ?= demo
 ARMS ?= wavalign,rl-all,sft-imperfect
 DEMO_FLAGS ?=
@@ -73,7 +74,7 @@ $(LADDER): $(STAMP)
 # that has nothing left to do takes tests from the other one.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: $(LADDER) ## run the tests of the package, which take minutes
+test: install ## run the tests of the package, which take minutes
 	$(PYTEST) $(LADDER_TESTS:%=--ignore=%) $(PYTEST_FLAGS)
 
 test-ladder: $(LADDER) ## run the GPU kernels without a GPU: see tests/gpu/README.md

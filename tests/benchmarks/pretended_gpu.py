@@ -1,4 +1,4 @@
-"""Runs the benchmarks with ``device="cuda"`` on a pretended GPU, as a child process of test_gpu."""
+"""Runs the benchmarks on a pretended GPU, as a child process of ``test_pretended_gpu``."""
 
 import sys
 from dataclasses import replace

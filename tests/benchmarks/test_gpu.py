@@ -1,9 +1,6 @@
 """The part of a benchmark that needs a GPU: CUDA graphs, checked like every other result."""
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from unittest import mock
@@ -14,7 +11,6 @@ import torch
 from benchmarks import bench_hybrid_loss, bench_linear_logprob, case, gpu, providers, timing
 from benchmarks.options import Options
 from benchmarks.providers import available
-from benchmarks.record import load
 from benchmarks.report.tables import text_table
 from benchmarks.shapes import LOGPROB, QUICK
 from tests.benchmarks import synthetic
@@ -106,27 +102,6 @@ def test_the_table_has_a_column_for_graphs_where_there_are_any():
     assert "as a graph" not in text_table(found)
     found["sides"]["ours-cpu"]["graph"] = {"outcome": "right", "wall_s": 0.25}
     assert "as a graph" in text_table(found) and "250 ms" in text_table(found)
-
-
-def test_every_benchmark_runs_where_it_finds_a_gpu(tmp_path):
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "tests.benchmarks.pretended_gpu", str(tmp_path)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
-    assert done.returncode == 0, done.stderr
-    cases = load("pretended", tmp_path)["cases"]
-    assert [entry["operation"] for entry in cases] == [
-        "logp+entropy", "mean CE", "hybrid step", "dpo",
-    ]  # fmt: skip
-    # A step in one call returns log-probs; one composed of a provider's functions does not.
-    assert "logp" in cases[2]["sides"]["ours-triton"]["errors"]
-    for entry in cases:
-        assert entry["device"] == "cuda" and entry["machine"]["rehearsed"] is True
-        sides = entry["sides"]
-        assert sides["ours-cuda"]["detail"] == "it is only pretended"
-        for name in ("ours-triton", "torch"):
-            assert sides[name]["outcome"] == sides[name]["graph"]["outcome"] == "right"
-            assert sides[name]["wall_s"] > 0 and sides[name]["graph"]["wall_s"] > 0
 
 
 def test_only_safe_sides_are_captured_where_a_failure_breaks_torch(
