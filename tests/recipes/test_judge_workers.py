@@ -17,6 +17,7 @@ import pytest
 from wavalign_fast.errors import UserError
 from wavalign_fast.recipes.spoken_sums import judge as judging
 from wavalign_fast.recipes.spoken_sums import judge_workers
+from wavalign_fast.recipes.spoken_sums import recogniser as recognition
 
 LIMIT_S = 120
 """Far more than a busy machine needs; only a hang takes this long."""
@@ -192,4 +193,4 @@ def test_a_failure_in_a_worker_is_none_and_said_too(monkeypatch, caplog):
 def test_a_recogniser_that_cannot_be_imported_is_one_line(failing_import, error):
     failing_import("pocketsphinx", error)
     with pytest.raises(UserError, match="pocketsphinx cannot be imported: "):
-        judging.Recogniser(np.zeros((256, 384)))
+        recognition.Recogniser(np.zeros((256, 384)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wavalign_fast.recipes.spoken_sums import base_model, build
-from wavalign_fast.recipes.spoken_sums import judge as judging
+from wavalign_fast.recipes.spoken_sums import recogniser as recognition
 from wavalign_fast.recipes.spoken_sums import vocabulary as vocab
 from wavalign_fast.recipes.spoken_sums.assets import ASSETS, load_speech_assets
 from wavalign_fast.recipes.spoken_sums.data import built_in_split
@@ -120,7 +120,7 @@ def test_no_items_raise(base):
 
 
 def test_answer_to_a_prompt(base, monkeypatch):
-    monkeypatch.setattr(judging.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(recognition.importlib.util, "find_spec", lambda name: None)
     task = SpokenSums()
     (sample,) = task.answer(base, "eighty seven plus  six", seed=0).samples
     assert sample.reference == "the answer is ninety three"

@@ -10,6 +10,7 @@ import pytest
 
 from wavalign_fast.recipes.spoken_sums import judge as judging
 from wavalign_fast.recipes.spoken_sums import judge_workers, synthesis
+from wavalign_fast.recipes.spoken_sums import recogniser as recognition
 from wavalign_fast.recipes.spoken_sums.assets import load_speech_assets
 from wavalign_fast.recipes.spoken_sums.data import answer_text
 from wavalign_fast.recipes.spoken_sums.decoder import SILENCE, decode
@@ -19,7 +20,7 @@ from wavalign_fast.recipes.spoken_sums.tokenizer import encode, nearest_centroid
 ASSETS = load_speech_assets()
 
 needs_pocketsphinx = pytest.mark.skipif(
-    not judging.recogniser_installed(), reason="pocketsphinx is not installed"
+    not recognition.recogniser_installed(), reason="pocketsphinx is not installed"
 )
 
 
@@ -62,7 +63,7 @@ def test_decoding_is_deterministic_and_short_speech_is_silence():
 @needs_pocketsphinx
 def test_recordings_are_heard_whatever_was_heard_before():
     numbers = random.Random(0).sample(range(99), 8)
-    recogniser = judging.Recogniser(ASSETS.centroids)
+    recogniser = recognition.Recogniser(ASSETS.centroids)
     heard = [recogniser.hear(ASSETS.recordings[number][1]) for number in numbers]
     assert heard == [answer_text(number) for number in numbers]
     # Left-over state of earlier answers changes the scores sooner than the words.

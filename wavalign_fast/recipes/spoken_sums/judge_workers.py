@@ -21,6 +21,7 @@ import numpy as np
 from typing_extensions import Self
 
 from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.recipes.spoken_sums.recogniser import Recogniser, hear_each
 
 CHUNK = 8
 """Number of answers that a worker gets at once."""
@@ -34,8 +35,6 @@ def spawn_main(centroids: str) -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import torch
-
-    from wavalign_fast.recipes.spoken_sums.judge import Recogniser, hear_each
 
     torch.set_num_threads(1)
     recogniser = Recogniser(np.load(centroids))

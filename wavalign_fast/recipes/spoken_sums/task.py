@@ -21,8 +21,9 @@ from wavalign_fast.recipes.spoken_sums.data import (
     spoken_answer,
 )
 from wavalign_fast.recipes.spoken_sums.evaluate import evaluate, sample_answers, spoken_sample
-from wavalign_fast.recipes.spoken_sums.judge import Judge, recogniser_installed
+from wavalign_fast.recipes.spoken_sums.judge import Judge
 from wavalign_fast.recipes.spoken_sums.options import Options
+from wavalign_fast.recipes.spoken_sums.recogniser import recogniser_installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
