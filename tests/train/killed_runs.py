@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.utils.tensorboard
 from transformers import Qwen2ForCausalLM  # noqa: F401  (before the forks, to import it once)
 
 from wavalign_fast import recipes
@@ -90,10 +89,9 @@ def result(name: str) -> tuple:
 
 def places():
     """Yields the place of each kill and how to prepare the process for it."""
-    for nth in (1, 2):
-        yield f"step {nth}", lambda nth=nth: kill_at(toy.ToyTask, "rewards", nth)
-        yield f"save {nth}", lambda nth=nth: kill_at(Trainer, "save", nth)
-        yield f"state file {nth}", lambda nth=nth: kill_in_half_a_file(nth)
+    yield "step 2", lambda: kill_at(toy.ToyTask, "rewards", 2)
+    yield "save 1", lambda: kill_at(Trainer, "save", 1)
+    yield "state file 2", lambda: kill_in_half_a_file(2)
     for nth in range(1, 100):
         yield f"rename {nth}", lambda nth=nth: kill_at(os, "replace", nth)
 
@@ -101,6 +99,7 @@ def places():
 def go() -> None:
     os.chdir(sys.argv[1])
     torch.set_num_threads(1)
+    sys.modules["torch.utils.tensorboard"] = None  # not what is tested, and slow to start
     recipes.load_recipe = lambda name: (
         {"recipe": "toy", "arm": "both", **parse_overrides(toy.FAST)}, toy.ARMS, toy.ToyTask
     )  # fmt: skip
