@@ -38,6 +38,13 @@ def capped(x, cap):
 
 
 @triton.jit
+def load_targets(targets, row, rows, vocab, ignore_index):
+    """The targets of some rows, and which of them are ids. Rows beyond the last one are dead."""
+    target = tl.load(targets + row, mask=row < rows, other=ignore_index)
+    return target, (target != ignore_index) & (target >= 0) & (target < vocab)
+
+
+@triton.jit
 def tile_product(
     hidden,
     weight,
@@ -46,7 +53,6 @@ def tile_product(
     vocab,
     hidden_size,
     weight_stride,
-    ROWS: tl.constexpr,
     IDS: tl.constexpr,
     INNER: tl.constexpr,
     EVEN: tl.constexpr,
@@ -62,7 +68,7 @@ def tile_product(
     tile = weight + tl.cast(first_id, tl.int64) * weight_stride
     x_places = hidden + row_offsets[:, None] + inner[None, :]
     w_places = tile + (ids * weight_stride)[:, None] + inner[None, :]
-    acc = tl.zeros((ROWS, IDS), tl.float32)
+    acc = tl.zeros((row_offsets.shape[0], IDS), tl.float32)
     for k in tl.range(0, hidden_size, INNER):
         if EVEN:
             x = tl.load(x_places + k)
@@ -134,15 +140,16 @@ def score_spans_kernel(
     span = tl.program_id(1)
     lanes = tl.arange(0, ROWS)
     row = first_row + lanes
-    target = tl.load(targets + row, mask=row < rows, other=ignore_index)
-    known = (target != ignore_index) & (target >= 0) & (target < vocab)
+    target, known = load_targets(targets, row, rows, vocab, ignore_index)
     target = tl.where(known, target, -1).to(tl.int32)
     # Skip a block of rows that are all dead.
     if tl.max(known.to(tl.int32), axis=0) > 0:
         row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
         top, total, weighted = no_logits(ROWS)
         start = span * TILES * IDS
-        for first_id in tl.range(start, tl.minimum(start + TILES * IDS, vocab), IDS):
+        end = tl.minimum(start + TILES * IDS, vocab)
+        # The registers are full: an invariant that is moved out of this loop would be spilled.
+        for first_id in tl.range(start, end, IDS, disable_licm=True):
             acc = tile_product(
                 hidden=hidden + first_row.to(tl.int64) * hidden_stride,
                 weight=weight,
@@ -151,7 +158,6 @@ def score_spans_kernel(
                 vocab=vocab,
                 hidden_size=hidden_size,
                 weight_stride=weight_stride,
-                ROWS=ROWS,
                 IDS=IDS,
                 INNER=INNER,
                 EVEN=EVEN,
@@ -202,8 +208,7 @@ def score_merge_kernel(
         total += tl.sum(span_total, axis=0)
         weighted += tl.sum(span_weighted, axis=0)
         row_top = new_top
-    target = tl.load(targets + row, mask=inside, other=ignore_index)
-    known = (target != ignore_index) & (target >= 0) & (target < vocab)
+    target, known = load_targets(targets, row, rows, vocab, ignore_index)
     target_logit = tl.load(at_target + row, mask=inside & known, other=0.0)
     row_logp, row_entropy, row_top, row_log_sum = row_summary(
         target_logit, row_top, total, weighted
