@@ -34,7 +34,7 @@ ROWS = (
     _wrong(
         "mask-dropped",
         "the row's last block is written without its mask",
-        "rows.py::write_gradient",
+        "row_ops.py::write_gradient",
         "$d.to($type), mask=$columns < $vocab)",
         "$d.to($type))",
         GRADIENTS + "test_every_length_of_a_row[31]",
@@ -42,7 +42,7 @@ ROWS = (
     _wrong(
         "tail-off-by-one",
         "the row's last block reads one column too many",
-        "rows.py::read_logits",
+        "row_ops.py::read_logits",
         "$inside = $columns < $vocab",
         "$inside = $columns <= $vocab",
         STATS + "test_every_length_of_a_row[31]",
@@ -50,7 +50,7 @@ ROWS = (
     _wrong(
         "wrong-other",
         "columns beyond the vocabulary count as logits of 0",
-        "rows.py::read_logits",
+        "row_ops.py::read_logits",
         'other=float("-inf")',
         "other=0.0",
         STATS + "test_every_length_of_a_row[257]",
@@ -58,7 +58,7 @@ ROWS = (
     _wrong(
         "int32-offset",
         "row offsets are computed in 32 bits",
-        "rows.py::row_starts",
+        "row_ops.py::row_starts",
         "$row * $pitch * 64",
         "$row.to(tl.int32) * $pitch * 64",
         GRADIENTS + "test_rows_beyond_2_to_the_31_elements",
@@ -66,7 +66,7 @@ ROWS = (
     _wrong(
         "barrier-in-first-block-only",
         "only the first block of an in-place gradient waits for all reads",
-        "rows.py::write_gradient",
+        "row_ops.py::write_gradient",
         "$block & ($block - 1) == 0:",
         "$block == 0:",
         GRADIENTS + "test_every_length_of_a_row[10241]",
@@ -74,7 +74,7 @@ ROWS = (
     _wrong(
         "barrier-missing-in-tail",
         "a row of one block is overwritten while it is read",
-        "rows.py::write_gradient",
+        "row_ops.py::write_gradient",
         "if NARROW: tl.debug_barrier()",
         "",
         GRADIENTS + "test_every_length_of_a_row[31]",
@@ -82,7 +82,7 @@ ROWS = (
     _wrong(
         "barrier-missing-after-statistics",
         "a row is overwritten while its statistics are taken",
-        "rows.py::hybrid_rows_kernel",
+        "row_ops.py::hybrid_rows_kernel",
         "tl.debug_barrier()",
         "",
         GRADIENTS + "test_clipped_rows_and_rows_of_weight_zero_are_zero",
@@ -122,7 +122,7 @@ ROWS = (
     _wrong(
         "target-cancels",
         "the target's own gradient is the difference of two numbers near 1",
-        "rows.py::target_gradient",
+        "row_ops.py::target_gradient",
         "$by_lse * $p - $g * expm1($logp)",
         "($by_lse - $g) * $p + $g",
         GRADIENTS + "test_the_targets_own_entry_keeps_its_digits_where_its_probability_is_near_1",
@@ -130,7 +130,7 @@ ROWS = (
     _wrong(
         "zero-times-infinity",
         "the gradient of an entropy is NaN at a banned id",
-        "rows.py::block_gradient",
+        "row_ops.py::block_gradient",
         "tl.where($p > 0.0, $log_p + $entropy, 0.0)",
         "($log_p + $entropy)",
         GRADIENTS + "test_every_set_of_derivatives[e]",
@@ -322,7 +322,7 @@ COMPILED = (
         AHEAD_OF_TIME,
         "narrow-accesses",
         "the compiler no longer knows that rows start on 16 bytes",
-        KERNELS + "rows.py::row_starts",
+        KERNELS + "row_ops.py::row_starts",
         "$row * $pitch * 64",
         "$row * ($pitch * 63 + $pitch)",
         BUDGET + "[hybrid_rows/fp32-bf16-sm_90a]",

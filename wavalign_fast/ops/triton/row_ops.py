@@ -8,7 +8,7 @@ from wavalign_fast.ops.chunked.interface import PITCH_ALIGN, RowChunk, RowGrads,
 from wavalign_fast.ops.chunked.row_ops import operand_view
 from wavalign_fast.ops.token_math import TokenTable
 from wavalign_fast.ops.triton.configs import FP_FUSION, row_config
-from wavalign_fast.ops.triton.kernels.rows import (
+from wavalign_fast.ops.triton.kernels.row_ops import (
     hybrid_rows_kernel,
     row_gradient_kernel,
     row_stats_kernel,
