@@ -1,4 +1,4 @@
-"""The row kernels' Python face: `wavalign_fast/ops/chunked/row_ops.py` says what they compute."""
+"""Launchers of the Triton row kernels; `ops/chunked/row_ops.py` defines what they compute."""
 
 from typing import TypeVar
 
@@ -22,8 +22,11 @@ def row_stats(chunk: RowChunk) -> RowStats:
     """See ``chunked.row_ops.row_stats``.
 
     Args:
-        chunk: float32, bfloat16 or float16 logits; rows a multiple of 64 elements apart, the
-            first on a 16-byte boundary. What lies between V and the next row is not touched.
+        chunk: float32, bfloat16 or float16 logits. The row stride is a multiple of 64 elements,
+            and the first row starts on a 16-byte boundary. The gap between rows is not accessed.
+
+    Raises:
+        ValueError: a tensor of the chunk has another layout, shape or dtype.
     """
     chunk = _checked(chunk)
     rows, vocab = chunk.logits.shape
@@ -91,7 +94,7 @@ def hybrid_rows_(
     clip: tuple[float, float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
-    """See ``chunked.row_ops.hybrid_rows_``; all of it is one launch."""
+    """See ``chunked.row_ops.hybrid_rows_``; this is a single launch."""
     chunk = _checked(chunk)
     rows, vocab = chunk.logits.shape
     table = _columns(table, chunk.targets)
@@ -138,12 +141,12 @@ def _empty_stats(logits: torch.Tensor) -> RowStats:
 
 
 def _pitch(logits: torch.Tensor) -> int:
-    """How far rows are apart, in units that keep each on a 16-byte boundary."""
+    """The row stride in units of ``PITCH_ALIGN`` elements, which is a multiple of 16 bytes."""
     return logits.stride(0) // PITCH_ALIGN
 
 
 def _columns(table: Columns, targets: torch.Tensor) -> Columns:
-    """The table with contiguous columns, as the kernels read them; autograd's may be expanded."""
+    """The table with contiguous columns; those from autograd may be expanded scalars."""
     contiguous = {}
     for name, column in table._asdict().items():
         if column is None:
@@ -158,7 +161,7 @@ def _columns(table: Columns, targets: torch.Tensor) -> Columns:
 
 
 def _checked(chunk: RowChunk) -> RowChunk:
-    """The chunk as the kernels read it, or a ``ValueError`` that says what they cannot read."""
+    """The chunk with contiguous targets and bias, after the checks that ``row_stats`` documents."""
     logits, targets, bias, scale, ignore_index = chunk
     if logits.dim() != 2 or logits.shape[1] == 0 or logits.stride(1) != 1:
         raise ValueError(
