@@ -33,6 +33,8 @@ class ScorerConfig(NamedTuple):
     tiles: int
     warps: int
     stages: int
+    licm: bool = True
+    """Whether invariants may be moved out of the loop over tiles, at the price of registers."""
 
 
 class MergeConfig(NamedTuple):
@@ -75,7 +77,8 @@ def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> Score
     """The scorer's tile; ``plain`` means without bias and softcap. A span is always 1024 ids.
 
     A larger tile reads less from L2 for each operation: 128 x 256 does 85 FLOP a byte, 128 x 128
-    does 64. On sm_90 the larger one just fits: each of its 256 threads takes all 255 registers.
+    does 64. On sm_90 the larger one just fits: each of its 256 threads takes all 255 registers, and
+    under Triton 3.9 some would spill if the compiler moved invariants out of the loop over tiles.
     With a bias or a softcap it spills, and so it does on the other architectures; there the tile is
     128 x 128. Three stages of that take at most 96 KiB of shared memory, two on gfx9 32 of 64 KiB.
     """
@@ -85,7 +88,7 @@ def scorer_config(dtype: torch.dtype, hidden_size: int, *, plain: bool) -> Score
         return ScorerConfig(rows=128, ids=64, inner=32, tiles=16, warps=8, stages=2)
     here = architecture()
     if here == "sm_90" and plain:
-        return ScorerConfig(rows=128, ids=256, inner=64, tiles=4, warps=8, stages=3)
+        return ScorerConfig(rows=128, ids=256, inner=64, tiles=4, warps=8, stages=3, licm=False)
     stages = 2 if here.startswith("gfx") else 3
     return ScorerConfig(rows=128, ids=128, inner=64, tiles=8, warps=8, stages=stages)
 

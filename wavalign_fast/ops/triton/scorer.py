@@ -118,6 +118,7 @@ def _score_spans(
         IDS=config.ids,
         INNER=config.inner,
         TILES=config.tiles,
+        DISABLE_LICM=not config.licm,
         num_warps=config.warps,
         enable_fp_fusion=FP_FUSION,
         num_stages=config.stages,

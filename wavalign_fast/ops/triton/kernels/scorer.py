@@ -134,22 +134,21 @@ def score_spans_kernel(
     IDS: tl.constexpr,
     INNER: tl.constexpr,
     TILES: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ):
     # Rows vary first: programs that run at the same time share a span of the weight in L2.
     first_row = tl.program_id(0) * ROWS
     span = tl.program_id(1)
-    lanes = tl.arange(0, ROWS)
-    row = first_row + lanes
+    row = first_row + tl.arange(0, ROWS)
     target, known = load_targets(targets, row, rows, vocab, ignore_index)
     target = tl.where(known, target, -1).to(tl.int32)
     # Skip a block of rows that are all dead.
     if tl.max(known.to(tl.int32), axis=0) > 0:
-        row_offsets = tl.minimum(lanes, rows - 1 - first_row) * hidden_stride
+        row_offsets = tl.minimum(tl.arange(0, ROWS), rows - 1 - first_row) * hidden_stride
         top, total, weighted = no_logits(ROWS)
         start = span * TILES * IDS
         end = tl.minimum(start + TILES * IDS, vocab)
-        # The registers are full: an invariant that is moved out of this loop would be spilled.
-        for first_id in tl.range(start, end, IDS, disable_licm=True):
+        for first_id in tl.range(start, end, IDS, disable_licm=DISABLE_LICM):
             acc = tile_product(
                 hidden=hidden + first_row.to(tl.int64) * hidden_stride,
                 weight=weight,
