@@ -139,7 +139,7 @@ def scorer_merge(target: str, size: Size, rows: int) -> Counts:
             **dict(zip(("logp", "entropy", "top", "log_sum"), out.unbind(), strict=True)),
             rows=rows,
             vocab=size.vocab,
-            parts=sums.shape[1],
+            spans=sums.shape[1],
             ignore_index=-100,
             ROWS=MERGE.rows,
             SPANS=MERGE.spans,
