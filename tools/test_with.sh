@@ -13,9 +13,8 @@ venv=$checkout/.venv-$name list=$checkout/tools/releases/$name.txt copy=$checkou
 # The tests that depend on these releases.
 if [ $# -eq 0 ]; then
   set -- tests/ops tests/losses tests/models tests/rollout tests/train \
-    tests/gpu/conformance/extension tests/gpu/conformance/interpreter tests/gpu/chunk_loop
-  # There are no budgets of registers for the compiler of Triton 3.9.0 yet.
-  [ "$name" = newest ] || set -- "$@" tests/gpu/budgets/triton
+    tests/gpu/conformance/extension tests/gpu/conformance/interpreter tests/gpu/chunk_loop \
+    tests/gpu/budgets/triton
 fi
 
 install_releases() {
