@@ -96,7 +96,7 @@ def test_no_field_is_forgotten() -> None:
 
 def test_help_describes_every_field() -> None:
     for kind in (LossOptions, wf.LogProb):
-        described = set(re.findall(r"^ {8}(\w+): ", kind.__doc__, re.MULTILINE))
+        described = set(re.findall(r"^ {4}(\w+): ", inspect.getdoc(kind), re.MULTILINE))
         assert described >= set(inspect.signature(kind).parameters), kind.__name__
 
 
