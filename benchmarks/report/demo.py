@@ -16,7 +16,7 @@ def demo_sentence(record: dict[str, Any]) -> str:
     ]
     return (
         f"With a CPU build of torch `make demo` downloads {record['download_bytes'] / 1e9:.1f} GB "
-        f"and takes {record['disk_bytes'] / 1e9:.1f} GB of disk. It takes {install + demo:.0f} "
-        f"minutes of CPU time: {install:.0f} to install and compile, {demo:.0f} to train, evaluate "
-        f"and judge ({', '.join(facts)})."
+        f"and takes {record['disk_bytes'] / 1e9:.1f} GB of disk. Of CPU time it takes "
+        f"{install:.0f} minutes to install and compile, and {demo:.0f} to train, evaluate and "
+        f"judge ({', '.join(facts)})."
     )

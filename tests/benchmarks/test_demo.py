@@ -66,6 +66,6 @@ def test_a_demo_without_one_of_its_files_is_refused(tmp_path, lost, named):
 def test_the_sentence_says_what_was_measured_and_where():
     sentence = demo_sentence(demo())
     assert "downloads 0.4 GB and takes 1.5 GB of disk" in sentence
-    assert "16 minutes of CPU time: 5 to install and compile, 11 to train" in sentence
+    assert "takes 5 minutes to install and compile, and 11 to train" in sentence
     assert f"{MACHINE['cpu']}, {MACHINE['cores']} cores" in sentence
     assert MACHINE["date"] in sentence
