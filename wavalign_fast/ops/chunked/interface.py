@@ -44,9 +44,8 @@ class RowGrads(NamedTuple):
     lse: torch.Tensor | None = None
 
 
-class RowKernels(Protocol):
-    """The functions that a backend provides. ``chunked.row_ops`` defines what each computes; all
-    of them return without a host sync."""
+class RowOps(Protocol):
+    """The functions of a backend that compute on the rows of a chunk of logits."""
 
     def row_stats(self, chunk: RowChunk) -> RowStats: ...
 
@@ -62,6 +61,11 @@ class RowKernels(Protocol):
         clip: tuple[float, float] | None,
         out_dtype: torch.dtype,
     ) -> tuple[RowStats, torch.Tensor, torch.Tensor]: ...
+
+
+class RowKernels(RowOps, Protocol):
+    """All functions that a backend provides. ``chunked.row_ops`` defines what each computes; all
+    of them return without a host sync."""
 
     def compact_rows(
         self, live: torch.Tensor, *, capacity: int

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytest
-import torch
 
 from tools.cuda_on_cpu.cases import Device
 from tools.ptx_emulator import Conditions, Counts
-from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
-from wavalign_fast.ops.token_math import TokenTable
+from wavalign_fast.ops.chunked.interface import RowOps
 
 from .compiled import CompiledSource
 from .cuda_kernels import PtxKernels
@@ -32,26 +30,11 @@ EVERY_CONDITION = (
 functions as inexact as the ISA allows."""
 
 
-class EmulatedRowKernels(Protocol):
-    """The three row kernels of ``chunked.interface.RowKernels``, and what was launched."""
+class EmulatedRowKernels(RowOps, Protocol):
+    """An emulated backend, and what was launched."""
 
     counted: list[Counts]
     kernels: list[str]
-
-    def row_stats(self, chunk: RowChunk) -> RowStats: ...
-
-    def row_gradient_(
-        self, chunk: RowChunk, stats: RowStats, grads: RowGrads, *, out_dtype: torch.dtype
-    ) -> torch.Tensor: ...
-
-    def hybrid_rows_(
-        self,
-        chunk: RowChunk,
-        table: TokenTable,
-        *,
-        clip: tuple[float, float] | None,
-        out_dtype: torch.dtype,
-    ) -> tuple[RowStats, torch.Tensor, torch.Tensor]: ...
 
 
 def row_kernels(
