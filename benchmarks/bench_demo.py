@@ -25,8 +25,8 @@ from .record import machine, save
 
 CHECKOUT = Path(__file__).parents[1]
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-TIMED = {"install": "install", "demo": "demo"}
-"""Name of a timing -> target of make; the second target finds the first one done."""
+TARGETS = ("install", "demo")
+"""The targets of make, in the order in which they run: ``demo`` finds ``install`` done."""
 
 
 def run(target: str, checkout: Path, environment: Mapping[str, str]) -> dict[str, float]:
@@ -80,14 +80,13 @@ def check_outcome(run_directory: Path) -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """The record, from a clone in ``folder``."""
+    """What the demo takes in a clone in ``folder``: times, downloads, disk."""
     checkout, log = folder / "checkout", folder / "pip.log"
     subprocess.run(["git", "clone", "--quiet", str(CHECKOUT), str(checkout)], check=True)
     environment = {**os.environ, "PIP_NO_CACHE_DIR": "1", "PIP_LOG": str(log)}
-    times = {name: run(target, checkout, environment) for name, target in TIMED.items()}
+    times = {target: run(target, checkout, environment) for target in TARGETS}
     check_outcome(checkout / "runs" / "demo")
     return {
-        "machine": machine(),
         "times": times,
         "download_bytes": downloaded(log.read_text(encoding="utf-8")),
         "disk_bytes": on_disk(checkout / ".venv"),
@@ -100,12 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--save", action="store_true", help="write results/demo.json")
     arguments = parser.parse_args(argv)
-    commit = machine()["commit"] or "no-commit"
+    facts = machine()  # the load is that before the demo
+    commit = facts["commit"] or "no-commit"
     if arguments.save and commit.endswith(DIRTY):
         # The clone holds the commit without these changes.
         parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
     with tempfile.TemporaryDirectory() as folder:
-        record = measure(Path(folder))
+        record = {"machine": facts, **measure(Path(folder))}
     print(json.dumps(record, indent=2))
     if arguments.save:
         print(f"wrote {save('demo', record)}")
