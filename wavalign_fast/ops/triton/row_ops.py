@@ -1,6 +1,6 @@
 """Launchers of the Triton row kernels; `ops/chunked/row_ops.py` defines what they compute."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,27 +29,8 @@ def row_stats(chunk: RowChunk) -> RowStats:
         ValueError: a tensor of the chunk has another layout, shape or dtype.
     """
     chunk = _checked(chunk)
-    rows, vocab = chunk.logits.shape
     stats = _empty_stats(chunk.logits)
-    config = row_config(vocab)
-    if rows > 0:
-        with on_device(chunk.logits):
-            row_stats_kernel[(rows,)](
-                logits=chunk.logits,
-                targets=chunk.targets,
-                bias=chunk.bias,
-                logp=stats.logp,
-                entropy=stats.entropy,
-                top=stats.top,
-                log_sum=stats.log_sum,
-                vocab=vocab,
-                pitch_64=_pitch(chunk.logits),
-                scale=chunk.scale,
-                ignore_index=chunk.ignore_index,
-                BLOCK=config.block,
-                num_warps=config.warps,
-                enable_fp_fusion=FP_FUSION,
-            )
+    _launch(row_stats_kernel, chunk, **stats._asdict())
     return stats
 
 
@@ -58,32 +39,17 @@ def row_gradient_(
 ) -> torch.Tensor:
     """See ``chunked.row_ops.row_gradient_``."""
     chunk = _checked(chunk)
-    rows, vocab = chunk.logits.shape
     stats, grads = _columns(stats, chunk.targets), _columns(grads, chunk.targets)
     out = operand_view(chunk.logits, out_dtype)
-    config = row_config(vocab)
-    if rows > 0:
-        with on_device(chunk.logits):
-            row_gradient_kernel[(rows,)](
-                logits=chunk.logits,
-                out=out,
-                targets=chunk.targets,
-                bias=chunk.bias,
-                logp=stats.logp,
-                entropy=stats.entropy,
-                top=stats.top,
-                log_sum=stats.log_sum,
-                grad_logp=grads.logp,
-                grad_entropy=grads.entropy,
-                grad_lse=grads.lse,
-                vocab=vocab,
-                pitch_64=_pitch(chunk.logits),
-                scale=chunk.scale,
-                ignore_index=chunk.ignore_index,
-                BLOCK=config.block,
-                num_warps=config.warps,
-                enable_fp_fusion=FP_FUSION,
-            )
+    _launch(
+        row_gradient_kernel,
+        chunk,
+        out=out,
+        **stats._asdict(),
+        grad_logp=grads.logp,
+        grad_entropy=grads.entropy,
+        grad_lse=grads.lse,
+    )
     return out
 
 
@@ -96,53 +62,51 @@ def hybrid_rows_(
 ) -> tuple[RowStats, torch.Tensor, torch.Tensor]:
     """See ``chunked.row_ops.hybrid_rows_``; this is a single launch."""
     chunk = _checked(chunk)
-    rows, vocab = chunk.logits.shape
     table = _columns(table, chunk.targets)
     out = operand_view(chunk.logits, out_dtype)
     stats = _empty_stats(chunk.logits)
     g = torch.empty_like(stats.logp)
-    config = row_config(vocab)
     clip_low, clip_high = clip or (0.0, 0.0)
-    if rows > 0:
-        with on_device(chunk.logits):
-            hybrid_rows_kernel[(rows,)](
-                logits=chunk.logits,
-                out=out,
-                targets=chunk.targets,
-                bias=chunk.bias,
-                policy_coef=table.policy_coef,
-                advantage=table.advantage,
-                kl_coef=table.kl_coef,
-                anchor_coef=table.anchor_coef,
-                old_logp=table.old_logp,
-                ref_logp=table.ref_logp,
-                logp=stats.logp,
-                entropy=stats.entropy,
-                top=stats.top,
-                log_sum=stats.log_sum,
-                grad_logp=g,
-                vocab=vocab,
-                pitch_64=_pitch(chunk.logits),
-                scale=chunk.scale,
-                ignore_index=chunk.ignore_index,
-                clip_low=float(clip_low),
-                clip_high=float(clip_high),
-                CLIP=clip is not None,
-                BLOCK=config.block,
-                num_warps=config.warps,
-                enable_fp_fusion=FP_FUSION,
-            )
+    _launch(
+        hybrid_rows_kernel,
+        chunk,
+        out=out,
+        **table._asdict(),
+        **stats._asdict(),
+        grad_logp=g,
+        clip_low=float(clip_low),
+        clip_high=float(clip_high),
+        CLIP=clip is not None,
+    )
     return stats, g, out
+
+
+def _launch(kernel: Any, chunk: RowChunk, **own: Any) -> None:
+    """Launches a kernel with one program a row. ``own`` are its arguments beside the chunk's."""
+    rows, vocab = chunk.logits.shape
+    if rows == 0:
+        return
+    config = row_config(vocab)
+    with on_device(chunk.logits):
+        kernel[(rows,)](
+            logits=chunk.logits,
+            targets=chunk.targets,
+            bias=chunk.bias,
+            vocab=vocab,
+            # Rows are a multiple of 16 bytes apart, which the unit tells the compiler.
+            pitch_64=chunk.logits.stride(0) // PITCH_ALIGN,
+            scale=chunk.scale,
+            ignore_index=chunk.ignore_index,
+            **own,
+            BLOCK=config.block,
+            num_warps=config.warps,
+            enable_fp_fusion=FP_FUSION,
+        )
 
 
 def _empty_stats(logits: torch.Tensor) -> RowStats:
     size = len(logits)
     return RowStats(*(logits.new_empty(size, dtype=torch.float32) for _ in RowStats._fields))
-
-
-def _pitch(logits: torch.Tensor) -> int:
-    """The row stride in units of ``PITCH_ALIGN`` elements, which is a multiple of 16 bytes."""
-    return logits.stride(0) // PITCH_ALIGN
 
 
 def _columns(table: Columns, targets: torch.Tensor) -> Columns:
