@@ -267,6 +267,20 @@ def test_a_signal_in_the_last_step_still_counts(train, toy_task, tmp_path):
     assert (tmp_path / "run/checkpoint/training_state.pt").is_file()
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_signal_while_a_checkpoint_is_saved_stops_after_it(train, monkeypatch, step):
+    save = training.Trainer.save
+
+    def signalled(self):
+        if self.step == step:
+            signal.raise_signal(signal.SIGTERM)
+        save(self)
+
+    monkeypatch.setattr(training.Trainer, "save", signalled)
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {step};"):
+        train("train.steps=2", "train.checkpoint_every=1")
+
+
 def test_a_failed_judge_is_a_missing_reward(train, toy_task, metrics_of, tmp_path):
     train(task=toy_task(broken_judge=True))
     for record in metrics_of(tmp_path / "run"):

@@ -69,11 +69,12 @@ class Trainer:
                     logger.warning("no gpu/ metrics: %s", gpu.status)
                 while self.step < train.steps:
                     self._one_step(writers, display, gpu)
+                    due = train.checkpoint_every and self.step % train.checkpoint_every == 0
+                    if due or stop.received is not None:
+                        self.save()
+                    # Asked again after the save: the signal may arrive while it writes.
                     if stop.received is not None:
-                        self.save()
                         raise Stopped(stop.received, self.step, str(self.store.newest))
-                    if train.checkpoint_every and self.step % train.checkpoint_every == 0:
-                        self.save()
         finally:
             for writer in writers:
                 writer.close()
