@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from wavalign_fast.train import arms, checkpoint, directory_lock, metric_writers
+from wavalign_fast.train import arms, checkpoint, directory_lock, metric_writers, owned_files
 from wavalign_fast.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
@@ -129,10 +129,26 @@ def test_metrics_that_cannot_be_written_end_the_run_in_one_line(refused, monkeyp
     assert "No space left on device" in refused("--name", "one")
 
 
-def test_a_run_that_fails_before_its_first_step_leaves_nothing(in_tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(arms.Trainer, "_one_step", fail)
-    assert "No space left on device" in refused("--name", "one")
+@pytest.mark.parametrize("which", [[], ["--arms", "both,sft"]], ids=["one", "arms"])
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(
+    refused, train_toy, monkeypatch, which
+):
+    with monkeypatch.context() as failing:
+        failing.setattr(arms.Trainer, "_one_step", fail)
+        assert "No space left on device" in refused("--name", "one", *which)
     assert os.listdir() == []
+    assert train_toy("--name", "one", "train.steps=1") == 0
+
+
+def test_an_arm_that_fails_to_start_anew_stays_recorded(
+    in_tmp_path, refused, train_toy, monkeypatch
+):
+    arguments = ("--name", "one", "--arms", "both,sft", "train.steps=1")
+    assert train_toy(*arguments) == 0
+    before = (in_tmp_path / "runs/one" / owned_files.MARKER_FILE).read_text()
+    monkeypatch.setattr(arms.Trainer, "_one_step", fail)
+    assert "No space left on device" in refused(*arguments, "--overwrite")
+    assert (in_tmp_path / "runs/one" / owned_files.MARKER_FILE).read_text() == before
 
 
 @pytest.mark.parametrize("which", [[], ["--arms", "both,sft"]], ids=["one", "arms"])

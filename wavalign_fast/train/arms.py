@@ -19,7 +19,13 @@ from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.owned_files import CONFIG_FILE, drop_replaced, put_back, set_aside
+from wavalign_fast.train.owned_files import (
+    CONFIG_FILE,
+    drop_replaced,
+    put_back,
+    recorded_arms,
+    set_aside,
+)
 from wavalign_fast.train.result_table import result_table
 from wavalign_fast.train.run_directory import (
     add_arm,
@@ -28,6 +34,7 @@ from wavalign_fast.train.run_directory import (
     check_steps,
     fingerprint,
     finished_metrics,
+    remove_arm,
     start_run,
     write_evaluation,
 )
@@ -90,14 +97,7 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
             check_same_data(spec.directory, data)
         key = (config.train.eval_items, config.train.eval_seed)
         if key not in base_metrics:
-            with user_input("task"):
-                model = task.load_model()
-            _check_space(todo[number:], model)
-            if config.train.eval_items:
-                console.print("evaluating the base model", highlight=False)
-            base = _evaluate(config, task, model)
-            base_metrics[key] = base.metrics if base else {}
-            finals["base"] = base_metrics[key]
+            finals["base"] = base_metrics[key] = _base_metrics(todo[number:], task, console)
         final = _train(
             spec, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
         )
@@ -106,6 +106,21 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
     order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
     if table := result_table({name: finals[name] for name in order}, width=console.width):
         console.print(table, highlight=False, markup=False, soft_wrap=True)
+
+
+def _base_metrics(specs: Sequence[RunSpec], task: Task, console: Console) -> dict[str, float]:
+    """Checks the disk for these runs, and evaluates the base model as the first one asks.
+
+    The base is freed on return: training loads a model of its own.
+    """
+    with user_input("task"):
+        model = task.load_model()
+    _check_space(specs, model)
+    config = specs[0].config
+    if config.train.eval_items:
+        console.print("evaluating the base model", highlight=False)
+    base = _evaluate(config, task, model)
+    return base.metrics if base else {}
 
 
 def _check_backend(backend: str) -> None:
@@ -169,16 +184,20 @@ def _train(
     resume: bool,
     overwrite: bool,
 ) -> Evaluation | None:
-    resume = resume and (spec.directory / CONFIG_FILE).is_file()
+    directory = spec.directory
+    resume = resume and (directory / CONFIG_FILE).is_file()
+    new_arm = spec.in_folder_of_arms and directory.name not in recorded_arms(directory.parent)
     trainer = _start(spec, task, data, console, resume=resume, overwrite=overwrite)
     try:
         trainer.fit(console)
     except BaseException:
-        if not resume and trainer.step == 0:
-            put_back(spec.directory)  # nothing was trained, so nothing is left behind
+        if not resume and trainer.step == 0:  # nothing was trained, so nothing is left behind
+            put_back(directory)
+            if new_arm:
+                remove_arm(directory.parent, directory.name)
         raise
     final = _evaluate(spec.config, task, trainer.model)
-    write_evaluation(spec.directory, spec.config, seconds=trainer.seconds, base=base, final=final)
+    write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
     return final
 
 

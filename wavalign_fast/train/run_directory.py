@@ -16,7 +16,7 @@ from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.outputs import TEMPORARY
-from wavalign_fast.train.atomic_files import write_json, write_text, write_wav
+from wavalign_fast.train.atomic_files import remove, write_json, write_text, write_wav
 from wavalign_fast.train.directory_lock import LOCK_FILE
 from wavalign_fast.train.metric_writers import read_metric_lines
 from wavalign_fast.train.owned_files import (
@@ -107,6 +107,18 @@ def start_run(path: Path, config: RunConfig, *, data: dict[str, Any]) -> None:
 def add_arm(path: Path, arm: str) -> None:
     """Records ``arm`` in the marker of the folder of several arms."""
     write_marker(path, arms=list(dict.fromkeys([*recorded_arms(path), arm])))
+
+
+def remove_arm(path: Path, arm: str) -> None:
+    """Takes ``arm`` out of the marker of the folder of several arms, and the marker with the last.
+
+    The arm's own files stay.
+    """
+    arms = [name for name in recorded_arms(path) if name != arm]
+    if arms:
+        write_marker(path, arms=arms)
+    else:
+        remove(path / MARKER_FILE)
 
 
 def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
