@@ -25,7 +25,7 @@ def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str
     defaults = {name: dict(leaves(parts[0])) for name, parts in recipes.items()}
     entries = dict(_entries(RunConfig, "", defaults))
     for name, (_, _, factory) in recipes.items():
-        entries |= _task_entries(name, factory, defaults[name])
+        entries |= _task_entries(name, factory)
     if keys:
         return "\n".join(text for key in keys for text in _chosen(key, entries))
     head = [line for name, parts in recipes.items() for line in _recipe(name, parts[1])]
@@ -85,9 +85,7 @@ def _summary(group: type[BaseModel]) -> str:
     return " ".join((group.__doc__ or "").partition("\n\n")[0].split())
 
 
-def _task_entries(
-    recipe: str, factory: Callable[..., Any], defaults: Mapping[str, Any]
-) -> dict[str, str]:
+def _task_entries(recipe: str, factory: Callable[..., Any]) -> dict[str, str]:
     fields = options_model(factory).model_fields
     return {
         f"task.{name}": _entry(f"task.{name}", field, [recipe]) for name, field in fields.items()

@@ -16,6 +16,7 @@ class PromptSampler:
         self.size = size
         self.seed = seed
         self.consumed = 0
+        self._shuffled: tuple[int, list[int]] = (-1, [])
 
     def take(self, count: int) -> list[int]:
         """Returns the next ``count`` indices, across the end of an epoch if necessary."""
@@ -28,9 +29,12 @@ class PromptSampler:
         return indices
 
     def _order(self, epoch: int) -> list[int]:
-        order = list(range(self.size))
-        random.Random(f"{self.seed}:{epoch}").shuffle(order)
-        return order
+        """Returns the shuffled indices of an epoch; shuffles only when the epoch changes."""
+        if self._shuffled[0] != epoch:
+            order = list(range(self.size))
+            random.Random(f"{self.seed}:{epoch}").shuffle(order)
+            self._shuffled = (epoch, order)
+        return self._shuffled[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for ``load_state_dict``."""
