@@ -35,10 +35,11 @@ class ProbStore {
   static constexpr int64_t kHeaderBytes = 64;
   static_assert(sizeof(StoreHeader) <= kHeaderBytes);
 
-  // `store` and `prob_buffer` may be empty or undefined.
+  // `store` and `prob_buffer` may be empty or undefined. A store too small for the header counts as
+  // empty.
   ProbStore(const at::Tensor& store, const at::Tensor& prob_buffer, const TokenPanels& panels,
             const VocabTiles& tiles)
-      : base_(store.numel() == 0 ? nullptr : store.data_ptr<uint8_t>()),
+      : base_(store.numel() < kHeaderBytes ? nullptr : store.data_ptr<uint8_t>()),
         lanes_(panels.lanes()),
         tiles_(tiles) {
     if (prob_buffer.numel() > 0) {
@@ -93,7 +94,7 @@ template <typename Operand>
 ProbStore<Operand> readable_store(const at::Tensor& store, const at::Tensor& prob_buffer,
                                   const TokenPanels& live, const VocabTiles& tiles) {
   const at::Tensor none;
-  if (store.numel() == 0) return {none, none, live, tiles};
+  if (store.numel() < ProbStore<Operand>::kHeaderBytes) return {none, none, live, tiles};
   const StoreHeader header = StoreHeader::of(store);
   const bool split = header.prob_buffer_id != 0;
   if (header.operand_size != sizeof(Operand) ||
