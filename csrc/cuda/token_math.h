@@ -31,12 +31,6 @@ WAVALIGN_INLINE T at_least(T value, T bound) {
   return value < bound ? bound : value;
 }
 
-// The exp of a whole row of logits; kernels may pass a cheaper one.
-template <typename T>
-struct StandardExp {
-  WAVALIGN_INLINE T operator()(T x) const { return std::exp(x); }
-};
-
 // Softmax sums of some logits z of a row: their max `top`, sum e^(z - top), and
 // sum e^(z - top) (z - top). `top` ignores NaN; the sums propagate it.
 template <typename T>
@@ -65,7 +59,8 @@ WAVALIGN_INLINE T origin(T top) {
   return top == -T(INFINITY) ? T(0) : top;
 }
 
-// The same sums relative to another `top`, which is at least their own.
+// The same sums relative to another `top`, which is at least their own. Exp is a functor for e^x of
+// the kernel's choice.
 template <typename Exp, typename T>
 WAVALIGN_INLINE SoftmaxSums<T> measured_from(T top, const SoftmaxSums<T>& sums) {
   const T shift = finite_exponent(sums.top - origin(top));

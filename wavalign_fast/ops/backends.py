@@ -119,7 +119,8 @@ HONOURED: dict[str, set[str]] = {
     "triton": {"memory_budget", "live_rows"},
 }
 """For each backend the options that it honours, of those that not every backend does."""
-NOT_ASKED = {"memory_budget": None, "live_rows": None, "skip_tolerance": 0.0}
+NOT_EVERYWHERE = ("memory_budget", "live_rows", "skip_tolerance")
+"""These options, in the order in which they are refused."""
 
 
 def _refuse_unhonoured(backend: str, options: LossOptions, dtype: torch.dtype) -> None:
@@ -128,8 +129,8 @@ def _refuse_unhonoured(backend: str, options: LossOptions, dtype: torch.dtype) -
             f"weight_grad_dtype: got torch.float64, but backend {backend!r} sums in float32 for "
             f"operands of {dtype}; want float64 operands on 'reference', or torch.float32"
         )
-    for name, default in NOT_ASKED.items():
-        value = getattr(options, name)
+    for name in NOT_EVERYWHERE:
+        value, default = getattr(options, name), getattr(LossOptions, name)
         if value != default and name not in HONOURED[backend]:
             raise ValueError(
                 f"{name}: got {value}, but backend {backend!r} does not honour it; want {default}"

@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.ops.custom_ops import fake_gradients, no_context, refuse_second_derivative
 from wavalign_fast.ops.extension import EXTENSION
-from wavalign_fast.ops.operands import Operands, wants_grad
+from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
@@ -37,17 +37,16 @@ def cpu_hybrid_step(
     table: TokenTable,
     *,
     clip: tuple[float, float] | None,
-    ignore_index: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """``(logp, entropy, lse)``, each [T], and a function that attaches the gradients to the loss.
 
     Only ``dL/dlogp`` is computed here. The gradients of the operands come from the backward pass of
     the log-probs: with the probabilities that the forward pass keeps, they take two GEMMs there.
     """
-    logp, entropy, lse = cpu_logprob(operands, 1.0, ignore_index)
+    logp, entropy, lse = cpu_logprob(operands, 1.0, IGNORE_INDEX)
     wide = TokenTable._make(None if column is None else column.double() for column in table)
     g = token_gradient(logp.detach().double(), wide, clip)
-    g = torch.where(operands.targets == ignore_index, 0.0, g).to(logp.dtype)
+    g = torch.where(operands.targets == IGNORE_INDEX, 0.0, g).to(logp.dtype)
 
     def attach(loss: torch.Tensor) -> torch.Tensor:
         attached: torch.Tensor = _WithDerivative.apply(loss.detach(), logp, g)

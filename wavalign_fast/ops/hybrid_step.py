@@ -55,11 +55,7 @@ def hybrid_step(
         clip: bounds of the ratio, ``(1 - low, 1 + high)``; ``None`` does not clip.
     """
     if live is None:
-        logp, entropy, lse, attach = cpu_hybrid_step(
-            operands, table, clip=clip, ignore_index=IGNORE_INDEX
-        )
+        logp, entropy, lse, attach = cpu_hybrid_step(operands, table, clip=clip)
     else:
-        logp, entropy, lse, attach = gpu_hybrid_step(
-            operands, live, clip=clip, ignore_index=IGNORE_INDEX
-        )
+        logp, entropy, lse, attach = gpu_hybrid_step(operands, live, clip=clip)
     return HybridGradients(LogProb(logp, entropy, lse), attach)

@@ -111,8 +111,11 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value  # torch 2.10's tracer cannot ask their types for fields
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)]
-        return replace(value, **{name: _mapped(getattr(value, name), function) for name in names})
+        found = {field.name: getattr(value, field.name) for field in fields(value)}
+        mapped = {name: _mapped(part, function) for name, part in found.items()}
+        # A new object checks its tensors again, so one that would be equal is not made.
+        changed = any(mapped[name] is not part for name, part in found.items())
+        return replace(value, **mapped) if changed else value
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(_mapped(part, function) for part in value)
     if isinstance(value, dict):

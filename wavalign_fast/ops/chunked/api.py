@@ -8,7 +8,7 @@ from wavalign_fast.ops.backends import status_of
 from wavalign_fast.ops.chunked import autograd
 from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs
 from wavalign_fast.ops.chunked.compaction import LiveRows, gather_live_rows
-from wavalign_fast.ops.operands import Operands, wants_grad
+from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
 """Bytes of logits at once. With fewer rows to a chunk the head's gradient, which is as large, is
@@ -36,7 +36,7 @@ def gpu_logprob(
 
 
 def gpu_hybrid_step(
-    operands: Operands, live: LiveRows, *, clip: tuple[float, float] | None, ignore_index: int
+    operands: Operands, live: LiveRows, *, clip: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor, Tensor, Attach]:
     """``(logp, entropy, lse)``, each [T], and a function that attaches the gradients to the loss.
 
@@ -44,7 +44,7 @@ def gpu_hybrid_step(
         live: of the same operands, with a table, on the device of the rows.
     """
     assert live.table is not None
-    head = _live_head(operands, live, 1.0, ignore_index)
+    head = _live_head(operands, live, 1.0, IGNORE_INDEX)
     leaves = (head.hidden, head.weight, head.bias)
     needs = Needs(*(wants_grad(leaf) for leaf in leaves))
     constant = head._replace(
