@@ -25,7 +25,7 @@ def build_once(target: Path, command: list[str]) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     messages = target.with_name(target.name + ".messages")
     with _locked(target.with_name(target.name + ".lock")):
-        if not target.exists():
+        if not (target.exists() and messages.exists()):
             partial = target.with_name(target.name + ".partial")
             done = subprocess.run(
                 [*command, "-o", str(partial)], capture_output=True, text=True, check=False

@@ -1,7 +1,6 @@
 """Ordinary CUDA code as nvcc compiles it, against numpy."""
 
 import math
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.nvcc import NVCC, UNAVAILABLE
 from tools.ptx_emulator import (
     Argument,
     Conditions,
@@ -19,7 +19,7 @@ from tools.ptx_emulator import (
     parse,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
 CONDITIONS = [Conditions(), Conditions(order=1, late_copies=False)]
 
@@ -28,7 +28,7 @@ CONDITIONS = [Conditions(), Conditions(order=1, late_copies=False)]
 def ptx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     target = tmp_path_factory.mktemp("snippets") / "snippets.ptx"
     source = Path(__file__).with_name("snippets.cu")
-    command = ["nvcc", "-O3", "-std=c++17", "-ptx", f"-arch={request.param}", "-o", str(target)]
+    command = [NVCC, "-O3", "-std=c++17", "-ptx", f"-arch={request.param}", "-o", str(target)]
     subprocess.run([*command, str(source)], check=True, capture_output=True)
     return target.read_text(encoding="utf-8")
 

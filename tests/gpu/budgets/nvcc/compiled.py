@@ -1,6 +1,5 @@
 """Compiles csrc/cuda with nvcc for every architecture and reads what ptxas reports."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,16 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import nvcc
 from tools.build_once import build_once
 
 BUDGETS = Path(__file__).parent / "budgets.txt"
 CSRC = Path(__file__).parents[4] / "csrc"
 SOURCES = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
 ARCHS = ("80", "89", "90a", "100a", "120")
-NVCC = shutil.which("nvcc") or (
-    str(Path(os.environ["CUDA_HOME"], "bin", "nvcc")) if "CUDA_HOME" in os.environ else None
-)
-UNAVAILABLE = None if NVCC and shutil.which("c++filt") else "needs nvcc and c++filt"
+UNAVAILABLE = nvcc.UNAVAILABLE or (None if shutil.which("c++filt") else "needs c++filt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +29,6 @@ class Kernel:
     """Static shared memory in bytes."""
 
 
-def release() -> str:
-    """``13.0`` of this nvcc."""
-    assert NVCC is not None
-    said = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release ([\d.]+)", said)
-    assert found is not None
-    return found[1]
-
-
 def cubin(folder: Path, source: str, arch: str) -> Path:
     """The file that ``kernels_of`` writes the code to."""
     return folder / f"{source}.{arch}.cubin"
@@ -52,8 +40,15 @@ def kernels_of(folder: Path, source: str, arch: str) -> list[Kernel]:
     Raises:
         BuildFailed: it does not compile without warnings.
     """
-    assert NVCC is not None
-    command = [NVCC, "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-DNDEBUG", f"-I{CSRC}"]
+    command = [
+        nvcc.NVCC,
+        "-cubin",
+        f"-arch=sm_{arch}",
+        "-O3",
+        "-std=c++17",
+        "-DNDEBUG",
+        f"-I{CSRC}",
+    ]
     command += ["-Werror", "all-warnings", "-Xptxas", "-v", str(CSRC / "cuda" / f"{source}.cu")]
     return _kernels(build_once(cubin(folder, source, arch), command))
 
@@ -109,7 +104,7 @@ def budgets(kernels: dict[str, list[Kernel]]) -> str:
     """Registers by kernel and architecture, and static shared memory, as aligned text."""
     names = [kernel.name for kernel in kernels[ARCHS[0]]]
     width = max(map(len, names))
-    lines = [f"nvcc {release()}: registers of a thread, static shared memory in bytes", ""]
+    lines = [f"nvcc {nvcc.RELEASE}: registers of a thread, static shared memory in bytes", ""]
     lines += [f"{'kernel':{width}}  shared" + "".join(f"{'sm_' + arch:>9}" for arch in ARCHS)]
     for row, name in enumerate(names):
         shared = max(kernels[arch][row].shared for arch in ARCHS)

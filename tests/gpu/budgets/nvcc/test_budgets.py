@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.builds import session_folder
+from tests.nvcc import RELEASE
 
 from .compiled import (
     ARCHS,
@@ -20,7 +21,6 @@ from .compiled import (
     cubin,
     demangled,
     kernels_of,
-    release,
 )
 
 pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
@@ -68,8 +68,8 @@ def test_two_blocks_of_a_row_kernel_fit_on_a_multiprocessor(
 
 def test_registers_are_as_written_down(folder: Path) -> None:
     wanted = BUDGETS.read_text(encoding="utf-8")
-    if not wanted.startswith(f"nvcc {release()}:"):
-        pytest.skip(f"the budgets are of another nvcc than {release()}")
+    if not wanted.startswith(f"nvcc {RELEASE}:"):
+        pytest.skip(f"the budgets are of another nvcc than {RELEASE}")
     moved = difflib.unified_diff(
         wanted.splitlines(),
         budgets(compile_all(folder)).splitlines(),

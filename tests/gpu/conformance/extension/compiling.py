@@ -8,9 +8,6 @@ nothing, or run the kernels on the CPU with tools/cuda_on_cpu.
 import ctypes
 import functools
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,14 +16,13 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import library_paths
 
+from tests.nvcc import build_cuda
+from tools.build_once import build_once
 from tools.cuda_on_cpu import toolchain
 from wavalign_fast.ops import cuda
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
-sys.path.insert(0, str(ROOT / "csrc"))
-
-import build_cuda  # noqa: E402
 
 BUILT = {"CUDA_RELEASE": "none", "CUDA_ARCHS": "none"}
 CXX = ["g++", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
@@ -90,21 +86,13 @@ def _load(namespace: str, sources: Mapping[Path, list[str]]) -> Library:
         content.update(path.read_bytes())
     folder = ROOT / "build" / "tests" / f"{namespace}-{content.hexdigest()[:16]}"
     target = folder / "library.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Several workers may build at once; the last one's file stays.
-        own = f"{os.getpid()}.o"
 
-        def compile_one(path: Path) -> str:
-            made = str(folder / f"{path.name}.{own}")
-            subprocess.run([*commands[path], "-c", str(path), "-o", made], check=True)
-            return made
+    def compile_one(path: Path) -> str:
+        made = folder / f"{path.name}.o"
+        build_once(made, [*commands[path], "-c", str(path)])
+        return str(made)
 
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compile_one, commands))
-        partial = folder / own
-        subprocess.run([*link, *objects, "-ltorch_cpu", "-lc10", "-o", partial], check=True)
-        partial.rename(target)
-        for made in objects:
-            os.unlink(made)
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, commands))
+    build_once(target, [*link, *objects, "-ltorch_cpu", "-lc10"])
     return Library(target, namespace)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.nvcc import NVCC
 from tools.build_once import build_once
 from tools.ptx_emulator import Geometry, Kernel, parse
 
 ROOT = Path(__file__).parents[4]
 CSRC = ROOT / "csrc"
 RUNTIME = ROOT / "tools" / "ptx_emulator" / "recording_runtime.cpp"
-UNAVAILABLE = None if shutil.which("nvcc") else "needs nvcc"
 TARGETS = {80: "compute_80", 90: "compute_90a"}
 """The target of the PTX, by the architecture of the device."""
 
@@ -121,7 +120,7 @@ def compiled_source(folder: Path, name: str) -> CompiledSource:
     own.mkdir(parents=True, exist_ok=True)
     architectures = [f"-gencode=arch={t},code={t}" for t in TARGETS.values()]
     kernels, runtime = own / "kernels.o", folder / "runtime.o"
-    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC", "-c"]
+    command = [NVCC, "-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC", "-c"]
     # -lineinfo: messages of the emulator name the line of the source. The PTX is kept beside it.
     kept = ["-lineinfo", *architectures, "--keep", "--keep-dir", str(own)]
     build_once(kernels, [*command, *kept, str(CSRC / "cuda" / f"{name}.cu")])

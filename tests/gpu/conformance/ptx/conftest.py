@@ -1,12 +1,14 @@
 """csrc/cuda compiled by nvcc, once for all workers of a test session."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
 from tests.builds import session_folder
+from tests.nvcc import UNAVAILABLE
 
-from .compiled import UNAVAILABLE, CompiledSource, compiled_source
+from .compiled import CompiledSource, compiled_source
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +16,7 @@ def cuda_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Com
     """``csrc/cuda/<name>.cu``, compiled."""
     folder = session_folder(tmp_path_factory, "ptx_of_cuda")
 
+    @cache
     def source(name: str) -> CompiledSource:
         if UNAVAILABLE:
             pytest.skip(UNAVAILABLE)
