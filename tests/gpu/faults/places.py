@@ -12,8 +12,9 @@ named as they are.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 COMMENTS = {".py": r"\#[^\n]*"}
@@ -56,7 +57,8 @@ class Place:
         return WILDCARD.sub(lambda wildcard: self.bound[wildcard.group()], replacement)
 
 
-def tokens_of(text: str, suffix: str) -> list[Token]:
+@cache
+def tokens_of(text: str, suffix: str) -> tuple[Token, ...]:
     """Without comments, and without a comma before a closing bracket, which layouts add.
 
     A string's quotes and the words between them are tokens too.
@@ -75,11 +77,11 @@ def tokens_of(text: str, suffix: str) -> list[Token]:
         first = match.start("content")
         found += [Token("text", w.group(), first + w.start(), first + w.end()) for w in words]
         found.append(Token("closes", match["quote"], match.end("content"), match.end()))
-    return [
+    return tuple(
         token
         for token, after in zip(found, [*found[1:], None], strict=True)
         if token[:2] != ("sign", ",") or after is None or _depth(after) >= 0
-    ]
+    )
 
 
 def places(text: str, suffix: str, inside: str, pattern: str) -> list[Place]:
@@ -131,7 +133,7 @@ def definitions(text: str, suffix: str, name: str) -> Iterator[tuple[int, int]]:
             yield token.start, tokens[_behind(tokens, body) - 1].end
 
 
-def _behind(tokens: list[Token], at: int) -> int:
+def _behind(tokens: Sequence[Token], at: int) -> int:
     """Behind the bracket that closes the one at ``at``."""
     depth = 0
     for place in range(at, len(tokens)):
@@ -149,7 +151,7 @@ def _depth(token: Token) -> int:
 
 
 def _match(
-    tokens: list[Token], at: int, pattern: list[Token], spans: Spans
+    tokens: Sequence[Token], at: int, pattern: Sequence[Token], spans: Spans
 ) -> tuple[int, Spans] | None:
     """Where a match of the whole pattern that begins at ``at`` ends."""
     if not pattern:
@@ -165,7 +167,7 @@ def _match(
     return None
 
 
-def _ends(tokens: list[Token], at: int, wildcard: str, spans: Spans) -> Iterator[int]:
+def _ends(tokens: Sequence[Token], at: int, wildcard: str, spans: Spans) -> Iterator[int]:
     """Where a wildcard's tokens may end, the likeliest first."""
     if wildcard in spans:
         first, last = spans[wildcard]
