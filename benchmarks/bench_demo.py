@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .commit import DIRTY
+from .commit import refuse_dirty
 from .record import machine, save
 
 CHECKOUT = Path(__file__).parents[1]
@@ -53,12 +53,8 @@ def downloaded(log: str) -> float:
 
 def on_disk(folder: Path) -> int:
     """Bytes on disk of the files in a folder; a file with several names counts once."""
-    seen = {(info.st_dev, info.st_ino): info.st_blocks * 512 for info in _files(folder)}
-    return sum(seen.values())
-
-
-def _files(folder: Path) -> list[os.stat_result]:
-    return [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    files = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
+    return sum({(info.st_dev, info.st_ino): info.st_blocks * 512 for info in files}.values())
 
 
 def check_outcome(run_directory: Path) -> None:
@@ -100,10 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help="write results/demo.json")
     arguments = parser.parse_args(argv)
     facts = machine()  # the load is that before the demo
-    commit = facts["commit"] or "no-commit"
-    if arguments.save and commit.endswith(DIRTY):
+    if arguments.save:
         # The clone holds the commit without these changes.
-        parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
+        refuse_dirty(parser, facts["commit"])
     with tempfile.TemporaryDirectory() as folder:
         record = {"machine": facts, **measure(Path(folder))}
     print(json.dumps(record, indent=2))

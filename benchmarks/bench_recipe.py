@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .commit import DIRTY
+from .commit import refuse_dirty
 from .record import machine, save
 
 RECIPE = "spoken-sums"
@@ -102,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(arms, seeds[:1], jobs=arguments.jobs, output=Path(folder), settings=QUICK)
         return 0
     commit = machine()["commit"] or "no-commit"
-    if arguments.save and commit.endswith(DIRTY):
+    if arguments.save:
         # Kept runs may come from other code than the current one, and nothing would show it.
-        parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
+        refuse_dirty(parser, commit)
     output = arguments.output or Path("runs/bench") / commit
     report = measure(arms, seeds, jobs=arguments.jobs, output=output)
     if arguments.save:

@@ -3,6 +3,7 @@
 python -m benchmarks.commit      prints the commit of this checkout, or nothing
 """
 
+import argparse
 import subprocess
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def checkout_commit(checkout: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}{DIRTY}" if changed else commit
+
+
+def refuse_dirty(parser: argparse.ArgumentParser, commit: str | None) -> None:
+    """Ends a command with ``--save`` in a checkout whose files are not those of the commit."""
+    if commit is not None and commit.endswith(DIRTY):
+        parser.error(f"--save: the checkout is {commit}, wanted one without uncommitted changes")
 
 
 def commit_text(commit: str | None) -> str:

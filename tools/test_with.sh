@@ -11,8 +11,8 @@ checkout=$PWD name=${1:?"want floors or newest, then arguments of pytest"}
 shift
 venv=$checkout/.venv-$name list=$checkout/tools/releases/$name.txt copy=$checkout/.venv-$name/checkout
 # The tests that depend on these releases.
-if [ $# -eq 0 ]; then
-  set -- tests/ops tests/losses tests/models tests/rollout tests/train \
+if [[ " $* " != *" tests"* ]]; then # options of pytest alone leave the choice here
+  set -- "$@" tests/ops tests/losses tests/models tests/rollout tests/train \
     tests/gpu/conformance/extension tests/gpu/conformance/interpreter tests/gpu/chunk_loop \
     tests/gpu/budgets/triton
 fi
