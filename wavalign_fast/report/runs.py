@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.report.run_files import RunFiles, is_file
+from wavalign_fast.report.statistics import mean_value
 
 PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
 RESULTS = ("metrics.jsonl", "evaluation.json")
@@ -30,12 +31,12 @@ class Run:
     def phase_seconds(self) -> dict[str, float]:
         """Returns the mean seconds per step and phase; ``other`` is the time outside all phases."""
         means = {
-            phase: _mean(self.curves[f"perf/{phase}_s"])
+            phase: mean_value(self.curves[f"perf/{phase}_s"])
             for phase in PHASES
             if self.curves.get(f"perf/{phase}_s")
         }
         if means and self.curves.get("perf/step_s"):
-            means["other"] = max(0.0, _mean(self.curves["perf/step_s"]) - sum(means.values()))
+            means["other"] = max(0.0, mean_value(self.curves["perf/step_s"]) - sum(means.values()))
         return means
 
 
@@ -89,7 +90,3 @@ def _load_run(path: Path) -> Run:
         curves=curves,
         notes=files.notes,
     )
-
-
-def _mean(points: list[tuple[float, float]]) -> float:
-    return sum(value for _, value in points) / len(points)

@@ -25,6 +25,11 @@ def clear_change(before: float, after: float, items: float) -> int:
     return 1 if after > before else -1
 
 
+def mean_value(points: Sequence[tuple[float, float]]) -> float:
+    """Returns the mean of the values of a curve's (step, value) pairs."""
+    return sum(value for _, value in points) / len(points)
+
+
 def smooth(values: Sequence[float], width: int) -> list[float]:
     """Returns the centred moving average over ``width`` values, over fewer at both ends."""
     sums = [0.0]

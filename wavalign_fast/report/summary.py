@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from wavalign_fast.report.formatting import duration, escape, percent, short
 from wavalign_fast.report.runs import Run
-from wavalign_fast.report.statistics import clear_change
+from wavalign_fast.report.statistics import clear_change, mean_value
 
 TEXT, SPEECH, BOTH = "text_accuracy", "speech_matches_text", "speech_says_sum"
 GREEDY = "text_accuracy_greedy"
@@ -58,7 +58,7 @@ def _finding(run: Run) -> str:
         if not rewards:
             return f"{name}: no evaluation."
         tenth = -(-len(rewards) // 10)
-        first, last = _mean(rewards[:tenth]), _mean(rewards[-tenth:])
+        first, last = mean_value(rewards[:tenth]), mean_value(rewards[-tenth:])
         return (
             f"{name}: no evaluation; mean reward {short(first)} in the first tenth of the steps, "
             f"{short(last)} in the last."
@@ -96,10 +96,6 @@ def _sentence_text(run: Run, items: float) -> str:
         return f"{run.name} leaves right answers at {percent(after)} ({percent(before)} before)"
     verb = "raises" if change > 0 else "lowers"
     return f"{run.name} {verb} right answers from {percent(before)} to {percent(after)}"
-
-
-def _mean(points: Sequence[tuple[float, float]]) -> float:
-    return sum(value for _, value in points) / len(points)
 
 
 def _items(run: Run) -> float:

@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
-from wavalign_fast.train.owned_files import CHECKPOINT, CONTENTS_FILE, checkpoint_contents
+from wavalign_fast.train.owned_files import (
+    CHECKPOINT,
+    CONTENTS_FILE,
+    OLDER_CHECKPOINTS,
+    PARKED_CHECKPOINT,
+    UNFINISHED_CHECKPOINT,
+    checkpoint_contents,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +49,7 @@ class CheckpointStore:
         Raises:
             UserError: the files cannot be written; the previous checkpoint is unchanged.
         """
-        temporary = self.run_directory / ".checkpoint.tmp"
+        temporary = self.run_directory / UNFINISHED_CHECKPOINT
         remove(temporary)
         try:
             model.save_pretrained(temporary)
@@ -108,7 +115,7 @@ class CheckpointStore:
             os.replace(older, self.newest)
 
     def _latest_older(self) -> Path | None:
-        parked = self.run_directory / "checkpoint.old"
+        parked = self.run_directory / PARKED_CHECKPOINT
         candidates = [*self._retired(), *([parked] if parked.exists() else [])]
         whole = [path for path in candidates if (path / STATE_FILE).is_file()]
         return max(whole, key=_step_of, default=None)
@@ -117,10 +124,10 @@ class CheckpointStore:
         step = _step_of(self.newest)
         if self.keep == 1 or step < 0:
             return None
-        return self.run_directory / "checkpoints" / f"step-{step:06d}"
+        return self.run_directory / OLDER_CHECKPOINTS / f"step-{step:06d}"
 
     def _retired(self) -> list[Path]:
-        return sorted((self.run_directory / "checkpoints").glob("step-*"), key=_step_of)
+        return sorted((self.run_directory / OLDER_CHECKPOINTS).glob("step-*"), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -23,6 +23,10 @@ SAMPLES_FILE = "samples.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 CHECKPOINT = "checkpoint"
+OLDER_CHECKPOINTS = "checkpoints"
+PARKED_CHECKPOINT = "checkpoint.old"
+"""Holds the last checkpoint while a new one takes its place; ``replace_directory`` names it."""
+UNFINISHED_CHECKPOINT = ".checkpoint.tmp"
 CONTENTS_FILE = "contents.json"
 """Lists the step and the files of a checkpoint, in its directory."""
 REPLACED = ".replaced"
@@ -33,7 +37,7 @@ DROPPED = ".dropped"
 FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 SOUND = re.compile(r"\d{3,}\.wav")
-UNFINISHED = {".checkpoint.tmp", REPLACED, DROPPED}
+UNFINISHED = {UNFINISHED_CHECKPOINT, REPLACED, DROPPED}
 """Folders that are ours by their name alone."""
 
 
@@ -161,8 +165,8 @@ def _foreign_in_checkpoints(folder: Path) -> Iterator[Path]:
 
 FOLDERS = {
     CHECKPOINT: _foreign_in_checkpoint,
-    "checkpoint.old": _foreign_in_checkpoint,
-    "checkpoints": _foreign_in_checkpoints,
+    PARKED_CHECKPOINT: _foreign_in_checkpoint,
+    OLDER_CHECKPOINTS: _foreign_in_checkpoints,
     "tensorboard": lambda folder: _foreign_files(folder, EVENTS),
     "wav": lambda folder: _foreign_files(folder, SOUND),
 }

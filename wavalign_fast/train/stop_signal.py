@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from wavalign_fast.signals import raise_if_interrupted
+from wavalign_fast.signals import ENDING, raise_if_interrupted
 
 
 class Stopped(Exception):
@@ -26,7 +26,7 @@ class StopSignal:
     closing terminals send theirs twice. A signal that was ignored (`nohup`) stays ignored.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    SIGNALS = (signal.SIGINT, *ENDING)
 
     def __init__(self) -> None:
         self.received: int | None = None
