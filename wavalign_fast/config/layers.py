@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from wavalign_fast.config.schema import Group, RunConfig
+from wavalign_fast.config.group import Group
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import Source, Tree, dump_yaml, read_override
 from wavalign_fast.errors import UserError, did_you_mean, shown
 

@@ -5,53 +5,29 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-# The upper bounds are far beyond any use. With them a typing error is reported by the name of its
-# key before anything is loaded, instead of by some library in the middle of a run.
-MANY = 1_000_000_000
-MOST_ROWS = 1_000_000
-MOST_TOKENS = 1_000_000
-MOST_IDS = 2**31
-MOST_THREADS = 1024
-LARGEST_SEED = 2**63 - 1
-LONGEST_NAME = 200
-LARGEST = 1e6
-
-Scope = Literal["text", "speech", "all"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False)]
-ClipLow = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=MANY)]
-AtLeastOne = Annotated[int, Field(ge=1, le=MANY)]
-Rows = Annotated[int, Field(ge=0, le=MOST_ROWS)]
-AtLeastOneRow = Annotated[int, Field(ge=1, le=MOST_ROWS)]
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-
-
-def _pair(value: Any) -> Any:
-    """Turns a list into a tuple: YAML has only lists, and strict validation wants a tuple."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-class Group(BaseModel):
-    """A group of keys: immutable, without unknown keys, and without silent conversions.
-
-    ``help()`` of a group lists its keys.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Lists the keys in the docstring, where ``help()`` finds them."""
-        keys = "\n".join(f"    {name}: {key.description}" for name, key in cls.model_fields.items())
-        cls.__doc__ = f"{cls.__doc__ or 'A group of keys.'}\n\nKeys:\n{keys}"
+from wavalign_fast.config.group import (
+    LARGEST,
+    LONGEST_NAME,
+    MOST_IDS,
+    MOST_THREADS,
+    MOST_TOKENS,
+    AsTuple,
+    AtLeastOne,
+    AtLeastOneRow,
+    ClipLow,
+    Count,
+    Decay,
+    Fraction,
+    Group,
+    Positive,
+    Rows,
+    Scope,
+    Seed,
+    Weight,
+)
 
 
 class RolloutConfig(Group):
@@ -120,7 +96,7 @@ class LossConfig(Group):
     """KL coefficient of speech tokens."""
     kl_scope: Literal["policy", "completion"] = "policy"
     """``policy``: the KL is in the policy term; ``completion``: its own mean over all tokens."""
-    clip: ClipLow | Annotated[tuple[ClipLow, Positive], BeforeValidator(_pair)] | None = None
+    clip: ClipLow | Annotated[tuple[ClipLow, Positive], AsTuple] | None = None
     """PPO clip range, ε or [low, high]. No effect here: each rollout is used for one update."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """One probability ratio per token or per completion (GSPO). Equal while on-policy."""
@@ -141,7 +117,7 @@ class OptimizerConfig(Group):
 
     lr: Weight = 1e-4
     """Peak learning rate."""
-    betas: Annotated[tuple[Decay, Decay], BeforeValidator(_pair)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], AsTuple] = (0.9, 0.999)
     """Decay rates of the first and second moments."""
     eps: Annotated[float, Field(ge=1e-30, le=1.0, allow_inf_nan=False)] = 1e-8
     """Added to the square root of the second moment."""
@@ -192,7 +168,7 @@ class RunConfig(Group):
     """Recipe that provides the model, prompts, demonstrations and rewards."""
     arm: str | None = None
     """Variant of the recipe."""
-    task: dict[str, Any] = {}
+    task: dict[str, Any] = Field(default={})
     """Options of the recipe. Unknown ones are refused."""
     rollout: RolloutConfig = RolloutConfig()
     """Sampling of completions."""
