@@ -69,6 +69,16 @@ def test_sampling_equals_uncached_decode(model, group_size, compact_share, monke
         assert completion == decode_slowly(model, PROMPTS[row // group_size], 12, own)
 
 
+def test_a_row_takes_its_own_draws_whatever_is_sampled_beside_it(model):
+    draws = torch.rand(len(PROMPTS) * 3, 12, generator=torch.Generator().manual_seed(7)).double()
+    rows = sample(model, group_size=3, draws=draws)
+    for row, completion in enumerate(rows):
+        prompt = PROMPTS[row // 3]
+        assert completion == decode_slowly(model, prompt, 12, draws[row, :, None])
+        assert [completion] == sample(model, [prompt], draws=draws[row : row + 1])
+    assert len({len(row) for row in rows}) > 1, "no row ended early: the case tests nothing"
+
+
 def test_sampled_frequencies_follow_the_softmax(model):
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
@@ -114,6 +124,7 @@ def test_a_low_temperature_is_nearly_greedy_and_does_not_overflow(temperature):
 
 
 NAN, INF = math.nan, math.inf
+ZEROS = torch.zeros(1, 12, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -284,6 +295,13 @@ def test_training_mode_is_restored_and_no_gradient_is_kept(model):
         ([[3]], {"temperature": "1"}, "temperature is '1'"),
         ([[3]], {"temperature": 10**400}, r"temperature is 10+\.\.\.0+, wanted 0 .greedy. or more"),
         ([[3]], {"generator": 3}, r"generator is 3 \(int\), wanted a torch\.Generator"),
+        ([[3]], {"draws": torch.zeros(1, 12)}, r"draws are torch.float32 \[1, 12\], wanted .*64"),
+        ([[3]], {"draws": ZEROS[:, :3]}, r"draws are torch.float64 \[1, 3\], wanted .* \[1, 12\]"),
+        ([[3]], {"draws": [0.5]}, r"draws are \[0.5\], wanted torch.float64"),
+        ([[3]], {"draws": ZEROS + 1}, "outside of .0, 1."),
+        ([[3]], {"draws": ZEROS * NAN}, "outside of .0, 1."),
+        ([[3]], {"draws": ZEROS, "generator": torch.Generator()}, "a generator and draws"),
+        ([[3]], {"draws": ZEROS, "temperature": 0.0}, "draws are given at temperature 0"),
         ([[3]], {"pad_id": None}, "pad_id: None"),
         ([[3]], {"pad_id": VOCAB}, f"pad_id is {VOCAB}"),
         ([[3]], {"pad_id": -1}, "pad_id is -1"),

@@ -66,6 +66,27 @@ def check_numbers(
         )
 
 
+def check_draws(
+    draws: Tensor,
+    shape: tuple[int, int],
+    temperature: float,
+    generator: torch.Generator | None,
+) -> None:
+    """Raises unless ``draws`` is float64 of this shape in [0, 1), and the only source of chance."""
+    if generator is not None:
+        raise ValueError("a generator and draws are given, wanted one of them")
+    if temperature == 0:
+        raise ValueError("draws are given at temperature 0 (greedy), wanted no draws")
+    if not isinstance(draws, Tensor) or draws.dtype != torch.float64 or draws.shape != shape:
+        kind = f"{draws.dtype} {list(draws.shape)}" if isinstance(draws, Tensor) else shown(draws)
+        raise ValueError(
+            f"draws are {kind}, wanted torch.float64 {list(shape)}, one number for each of the "
+            "completions and tokens"
+        )
+    if not bool(((draws >= 0) & (draws < 1)).all()):
+        raise ValueError("draws hold a number outside of [0, 1), wanted uniform numbers in it")
+
+
 def check_ids(
     model: "PreTrainedModel",
     prompt_ids: Sequence[Sequence[int]] | Tensor,

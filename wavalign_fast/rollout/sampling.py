@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.transformers_names import cache_argument
-from wavalign_fast.rollout.checks import check_ids, check_numbers, end_ids
+from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, end_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -135,6 +135,7 @@ def sample_completions(
     pad_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    draws: torch.Tensor | None = None,
 ) -> list[list[int]]:
     """Samples ``group_size`` completions of each of B prompts in one batched decode.
 
@@ -148,6 +149,9 @@ def sample_completions(
             ``None`` or -1 every completion has ``max_new_tokens`` ids.
         pad_id: any id of the vocabulary, for the padding that nothing attends to.
         generator: source of randomness on the model's device; one draw per row and step.
+        draws: uniform numbers in [0, 1) in place of a generator, float64
+            [B * group_size, max_new_tokens]: completion n takes ``draws[n, t]`` for its token t,
+            whatever the other completions are. ``rollout.draws.uniforms`` makes them.
 
     Returns:
         B * group_size lists of ids, grouped by prompt, including the end id if it was sampled.
@@ -160,13 +164,16 @@ def sample_completions(
     check_numbers(group_size, max_new_tokens, temperature, generator)
     ends = end_ids(eos_id)
     prompts = check_ids(model, prompt_ids, ends=ends, pad_id=pad_id)
+    if draws is not None:
+        check_draws(draws, (len(prompts) * group_size, max_new_tokens), temperature, generator)
+        draws = draws.to(model.device)
     if not prompts:
         return []
     was_training = model.training
     model.eval()
     try:
         return _decode(
-            model, prompts, group_size, max_new_tokens, ends, pad_id, temperature, generator
+            model, prompts, group_size, max_new_tokens, ends, pad_id, temperature, generator, draws
         )
     finally:
         model.train(was_training)
@@ -181,6 +188,7 @@ def _decode(
     pad_id: int,
     temperature: float,
     generator: torch.Generator | None,
+    draws: torch.Tensor | None,
 ) -> list[list[int]]:
     decode, logits = _prefill(model, prompts, pad_id, group_size)
     total = len(logits)
@@ -190,7 +198,9 @@ def _decode(
     end_table = torch.tensor(sorted(ends), dtype=torch.int64, device=logits.device)
     for step in range(max_new_tokens):
         uniform = None
-        if temperature > 0:
+        if draws is not None:
+            uniform = draws[decode.rows, step]
+        elif temperature > 0:
             uniform = torch.rand(
                 total, generator=generator, dtype=torch.float64, device=logits.device
             )[decode.rows]
