@@ -11,6 +11,8 @@ from wavalign_fast.errors import UserError
 # Names instead of classes, because peft is not a dependency.
 LORA = "peft.tuners.lora.layer.Linear"
 TRAINED_COPY = "peft.utils.other.ModulesToSaveWrapper"
+FSDP = "FSDPState."
+"""What the names of the hooks of ``torch.distributed.fsdp.fully_shard`` begin with."""
 
 
 class OutputHead(NamedTuple):
@@ -34,13 +36,16 @@ def output_head(module: nn.Module) -> OutputHead:
     B, because bfloat16 would round small updates away; cast it or the hidden states so that they
     agree. Call this function in every step.
 
+    Under ``fully_shard`` (FSDP2) the parameters are whole inside the forward pass of the root: call
+    it there. A head in a unit of its own, whose forward nothing has called, is a DTensor.
+
     Args:
         module: a model with ``get_output_embeddings()``, or the head itself.
 
     Raises:
         ValueError: the logits are not exactly such a product (DoRA and other kinds of adapters,
-            dropout on an adapter in training, a quantised base, hooks). The message names the
-            cause.
+            dropout on an adapter in training, a quantised base, hooks but FSDP2's). The message
+            names the cause.
     """
     find = getattr(module, "get_output_embeddings", None)
     return _head(module if find is None else find())
@@ -55,7 +60,11 @@ def _head(module: Any) -> OutputHead:
 
 
 def _kind(module: Any) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    kind = type(module)
+    # `fully_shard` gives a module a class of its own, derived from FSDPModule and the module's.
+    if len(kind.__bases__) == 2 and kind.__bases__[0].__name__ == "FSDPModule":
+        kind = kind.__bases__[1]
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _linear(module: Any, what: str) -> OutputHead:
@@ -75,8 +84,15 @@ def _linear(module: Any, what: str) -> OutputHead:
 
 
 def _check_unhooked(module: nn.Module, what: str) -> None:
-    """Raises ``UserError`` for hooks and a replaced forward, whose effect is unknown."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    """Raises ``UserError`` for hooks and a replaced forward, whose effect is unknown.
+
+    The hooks of FSDP2 gather and free parameters, which changes no logit.
+    """
+    hooks: list[Any] = [
+        hook
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if not getattr(hook, "__qualname__", "").startswith(FSDP)
+    ]
     if "forward" in vars(module):
         hooks.append(vars(module)["forward"])
     if hooks:
