@@ -18,38 +18,43 @@ def model(toy_task):
     return toy_task().load_model()
 
 
+@pytest.fixture
+def optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
 def steps_kept(directory):
     return sorted(path.name for path in (directory / "checkpoints").glob("*"))
 
 
 @pytest.mark.parametrize(("keep", "older"), [(1, []), (3, ["step-000003", "step-000004"])])
-def test_the_newest_and_a_few_older_ones_are_kept(model, tmp_path, keep, older):
+def test_the_newest_and_a_few_older_ones_are_kept(model, optimizer, tmp_path, keep, older):
     store = CheckpointStore(tmp_path, keep)
     for step in range(1, 6):
-        store.save(model, {"step": step})
+        store.save(model, optimizer, {"step": step})
     assert store.load_state()["step"] == 5
     assert steps_kept(tmp_path) == older
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name or "old" in path.name]
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_checkpoint(model, optimizer, tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
-    store.save(model, {"step": 1})
+    store.save(model, optimizer, {"step": 1})
 
     def full_disk(*args):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(UserError, match=r"step 2 cannot be written .* no space .* older one"):
-        store.save(model, {"step": 2})
+        store.save(model, optimizer, {"step": 2})
     assert store.load_state()["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_crash_between_the_two_renames_loses_nothing(model, tmp_path, monkeypatch, keep):
+def test_a_crash_between_the_two_renames_loses_nothing(model, optimizer, tmp_path, monkeypatch, keep):
     store = CheckpointStore(tmp_path, keep)
-    store.save(model, {"step": 1})
+    store.save(model, optimizer, {"step": 1})
     replace = os.replace
     renames = []
 
@@ -61,15 +66,15 @@ def test_a_crash_between_the_two_renames_loses_nothing(model, tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", crash_on_second)
     with pytest.raises(KeyboardInterrupt):
-        store.save(model, {"step": 2})
+        store.save(model, optimizer, {"step": 2})
     monkeypatch.undo()
     assert store.load_state()["step"] == 1
 
 
-def test_of_several_checkpoints_the_latest_whole_one_is_recovered(model, tmp_path):
+def test_of_several_checkpoints_the_latest_whole_one_is_recovered(model, optimizer, tmp_path):
     store = CheckpointStore(tmp_path, keep=3)
     for step in (8, 9, 10, 1_000_001):
-        store.save(model, {"step": step})
+        store.save(model, optimizer, {"step": step})
     # A crash before the second rename: the newest is gone, older ones and a half-removed one stay.
     shutil.rmtree(tmp_path / "checkpoint")
     shutil.copytree(tmp_path / "checkpoints" / "step-000009", tmp_path / "checkpoint.old")
@@ -78,16 +83,16 @@ def test_of_several_checkpoints_the_latest_whole_one_is_recovered(model, tmp_pat
     assert steps_kept(tmp_path) == ["step-000009"]
 
 
-def test_steps_of_seven_digits_are_the_later_ones(model, tmp_path):
+def test_steps_of_seven_digits_are_the_later_ones(model, optimizer, tmp_path):
     store = CheckpointStore(tmp_path, keep=2)
     for step in (999_999, 1_000_000, 1_000_001):
-        store.save(model, {"step": step})
+        store.save(model, optimizer, {"step": step})
     assert steps_kept(tmp_path) == ["step-1000000"]
 
 
-def test_a_checkpoint_says_its_step_and_its_files(model, tmp_path):
+def test_a_checkpoint_says_its_step_and_its_files(model, optimizer, tmp_path):
     store = CheckpointStore(tmp_path)
-    store.save(model, {"step": 3})
+    store.save(model, optimizer, {"step": 3})
     contents = json.loads((store.newest / CONTENTS_FILE).read_text())
     assert contents["step"] == 3
     assert sorted([*contents["files"], CONTENTS_FILE]) == sorted(os.listdir(store.newest))
@@ -109,14 +114,43 @@ def test_a_resumed_run_draws_what_the_whole_run_draws(tmp_path):
     assert draw() == first
 
 
-def test_no_checkpoint_yet(tmp_path):
-    assert CheckpointStore(tmp_path).load_state() is None
+def trained(model, optimizer):
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    return model, optimizer
 
 
-def test_no_code_of_a_state_file_is_run(model, tmp_path, monkeypatch, payload):
+def everything(model, optimizer):
+    """Weights and moments by name; copies."""
+    moments = enumerate(optimizer.state_dict()["state"].values())
+    return {
+        **{name: weight.clone() for name, weight in model.state_dict().items()},
+        **{(n, key): value.clone() for n, entry in moments for key, value in entry.items()},
+    }
+
+
+def test_weights_moments_and_state_come_back_bit_for_bit(model, optimizer, toy_task, tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(*trained(model, optimizer), {"step": 1, "more": [1.5]})
+    wanted = everything(model, optimizer)
+    trained(model, optimizer)
+    other = toy_task().load_model()
+    for into in ((model, optimizer), (other, torch.optim.AdamW(other.parameters(), lr=0.1))):
+        assert store.load(*into)["more"] == [1.5]
+        found = everything(*into)
+        assert len(found) > 60 and found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_no_checkpoint_yet(model, optimizer, tmp_path):
+    assert CheckpointStore(tmp_path).load(model, optimizer) is None
+
+
+def test_no_code_of_a_state_file_is_run(model, optimizer, tmp_path, monkeypatch, payload):
     monkeypatch.chdir(tmp_path)
     store = CheckpointStore(tmp_path)
-    store.save(model, {"step": 1})
+    store.save(model, optimizer, {"step": 1})
     for state in ({"format": 1, "step": payload}, [1, 2], {"format": 2}, torch.zeros(1)):
         torch.save(state, tmp_path / "checkpoint" / "training_state.pt")
         with pytest.raises(
@@ -128,9 +162,9 @@ def test_no_code_of_a_state_file_is_run(model, tmp_path, monkeypatch, payload):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
-def test_a_damaged_state_is_named(model, tmp_path, damage):
+def test_a_damaged_state_is_named(model, optimizer, tmp_path, damage):
     store = CheckpointStore(tmp_path)
-    store.save(model, {"step": 1})
+    store.save(model, optimizer, {"step": 1})
     (tmp_path / "checkpoint" / "training_state.pt").write_bytes(damage)
     with pytest.raises(UserError, match=r"training_state.pt cannot be read") as error:
         store.load_state()

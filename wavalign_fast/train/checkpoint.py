@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.errors import DamagedFileError, UserError, described, one_line
+from wavalign_fast.models import load_checkpoint
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
@@ -43,8 +44,13 @@ class CheckpointStore:
         """The directory of the newest checkpoint."""
         return self.run_directory / CHECKPOINT
 
-    def save(self, model: "PreTrainedModel", state: dict[str, Any]) -> None:
-        """Writes model and state to a temporary directory, then puts it in place by renames.
+    def save(
+        self, model: "PreTrainedModel", optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Writes a checkpoint to a temporary directory, then puts it in place by renames.
+
+        Args:
+            state: ``step`` and whatever else ``load`` shall return, as plain values and tensors.
 
         Raises:
             UserError: the files cannot be written; the previous checkpoint is unchanged.
@@ -55,7 +61,8 @@ class CheckpointStore:
             model.save_pretrained(temporary)
             with (temporary / STATE_FILE).open("wb") as file:
                 # Into a Python file, so that a full disk is an OSError with that message.
-                torch.save({"format": FORMAT, **state}, file)
+                whole = {"format": FORMAT, **state, "optimizer": optimizer.state_dict()}
+                torch.save(whole, file)
             files = sorted(path.name for path in temporary.iterdir())
             write_json(temporary / CONTENTS_FILE, {"step": state["step"], "files": files})
             sync_directory(temporary)
@@ -70,8 +77,27 @@ class CheckpointStore:
         for old in self._retired()[: -(self.keep - 1) or None]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def load(
+        self, model: "PreTrainedModel", optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any] | None:
+        """Loads the newest checkpoint into model and optimizer, and returns the saved ``state``.
+
+        Returns ``None`` and changes nothing if there is no checkpoint yet.
+
+        Raises:
+            DamagedFileError: a file is missing or cannot be read.
+            UserError: the checkpoint is of another model or in another format.
+        """
+        state = self.load_state()
+        if state is None:
+            return None
+        model.load_state_dict(load_checkpoint(self.newest, like=model).state_dict())
+        with self.naming_damage():
+            optimizer.load_state_dict(state["optimizer"])
+        return state
+
     def load_state(self) -> dict[str, Any] | None:
-        """Loads the state of the newest checkpoint; ``None`` if there is no checkpoint yet.
+        """Loads the small state of the newest checkpoint; ``None`` if there is no checkpoint yet.
 
         Raises:
             DamagedFileError: the state is missing or cannot be read.
@@ -95,6 +121,19 @@ class CheckpointStore:
             seen = state.get("format") if isinstance(state, dict) else type(state).__name__
             raise UserError(f"{path}: format {seen}, wanted {FORMAT}")
         return state
+
+    @contextmanager
+    def naming_damage(self) -> Iterator[None]:
+        """Turns an error of this block, which takes a loaded state apart, into a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DamagedFileError(
+                f"{self.newest} cannot be resumed: its state is damaged or of another model "
+                f"({described(error)})"
+            ) from error
 
     @contextmanager
     def naming_an_older_one(self) -> Iterator[None]:

@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.errors import DamagedFileError, UserError, described, one_line
+from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.gpu_monitor import GpuMonitor
-from wavalign_fast.models import check_vocabulary, frozen_copy, load_checkpoint
+from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
 from wavalign_fast.train.metric_writers import MetricWriter, open_writers
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
@@ -86,11 +86,10 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
             **self._position(),
         }
-        self.store.save(self.model, state)
+        self.store.save(self.model, self.optimizer, state)
         self.saved_step = self.step
 
     def _load(self) -> None:
@@ -98,33 +97,22 @@ class Trainer:
         base = self.task.load_model()
         check_vocabulary(base, self.task.layout)
         reference = frozen_copy(base) if self.config.needs_reference else None
-        with self.store.naming_an_older_one():
-            state = self.store.load_state()
-            self.model: PreTrainedModel = (
-                base if state is None else load_checkpoint(self.store.newest, like=base)
-            )
+        self.model: PreTrainedModel = base
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        with self.store.naming_an_older_one():
+            state = self.store.load(self.model, self.optimizer)
         self.train_step = TrainStep(
             self.config, self.task, self.model, reference, self.generator, self.rng
         )
         if state is not None:
-            with self.store.naming_an_older_one():
+            with self.store.naming_an_older_one(), self.store.naming_damage():
                 self._load_state(state)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        try:
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.saved_step = self.step
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.guard.load_state_dict(state["guard"])
-            self._load_position(state)
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise DamagedFileError(
-                f"{self.store.newest} cannot be resumed: its state is damaged or of another model "
-                f"({described(error)})"
-            ) from error
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.saved_step = self.step
+        self.guard.load_state_dict(state["guard"])
+        self._load_position(state)
 
     def _one_step(
         self, writers: list[MetricWriter], display: ProgressDisplay, gpu: GpuMonitor
