@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from wavalign_fast.gpu_specifications import GPUS, Gpu
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 from wavalign_fast.outputs import write_whole
 
 from . import shapes
-from .gpu_specifications import GPUS, PUBLISHED, Gpu, Published
+from .published_times import PUBLISHED, Published
 from .record import RESULTS, save
 from .shapes import GrowthShape, HybridShape, LogprobShape, PairShape
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .gpu_specifications import GPUS
+from wavalign_fast.gpu_specifications import GPUS
 
 NAMES = [gpu.name for gpu in GPUS]
 

@@ -8,8 +8,9 @@ import pytest
 from benchmarks import gpu_model, shapes
 from benchmarks.gpu_model import LABEL, Array, Work
 from benchmarks.gpu_model_page import page
-from benchmarks.gpu_specifications import GPUS, PUBLISHED
+from benchmarks.published_times import PUBLISHED
 from benchmarks.record import load
+from wavalign_fast.gpu_specifications import GPUS
 
 A100, H100, H200, B200 = GPUS
 PAPER = shapes.PAPER

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_model
-from benchmarks.gpu_specifications import GPUS, Gpu
 from tests.gpu.conformance.problems import SETTINGS, padded
+from wavalign_fast.gpu_specifications import GPUS, Gpu
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads
 from wavalign_fast.ops.token_math import TokenTable
 

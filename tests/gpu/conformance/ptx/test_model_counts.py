@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_model
-from benchmarks.gpu_specifications import GPUS
 from tests.gpu.conformance.problems import SETTINGS, padded
 from tools.ptx_emulator import Conditions, Counts
+from wavalign_fast.gpu_specifications import GPUS
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
 from wavalign_fast.ops.token_math import TokenTable
 
