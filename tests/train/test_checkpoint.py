@@ -52,7 +52,9 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(model, optimizer, tmp_path,
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_crash_between_the_two_renames_loses_nothing(model, optimizer, tmp_path, monkeypatch, keep):
+def test_a_crash_between_the_two_renames_loses_nothing(
+    model, optimizer, tmp_path, monkeypatch, keep
+):
     store = CheckpointStore(tmp_path, keep)
     store.save(model, optimizer, {"step": 1})
     replace = os.replace
