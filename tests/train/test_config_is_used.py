@@ -1,6 +1,7 @@
 """Every key of a run's configuration has an effect.
 
-The keys of ``optimizer`` are those of the update by hand in ``test_update.py``.
+The keys of ``optimizer`` are those of the update by hand in ``test_update.py``, those of ``model``
+are in ``test_model_setup.py``.
 """
 
 import inspect
@@ -12,6 +13,7 @@ import yaml
 
 from wavalign_fast import recipes
 from wavalign_fast.cli import main
+from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
 from wavalign_fast.train import arms, step
@@ -99,11 +101,11 @@ RUN = {
     "train.max_nonfinite_steps": 19,
 }
 """Every other key, each with a different value."""
-ELSEWHERE = (LossConfig, OptimizerConfig)
+ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig)
 
 
 def leaves(group=RunConfig, prefix: str = ""):
-    """Keys and defaults, without those of the loss and the optimizer."""
+    """Keys and defaults, without those of the loss, the model and the optimizer."""
     for name, field in group.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
         if inner is None:

@@ -28,6 +28,7 @@ from wavalign_fast.config.group import (
     Seed,
     Weight,
 )
+from wavalign_fast.config.model import ModelConfig
 
 
 class RolloutConfig(Group):
@@ -170,6 +171,8 @@ class RunConfig(Group):
     """Variant of the recipe."""
     task: dict[str, Any] = Field(default={})
     """Options of the recipe. Unknown ones are refused."""
+    model: ModelConfig = ModelConfig()
+    """The weights that are trained, and how they are computed with."""
     rollout: RolloutConfig = RolloutConfig()
     """Sampling of completions."""
     anchor: AnchorConfig = AnchorConfig()

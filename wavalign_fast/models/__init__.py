@@ -1,20 +1,22 @@
 """Connects causal language models to the fused losses."""
 
-from wavalign_fast.models.causal_lm import (
-    check_vocabulary,
-    frozen_copy,
-    hidden_states,
-    load_checkpoint,
-)
+from wavalign_fast.models.attention import set_attention
+from wavalign_fast.models.causal_lm import check_vocabulary, frozen_copy, hidden_states
 from wavalign_fast.models.head import OutputHead, output_head
+from wavalign_fast.models.layers import compile_layers, decoder_layers
+from wavalign_fast.models.loading import cast_weights, load_checkpoint
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
     "OutputHead",
+    "cast_weights",
     "check_vocabulary",
+    "compile_layers",
+    "decoder_layers",
     "frozen_copy",
     "hidden_states",
     "load_checkpoint",
     "output_head",
     "recompute_activations",
+    "set_attention",
 ]

@@ -19,6 +19,7 @@ from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.model_setup import load_base_model
 from wavalign_fast.train.owned_files import (
     CONFIG_FILE,
     drop_replaced,
@@ -75,7 +76,7 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
         _check_backend(spec.config.loss.backend)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_that_nothing_is_clipped()
-    base_metrics: dict[tuple[int, int], dict[str, float]] = {}
+    base_metrics: dict[tuple[Any, ...], dict[str, float]] = {}
     finals: dict[str, dict[str, float]] = {}
     todo = []
     for spec in specs:
@@ -95,7 +96,12 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
         data = fingerprint(task.train_examples)
         if resume:
             check_same_data(spec.directory, data)
-        key = (config.train.eval_items, config.train.eval_seed)
+        key = (
+            config.train.eval_items,
+            config.train.eval_seed,
+            config.model.path,
+            config.model.dtype,
+        )
         if key not in base_metrics:
             finals["base"] = base_metrics[key] = _base_metrics(todo[number:], task, console)
         final = _train(
@@ -114,7 +120,7 @@ def _base_metrics(specs: Sequence[RunSpec], task: Task, console: Console) -> dic
     The base is freed on return: training loads a model of its own.
     """
     with user_input("task"):
-        model = task.load_model()
+        model = load_base_model(specs[0].config.model, task)
     _check_space(specs, model)
     config = specs[0].config
     if config.train.eval_items:

@@ -18,6 +18,7 @@ from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
 from wavalign_fast.train.metric_writers import MetricWriter, open_writers
+from wavalign_fast.train.model_setup import load_base_model, prepare_model
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
@@ -94,10 +95,10 @@ class Trainer:
 
     def _load(self) -> None:
         """Loads the base model, or the newest checkpoint of this run."""
-        base = self.task.load_model()
+        base = load_base_model(self.config.model, self.task)
         check_vocabulary(base, self.task.layout)
         reference = frozen_copy(base) if self.config.needs_reference else None
-        self.model: PreTrainedModel = base
+        self.model: PreTrainedModel = prepare_model(base, self.config.model)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.model, self.optimizer)

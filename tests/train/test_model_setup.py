@@ -1,0 +1,118 @@
+"""The group ``model``: every key has its effect, and a model of any directory can be trained."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from wavalign_fast.config.model import ModelConfig
+from wavalign_fast.errors import UserError
+from wavalign_fast.models import decoder_layers
+from wavalign_fast.train.model_setup import load_base_model, prepare_model
+
+from .conftest import VOCAB
+
+
+def own_model(**changes) -> Qwen2ForCausalLM:
+    """A model of another shape and with other weights than the toy recipe's."""
+    torch.manual_seed(5)
+    settings = dict(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(Qwen2Config(**settings | changes))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    own_model().to(torch.bfloat16).save_pretrained(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def is_checkpointed(model) -> bool:
+    return all(layer.gradient_checkpointing for layer in decoder_layers(model))
+
+
+def is_compiled(model) -> bool:
+    return all(layer._compiled_call_impl is not None for layer in decoder_layers(model))
+
+
+KEYS = {
+    "path": ("own", lambda model: model.config._name_or_path.rpartition("/")[2]),
+    "dtype": ("bfloat16", lambda model: str(model.dtype).removeprefix("torch.")),
+    "attention": ("eager", lambda model: model.config._attn_implementation),
+    "activation_checkpointing": (True, is_checkpointed),
+    "compile": (True, is_compiled),
+}
+"""For every key a value that is not the default, and how to read it from the prepared model."""
+
+
+@pytest.mark.parametrize("name", ModelConfig.model_fields)
+def test_every_key_reaches_the_model(toy_task, directory, monkeypatch, name):
+    monkeypatch.chdir(directory.parent)
+    value, read = KEYS[name]
+    default = getattr(ModelConfig(), name)
+    assert value != default
+    for given, seen in ((default, "" if default is None else default), (value, value)):
+        config = ModelConfig(**{name: given})
+        assert read(prepare_model(load_base_model(config, toy_task()), config)) == seen
+
+
+def test_an_own_model_is_trained_and_continued(train, directory, monkeypatch):
+    """A directory in bfloat16 gives fp32 weights; a resumed run goes on from its checkpoint."""
+    keys = [f"model.path={directory}", "model.attention=eager"]
+    whole = train(*keys, name="whole")
+    assert [tuple(p.shape) for p in whole.model.parameters()] == [
+        tuple(p.shape) for p in own_model().parameters()
+    ]
+    assert whole.model.dtype == torch.float32
+    train(*keys, "train.steps=2", name="halves")
+    resumed = train(*keys, name="halves")
+    assert resumed.model.config._attn_implementation == "eager"
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, resumed.model.get_parameter(name)), name
+
+
+def test_weights_in_bfloat16_keep_the_rotary_frequencies(toy_task, directory):
+    wanted = own_model().model.rotary_emb.inv_freq
+    for path in (None, str(directory)):
+        model = load_base_model(ModelConfig(path=path, dtype="bfloat16"), toy_task())
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        found = model.model.rotary_emb.inv_freq
+        assert found.dtype == torch.float32
+        assert path is None or torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"path": "nowhere"}, r"model\.path: no checkpoint in nowhere: config\.json is missing"),
+        ({"path": "other"}, r"model\.path: checkpoint other cannot be read"),
+    ],
+)
+def test_a_directory_without_a_model_is_named(toy_task, in_tmp_path, keys, message):
+    (in_tmp_path / "other").mkdir()
+    (in_tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "no-such"}))
+    with pytest.raises(UserError, match=message):
+        load_base_model(ModelConfig(**keys), toy_task())
+
+
+def test_attention_by_code_of_its_own_is_named(toy_task, monkeypatch):
+    monkeypatch.setattr(Qwen2ForCausalLM, "_can_set_attn_implementation", lambda self: False)
+    with pytest.raises(UserError, match=r"model\.attention: .*'eager'.*code of its own"):
+        load_base_model(ModelConfig(attention="eager"), toy_task())
+
+
+def test_a_model_of_another_vocabulary_is_refused(train, tmp_path):
+    own_model(vocab_size=VOCAB + 8).save_pretrained(tmp_path / "own")
+    with pytest.raises(UserError, match=f"model vocabulary: {VOCAB + 8} rows .* wanted {VOCAB}"):
+        train(f"model.path={tmp_path / 'own'}")
+
+
+def test_a_model_without_known_layers_is_refused():
+    model = own_model()
+    model._no_split_modules = None
+    with pytest.raises(UserError, match="decoder layers of Qwen2ForCausalLM: found none"):
+        decoder_layers(model)

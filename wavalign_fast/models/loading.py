@@ -1,0 +1,92 @@
+"""Loads causal LMs from directories, without running their code or reading a pickle."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    directory: Path,
+    like: "PreTrainedModel | None" = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> "PreTrainedModel":
+    """Loads the model saved in ``directory``, without running code from the checkpoint.
+
+    Args:
+        like: a model whose weights must have the same names and shapes; its dtype is the default.
+        dtype: dtype of the loaded weights; by default the one in which they are saved.
+
+    Raises:
+        DamagedFileError: the checkpoint cannot be read.
+        UserError: there is no checkpoint, or it is of another model than ``like``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not (directory / "config.json").is_file():
+        raise UserError(f"no checkpoint in {directory}: config.json is missing")
+    _say_that_code_is_not_run(directory)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            dtype=dtype or ("auto" if like is None else like.dtype),
+            # A checkpoint is data: run no code from it and read no pickle.
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # transformers and safetensors raise many types for a bad file
+        reason = one_line(error)
+        if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code
+            reason = "only code of its own can load it, and code of a checkpoint is never run"
+        raise DamagedFileError(f"checkpoint {directory} cannot be read: {reason}") from error
+    if like is not None:
+        _check_same_shapes(directory, model, like)
+    return model
+
+
+def _say_that_code_is_not_run(directory: Path) -> None:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFileError(
+            f"checkpoint {directory} cannot be read: {one_line(error)}"
+        ) from error
+    if isinstance(config, dict) and "auto_map" in config:
+        logger.warning(
+            "checkpoint %s names code of its own (auto_map): it is not run; the model of type %s "
+            "from transformers is used",
+            directory,
+            config.get("model_type"),
+        )
+
+
+def _check_same_shapes(directory: Path, model: "PreTrainedModel", like: "PreTrainedModel") -> None:
+    found = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    wanted = {name: tuple(weight.shape) for name, weight in like.state_dict().items()}
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"checkpoint {directory} is of another model: {name} is "
+                f"{found.get(name, 'missing')}, wanted {wanted.get(name, 'no such weight')}"
+            )
+
+
+def cast_weights(model: "PreTrainedModel", dtype: torch.dtype) -> None:
+    """Casts the parameters in place, and leaves the buffers alone.
+
+    ``model.to(bfloat16)`` would round the rotary frequencies too: positions far apart would then
+    rotate by other angles than in the model that was trained.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,63 @@
+"""The model of a run: where its weights come from, and what is done to it before training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from wavalign_fast.config.model import ModelConfig
+from wavalign_fast.errors import UserError
+from wavalign_fast.models import (
+    cast_weights,
+    compile_layers,
+    load_checkpoint,
+    recompute_activations,
+    set_attention,
+)
+from wavalign_fast.train.task_protocol import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
+    """Loads the model that training starts from: ``model.path``, or else the recipe's own.
+
+    It has the dtype and the attention of the configuration.
+
+    Raises:
+        UserError: there is no model in ``model.path``, or it cannot be read or used.
+    """
+    dtype = getattr(torch, config.dtype)
+    if config.path is None:
+        model = task.load_model()
+        cast_weights(model, dtype)
+    else:
+        with _naming("model.path"):
+            model = load_checkpoint(Path(config.path).expanduser(), dtype=dtype)
+    with _naming("model.attention"):
+        set_attention(model, config.attention)
+    return model
+
+
+def prepare_model(model: "PreTrainedModel", config: ModelConfig) -> "PreTrainedModel":
+    """Sets a loaded model up for training, before anything wraps it.
+
+    Checkpointing is inside what is compiled, and both are inside the hooks that gather shards.
+    """
+    if config.activation_checkpointing:
+        recompute_activations(model)
+    if config.compile:
+        compile_layers(model)
+    return model
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Puts the key of the configuration in front of a ``UserError`` about its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
