@@ -8,7 +8,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.rollout import sample_completions, sampling
+from wavalign_fast.rollout import sample_completions, sample_with_logps, sampling
+from wavalign_fast.rollout.choice import choose_tokens
 
 VOCAB, EOS, PAD = 24, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13], [4, 4, 4, 4, 4, 4, 4]]
@@ -42,7 +43,7 @@ def decode_slowly(model, prompt, max_new_tokens, draws=None):
     for step in range(max_new_tokens):
         logits = model(torch.tensor([ids])).logits[:, -1]
         uniform = None if draws is None else draws[step]
-        ids.append(sampling.choose_tokens(logits, 1.0, uniform).item())
+        ids.append(choose_tokens(logits, 1.0, uniform).ids.item())
         if ids[-1] == EOS:
             break
     return ids[len(prompt) :]
@@ -79,6 +80,28 @@ def test_a_row_takes_its_own_draws_whatever_is_sampled_beside_it(model):
     assert len({len(row) for row in rows}) > 1, "no row ended early: the case tests nothing"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probs_are_those_of_the_sampler(model, temperature):
+    make = torch.Generator().manual_seed(1)
+    draws = torch.rand(len(PROMPTS) * 2, 12, generator=make).double() if temperature else None
+    options = {"group_size": 2, "max_new_tokens": 12, "eos_id": EOS, "pad_id": PAD}
+    options |= {"temperature": temperature, "draws": draws}
+    sampled = sample_with_logps(model, PROMPTS, **options)
+    assert sampled.ids == sample_completions(model, PROMPTS, **options)
+    for row, (ids, logps) in enumerate(zip(sampled.ids, sampled.logps, strict=True)):
+        assert logps.shape == (len(ids),) and logps.dtype == torch.float32
+        prompt = PROMPTS[row // 2]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        if temperature == 0:
+            assert logits.argmax(-1).tolist() == ids and not logps.any()
+            continue
+        wanted = torch.log_softmax(logits.double() / temperature, -1)
+        torch.testing.assert_close(
+            logps.double(), wanted[torch.arange(len(ids)), ids], atol=5e-5, rtol=0
+        )
+
+
 def test_sampled_frequencies_follow_the_softmax(model):
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
@@ -98,47 +121,8 @@ def test_sampled_frequencies_follow_the_softmax(model):
     assert ((counts - wanted).abs() <= 4.5 * error + 1 / draws).all()
 
 
-def test_a_banned_id_is_never_chosen():
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    uniform = torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64)
-    assert sampling.choose_tokens(logits, 1.0, uniform).tolist() == [1, 3, 3]
-
-
-def test_rare_ids_of_a_large_vocabulary_keep_their_probability():
-    # Each id but the first has a share of 1 in 500 million; a float32 sum merges thirty of them.
-    logits = torch.full((1, 200_000), -20.0)
-    logits[0, 0] = 0.0
-    probability = torch.softmax(logits, -1)[0].tolist()
-    total = math.fsum(probability)
-    for token in (1, 7_777, 100_000, 199_999):
-        middle = (math.fsum(probability[:token]) + probability[token] / 2) / total
-        uniform = torch.tensor([middle], dtype=torch.float64)
-        assert sampling.choose_tokens(logits, 1.0, uniform).item() == token
-
-
-@pytest.mark.parametrize("temperature", [1e-30, 1e-3])
-def test_a_low_temperature_is_nearly_greedy_and_does_not_overflow(temperature):
-    logits = torch.tensor([[9.0, -torch.inf, 11.0, 10.0], [-3e38, -2e38, -1e38, -torch.inf]])
-    uniform = torch.tensor([0.9, 0.1], dtype=torch.float64)
-    assert sampling.choose_tokens(logits, temperature, uniform).tolist() == [2, 2]
-
-
 NAN, INF = math.nan, math.inf
 ZEROS = torch.zeros(1, 12, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(
-    "row", [[1.0, NAN, 2.0], [NAN] * 3, [-INF] * 3, [1.0, INF, 2.0], [INF, -INF, NAN], [INF] * 3]
-)
-def test_logits_that_are_no_distribution_choose_no_id(row, temperature):
-    logits = torch.tensor([[0.0, 30.0, 0.0], row, [30.0, 0.0, -INF]])
-    uniform = torch.tensor([0.3, 0.3, 0.3], dtype=torch.float64) if temperature else None
-    assert sampling.choose_tokens(logits, temperature, uniform).tolist() == [
-        1,
-        sampling.NO_TOKEN,
-        0,
-    ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

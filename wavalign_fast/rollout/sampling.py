@@ -1,13 +1,15 @@
 """Samples from any Hugging Face causal LM: one prefill per prompt, one decode for all rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.transformers_names import cache_argument
 from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, end_ids
+from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -15,8 +17,18 @@ if TYPE_CHECKING:
 COMPACT_SHARE = 0.25
 """Share of finished rows at which they are dropped, which copies the whole cache."""
 
-NO_TOKEN = -1
-"""Stands for an id if the logits of a row are not a distribution."""
+
+Arguments = ParamSpec("Arguments")
+
+
+class Sampled(NamedTuple):
+    """Completions and the log-probs of their ids."""
+
+    ids: list[list[int]]
+    """B * group_size lists of ids, grouped by prompt, including the end id if it was sampled."""
+    logps: list[torch.Tensor]
+    """The log-prob of each id under the sampler, softmax(logits / temperature), float32 on the CPU,
+    one vector a completion. A greedy choice has probability 1, so its log-prob is 0."""
 
 
 def _left_pad(
@@ -28,32 +40,6 @@ def _left_pad(
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     real = torch.arange(length, device=device) >= (length - lengths)[:, None]
     return ids, real
-
-
-def choose_tokens(
-    logits: torch.Tensor, temperature: float, uniform: torch.Tensor | None
-) -> torch.Tensor:
-    """Chooses the next ids [N] from logits [N, V].
-
-    Without ``uniform`` this is the argmax. Otherwise one uniform number in [0, 1) per row, float64
-    [N], is mapped through the inverse of the row's CDF, so that a row's sample does not depend on
-    the other rows of the batch. The CDF is summed in float64: over a vocabulary of 10^5 ids float32
-    has too few digits for rare ids.
-
-    A row with NaN or +inf among its logits, or with nothing above -inf, is not a distribution and
-    gets ``NO_TOKEN``, which needs no host sync.
-    """
-    if uniform is None:
-        best = logits.max(-1)
-        return best.indices.where(best.values.isfinite(), NO_TOKEN)
-    scores = logits.float()
-    if temperature != 1.0:
-        # Subtract first: dividing the raw logits could overflow at a low temperature.
-        scores = (scores - scores.amax(-1, keepdim=True)) / temperature
-    cdf = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1]
-    chosen = torch.searchsorted(cdf, (uniform * total)[:, None], right=True)[:, 0]
-    return chosen.where(total.isfinite(), NO_TOKEN)
 
 
 class _Decode:
@@ -125,7 +111,7 @@ def _prefill(
 
 
 @torch.inference_mode()
-def sample_completions(
+def sample_with_logps(
     model: "PreTrainedModel",
     prompt_ids: Sequence[Sequence[int]],
     *,
@@ -136,7 +122,7 @@ def sample_completions(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     draws: torch.Tensor | None = None,
-) -> list[list[int]]:
+) -> Sampled:
     """Samples ``group_size`` completions of each of B prompts in one batched decode.
 
     Tokens are drawn from softmax(logits / temperature) over the whole vocabulary, without top-k or
@@ -153,9 +139,6 @@ def sample_completions(
             [B * group_size, max_new_tokens]: completion n takes ``draws[n, t]`` for its token t,
             whatever the other completions are. ``rollout.draws.uniforms`` makes them.
 
-    Returns:
-        B * group_size lists of ids, grouped by prompt, including the end id if it was sampled.
-
     Raises:
         TypeError, ValueError: an argument is unusable; the message names it.
         UserError: the model's logits are not a distribution: NaN or +inf among them, or nothing
@@ -168,7 +151,7 @@ def sample_completions(
         check_draws(draws, (len(prompts) * group_size, max_new_tokens), temperature, generator)
         draws = draws.to(model.device)
     if not prompts:
-        return []
+        return Sampled([], [])
     was_training = model.training
     model.eval()
     try:
@@ -189,10 +172,11 @@ def _decode(
     temperature: float,
     generator: torch.Generator | None,
     draws: torch.Tensor | None,
-) -> list[list[int]]:
+) -> Sampled:
     decode, logits = _prefill(model, prompts, pad_id, group_size)
     total = len(logits)
     written = torch.full((total, max_new_tokens), pad_id, device=logits.device)
+    logps = torch.zeros((total, max_new_tokens), device=logits.device)
     lengths = torch.full((total,), max_new_tokens, device=logits.device)
     live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over decode.rows
     end_table = torch.tensor(sorted(ends), dtype=torch.int64, device=logits.device)
@@ -204,8 +188,9 @@ def _decode(
             uniform = torch.rand(
                 total, generator=generator, dtype=torch.float64, device=logits.device
             )[decode.rows]
-        tokens = choose_tokens(logits, temperature, uniform)
+        tokens, token_logps = choose_tokens(logits, temperature, uniform)
         written[decode.rows, step] = tokens
+        logps[decode.rows, step] = token_logps
         broken = live & (tokens == NO_TOKEN)
         ended = live & (tokens[:, None] == end_table).any(1)
         lengths[decode.rows[ended]] = step + 1
@@ -221,7 +206,23 @@ def _decode(
             tokens, live = tokens[kept], live[kept]
         # A finished row may have NO_TOKEN; feed it any id, because its output is not used.
         logits = decode.logits(model, tokens.clamp(min=0))
-    return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
+    kept_lengths = lengths.tolist()
+    return Sampled(
+        [row[:length] for row, length in zip(written.tolist(), kept_lengths, strict=True)],
+        [row[:length] for row, length in zip(logps.cpu(), kept_lengths, strict=True)],
+    )
+
+
+def _ids_only(sample: Callable[Arguments, Sampled]) -> Callable[Arguments, list[list[int]]]:
+    @functools.wraps(sample, assigned=())
+    def sample_completions(*args: Arguments.args, **options: Arguments.kwargs) -> list[list[int]]:
+        """Samples completions like ``sample_with_logps``, and returns their ids only."""
+        return sample(*args, **options).ids
+
+    return sample_completions
+
+
+sample_completions = _ids_only(sample_with_logps)
 
 
 def _refuse(
