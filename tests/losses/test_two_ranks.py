@@ -39,6 +39,12 @@ def test_both_ranks_have_the_lambda_of_all_rewards(found: tuple[dict, dict]) -> 
             torch.testing.assert_close(rank[f"lambda {step}"], want)
 
 
+def test_whole_rewards_need_no_collective(found: tuple[dict, dict]) -> None:
+    want = wf.MixingGate(ema=0.5, initial=0.1)(two_ranks.REWARDS.flatten(0, 1))
+    for rank in found:
+        assert torch.equal(rank["lambda of whole rewards"], want)
+
+
 @pytest.mark.parametrize("name", ["gate", "objective"])
 def test_both_ranks_refuse_an_infinite_reward_of_one(found: tuple[dict, dict], name: str) -> None:
     """If one rank raised alone, the other would wait in the all-reduce until its timeout."""

@@ -60,12 +60,19 @@ def run(rank: int, store: str) -> dict[str, torch.Tensor | str]:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit
     )
     try:
+        whole = wf.MixingGate(ema=0.5, initial=0.1)
+        if rank == 0:  # alone: a collective would wait for the other rank
+            whole(REWARDS.flatten(0, 1), reduce=False)
+            assert "got inf" in refusal(lambda: whole(INFINITE.flatten(0, 1), reduce=False))
         gate = wf.MixingGate(ema=0.5, initial=0.1)
         results = {f"lambda {step}": gate(REWARDS[rank] + step) for step in (0, 1)}
         refused = {
             "gate": refusal(lambda: gate(INFINITE[rank])),
             "objective": refusal(lambda: objective_step(gate, INFINITE[rank])),
         }
+        if rank == 1:
+            whole(REWARDS.flatten(0, 1), reduce=False)
+        results["lambda of whole rewards"] = whole.value
         results["lambda after"] = objective_step(gate, REWARDS[rank] + 2).rl_weight
         mesh = init_device_mesh("cpu", (2,))
         hidden, weight, bias, targets = operands()

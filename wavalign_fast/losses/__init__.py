@@ -4,9 +4,11 @@ from wavalign_fast.losses.advantage import group_advantages
 from wavalign_fast.losses.batch import HybridBatch
 from wavalign_fast.losses.dpo import DPOOutput, count_pairs, dpo_loss, fused_dpo_loss
 from wavalign_fast.losses.gate import MixingGate
-from wavalign_fast.losses.hybrid import HybridObjective, HybridOutput
+from wavalign_fast.losses.hybrid import HybridObjective
 from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
 from wavalign_fast.losses.normalisers import Normalisers
+from wavalign_fast.losses.output import HybridOutput
+from wavalign_fast.losses.totals import MetricTotals
 
 __all__ = [
     "SPEECH",
@@ -15,6 +17,7 @@ __all__ = [
     "HybridBatch",
     "HybridObjective",
     "HybridOutput",
+    "MetricTotals",
     "MixingGate",
     "ModalityLayout",
     "Normalisers",

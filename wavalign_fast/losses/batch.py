@@ -25,6 +25,10 @@ class HybridBatch:
     The hidden state of position t predicts ``targets[t]``. The position counts in rollout
     ``policy_row[t]`` and in demonstration ``anchor_row[t]``; -1 means none.
 
+    A batch may be a part of a step. Its ``rewards`` may then be the whole step's, on every rank the
+    same, while its [T] tables hold only the rows that are here, under their indices in the step:
+    advantages are right even where a group is split over parts. A rollout is whole in one part.
+
     Args:
         targets: [T] int64 ids; of any value where both rows are -1.
         policy_row: [T] int64 in [0, B·G) or -1: rollout g of prompt b is row b·G + g.

@@ -13,7 +13,7 @@ from wavalign_fast.losses.recomputation import RecomputedSteps, unseen_by_checkp
 from wavalign_fast.losses.rewards import refuse_infinite, rewards_table
 from wavalign_fast.ops import LossOptions, cuda
 from wavalign_fast.ops.backends import takes_cuda_groups
-from wavalign_fast.ops.inputs import can_be_read, finite_number
+from wavalign_fast.ops.inputs import can_be_read, finite_number, true_or_false
 from wavalign_fast.ops.transfer import capturing
 
 NOT_MOVED = -1.0
@@ -94,35 +94,41 @@ class MixingGate(nn.Module):
         assert state is not None  # `__setattr__` stores NOT_MOVED for None
         return state
 
-    def forward(self, rewards: torch.Tensor, options: LossOptions | None = None) -> torch.Tensor:
+    def forward(
+        self, rewards: torch.Tensor, options: LossOptions | None = None, *, reduce: bool = True
+    ) -> torch.Tensor:
         """Advances the gate by one step and returns λ, 0-d float32, without a gradient.
 
         Args:
             rewards: [B, G] floats of this rank's whole optimizer step, or a nested list of numbers.
                 NaN or ``None`` is a missing reward.
             options: its ``backend`` decides whether the CUDA kernels may compute this.
+            reduce: sums over the ranks of a process group. ``False``: the rewards are those of all
+                ranks already, the same on each, and no collective is called.
 
         Raises:
             ValueError: rewards that do not fit; on the CPU also an infinite one on any rank.
         """
-        rl_weight, _ = self.step(rewards, options)
+        rl_weight, _ = self.step(rewards, options, reduce=reduce)
         return rl_weight
 
     @torch.no_grad()
     def step(
-        self, rewards: torch.Tensor, options: LossOptions | None = None
+        self, rewards: torch.Tensor, options: LossOptions | None = None, *, reduce: bool = True
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``forward``, and the metrics of the gate, 0-d, under the names of the released code."""
+        true_or_false("reduce", reduce)
         if torch.compiler.is_compiling():
-            return self._step(rewards, options)
+            return self._step(rewards, options, reduce)
         with unseen_by_checkpointing():
-            return self._step(rewards, options)
+            return self._step(rewards, options, reduce)
 
     def _step(
-        self, rewards: torch.Tensor, options: LossOptions | None
+        self, rewards: torch.Tensor, options: LossOptions | None, reduce: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rewards = rewards_table(rewards)
-        if not in_process_group():
+        over_ranks = reduce and in_process_group()
+        if not over_ranks:
             refuse_infinite(rewards)
         if RecomputedSteps.asked():
             again: tuple[torch.Tensor, dict[str, torch.Tensor]] = self._recomputed.of(rewards)
@@ -134,7 +140,7 @@ class MixingGate(nn.Module):
                 "CUDA graph is captured: call .to() on it before"
             )
         totals = self._totals(rewards, takes_cuda_groups(rewards, options))
-        if in_process_group():
+        if over_ranks:
             totals = _over_ranks(rewards, totals)
         before = self._state_beside(totals)
         rl_weight, means = self._mixed(totals, before, takes_cuda_groups(totals, options))

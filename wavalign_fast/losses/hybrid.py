@@ -1,7 +1,7 @@
 """The WavAlign objective: group-relative policy term, anchor and adaptive mixture in one pass."""
 
 from dataclasses import fields
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -12,10 +12,14 @@ from wavalign_fast.losses.checks import check_head
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.layout import ModalityLayout
 from wavalign_fast.losses.metric_names import with_released_names
+from wavalign_fast.losses.metrics import reward_metrics
 from wavalign_fast.losses.normalisers import Normalisation, Normalisers
+from wavalign_fast.losses.output import HybridOutput
 from wavalign_fast.losses.policy import Clip, ImportanceLevel, clip_bounds, policy_tokens
+from wavalign_fast.losses.rewards import rewards_table
 from wavalign_fast.losses.segments import weighted_sum
 from wavalign_fast.losses.tables import StepTables
+from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.losses.weights import KLScope, Scope, ScopeWeights, TokenWeights
 from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
@@ -25,31 +29,6 @@ from wavalign_fast.ops.notices import warn_once
 from wavalign_fast.ops.operands import checked_operands
 from wavalign_fast.ops.options import checked_options
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
-
-
-class HybridOutput(NamedTuple):
-    """Results of a step; everything but ``loss`` is detached.
-
-    Losses and ``logp`` are float32, or float64 for float64 operands.
-
-    Attributes:
-        loss: ``λ L_policy + (1 - λ) L_anchor (+ L_kl)``, 0-d.
-        policy_loss: L_policy, 0-d.
-        anchor_loss: L_anchor, 0-d.
-        kl_loss: L_kl of ``kl_scope="completion"``, 0-d; else 0, for the KL is in ``policy_loss``.
-        rl_weight: λ, 0-d.
-        logp: [T] log-probs of the targets; 0 at positions that carry no loss.
-        metrics: 0-d tensors on the device of the step. KL and entropy of a class are absent where
-            some of its completion tokens carry no loss, such as speech under a "text" policy.
-    """
-
-    loss: torch.Tensor
-    policy_loss: torch.Tensor
-    anchor_loss: torch.Tensor
-    kl_loss: torch.Tensor
-    rl_weight: torch.Tensor
-    logp: torch.Tensor
-    metrics: dict[str, torch.Tensor]
 
 
 class HybridObjective(nn.Module):
@@ -164,8 +143,8 @@ class HybridObjective(nn.Module):
             rl_weight: a λ in [0, 1] that was computed before, a number or 0-d: for a second head,
                 gradient accumulation or rewards that arrive late. The gate then does not move.
             normalisers: what to divide the terms by, if the batch is a part of a step: the losses
-                of the parts then add up to the step's. A prompt's rollouts must all be in one part,
-                for their advantages.
+                of the parts, and their ``totals``, then add up to the step's. A rollout must be in
+                one part as a whole; a group may be split if every part has its rewards.
 
         Raises:
             ValueError: an argument that does not fit; a table on the CPU while a graph is captured;
@@ -240,6 +219,14 @@ class HybridObjective(nn.Module):
         """
         return Normalisers.of(batch, self.token_weights(batch), self.normalisation)
 
+    def reward_metrics(self, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The metrics of a whole step's rewards [B, G], 0-d, as in ``HybridOutput.metrics``.
+
+        Means over the groups with a reward of its mean and its standard deviation, the share of
+        such groups whose rewards are all equal, and the number of missing rewards.
+        """
+        return reward_metrics(rewards_table(rewards), self.advantage_std)
+
     def _tables(
         self,
         batch: HybridBatch,
@@ -282,14 +269,18 @@ class HybridObjective(nn.Module):
         loss = rl_weight * policy_loss + (1.0 - rl_weight) * anchor_loss + kl_loss
         with torch.no_grad():
             entropy = None if scores.entropy is None else scores.entropy.to(torch.float64)
-            metrics = {
-                "policy_loss": policy_loss,
-                "anchor_loss": anchor_loss,
-                "kl_loss": kl_loss,
-                "loss": loss,
-                "rl_weight": tables.rl_weight,
-                "anchor_weight": 1.0 - tables.rl_weight,
-            } | tables.metrics.of_tokens(tokens, entropy)
+            metrics, totals = tables.metrics.of_tokens(tokens, entropy)
+        losses = with_released_names(
+            {
+                "policy_loss": policy_loss.detach(),
+                "anchor_loss": anchor_loss.detach(),
+                "kl_loss": kl_loss.detach(),
+                "loss": loss.detach(),
+            }
+        )
+        mixture = with_released_names(
+            {"rl_weight": tables.rl_weight, "anchor_weight": 1.0 - tables.rl_weight}
+        )
         dtype = scores.logp.dtype
         return HybridOutput(
             loss=loss.to(dtype),
@@ -298,7 +289,8 @@ class HybridObjective(nn.Module):
             kl_loss=kl_loss.detach().to(dtype),
             rl_weight=tables.rl_weight,
             logp=scores.logp.detach(),
-            metrics=with_released_names({name: t.detach() for name, t in metrics.items()}),
+            metrics=losses | mixture | metrics,
+            totals=MetricTotals(losses) + totals,
         )
 
     def _rl_weight(

@@ -117,6 +117,7 @@ class StepTables:
                 batch,
                 weights,
                 advantage,
+                normalisers,
                 advantage_std=advantage_std,
                 importance_sampling_level=importance_sampling_level,
                 clips=clips,

@@ -13,7 +13,7 @@ from tests.losses.formula import LAYOUT, random_batch
 BATCH, HIDDEN, WEIGHT = random_batch(random.Random(3), 2, 3, 2, reference=True, old=True)
 KL = {"policy_scope": "all", "text_kl": 0.1, "speech_kl": 0.1}
 BOUND = wf.LossOptions(live_rows=len(BATCH.targets))
-COUNTS = wf.Normalisers(*(torch.tensor(3.0) for _ in range(3)))
+COUNTS = wf.Normalisers(*(torch.tensor(3.0) for _ in range(4)))
 
 
 def on_gpu(device: Pretended, *, but: str | None = None) -> wf.HybridBatch:
