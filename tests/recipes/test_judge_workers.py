@@ -116,13 +116,21 @@ class Impatient(selectors.DefaultSelector):
 
 @pytest.mark.parametrize("silence", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 def test_a_silent_worker_is_not_waited_for_without_end(hear, monkeypatch, silence):
-    monkeypatch.setattr(judge_workers.selectors, "DefaultSelector", Impatient)
+    monkeypatch.setattr(judge_workers, "DefaultSelector", Impatient)
     heard, failures = hear(worker(work=f"if answers[0][0] == 0: {silence}"))
     assert heard == [*[None] * 8, *HEARD[8:]]
-    assert failures == ["no reply within 300 s"]
+    assert failures == ["waited 300 s for the replies of 1 of 2 workers"]
     monkeypatch.setattr(Impatient, "silent", 2)
-    with pytest.raises(UserError, match="no reply within 300 s"):
+    with pytest.raises(UserError, match="waited 300 s for the start of 2 workers"):
         hear(worker(start=silence))
+
+
+def test_half_a_reply_blocks_nothing(hear, monkeypatch):
+    monkeypatch.setattr(judge_workers, "DefaultSelector", Impatient)
+    half = "if answers[0][0] == 0: print('[1, 2', end='', flush=True); time.sleep(600)"
+    heard, failures = hear(worker(work=half))
+    assert heard == [*[None] * 8, *HEARD[8:]]
+    assert failures == ["waited 300 s for the replies of 1 of 2 workers"]
 
 
 def test_a_machine_that_starts_no_process_is_said(hear, monkeypatch):
