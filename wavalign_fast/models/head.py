@@ -51,12 +51,16 @@ def output_head(module: nn.Module) -> OutputHead:
     return _head(module if find is None else find())
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether peft has put a LoRA layer or a trained copy in place of a layer."""
+    return _kind(module) in (LORA, TRAINED_COPY)
+
+
 def _head(module: Any) -> OutputHead:
-    kind = _kind(module)
-    if kind not in (LORA, TRAINED_COPY):
+    if not is_adapted(module):
         return _linear(module, "output head")
     _check_unhooked(module, "output head")
-    return _adapted(module) if kind == LORA else _head(_copy_in_use(module))
+    return _adapted(module) if _kind(module) == LORA else _head(_copy_in_use(module))
 
 
 def _kind(module: Any) -> str:

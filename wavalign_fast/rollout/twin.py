@@ -1,0 +1,126 @@
+"""The model that samples: the policy's own, or a copy of it without hooks."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wavalign_fast.errors import UserError
+from wavalign_fast.rollout.weights import base_of, is_sharded, merged_weights, whole_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Twin:
+    """The model that samples for a policy.
+
+    Where the policy's weights are whole and have the dtype of sampling, that is the policy's model
+    itself. Otherwise it is a copy of the architecture, with whole weights, without adapters, hooks
+    and shards. A sharded policy would gather every layer for every token; the copy is refreshed
+    once a step, by a few large collectives (sources: FSDP2's hooks; the weight transfer of vLLM,
+    which does the same to another process).
+
+    Args:
+        source: the policy's model, of transformers or peft, on any device; sharded or not.
+        dtype: dtype of the copy's floating weights; with ``None`` each has that of its source.
+        root: the module whose units FSDP2 has sharded, which holds ``source``; by default
+            ``source``.
+
+    Attributes:
+        model: what samples, in eval mode if it is a copy. Its weights stay in the same storage, so
+            that CUDA graphs of its forward pass stay valid.
+        is_copy: whether it is a copy, which needs ``refresh``.
+    """
+
+    def __init__(
+        self,
+        source: "PreTrainedModel",
+        dtype: torch.dtype | None = None,
+        root: nn.Module | None = None,
+    ) -> None:
+        self.source = source
+        self.root = source if root is None else root
+        self.dtype = dtype
+        self.is_copy = any(_needs_copy(weight, dtype) for weight in source.parameters())
+        self.model = _empty_copy(source, dtype) if self.is_copy else source
+        self._sent: set[str] = set()
+
+    def refresh(self) -> None:
+        """Copies the policy's weights of now into ``model``. A collective: all ranks call it.
+
+        Weights that are not trained are sent once. Call it outside of ``torch.inference_mode``.
+        """
+        if not self.is_copy:
+            return
+        _reshard(self.root)
+        weights = merged_weights(self.source)
+        targets = dict(self.model.named_parameters())
+        names = [name for name in targets if name not in self._sent]
+        dtypes = [targets[name].dtype for name in names]
+        with torch.no_grad():
+            whole = whole_tensors([weights[name] for name in names], dtypes)
+            for name, value in zip(names, whole, strict=True):
+                targets[name].copy_(value)
+            own = dict(self.model.named_buffers())
+            for name, buffer in base_of(self.source).named_buffers():
+                own[name].copy_(buffer)
+        self._sent |= {name for name in names if _is_frozen(weights[name])}
+
+
+def _needs_copy(weight: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    other = dtype is not None and weight.is_floating_point() and weight.dtype != dtype
+    return other or is_sharded(weight)
+
+
+def _is_frozen(weight: torch.Tensor) -> bool:
+    """Whether it is the policy's own weight, and is not trained. Merged adapters are not."""
+    return isinstance(weight, nn.Parameter) and not weight.requires_grad
+
+
+def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTrainedModel":
+    """The architecture of ``source`` on its device, with weights to be filled in."""
+    base = base_of(source)
+    device = next(base.parameters()).device
+    with torch.device("meta"):
+        model = _plain_class(base)(copy.deepcopy(base.config))
+    sources = merged_weights(source)
+    made: dict[int, nn.Parameter] = {}  # what is one weight in the source is one in the copy
+    for prefix, module in model.named_modules():
+        for leaf, weight in module._parameters.items():
+            if weight is not None:
+                own = _find(sources, f"{prefix}.{leaf}", source)
+                kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
+                empty = torch.empty(weight.shape, dtype=kind, device=device)
+                module._parameters[leaf] = made.setdefault(
+                    id(own), nn.Parameter(empty, requires_grad=False)
+                )
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None:
+                # Never cast: rotary frequencies lose their digits in bfloat16.
+                module._buffers[leaf] = base.get_buffer(f"{prefix}.{leaf}").detach().clone()
+    return model.eval()
+
+
+def _find(sources: dict[str, torch.Tensor], name: str, model: nn.Module) -> torch.Tensor:
+    if name not in sources:
+        raise UserError(
+            f"rollouts by a copy of {type(model).__name__}: its weight {name} was not found, "
+            "wanted a model of transformers, with no adapters but LoRA on linear layers"
+        )
+    return sources[name]
+
+
+def _plain_class(model: Any) -> Any:
+    """The class of a model before FSDP2 put its own in front of it."""
+    kinds = type(model).__mro__
+    return kinds[2] if kinds[1].__name__ == "FSDPModule" else kinds[0]
+
+
+def _reshard(root: nn.Module) -> None:
+    """Makes the modules hold their shards again: a root keeps its weights whole after a forward."""
+    for module in root.modules():
+        reshard = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
