@@ -68,7 +68,7 @@ def test_auto_takes_kernels_on_a_gpu():
 
 def test_instruction_sets_are_read_from_the_flags(monkeypatch):
     flags = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq"}
-    monkeypatch.setattr(doctor, "_cpu", lambda: ("Some CPU", flags))
+    monkeypatch.setattr(doctor.machine, "cpu", lambda: ("Some CPU", flags))
     machine = facts("Machine")
     assert machine["CPU"] == "Some CPU"
     # avx512vl is missing, and a set counts only if it is complete.

@@ -31,10 +31,15 @@ MAY_IMPORT = {
     "outputs": set(),
     "environment_errors": {"errors"},
     "recipes": PARTS,
-    "train": PARTS | {"config", "gpu_monitor", "gpu_specifications", "outputs", "signals"},
+    "train": PARTS
+    | {"checkout", "config", "gpu_monitor", "gpu_specifications", "machine", "outputs"}
+    | {"redaction", "signals"},
     "train_command": PARTS | {"config", "recipes", "train", "report", "outputs"},
-    "report": {"errors", "outputs"},
-    "doctor": KERNELS,
+    "report": {"config", "errors", "outputs", "redaction"},
+    "doctor": KERNELS | {"machine"},
+    "checkout": set(),
+    "machine": {"errors"},
+    "redaction": set(),
     "gpu_monitor": set(),
     "gpu_specifications": set(),
     "signals": set(),

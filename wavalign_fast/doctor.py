@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from wavalign_fast import machine
 from wavalign_fast.errors import one_line
 from wavalign_fast.ops import cuda
 from wavalign_fast.ops.backends import backend_status, choose_backend
@@ -114,45 +115,17 @@ def _version(distribution: str) -> str | None:
 
 
 def _machine() -> list[Fact]:
-    model, flags = _cpu()
+    model, flags = machine.cpu()
     sets = [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [
         Fact("system", platform.platform(terse=True) + " " + platform.machine()),
         Fact("CPU", model),
         Fact("instruction sets", ", ".join(sets) or "none that the kernels use"),
-        Fact("cores for this process", str(cores)),
+        Fact("cores for this process", str(machine.usable_cores())),
         Fact("torch threads", str(torch.get_num_threads())),
-        Fact("GPU", _gpu()),
+        Fact("GPU", ", ".join(machine.gpus()) or "none that this torch sees"),
     ]
     return facts + [Fact(flag, os.environ[flag]) for flag in FLAGS if flag in os.environ]
-
-
-def _cpu() -> tuple[str, set[str]]:
-    """Returns model name and feature flags of the first core."""
-    model = platform.processor() or "unknown"
-    flags: set[str] = set()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return model, flags
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            model = value.strip()
-        elif key.strip() == "flags":
-            return model, set(value.split())
-    return model, flags
-
-
-def _gpu() -> str:
-    if not torch.cuda.is_available():
-        return "none that this torch sees"
-    try:
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    except RuntimeError as error:
-        return f"seen, but not usable: {one_line(error)}"
-    return ", ".join(names)
 
 
 def _tools() -> list[Fact]:

@@ -89,6 +89,7 @@ def _run(
             directory=place,
             make_task=task_maker(config),
             in_folder_of_arms=several,
+            words=words,
         )
         for place, config in zip(places, configs, strict=True)
     ]

@@ -4,6 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from wavalign_fast.report import write_report
 
@@ -39,12 +40,19 @@ def page(root, text):
     """Returns the page of a run in which every text is ``text``."""
     run = root / text.replace("/", "|")[:200]
     run.mkdir(parents=True)
-    for arm in ("one", "two"):
+    for arm in ("one", "two", "three"):
         path = run / arm
         (path / "wav").mkdir(parents=True)
         head = b"RIFF\x04\x00\x00\x00WAVE"
         (path / "wav" / "a.wav").write_bytes(head)
-        (path / "config.yaml").write_text(f"{text}\n{text}", encoding="utf-8")
+        # One configuration is read; the other is no YAML, and is shown as it is.
+        config = {"train": {"seed": f"{text}{arm}"}, text: [text, {text: text}]}
+        config_text = yaml.safe_dump(config) if arm != "two" else f"{text}\n\t: {{\n{text}"
+        (path / "config.yaml").write_text(config_text, encoding="utf-8")
+        start = dict.fromkeys(("started", "command", "commit", "cpu", "system"), text)
+        start |= {"reward_scale": text, "gpus": [text, text], "versions": {text: text}, "cores": 2}
+        provenance = {"starts": [start, {**start, "command": f"{text}{arm}"}]}
+        (path / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
         records = [{"step": step, text: step, f"perf/{text}": 1, "kl": 1} for step in (1, 2, 3)]
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (path / "metrics.jsonl").write_text(lines + text, encoding="utf-8")
@@ -54,7 +62,8 @@ def page(root, text):
         (path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
         sample = dict.fromkeys(("prompt", "reference", "text", "heard", text), text)
         samples = [{**sample, "wav": "wav/a.wav"}, {**sample, "wav": text}]
-        (path / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+        for name in ("samples.json", "base_samples.json"):
+            (path / name).write_text(json.dumps(samples), encoding="utf-8")
     structure = Structure()
     structure.feed(write_report(run).read_text(encoding="utf-8"))
     structure.close()
@@ -67,4 +76,5 @@ def test_a_hostile_run_gives_the_same_page_as_a_harmless_one(tmp_path, payload):
     assert hostile.elements == harmless.elements
     assert sum(payload in text for text in hostile.texts) >= 30
     labels = [text for text in hostile.texts if " says: " in text]
-    assert labels == [f"{payload}{arm} says: {payload}" for arm in ("one", "two")]
+    names = ("base", *(f"{payload}{arm}" for arm in ("one", "three", "two")))
+    assert sorted(labels) == sorted(f"{name} says: {payload}" for name in names)

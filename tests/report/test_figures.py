@@ -6,13 +6,25 @@ import re
 
 import pytest
 
-from wavalign_fast.report.charts import MAX_POINTS, line_chart
+from wavalign_fast.report.charts import MAX_POINTS, curve_charts, line_chart
 from wavalign_fast.report.figures import CURVES, Curve
 from wavalign_fast.report.formatting import duration, percent, short, tick_labels
-from wavalign_fast.report.outcome_chart import LABEL_HEIGHT, LETTER_WIDTH, Plane, Point, place_names
+from wavalign_fast.report.outcome_chart import (
+    BOTTOM,
+    HEIGHT,
+    LABEL_HEIGHT,
+    LEFT,
+    LETTER_WIDTH,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Plane,
+    Point,
+    place_names,
+)
 from wavalign_fast.report.runs import load_runs
 from wavalign_fast.report.statistics import (
-    clear_change,
+    difference_interval,
     quantile,
     smooth,
     ticks,
@@ -28,19 +40,21 @@ def test_wilson_interval_against_published_values():
     assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def test_a_change_is_clear_only_beyond_chance():
-    assert clear_change(0.36, 0.60, 400) == 1
-    assert clear_change(0.80, 0.66, 400) == -1
-    assert clear_change(0.80, 0.79, 400) == 0
-    assert clear_change(0.36, 0.60, 10) == 0
-    assert clear_change(1.0, 1.0, 400) == 0
+def test_the_interval_of_a_change_against_published_values():
+    # Newcombe (1998), Statistics in Medicine 17:873, table II, method 10, examples a, d and g.
+    assert difference_interval(48 / 80, 80, 56 / 70, 70) == pytest.approx(
+        (0.0524, 0.3339), abs=5e-5
+    )
+    assert difference_interval(3 / 10, 10, 9 / 10, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert difference_interval(0.0, 10, 1.0, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
 
 
-def test_the_level_is_of_the_difference_of_two_shares():
+def test_the_interval_is_of_the_difference_of_two_shares():
     # Both are uncertain: 1.96 · √(2 · ¼ / 400) = 0.069, where one alone would give 0.049.
-    assert clear_change(0.470, 0.530, 400) == 0
-    assert clear_change(0.465, 0.535, 400) == 1
-    assert clear_change(0.535, 0.465, 400) == -1
+    assert difference_interval(0.470, 400, 0.530, 400)[0] < 0
+    assert difference_interval(0.465, 400, 0.535, 400)[0] > 0
+    low, high = difference_interval(0.530, 400, 0.470, 400)
+    assert (low, high) == pytest.approx((-0.128, 0.009), abs=2e-3)
 
 
 def test_smoothing_keeps_length_mean_level_and_centre():
@@ -97,6 +111,36 @@ def test_lines_stay_inside_the_frame(run_dir):
         assert all(46 <= x <= 368 and 10 <= y <= 176 for x, y in points)
 
 
+def test_a_chart_says_what_it_cannot_show(run_dir):
+    def loss(**settings):
+        text = "".join(f"{key}: {value}\n" for key, value in settings.items())
+        (run_dir / "wavalign" / "config.yaml").write_text(f"train:\n  steps: 300\n{text}")
+        charts, _ = curve_charts(load_runs(run_dir))
+        return next(chart for chart in charts if "Policy loss" in chart)
+
+    assert "near 0 by construction" in loss()
+    assert "near 0 by construction" not in loss(**{"  updates_per_rollout": 2})
+
+
+def test_the_scale_of_the_rewards_is_beside_their_chart(run_dir):
+    for arm in ("wavalign", "rl-all"):
+        start = {"starts": [{"reward_scale": "1 (wrong) to 5 (right)"}]}
+        (run_dir / arm / "provenance.json").write_text(json.dumps(start))
+    charts, _ = curve_charts(load_runs(run_dir))
+    assert "mean of the step’s rollouts; 1 (wrong) to 5 (right)</small>" in charts[0]
+
+
+def test_a_mean_over_all_tokens_is_not_drawn_beside_its_parts(run_dir):
+    def titles():
+        charts, more = curve_charts(load_runs(run_dir))
+        return [re.search("<figcaption>(.*?)[ <]*<", chart).group(1) for chart in charts + more]
+
+    assert "Entropy" in titles() and "KL to the base" in titles()
+    log = run_dir / "rl-all" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"entropy": ', '"entropy": 1, "speech_entropy": '))
+    assert "Entropy, speech" in titles() and "Entropy" not in titles()
+
+
 def test_a_metric_without_two_values_has_no_chart(run_dir):
     assert line_chart(Curve(key="nothing", title="nothing"), load_runs(run_dir)) == ""
 
@@ -104,6 +148,23 @@ def test_a_metric_without_two_values_has_no_chart(run_dir):
 def test_a_value_that_is_not_finite_is_left_out(run_dir):
     kl = load_runs(run_dir)[0].curves["kl"]
     assert len(kl) == 299 and 7 not in {step for step, _ in kl}
+
+
+@pytest.mark.parametrize("items", [5.0, 40.0, 400.0, None])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 0.97, 1.0])
+def test_the_bars_of_the_outcome_stay_inside_the_plot(share, items):
+    points = [Point("a", "s0", share, 1 - share, items), Point("b", "s1", 0.4, 0.45, items)]
+    plane = Plane(points)
+    for point in points:
+        bars = re.search(r'd="M(\S+) (\S+)H(\S+)M(\S+) (\S+)V(\S+)"', plane.mark(point))
+        assert (bars is None) == (items is None)
+        if bars is None:
+            continue
+        low, y, high, x, bottom, top = map(float, bars.groups())
+        for at in (low, high, x):
+            assert LEFT <= at <= WIDTH - RIGHT
+        for at in (y, bottom, top):
+            assert TOP <= at <= HEIGHT - BOTTOM
 
 
 def test_names_of_close_points_do_not_overlap():

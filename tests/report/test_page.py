@@ -97,7 +97,15 @@ def test_the_headline_follows_the_figures(run_dir):
     )
     final = json.loads(evaluation.read_text())["final"]
     edit(evaluation, final={**final, "speech_matches_text": 0.81})
-    assert headline().endswith("follows its text as before (80% before, 81% after)")
+    assert headline() == (
+        "wavalign raises right answers from 36% to 60%; no clear change in how often its speech "
+        "follows its text (80% before, 81% after; 95% interval of the change −4 to +6 points)"
+    )
+    edit(evaluation, final={**final, "text_accuracy": 0.37, "text_accuracy_greedy": 0.41})
+    assert headline().startswith(
+        "wavalign makes no clear change in right answers (36% before, 37% after; 95% interval of "
+        "the change −6 to +8 points), and its speech follows its text less often (80% before"
+    )
     edit(evaluation, final={**final, "speech_says_sum": 0.01})
     assert headline().startswith("sft-imperfect raises right answers from 36% to 44%")
 
@@ -165,7 +173,7 @@ def test_an_arms_line_says_what_changed_and_what_is_heard(run_dir):
         "80% → 66% (down); the right answer is heard in 43%."
     ) in text
     assert "sft-imperfect: text 36% → 44% (up), greedy 41% → 41%; " in text
-    assert "80% → 79% (no clear change); the right answer is heard in 36%." in text
+    assert "80% → 79% (no clear change: −7 to +5 points); the right answer is heard in 36%." in text
 
 
 def test_without_an_evaluation_rewards_of_the_first_and_last_tenth(run_dir):

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from wavalign_fast.report.figures import CURVES, Curve
+from wavalign_fast.report.figures import CURVES, PARTS, Curve
 from wavalign_fast.report.formatting import escape, short, tick_labels
+from wavalign_fast.report.provenance import reward_scale
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.statistics import quantile, smooth, ticks
 
@@ -17,6 +19,10 @@ MAX_POINTS = 240
 """Maximum points per line; more than one per 1.5 pixels only makes the page larger."""
 
 MAX_MORE = 24
+ON_POLICY_NOTE = (
+    "Each rollout is used for one update, so every probability ratio is 1 and this loss is near 0 "
+    "by construction. It does not measure learning: the reward, the entropy and the results do."
+)
 
 Points = list[tuple[float, float]]
 
@@ -24,13 +30,30 @@ Points = list[tuple[float, float]]
 def curve_charts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Returns the charts of the metrics in ``CURVES``, and the charts of the others."""
     recorded = {name for run in runs for name in run.curves}
-    known = [curve for curve in CURVES if curve.key in recorded]
+    recorded -= {name for name, parts in PARTS.items() if recorded.intersection(parts)}
+    known = [explained(curve, runs) for curve in CURVES if curve.key in recorded]
     rest = sorted(recorded - {curve.key for curve in CURVES})
     other = [Curve(key=name, title=name) for name in rest if not name.startswith("perf/")]
     return (
         [chart for curve in known if (chart := line_chart(curve, runs))],
         [chart for curve in other[:MAX_MORE] if (chart := line_chart(curve, runs))],
     )
+
+
+def explained(curve: Curve, runs: Sequence[Run]) -> Curve:
+    """Returns the curve with what these runs say about it: scale of the rewards, meaning."""
+    having = [run for run in runs if curve.key in run.curves]
+    if curve.key == "reward/mean":
+        scales = {reward_scale(run) for run in having} - {""}
+        return replace(curve, unit="; ".join([curve.unit, *sorted(scales)]))
+    if curve.key == "loss/policy" and all(map(_one_update, having)):
+        return replace(curve, note=ON_POLICY_NOTE)
+    return curve
+
+
+def _one_update(run: Run) -> bool:
+    """Whether each batch of rollouts is used for one update, as runs without the setting do."""
+    return (run.settings or {}).get("train.updates_per_rollout", "1") == "1"
 
 
 def smoothing_width(runs: Sequence[Run]) -> int:
@@ -63,12 +86,13 @@ def line_chart(curve: Curve, runs: Sequence[Run]) -> str:
     ]
     ends = ", ".join(f"{runs[i].name} {short(line[-1][1])}" for i, line in lines.items())
     unit = f" <small>{escape(curve.unit)}</small>" if curve.unit else ""
+    note = f'<p class="note">{escape(curve.note)}</p>' if curve.note else ""
     return (
         f'<figure class="chart"><figcaption>{escape(curve.title)}{unit}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-frame="{frame.as_data()}" '
         f'data-lines="{_hover_data(lines, runs)}" '
         f'aria-label="{escape(curve.title)} by step; at the end: {escape(ends)}">'
-        f"{frame.axes()}<svg {frame.clip()}>{''.join(drawn)}</svg></svg></figure>"
+        f"{frame.axes()}<svg {frame.clip()}>{''.join(drawn)}</svg></svg>{note}</figure>"
     )
 
 

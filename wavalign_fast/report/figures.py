@@ -92,20 +92,24 @@ class Curve:
     key: str
     title: str
     unit: str = ""
+    note: str = ""
+    """What to know before reading the chart."""
 
 
 CURVES = (
     Curve(key="reward/mean", title="Reward", unit="mean of the step’s rollouts"),
     Curve(key="gate/lambda", title="Mixing weight λ", unit="1 = policy loss only"),
-    Curve(key="kl", title="KL to the base", unit="nats per token"),
-    Curve(key="loss/policy", title="Policy loss"),
     Curve(key="loss/anchor", title="Anchor loss", unit="nats per token"),
-    Curve(key="entropy", title="Entropy", unit="nats per token"),
     Curve(key="text_entropy", title="Entropy, text", unit="nats per token"),
     Curve(key="speech_entropy", title="Entropy, speech", unit="nats per token"),
+    Curve(key="entropy", title="Entropy", unit="nats per token"),
     Curve(key="text_kl", title="KL to the base, text", unit="nats per token"),
     Curve(key="speech_kl", title="KL to the base, speech", unit="nats per token"),
+    Curve(key="kl", title="KL to the base", unit="nats per token"),
+    Curve(key="loss/policy", title="Policy loss"),
 )
+PARTS = {"entropy": ("text_entropy", "speech_entropy"), "kl": ("text_kl", "speech_kl")}
+"""Metrics of all tokens that are not drawn beside those of their parts."""
 
 PHASE_NAMES = {
     "rollout": "rollout",

@@ -14,6 +14,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
+def points(low: float, high: float) -> str:
+    """``-.048, .061 -> "−5 to +6 points"``: an interval of the change of a share."""
+    ends = (f"{100 * end:+.0f}".replace("-", "−") for end in (low, high))
+    first, last = ("0" if end in ("+0", "−0") else end for end in ends)
+    return f"{first} to {last} points"
+
+
 def short(value: float) -> str:
     """Formats a number with about three digits, without an exponent if possible."""
     if value == 0:

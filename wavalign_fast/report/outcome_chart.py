@@ -1,6 +1,7 @@
 """Draws the outcome: text accuracy against the share of speech that agrees with the text."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wavalign_fast.report.charts import STYLES
@@ -26,6 +27,14 @@ class Point:
     x: float
     y: float
     items: float | None
+
+    def x_interval(self) -> tuple[float, float]:
+        """Returns the 95 % interval of ``x``; of an unknown number of answers ``x`` itself."""
+        return wilson_interval(self.x, self.items) if self.items else (self.x, self.x)
+
+    def y_interval(self) -> tuple[float, float]:
+        """Returns the 95 % interval of ``y``; of an unknown number of answers ``y`` itself."""
+        return wilson_interval(self.y, self.items) if self.items else (self.y, self.y)
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,8 @@ class Plane:
     """Axes from 0 to 1, cropped to the points."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        self.x_low, self.x_high = _range([point.x for point in points])
-        self.y_low, self.y_high = _range([point.y for point in points])
+        self.x_low, self.x_high = _range(end for point in points for end in point.x_interval())
+        self.y_low, self.y_high = _range(end for point in points for end in point.y_interval())
 
     def to_x(self, share: float) -> float:
         """Returns the x position of a share."""
@@ -127,8 +136,8 @@ class Plane:
         x, y = self.to_x(point.x), self.to_y(point.y)
         bars = ""
         if point.items:
-            low, high = (self.to_x(share) for share in wilson_interval(point.x, point.items))
-            bottom, top = (self.to_y(share) for share in wilson_interval(point.y, point.items))
+            low, high = (self.to_x(share) for share in point.x_interval())
+            bottom, top = (self.to_y(share) for share in point.y_interval())
             bars = (
                 f'<path class="bar {point.style}" d="M{low:.1f} {y:.1f}H{high:.1f}'
                 f'M{x:.1f} {bottom:.1f}V{top:.1f}"/>'
@@ -172,8 +181,9 @@ def _items(figures: dict[str, float]) -> float | None:
     return figures.get("items") or None
 
 
-def _range(shares: Sequence[float]) -> tuple[float, float]:
-    """Returns a range in tenths around the values, with room for their intervals and names."""
-    low = max(0.0, int(10 * (min(shares) - 0.06)) / 10)
-    high = min(1.0, -int(-10 * (max(shares) + 0.14)) / 10)
-    return low, max(high, low + 0.2)
+def _range(ends: Iterable[float]) -> tuple[float, float]:
+    """Returns a range in tenths around the ends of all intervals, so that no bar leaves it."""
+    given = list(ends)
+    low = max(0.0, math.floor(10 * (min(given) - 0.02)) / 10)
+    high = min(1.0, math.ceil(10 * (max(given) + 0.02)) / 10)
+    return (low, max(high, low + 0.2)) if low <= 0.8 else (0.8, 1.0)

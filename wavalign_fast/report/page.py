@@ -12,8 +12,10 @@ from wavalign_fast.outputs import write_whole
 from wavalign_fast.report.charts import curve_charts, smoothing_width
 from wavalign_fast.report.formatting import escape
 from wavalign_fast.report.outcome_chart import outcome_chart
+from wavalign_fast.report.provenance import provenance_section
 from wavalign_fast.report.runs import Run, load_runs
 from wavalign_fast.report.samples import sample_cards
+from wavalign_fast.report.settings import settings_section
 from wavalign_fast.report.summary import findings, headline, lead
 from wavalign_fast.report.tables import evaluation_table, legend, time_bars
 
@@ -53,7 +55,8 @@ def render(runs: Sequence[Run], *, title: str) -> str:
         curves=_section("Training curves", "curves", _curves(runs)),
         times=_section("Where a step’s time goes", "times", time_bars(runs)),
         samples=_section("Listen", "samples", _listen(runs)),
-        configs=_section("Configuration", "configs", _configs(runs)),
+        provenance=_section("How it was made", "provenance", provenance_section(runs)),
+        configs=_section("Configuration", "configs", settings_section(runs)),
         versions=escape(_versions()),
     )
 
@@ -103,13 +106,6 @@ def _listen(runs: Sequence[Run]) -> str:
         "a speech recogniser, understood of its audio."
     )
     return f'<p class="note">{note}</p>{cards}'
-
-
-def _configs(runs: Sequence[Run]) -> str:
-    return "".join(
-        f"<details><summary>{escape(run.name)}</summary><pre>{escape(run.config)}</pre></details>"
-        for run in runs
-    )
 
 
 def _versions() -> str:

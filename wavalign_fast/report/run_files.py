@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.errors import UserError
 from wavalign_fast.report.audio import locate
 from wavalign_fast.report.figures import FIGURES
+from wavalign_fast.report.provenance import Start
+from wavalign_fast.report.settings import flat_settings
 
 LARGEST, SMALLEST = 3.5e38, 1e-38
 """The range of float32: no trained value is outside, and arithmetic on one could overflow."""
@@ -33,6 +36,27 @@ class RunFiles:
         except UnicodeDecodeError:
             self.notes.append("config.yaml is not UTF-8 text")
             return data.decode("utf-8", "replace")
+
+    def settings(self, text: str) -> dict[str, str] | None:
+        """Returns the values of the configuration by dotted key; ``None`` if it is damaged."""
+        try:
+            return flat_settings(text)
+        except UserError as error:
+            self.notes.append(f"config.yaml cannot be read: {error}")
+            return None
+
+    def starts(self) -> list[Start]:
+        """Returns when, where and how the run was started; older runs did not record it."""
+        if not is_file(self.path / "provenance.json"):
+            return []
+        given = self._json("provenance.json", dict)
+        if given is None:
+            return []
+        starts = given.get("starts")
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            self.notes.append("provenance.json is damaged and left out")
+            return []
+        return [Start.of(start) for start in starts]
 
     def evaluation(self) -> dict[str, Any]:
         """Returns the content of ``evaluation.json``, with every number checked."""
@@ -80,18 +104,21 @@ class RunFiles:
             self.notes.append(f"metrics.jsonl: left out {strange} values that are not numbers")
         return curves
 
-    def samples(self) -> list[dict[str, str]]:
+    def base_samples(self) -> list[dict[str, str]]:
+        """Returns the answers of the base model; older runs did not keep them."""
+        name = "base_samples.json"
+        return self.samples(name) if is_file(self.path / name) else []
+
+    def samples(self, file: str = "samples.json") -> list[dict[str, str]]:
         """Returns the answers as text, with ``wav`` only if the file can be played."""
-        given = self._json("samples.json", list) or []
+        given = self._json(file, list) or []
         samples = [
             {str(key): str(value) for key, value in sample.items() if value is not None}
             for sample in given
             if isinstance(sample, dict)
         ]
         if len(samples) < len(given):
-            self.notes.append(
-                f"samples.json: left out {len(given) - len(samples)} that are not samples"
-            )
+            self.notes.append(f"{file}: left out {len(given) - len(samples)} that are not samples")
         failures: dict[str, list[str]] = {}
         for sample in samples:
             if isinstance(reason := locate(self.path, sample.get("wav", "")), str):

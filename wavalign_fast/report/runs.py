@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.report.provenance import Start
 from wavalign_fast.report.run_files import RunFiles, is_file
 from wavalign_fast.report.statistics import mean_value
 
@@ -18,10 +19,17 @@ class Run:
     name: str
     path: Path
     config: str
+    """The text of ``config.yaml``."""
+    settings: dict[str, str] | None
+    """Its values by dotted key; ``None`` if it cannot be read."""
+    starts: list[Start]
+    """The first start of the run and every time it was continued."""
     steps: int
     seconds: float | None
     base: dict[str, float]
     final: dict[str, float]
+    base_samples: list[dict[str, str]]
+    """Answers of the base model to the prompts of ``samples``."""
     samples: list[dict[str, str]]
     notes: list[str]
     """Notes about missing or damaged files."""
@@ -73,19 +81,22 @@ def _first_file(path: Path) -> Path | None:
 def _load_run(path: Path) -> Run:
     files = RunFiles(path)
     config, curves, evaluation = files.config(), files.curves(), files.evaluation()
-    samples = []
+    samples, base_samples = [], []
     if evaluation:
-        samples = files.samples()
+        samples, base_samples = files.samples(), files.base_samples()
         files.checkpoint()
     logged = max((step for points in curves.values() for step, _ in points), default=0)
     return Run(
         name=evaluation.get("arm") or path.resolve().name,
         path=path,
         config=config,
+        settings=files.settings(config),
+        starts=files.starts(),
         steps=int(evaluation.get("steps") or logged),
         seconds=evaluation.get("seconds"),
         base=evaluation.get("base", {}),
         final=evaluation.get("final", {}),
+        base_samples=base_samples,
         samples=samples,
         curves=curves,
         notes=files.notes,

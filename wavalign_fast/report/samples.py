@@ -2,31 +2,41 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wavalign_fast.report.audio import locate
 from wavalign_fast.report.formatting import escape
 from wavalign_fast.report.runs import Run
-from wavalign_fast.report.tables import swatch
+from wavalign_fast.report.tables import BASE_SWATCH, swatch
 
 AUDIO_BUDGET = 3_200_000
 """Maximum bytes of WAV files in the page; base64 makes them a third larger."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer of one model to a prompt."""
+
+    model: str
+    swatch: str
+    """The mark of the model in the charts."""
+    run: Path
+    """The run directory that holds the WAV file."""
+    sample: dict[str, str]
+
+
 def sample_cards(runs: Sequence[Run]) -> str:
-    """Returns one card per prompt with the answer of every arm; empty without samples."""
+    """Returns one card per prompt with the answers of base and arms; empty without samples."""
     cards, left_out, spent = [], 0, 0
     for (prompt, reference), answers in _by_prompt(runs).items():
-        audio = [_read_audio(runs[index].path, answer.get("wav")) for index, answer in answers]
+        audio = [_read_audio(answer.run, answer.sample.get("wav")) for answer in answers]
         size = sum(len(data) for data in audio if data)
         if spent + size > AUDIO_BUDGET:
             left_out += 1
             continue
         spent += size
-        rows = "".join(
-            _answer(runs[index].name, index, answer, data)
-            for (index, answer), data in zip(answers, audio, strict=True)
-        )
+        rows = "".join(_answer(answer, data) for answer, data in zip(answers, audio, strict=True))
         wanted = f"<p class='wanted'>right answer: {escape(reference)}</p>" if reference else ""
         cards.append(f'<article class="card"><h3>{escape(prompt)}</h3>{wanted}{rows}</article>')
     note = (
@@ -36,13 +46,26 @@ def sample_cards(runs: Sequence[Run]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>{note if left_out else ""}' if cards else ""
 
 
-def _by_prompt(runs: Sequence[Run]) -> dict[tuple[str, str], list[tuple[int, dict[str, str]]]]:
-    groups: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
+def _by_prompt(runs: Sequence[Run]) -> dict[tuple[str, str], list[Answer]]:
+    """Groups the answers of the arms by prompt; before them that of their base, once."""
+    groups: dict[tuple[str, str], list[Answer]] = {}
     for index, run in enumerate(runs):
         for sample in run.samples:
-            key = (sample.get("prompt", ""), sample.get("reference", ""))
-            groups.setdefault(key, []).append((index, sample))
+            answer = Answer(run.name, swatch(index), run.path, sample)
+            groups.setdefault(_prompt(sample), []).append(answer)
+    bases: dict[tuple[str, str], Answer] = {}
+    for run in runs:
+        for sample in run.base_samples:
+            answer = Answer("base", BASE_SWATCH, run.path, sample)
+            bases.setdefault(_prompt(sample), answer)
+    for prompt, answers in groups.items():
+        if prompt in bases:
+            answers.insert(0, bases[prompt])
     return groups
+
+
+def _prompt(sample: dict[str, str]) -> tuple[str, str]:
+    return sample.get("prompt", ""), sample.get("reference", "")
 
 
 def _read_audio(run: Path, name: str | None) -> bytes | None:
@@ -50,10 +73,11 @@ def _read_audio(run: Path, name: str | None) -> bytes | None:
     return path.read_bytes() if isinstance(path, Path) else None
 
 
-def _answer(name: str, index: int, answer: dict[str, str], audio: bytes | None) -> str:
-    text, heard = answer.get("text", ""), answer.get("heard")
+def _answer(answer: Answer, audio: bytes | None) -> str:
+    name, sample = answer.model, answer.sample
+    text, heard = sample.get("text", ""), sample.get("heard")
     right = (
-        _mark(_same(text, answer["reference"]), "right", "wrong") if "reference" in answer else ""
+        _mark(_same(text, sample["reference"]), "right", "wrong") if "reference" in sample else ""
     )
     if heard is None:
         hearing, says = "<em>not judged</em>", f"{name}, not judged"
@@ -70,7 +94,7 @@ def _answer(name: str, index: int, answer: dict[str, str], audio: bytes | None) 
     else:
         player = "<p class='silent'>no audio</p>"
     return (
-        f'<div class="answer"><h4>{swatch(index)}{escape(name)}</h4>{player}<dl>'
+        f'<div class="answer"><h4>{answer.swatch}{escape(name)}</h4>{player}<dl>'
         f"<dt>wrote</dt><dd>{escape(text) or '<em>nothing</em>'} {right}</dd>"
         f"<dt>heard</dt><dd>{hearing}</dd></dl></div>"
     )

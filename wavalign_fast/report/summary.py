@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from wavalign_fast.report.formatting import duration, escape, percent, short
+from wavalign_fast.report.formatting import duration, escape, percent, points, short
 from wavalign_fast.report.runs import Run
-from wavalign_fast.report.statistics import clear_change, mean_value
+from wavalign_fast.report.statistics import difference_interval, mean_value
 
 TEXT, SPEECH, BOTH = "text_accuracy", "speech_matches_text", "speech_says_sum"
 GREEDY = "text_accuracy_greedy"
@@ -21,16 +21,32 @@ def headline(runs: Sequence[Run]) -> str:
             f"{best.name} answers {percent(best.final[TEXT])} right in text; its speech says what "
             f"it writes in {percent(best.final[SPEECH])}"
         )
-    items = _items(best)
-    text = _sentence_text(best, items)
-    speech_before, speech_after = best.base[SPEECH], best.final[SPEECH]
-    change = clear_change(speech_before, speech_after, items)
-    numbers = f"{percent(speech_before)} before, {percent(speech_after)} after"
+    text = _right_answers(best)
+    text_change, speech_change = _direction(best, TEXT), _direction(best, SPEECH)
+    speech = "how often its speech follows its text"
+    if speech_change == 0:
+        joint = ", and none in" if text_change == 0 else "; no clear change in"
+        return f"{text}{joint} {speech} ({_before_after(best, SPEECH)})"
+    joint = "and" if (speech_change > 0) == (text_change > 0) else "but"
+    often = "more often" if speech_change > 0 else "less often"
+    return f"{text}, {joint} its speech follows its text {often} ({_before_after(best, SPEECH)})"
+
+
+def _right_answers(run: Run) -> str:
+    change = _direction(run, TEXT)
     if change == 0:
-        return f"{text}, and its speech follows its text as before ({numbers})"
-    verb = "follows its text more often" if change > 0 else "follows its text less often"
-    joint = "and" if change > 0 else "but"
-    return f"{text}, {joint} its speech {verb} ({numbers})"
+        return f"{run.name} makes no clear change in right answers ({_before_after(run, TEXT)})"
+    verb = "raises" if change > 0 else "lowers"
+    shares = f"from {percent(run.base[TEXT])} to {percent(run.final[TEXT])}"
+    return f"{run.name} {verb} right answers {shares}"
+
+
+def _before_after(run: Run, key: str) -> str:
+    """Returns both shares, and the interval of the change unless it is clear."""
+    shares = f"{percent(run.base[key])} before, {percent(run.final[key])} after"
+    if _direction(run, key) != 0:
+        return shares
+    return f"{shares}; 95% interval of the change {points(*_interval(run, key))}"
 
 
 def lead(runs: Sequence[Run]) -> str:
@@ -75,10 +91,9 @@ def _change(what: str, run: Run, key: str) -> str:
     after = run.final[key]
     if key not in run.base:
         return f"{what} {percent(after)}"
-    before = run.base[key]
-    change = clear_change(before, after, _items(run))
-    verdict = {1: "up", -1: "down", 0: "no clear change"}[change]
-    return f"{what} {percent(before)} → {percent(after)} ({verdict})"
+    verdict = {1: "up", -1: "down", 0: f"no clear change: {points(*_interval(run, key))}"}
+    change = f"{percent(run.base[key])} → {percent(after)}"
+    return f"{what} {change} ({verdict[_direction(run, key)]})"
 
 
 def _greedy(run: Run) -> str:
@@ -89,18 +104,21 @@ def _greedy(run: Run) -> str:
     return f", greedy {before}{percent(run.final[GREEDY])}"
 
 
-def _sentence_text(run: Run, items: float) -> str:
-    before, after = run.base[TEXT], run.final[TEXT]
-    change = clear_change(before, after, items)
-    if change == 0:
-        return f"{run.name} leaves right answers at {percent(after)} ({percent(before)} before)"
-    verb = "raises" if change > 0 else "lowers"
-    return f"{run.name} {verb} right answers from {percent(before)} to {percent(after)}"
+def _interval(run: Run, key: str) -> tuple[float, float]:
+    """Returns the 95 % interval of the change of a share from base to trained model."""
+    before, after = _items(run.base), _items(run.final)
+    return difference_interval(run.base[key], before, run.final[key], after)
 
 
-def _items(run: Run) -> float:
+def _direction(run: Run, key: str) -> int:
+    """Returns 1 or -1 for a clear change of a share, else 0."""
+    low, high = _interval(run, key)
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _items(figures: dict[str, float]) -> float:
     """Returns the number of answers; without one, only a large difference counts as clear."""
-    return run.final.get("items") or 30.0
+    return figures.get("items") or 30.0
 
 
 def _score(run: Run) -> float:

@@ -17,6 +17,13 @@ def swatch(index: int) -> str:
     )
 
 
+BASE_SWATCH = (
+    '<svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
+    '<circle class="dot base" cx="13" cy="4" r="3"/></svg>'
+)
+"""The mark of the base model, as in the chart of the outcome."""
+
+
 def legend(runs: Sequence[Run]) -> str:
     """Lists all arms with their line styles."""
     entries = [f"<li>{swatch(i)}{escape(run.name)}</li>" for i, run in enumerate(runs)]
@@ -47,7 +54,8 @@ def evaluation_table(runs: Sequence[Run]) -> str:
     base = next((run.base for run in runs if run.base), None)
     if base:
         cells = "".join(_cell(figure, base, best=False) for figure in shown)
-        rows.append(f'<tr class="base"><th scope="row">base</th>{cells}<td>–</td><td>–</td></tr>')
+        head = f'<th scope="row">{BASE_SWATCH}base</th>'
+        rows.append(f'<tr class="base">{head}{cells}<td>–</td><td>–</td></tr>')
     for index, run in enumerate(runs):
         cells = "".join(
             _cell(figure, run.final, best=run.final.get(figure.key) == bests[figure.key])

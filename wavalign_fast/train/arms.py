@@ -27,6 +27,7 @@ from wavalign_fast.train.owned_files import (
     recorded_arms,
     set_aside,
 )
+from wavalign_fast.train.provenance import record_start
 from wavalign_fast.train.result_table import result_table
 from wavalign_fast.train.run_directory import (
     add_arm,
@@ -60,6 +61,8 @@ class RunSpec:
     make_task: Callable[[], Task]
     in_folder_of_arms: bool = False
     """Whether the directory is one of several in a folder of arms."""
+    words: Sequence[str] = ()
+    """The arguments of the command, as the user typed them."""
 
     @property
     def label(self) -> str:
@@ -76,7 +79,7 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
         _check_backend(spec.config.loss.backend)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_that_nothing_is_clipped()
-    base_metrics: dict[tuple[Any, ...], dict[str, float]] = {}
+    bases: dict[tuple[Any, ...], Evaluation | None] = {}
     finals: dict[str, dict[str, float]] = {}
     todo = []
     for spec in specs:
@@ -102,11 +105,10 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
             config.model.path,
             config.model.dtype,
         )
-        if key not in base_metrics:
-            finals["base"] = base_metrics[key] = _base_metrics(todo[number:], task, console)
-        final = _train(
-            spec, task, data, base_metrics[key], console, resume=resume, overwrite=overwrite
-        )
+        if key not in bases:
+            base = bases[key] = _evaluate_base(todo[number:], task, console)
+            finals["base"] = base.metrics if base else {}
+        final = _train(spec, task, data, bases[key], console, resume=resume, overwrite=overwrite)
         finals[spec.label] = final.metrics if final else {}
     # The base first, then the arms in the order of the command, whenever they were finished.
     order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
@@ -114,7 +116,7 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
         console.print(table, highlight=False, markup=False, soft_wrap=True)
 
 
-def _base_metrics(specs: Sequence[RunSpec], task: Task, console: Console) -> dict[str, float]:
+def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:
     """Checks the disk for these runs, and evaluates the base model as the first one asks.
 
     The base is freed on return: training loads a model of its own.
@@ -125,8 +127,7 @@ def _base_metrics(specs: Sequence[RunSpec], task: Task, console: Console) -> dic
     config = specs[0].config
     if config.train.eval_items:
         console.print("evaluating the base model", highlight=False)
-    base = _evaluate(config, task, model)
-    return base.metrics if base else {}
+    return _evaluate(config, task, model)
 
 
 def _check_backend(backend: str) -> None:
@@ -184,7 +185,7 @@ def _train(
     spec: RunSpec,
     task: Task,
     data: dict[str, Any],
-    base: dict[str, float],
+    base: Evaluation | None,
     console: Console,
     *,
     resume: bool,
@@ -228,6 +229,12 @@ def _start(
             done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
             lines = [f"continuing {directory} from {done}", *changes(directory, spec.config)]
         start_run(directory, spec.config, data=data)
+        record_start(
+            directory,
+            words=spec.words,
+            step=trainer.step,
+            reward_scale=getattr(task, "reward_scale", None),
+        )
         if spec.in_folder_of_arms:
             add_arm(directory.parent, directory.name)
     except BaseException:

@@ -20,6 +20,8 @@ MARKER_FILE = ".wavalign-run.json"
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.json"
 SAMPLES_FILE = "samples.json"
+BASE_SAMPLES_FILE = "base_samples.json"
+PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 CHECKPOINT = "checkpoint"
@@ -34,9 +36,18 @@ REPLACED = ".replaced"
 DROPPED = ".dropped"
 """Holds the rest of an overwritten run whose removal was interrupted."""
 
-FILES = {MARKER_FILE, CONFIG_FILE, EVALUATION_FILE, SAMPLES_FILE, METRICS_FILE, REPORT_FILE}
+FILES = {
+    MARKER_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    SAMPLES_FILE,
+    BASE_SAMPLES_FILE,
+    PROVENANCE_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+}
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
-SOUND = re.compile(r"\d{3,}\.wav")
+SOUND = re.compile(r"(base-)?\d{3,}\.wav")
 UNFINISHED = {UNFINISHED_CHECKPOINT, REPLACED, DROPPED}
 """Folders that are ours by their name alone."""
 

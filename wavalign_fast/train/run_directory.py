@@ -1,7 +1,8 @@
 """Reads and writes the run directory, and refuses to write over another run.
 
 A run leaves ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoint/``,
-``evaluation.json``, ``samples.json``, ``wav/`` and, for one or several arms, ``report.html``.
+``evaluation.json``, ``samples.json``, ``base_samples.json``, ``wav/``, ``provenance.json`` and, for
+one or several arms, ``report.html``.
 """
 
 import hashlib
@@ -13,13 +14,14 @@ from typing import Any
 from wavalign_fast.config.layers import differing_keys, dump_config, resolve_config
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
-from wavalign_fast.data.records import Evaluation, Example
+from wavalign_fast.data.records import Evaluation, Example, SpokenSample
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.outputs import TEMPORARY
 from wavalign_fast.train.atomic_files import remove, write_json, write_text, write_wav
 from wavalign_fast.train.directory_lock import LOCK_FILE
 from wavalign_fast.train.metric_writers import read_metric_lines
 from wavalign_fast.train.owned_files import (
+    BASE_SAMPLES_FILE,
     CHECKPOINT,
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -193,33 +195,43 @@ def write_evaluation(
     config: RunConfig,
     *,
     seconds: float,
-    base: dict[str, float] | None,
+    base: Evaluation | None,
     final: Evaluation | None,
 ) -> None:
-    """Writes the WAV files and ``samples.json``, then ``evaluation.json``."""
-    samples = []
-    for index, sample in enumerate(final.samples if final else []):
-        wav = f"wav/{index:03d}.wav"
-        write_wav(path / wav, sample.waveform, sample.sample_rate)
-        samples.append(
-            {
-                "prompt": sample.prompt,
-                "reference": sample.reference,
-                "text": sample.text,
-                "heard": sample.heard,
-                "wav": wav,
-            }
-        )
-    write_json(path / SAMPLES_FILE, samples)
+    """Writes the answers of the base and of the trained model, then ``evaluation.json``."""
+    _write_samples(path, BASE_SAMPLES_FILE, base, wav_prefix="base-")
+    _write_samples(path, SAMPLES_FILE, final)
     record: dict[str, Any] = {
         "arm": config.arm or config.recipe,
         "seed": config.train.seed,
         "steps": config.train.steps,
         "seconds": round(seconds, 3),
-        "base": base or {},
+        "base": base.metrics if base else {},
         "final": final.metrics if final else {},
     }
     write_json(path / EVALUATION_FILE, record)
+
+
+def _write_samples(
+    path: Path, name: str, evaluation: Evaluation | None, *, wav_prefix: str = ""
+) -> None:
+    """Writes the answers of an evaluation as WAV files, and the list of them as ``name``."""
+    records = []
+    for index, sample in enumerate(evaluation.samples if evaluation else []):
+        wav = f"wav/{wav_prefix}{index:03d}.wav"
+        write_wav(path / wav, sample.waveform, sample.sample_rate)
+        records.append(_sample_record(sample, wav))
+    write_json(path / name, records)
+
+
+def _sample_record(sample: SpokenSample, wav: str) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt,
+        "reference": sample.reference,
+        "text": sample.text,
+        "heard": sample.heard,
+        "wav": wav,
+    }
 
 
 def _check_same_run(path: Path, config: RunConfig) -> None:

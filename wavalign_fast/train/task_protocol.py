@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """A post-training task: everything that the trainer knows about a recipe."""
+    """A post-training task: everything that the trainer knows about a recipe.
+
+    It may also have ``reward_scale``, a text that says what a reward means, such as "1 (wrong) to 5
+    (right)"; the report shows it.
+    """
 
     layout: ModalityLayout
     pad_id: int

@@ -56,6 +56,7 @@ class SpokenSums:
 
     pad_id = vocab.PAD
     eos_id = vocab.EOS
+    reward_scale = "1 (wrong) to 5 (right)"
 
     def __init__(self, **options: Any) -> None:
         chosen = Options(**options)
