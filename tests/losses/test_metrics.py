@@ -69,6 +69,8 @@ def test_all_tokens(backend: str) -> None:
         "total_entropy": LOG_V,
         "text_entropy": LOG_V,
         "speech_entropy": LOG_V,
+        "anchor_text_entropy": LOG_V,
+        "anchor_speech_entropy": LOG_V,
         # Speech of rollout 4, whose reward is missing; text keeps its β.
         "zero_gradient_rows": 1,
         "effective_rl_weight": 0.25,
@@ -108,6 +110,34 @@ def test_the_fraction_of_groups_with_equal_rewards() -> None:
         torch.zeros(1, H), torch.zeros(V, H), wf.HybridBatch(row, row, row - 1, rewards)
     )
     assert out.metrics["frac_reward_zero_std"] == 1 / 4
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_entropy_of_demonstrations_is_that_of_the_anchored_tokens(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(10, H, generator=generator)
+    weight = torch.randn(V, H, generator=generator)
+    log_all = torch.log_softmax(hidden.double() @ weight.double().T, -1)
+    entropy = -(log_all.exp() * log_all).sum(-1)
+    shown, speech = batch().anchor_row >= 0, LAYOUT.classify(batch().targets).bool()
+
+    def found(scope: str) -> dict[str, torch.Tensor]:
+        objective = wf.HybridObjective(
+            LAYOUT, anchor_scope=scope, gate=0.25, options=wf.LossOptions(backend=backend)
+        )
+        out = objective(hidden, weight, batch())
+        totals = out.totals.means()
+        for name in ("anchor_text_entropy", "anchor_speech_entropy"):
+            if not torch.isnan(totals[name]):
+                assert totals[name] == pytest.approx(out.metrics[name].item(), rel=1e-6)
+        return out.metrics | {"mean of nothing": totals["anchor_text_entropy"]}
+
+    both = found("all")
+    assert both["anchor_text_entropy"] == pytest.approx(entropy[shown & ~speech].mean().item(), rel=1e-5)
+    assert both["anchor_speech_entropy"] == pytest.approx(entropy[shown & speech].mean().item(), rel=1e-5)
+    alone = found("speech")
+    assert alone["anchor_text_entropy"] == 0 and torch.isnan(alone["mean of nothing"])
+    assert alone["anchor_speech_entropy"] == both["anchor_speech_entropy"]
 
 
 @pytest.mark.parametrize("scope, absent", [("text", "speech"), ("speech", "text")])

@@ -13,6 +13,7 @@ from wavalign_fast.losses.segments import mean_weights, segments_with_weight, we
 from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.losses.weights import TokenWeights
 
+ANCHOR_ENTROPIES = ("anchor_text_entropy", "anchor_speech_entropy")
 CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 
 
@@ -21,7 +22,8 @@ class StepMetrics:
     """The metrics of a step that need no log-probs, and the weights that average the others.
 
     KL and entropy are reported for a class only if all its completion tokens carry loss: the others
-    are never multiplied with the head. Which names there are depends on the options and on which
+    are never multiplied with the head. The entropy of demonstrations is that of the tokens that the
+    anchor weighs. Which names there are depends on the options and on which
     log-probs the batch has, not on its values, so that all ranks have the same names.
     """
 
@@ -35,10 +37,11 @@ class StepMetrics:
     """[2, C, T] of the tokens in the KL of a class, the mean over rollouts of token means: over the
     rollouts of the batch, and over those of the step. ``None`` without a reference."""
     entropy: torch.Tensor
-    """[2, C, T] of the tokens in the entropy of a class: in the mean over groups of token means,
-    and 1 for the sum over tokens."""
+    """[2, C + 2, T] of the tokens in the entropy of a class, and of text and speech that is
+    anchored: in the mean over groups of token means (anchored: over tokens), and 1 for the sum over
+    tokens."""
     entropy_tokens: torch.Tensor
-    """[C], the tokens of the sum."""
+    """[C + 2], the tokens of the sum."""
     clipped: tuple[torch.Tensor, torch.Tensor] | None
     """[2, 1, T] in the clipped fraction of weighted tokens, or of rollouts with a token in scope;
     and 0-d, the sum if all were clipped. ``None`` without clipping."""
@@ -68,6 +71,9 @@ class StepMetrics:
         none = advantage.new_zeros((0, len(advantage)), dtype=torch.float64)
         tokens = torch.stack([*in_class.values()]) if in_class else none
         groups = [_of_groups(batch, of) for of in in_class.values()]
+        anchored = torch.stack([~weights.speech, weights.speech]) & (weights.anchor > 0)
+        anchored = anchored.to(torch.float64)
+        per_anchored = anchored / anchored.sum(-1, keepdim=True).clamp(min=1)
         of_batch = max(batch.rewards.numel(), 1)
         of_step = None if normalisers is None else normalisers.rollouts
         of_step = of_batch if of_step is None else of_step
@@ -87,8 +93,10 @@ class StepMetrics:
             | {"completion_length": normalised(sums[-1], of_step)},
             classes=tuple(in_class),
             kl=_of_rollouts(batch, tokens, of_step) if batch.ref_logp is not None else None,
-            entropy=torch.stack([torch.stack(groups) if groups else none, tokens]),
-            entropy_tokens=tokens.sum(-1),
+            entropy=torch.stack(
+                [torch.stack([*groups, *per_anchored]), torch.cat([tokens, anchored])]
+            ),
+            entropy_tokens=torch.cat([tokens, anchored]).sum(-1),
             clipped=_clip_weights(batch, weights, importance_sampling_level) if clips else None,
             moved=without_other & moved,
         )
@@ -108,7 +116,7 @@ class StepMetrics:
             names = ["kl" if name == "total" else f"{name}_kl" for name in self.classes]
             add(names, weighted_sum(tokens.kl, self.kl))
         if entropy is not None:
-            names = [f"{name}_entropy" for name in self.classes]
+            names = [*(f"{name}_entropy" for name in self.classes), *ANCHOR_ENTROPIES]
             add(names, weighted_sum(entropy, self.entropy))
             counts |= dict(zip(names, self.entropy_tokens, strict=True))
         if self.clipped is not None:

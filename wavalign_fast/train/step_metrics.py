@@ -17,6 +17,8 @@ WITH_ANCHOR = {
     "anchor_loss": "loss/anchor",
     "anchor_text_tokens": "tokens/anchor_text",
     "anchor_speech_tokens": "tokens/anchor_speech",
+    "anchor_text_entropy": "anchor_text_entropy",
+    "anchor_speech_entropy": "anchor_speech_entropy",
 }
 WITH_ROLLOUTS = {
     "policy_loss": "loss/policy",
