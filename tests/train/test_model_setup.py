@@ -105,6 +105,22 @@ def test_attention_by_code_of_its_own_is_named(toy_task, monkeypatch):
         load_base_model(ModelConfig(attention="eager"), toy_task())
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("flex_attention", "no backward pass on a CPU"),
+        ("flash_attention_2", "FlashAttention2.*installed"),
+    ],
+)
+def test_attention_that_needs_something_missing_is_named(toy_task, name, reason):
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(
+        UserError, match=rf"model\.attention: '{name}' cannot be used here: .*{reason}"
+    ):
+        load_base_model(ModelConfig(attention=name), toy_task())
+
+
 def test_a_model_of_another_vocabulary_is_refused(train, tmp_path):
     own_model(vocab_size=VOCAB + 8).save_pretrained(tmp_path / "own")
     with pytest.raises(UserError, match=f"model vocabulary: {VOCAB + 8} rows .* wanted {VOCAB}"):

@@ -16,8 +16,9 @@ class ModelConfig(Group):
     """Directory of a transformers causal LM to start from; by default the recipe's own model."""
     dtype: Dtype = "float32"
     """Dtype of the stored weights, which the optimizer updates."""
-    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    """Attention of transformers: ``sdpa`` is torch's fused one, ``eager`` its definition."""
+    attention: Literal["sdpa", "eager", "varlen", "flex_attention", "flash_attention_2"] = "sdpa"
+    """``sdpa`` is torch's fused one, ``eager`` its definition, ``varlen`` torch's for packed rows;
+    ``flex_attention`` trains on a GPU only, ``flash_attention_2`` needs the package flash-attn."""
     activation_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass: less memory, more time."""
     compile: bool = False

@@ -5,10 +5,12 @@ from wavalign_fast.models.causal_lm import check_vocabulary, frozen_copy, hidden
 from wavalign_fast.models.head import OutputHead, output_head
 from wavalign_fast.models.layers import compile_layers, decoder_layers
 from wavalign_fast.models.loading import cast_weights, load_checkpoint
+from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
     "OutputHead",
+    "PackedRows",
     "cast_weights",
     "check_vocabulary",
     "compile_layers",

@@ -14,23 +14,30 @@ from torch import Tensor
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.head import output_head
+from wavalign_fast.models.packing import PackedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor]) -> Tensor:
-    """Computes last hidden states [T, H] of right-padded blocks of ids [R_b, L_b].
+def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor | PackedRows]) -> Tensor:
+    """Computes last hidden states [T, H] of blocks of rows, in the order of their positions.
 
-    Calls the model once per block, without an attention mask: in a causal model a token never
-    attends to the padding on its right, and without a mask attention takes its fast causal path.
+    A block is right-padded ids int64 [R_b, L_b] with R_b·L_b positions, or packed rows. Calls the
+    model once per block, without an attention mask: in a causal model a token never attends to the
+    padding on its right, and without a mask attention takes its fast causal path.
+
+    Raises:
+        UserError: packed rows for a model that cannot keep them apart.
     """
     if not blocks:
         return model.get_input_embeddings().weight[:0]
-    backbone = model.base_model
-    return torch.cat(
-        [backbone(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1) for ids in blocks]
-    )
+    return torch.cat([_last_hidden_state(model, block).flatten(0, 1) for block in blocks])
+
+
+def _last_hidden_state(model: "PreTrainedModel", block: Tensor | PackedRows) -> Tensor:
+    inputs = {"input_ids": block} if isinstance(block, Tensor) else block.model_arguments(model)
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def check_vocabulary(model: "PreTrainedModel", layout: ModalityLayout) -> None:

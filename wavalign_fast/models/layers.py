@@ -1,6 +1,7 @@
 """The decoder layers of a causal language model: they are compiled, and sharded, one by one."""
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,7 +20,12 @@ def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
         UserError: the model names no such layer.
     """
     kinds = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    # All bases, because FSDP2 gives a module that it shards a class of its own.
+    layers = [
+        module
+        for module in model.base_model.modules()
+        if not kinds.isdisjoint(base.__name__ for base in type(module).__mro__)
+    ]
     if not layers:
         raise UserError(
             f"decoder layers of {type(model).__name__}: found none of {sorted(kinds)}, wanted a "
@@ -29,10 +35,16 @@ def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
 
 
 def compile_layers(model: "PreTrainedModel") -> None:
-    """Compiles each decoder layer in place for any batch and length; names of weights stay.
+    """Compiles each decoder layer in place, for forward passes in training mode.
 
-    All layers are of one class, so torch compiles a single graph for them. In place, because
-    ``torch.compile(layer)`` would put ``_orig_mod`` into the names of a checkpoint's weights.
+    All layers are of one class, so torch compiles one graph for them, for any batch and length. In
+    place, because ``torch.compile(layer)`` would put ``_orig_mod`` into the names of a checkpoint's
+    weights. In training mode alone, because each shape of a cache in a rollout would be compiled.
     """
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
+        layer._compiled_call_impl = partial(_call, layer, layer._compiled_call_impl)
+
+
+def _call(layer: nn.Module, compiled: Any, *args: Any, **kwargs: Any) -> Any:
+    return (compiled if layer.training else layer._call_impl)(*args, **kwargs)
