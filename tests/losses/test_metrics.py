@@ -132,9 +132,10 @@ def test_the_entropy_of_demonstrations_is_that_of_the_anchored_tokens(backend: s
                 assert totals[name] == pytest.approx(out.metrics[name].item(), rel=1e-6)
         return out.metrics | {"mean of nothing": totals["anchor_text_entropy"]}
 
+    text, said = (entropy[shown & where].mean().item() for where in (~speech, speech))
     both = found("all")
-    assert both["anchor_text_entropy"] == pytest.approx(entropy[shown & ~speech].mean().item(), rel=1e-5)
-    assert both["anchor_speech_entropy"] == pytest.approx(entropy[shown & speech].mean().item(), rel=1e-5)
+    assert both["anchor_text_entropy"] == pytest.approx(text, rel=1e-5)
+    assert both["anchor_speech_entropy"] == pytest.approx(said, rel=1e-5)
     alone = found("speech")
     assert alone["anchor_text_entropy"] == 0 and torch.isnan(alone["mean of nothing"])
     assert alone["anchor_speech_entropy"] == both["anchor_speech_entropy"]
