@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "signals": set(),
     "standard_streams": set(),
     "integrations": LOSSES,
+    "__main__": {"cli"},
     "cli": PARTS
     | {"config", "recipes", "train", "report", "doctor"}
     | {"environment_errors", "outputs", "signals", "standard_streams", "train_command"},

@@ -6,6 +6,7 @@ once.
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_fast.environment_errors import explain_environment_error
-from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
+from wavalign_fast.errors import (
+    OtherRankError,
+    UserError,
+    did_you_mean,
+    one_line,
+    shown,
+    user_input,
+)
 from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
 from wavalign_fast.standard_streams import standard_streams
@@ -50,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
         reason = one_line(error) if ours else explain_environment_error(error)
         if reason is None:
             raise
-        return _fail(reason)
+        return BAD_INPUT if isinstance(error, OtherRankError) else _fail(reason)
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
 
@@ -91,7 +99,9 @@ def _setting_hint(option: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"wavalign-fast: error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    which = "" if rank == "0" else f" on rank {rank}"
+    print(f"wavalign-fast: error{which}: {message}", file=sys.stderr)
     return BAD_INPUT
 
 

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in the user's input. The message is one line with the value seen and wanted."""
 
 
+class OtherRankError(UserError):
+    """Another rank of the run failed, and reports the error itself."""
+
+
 class DamagedFileError(UserError):
     """A file of a run is truncated or damaged, or was written by another program."""
 

@@ -4,11 +4,15 @@ Every mistake that can be found without torch is reported before torch is import
 """
 
 import argparse
+import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +33,10 @@ from wavalign_fast.outputs import check_output
 from wavalign_fast.train.directory_lock import check_free, locked
 from wavalign_fast.train.owned_files import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
 from wavalign_fast.train.run_directory import check_folder_of_arms, check_run
+from wavalign_fast.train.torchrun import several_ranks
 
 if TYPE_CHECKING:
+    from wavalign_fast.train.ranks import Ranks
     from wavalign_fast.train.task_protocol import Task
 
 KEY = re.compile(r"[^/=]*=")
@@ -47,61 +53,105 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
     places = [root / str(config.arm) if several else root for config in configs]
     if args.resume and not any(os.path.exists(place) for place in places):
         raise UserError(f"nothing to resume in {places[0]}{_like(root)}")
-
-    def check() -> None:
-        for place, config in zip(places, configs, strict=True):
-            check_run(place, config, resume=args.resume, overwrite=args.overwrite)
-
-    try:
-        if several:
-            check_folder_of_arms(root, resume=args.resume)
-        if not any(map(has_replaced, places)):
-            check()
-    except UserError:
-        check_free([root, *places])  # the reason may be unfinished work of another process
-        raise
-    with locked([root, *places]):
-        for place in filter(has_replaced, places):
-            put_back(place)
-        check()  # another process may have written there in the meantime
-        with user_input("report"):
-            check_output(root / REPORT_FILE)
-        return _run(args, words, root, places, configs)
+    run = _Run(args, words, root, places, configs)
+    if not several_ranks():
+        with run.held():  # mistakes about places are reported before torch is imported
+            return run.train_alone()
+    return run.train_as_rank()
 
 
-def _run(
-    args: argparse.Namespace,
-    words: Sequence[str],
-    root: Path,
-    places: Sequence[Path],
-    configs: Sequence[RunConfig],
-) -> int:
-    from rich.console import Console
+@dataclass(frozen=True)
+class _Run:
+    """What the command trains, and where."""
 
-    from wavalign_fast.train.arms import RunSpec, run_all
-    from wavalign_fast.train.stop_signal import Stopped
+    args: argparse.Namespace
+    words: Sequence[str]
+    root: Path
+    places: Sequence[Path]
+    configs: Sequence[RunConfig]
 
-    quiet_libraries()
-    several = len(configs) > 1
-    specs: list[RunSpec] = [
-        RunSpec(
-            config=config,
-            directory=place,
-            make_task=task_maker(config),
-            in_folder_of_arms=several,
-            words=words,
-        )
-        for place, config in zip(places, configs, strict=True)
-    ]
-    try:
-        run_all(specs, resume=args.resume, overwrite=args.overwrite, console=Console())
-    except Stopped as stopped:
-        again = resume_command(words, args.inputs, None if several else root)
-        print(f"wavalign-fast: {stopped}; continue with: {again}", file=sys.stderr)
-        return 128 + stopped.signal_number
-    print(f"run:    {root}")
-    print_report(root)
-    return 0
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Locks the directories after checking that they can take the runs."""
+        try:
+            if len(self.configs) > 1:
+                check_folder_of_arms(self.root, resume=self.args.resume)
+            if not any(map(has_replaced, self.places)):
+                self._check()
+        except UserError:
+            check_free([self.root, *self.places])  # perhaps unfinished work of another process
+            raise
+        with locked([self.root, *self.places]):
+            for place in filter(has_replaced, self.places):
+                put_back(place)
+            self._check()  # another process may have written there in the meantime
+            with user_input("report"):
+                check_output(self.root / REPORT_FILE)
+            yield
+
+    def train_alone(self) -> int:
+        """Trains in this process."""
+        from wavalign_fast.train.ranks import started_ranks
+
+        with started_ranks(self._timeout_s) as ranks:
+            return self._train(ranks)
+
+    def train_as_rank(self) -> int:
+        """Trains as one of several ranks, of which the main one holds the directories."""
+        from wavalign_fast.train.ranks import started_ranks
+
+        with started_ranks(self._timeout_s) as ranks, ExitStack() as stack:
+            with ranks.failing_together():
+                if ranks.is_main:
+                    stack.enter_context(self.held())
+            if not ranks.is_main:
+                quiet_rank()
+            return self._train(ranks)
+
+    @property
+    def _timeout_s(self) -> float:
+        return max(config.parallel.timeout_s for config in self.configs)
+
+    def _check(self) -> None:
+        for place, config in zip(self.places, self.configs, strict=True):
+            check_run(place, config, resume=self.args.resume, overwrite=self.args.overwrite)
+
+    def _train(self, ranks: "Ranks") -> int:
+        from rich.console import Console
+
+        from wavalign_fast.train.arms import RunSpec, run_all
+        from wavalign_fast.train.stop_signal import Stopped
+
+        quiet_libraries()
+        several = len(self.configs) > 1
+        specs: list[RunSpec] = [
+            RunSpec(
+                config=config,
+                directory=place,
+                make_task=task_maker(config),
+                in_folder_of_arms=several,
+                words=self.words,
+            )
+            for place, config in zip(self.places, self.configs, strict=True)
+        ]
+        console = Console(quiet=not ranks.is_main)
+        try:
+            run_all(
+                specs,
+                resume=self.args.resume,
+                overwrite=self.args.overwrite,
+                console=console,
+                ranks=ranks,
+            )
+        except Stopped as stopped:
+            if ranks.is_main:
+                again = resume_command(self.words, self.args.inputs, None if several else self.root)
+                print(f"wavalign-fast: {stopped}; continue with: {again}", file=sys.stderr)
+            return 128 + stopped.signal_number
+        if ranks.is_main:
+            print(f"run:    {self.root}")
+            print_report(self.root)
+        return 0
 
 
 def print_report(root: Path) -> None:
@@ -116,6 +166,12 @@ def quiet_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def quiet_rank() -> None:
+    """Silences warnings that the main rank shows too. Errors are still printed."""
+    logging.getLogger("wavalign_fast").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 
 def resolve(args: argparse.Namespace) -> list[RunConfig]:

@@ -1,7 +1,7 @@
 """Every key of a run's configuration has an effect.
 
 The keys of ``optimizer`` are those of the update by hand in ``test_update.py``, those of ``model``
-are in ``test_model_setup.py``.
+are in ``test_model_setup.py``, and those of ``parallel`` in ``test_policy.py``.
 """
 
 import inspect
@@ -14,9 +14,10 @@ import yaml
 from wavalign_fast import recipes
 from wavalign_fast.cli import main
 from wavalign_fast.config.model import ModelConfig
+from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
-from wavalign_fast.train import arms, step
+from wavalign_fast.train import arms, collect, objective, policy
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.prompt_sampler import PromptSampler
 
@@ -53,7 +54,7 @@ def gate_settings(gate: MixingGate) -> dict:
 
 
 def objective_of(toy_task, loss: dict, *, kl: bool = True):
-    return step.build_objective(LossConfig(**loss), toy_task().layout, kl=kl)
+    return objective.build_objective(LossConfig(**loss), toy_task().layout, kl=kl)
 
 
 @pytest.mark.parametrize("name", LossConfig.model_fields)
@@ -101,7 +102,7 @@ RUN = {
     "train.max_nonfinite_steps": 19,
 }
 """Every other key, each with a different value."""
-ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig)
+ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig, ParallelConfig)
 
 
 def leaves(group=RunConfig, prefix: str = ""):
@@ -139,8 +140,8 @@ class Spy:
             "NonFiniteGuard",
             lambda limit: self.set("train.max_nonfinite_steps", limit),
         )
-        self.wrap(step, "sample_completions", self.sampled)
-        self.wrap(step, "hidden_states", self.blocks)
+        self.wrap(collect, "sample_completions", self.sampled)
+        self.wrap(policy, "hidden_states", self.blocks)
         self.wrap(training.Trainer, "save", lambda it: self.saved.append(it.step))
 
     def wrap(self, owner, name, look) -> None:

@@ -148,11 +148,11 @@ def test_a_linked_checkpoint_can_be_gone_on_from(run, train_toy, in_tmp_path):
 
 
 def test_a_start_that_fails_gives_the_old_run_back(run, refused, monkeypatch):
-    def fail(self):
+    def fail(self, *args):
         raise ValueError("no such weights")
 
     before = tree(run)
-    monkeypatch.setattr(Trainer, "_load", fail)
+    monkeypatch.setattr(Trainer, "__init__", fail)
     with pytest.raises(ValueError, match="no such weights"):
         refused("--name", "one", "--overwrite", "train.seed=9", *SHORT)
     assert tree(run) == before

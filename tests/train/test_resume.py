@@ -224,7 +224,7 @@ def test_no_evaluation_is_announced_where_there_is_none(train_toy, capsys):
     assert "evaluating" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("key", ["step", "optimizer", "guard", "objective", "sampler", "random"])
+@pytest.mark.parametrize("key", ["step", "optimizer", "guard", "objective", "sampler"])
 @pytest.mark.parametrize("value", [None, "missing", []])
 def test_a_state_with_a_part_missing_or_damaged_is_one_line(train_toy, refused, key, value):
     given = ("--name", "one", "train.eval_items=0", "train.steps=2")

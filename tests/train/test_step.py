@@ -1,14 +1,15 @@
 """One step against the formula in plain torch, computed from the model's logits."""
 
-import random
-
 import pytest
 import torch
 
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy
-from wavalign_fast.train import step
-from wavalign_fast.train.step import Stopwatch, TrainStep
+from wavalign_fast.train import collect
+from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import Policy
+from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.step import TrainStep
 
 GROUP, LAMBDA = 4, 0.4
 
@@ -34,7 +35,7 @@ class Recorded:
         self.config, self.task, self.reference, self.reward = config, task, reference, rewards
         self.model = sharp(task.load_model(), 1)
         self.sampled, self.shown, self.asked = [], [], []
-        sample, demonstrate = step.sample_completions, task.demonstrations
+        sample, demonstrate = collect.sample_completions, task.demonstrations
 
         def record_samples(model, prompts, **settings):
             rows = sample(model, prompts, **settings)
@@ -49,20 +50,20 @@ class Recorded:
             self.shown = demonstrate(examples, rng)
             return self.shown
 
-        monkeypatch.setattr(step, "sample_completions", record_samples)
+        monkeypatch.setattr(collect, "sample_completions", record_samples)
         task.demonstrations = record_demonstrations
         task.rewards = lambda done: [rewards(one.example.prompt_ids, one.ids) for one in done]
         self.step = TrainStep(
             config,
             task,
-            self.model,
-            reference,
-            generator=torch.Generator().manual_seed(1),
-            rng=random.Random(1),
+            Policy(self.model),
+            None if reference is None else Policy(reference),
+            Ranks(),
         )
 
-    def run(self) -> dict[str, torch.Tensor]:
-        return self.step(self.task.train_examples[: self.step.examples_needed], Stopwatch())
+    def run(self) -> dict[str, float]:
+        examples = self.task.train_examples[: self.step.examples_needed]
+        return self.step(examples, 1, Stopwatch()).metrics
 
     def answer_logp(self, model, prompt, answer, temperature: float) -> torch.Tensor:
         ids = torch.tensor([[*prompt, *answer]])
@@ -134,7 +135,7 @@ def test_a_step_is_the_formula(toy_task, make_config, monkeypatch, overrides, re
     recorded.model.zero_grad()
     wanted = recorded.loss_by_hand()
     for name, value in wanted.items():
-        torch.testing.assert_close(metrics[name].float(), value.detach(), rtol=1e-4, atol=1e-5)
+        assert metrics[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
     wanted["loss/total"].backward()
     for name, parameter in recorded.model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=2e-6)
@@ -157,7 +158,7 @@ def test_rollouts_and_demonstrations_share_the_first_examples(
     recorded = Recorded(make_config(*overrides), task, monkeypatch)
     assert recorded.step.examples_needed == max(completions, demonstrations)
     # With more examples than it needs, it must take the first ones only.
-    recorded.step(task.train_examples, Stopwatch())
+    recorded.step(task.train_examples, 1, Stopwatch())
     prompts = [example.prompt_ids for example in task.train_examples[:completions]]
     assert [prompt for prompt, _ in recorded.sampled[::GROUP]] == prompts
     assert recorded.asked == task.train_examples[:demonstrations]

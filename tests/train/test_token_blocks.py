@@ -1,4 +1,4 @@
-"""The flat tables against the released code's padded layout, and ids outside the layout."""
+"""Rows, blocks and their tables against the released code's padded layout; ids off the layout."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from wavalign_fast.data.records import Completion, Demonstration, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridBatch
-from wavalign_fast.train.token_blocks import LossIds, build_blocks
+from wavalign_fast.train.deal import deal, rounds
+from wavalign_fast.train.token_blocks import LossIds, count_tables, lay_out, step_rows
 
 PROMPTS = [(2, 3), (2, 3, 4, 5)]
 SAMPLED = [(7, 8, 1), (9,), (10, 11, 12, 13), (14, 1)]
@@ -15,9 +16,8 @@ SHOWN = [((2, 3, 4), (20, 21, 1)), ((5,), (22, 1))]
 
 def loss_ids(vocab_size=24, policy=None):
     """All ids carry loss, or in completions only those in ``policy``."""
-    everything = torch.ones(vocab_size, dtype=torch.bool)
-    some = torch.tensor([policy is None or token in policy for token in range(vocab_size)])
-    return LossIds(policy=some, anchor=everything)
+    some = [policy is None or token in policy for token in range(vocab_size)]
+    return LossIds(policy=some, anchor=[True] * vocab_size)
 
 
 def records():
@@ -30,27 +30,33 @@ def records():
     return completions, shown
 
 
-def entries(targets, policy_row, anchor_row, previous):
+def blocks_of(rows, block_tokens, world=1):
+    dealt = deal(rows, world=world, block_tokens=block_tokens)
+    return [lay_out(part, pad_id=0) for mine in dealt for part in mine]
+
+
+def entries(tables, previous=None):
     """Returns the content of the tables as (kind, row, previous id, target), in sorted order."""
     found = []
+    previous = previous or [None] * len(tables.targets)
     for target, policy, anchor, seen in zip(
-        targets.tolist(), policy_row.tolist(), anchor_row.tolist(), previous, strict=True
+        tables.targets.tolist(),
+        tables.policy_row.tolist(),
+        tables.anchor_row.tolist(),
+        previous,
+        strict=True,
     ):
         if policy >= 0:
             found.append(("policy", policy, seen, target))
         if anchor >= 0:
             found.append(("anchor", anchor, seen, target))
-    return sorted(found)
+    return found
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("block_tokens", [1, 12, 10_000])
-def test_tables_agree_with_the_padded_layout(block_tokens):
-    completions, shown = records()
-    tokens = build_blocks(
-        completions, shown, pad_id=0, loss_ids=loss_ids(), block_tokens=block_tokens
-    )
-    previous = torch.cat([block.flatten() for block in tokens.blocks]).tolist()
-
+def test_tables_agree_with_the_padded_layout(block_tokens, world):
+    blocks = blocks_of(step_rows(*records(), loss_ids=loss_ids()), block_tokens, world)
     rows = [[*PROMPTS[row // 2], *ids] for row, ids in enumerate(SAMPLED)]
     rows += [[*prompt, *answer] for prompt, answer in SHOWN]
     length = max(map(len, rows))
@@ -62,59 +68,75 @@ def test_tables_agree_with_the_padded_layout(block_tokens):
     padded = HybridBatch.from_padded(
         ids, mask, labels, torch.zeros(2, 2), torch.tensor([len(p) for p in PROMPTS])
     )
-    assert entries(tokens.targets, tokens.policy_row, tokens.anchor_row, previous) == entries(
-        padded.targets, padded.policy_row, padded.anchor_row, ids.flatten().tolist()
-    )
-    assert tokens.rollout_positions == sum(
-        b.numel() for b in tokens.blocks[: tokens.rollout_blocks]
-    )
-    assert (tokens.policy_row[tokens.rollout_positions :] == -1).all()
+    found = [
+        entry for block in blocks for entry in entries(block.tables, block.ids.flatten().tolist())
+    ]
+    assert sorted(found) == sorted(entries(padded, ids.flatten().tolist()))
+    for block in blocks:
+        assert (block.tables.policy_row == -1).all() or block.is_rollout
+
+
+def test_the_tables_that_are_counted_have_the_rows_without_padding():
+    rows = step_rows(*records(), loss_ids=loss_ids())
+    found = [entry for block in blocks_of(rows, 12) for entry in entries(block.tables)]
+    tables = count_tables(rows)
+    assert sorted(entries(tables)) == sorted(found) and len(tables.targets) == len(found)
 
 
 def test_skipped_completions_keep_the_indices_of_the_others():
-    completions, shown = records()
-    tokens = build_blocks(
-        completions, shown, pad_id=0, loss_ids=loss_ids(), block_tokens=12, skipped={0, 2}
-    )
-    assert set(tokens.policy_row.tolist()) == {-1, 1, 3}
+    rows = step_rows(*records(), loss_ids=loss_ids(), skipped={0, 2})
+    assert [(row.is_rollout, row.index) for row in rows] == [
+        (True, 1), (True, 3), (False, 0), (False, 1)
+    ]  # fmt: skip
 
 
 def test_similar_lengths_share_a_block():
     completions, _ = records()
-    tokens = build_blocks(completions, [], pad_id=0, loss_ids=loss_ids(), block_tokens=10)
-    assert [tuple(block.shape) for block in tokens.blocks] == [(2, 7), (2, 4)]
+    rows = step_rows(completions, [], loss_ids=loss_ids())
+    assert [tuple(block.ids.shape) for block in blocks_of(rows, 10)] == [(2, 7), (2, 4)]
 
 
 def test_a_row_ends_with_the_last_id_that_carries_loss():
     completions, _ = records()
-    tokens = build_blocks(
-        completions, [], pad_id=0, loss_ids=loss_ids(policy={7, 12, 14}), block_tokens=10_000
-    )
-    (block,) = tokens.blocks
+    rows = step_rows(completions, [], loss_ids=loss_ids(policy={7, 12, 14}))
+    (block,) = blocks_of(rows, 10_000)
     # Completions 0, 2 and 3 hold an id with loss. The ids after it and all of 1 are left out.
-    assert block.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 14, 0], [2, 3, 7, 0, 0, 0]]
-    assert tokens.targets[tokens.policy_row >= 0].tolist() == [10, 11, 12, 14, 7]
+    assert block.ids.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 14, 0], [2, 3, 7, 0, 0, 0]]
+    in_a_row = block.tables.policy_row >= 0
+    assert block.tables.targets[in_a_row].tolist() == [10, 11, 12, 14, 7]
 
 
-def test_nothing_gives_empty_tables():
-    tokens = build_blocks([], [], pad_id=0, loss_ids=loss_ids(), block_tokens=8)
-    assert tokens.blocks == [] and tokens.targets.shape == (0,)
+def test_ranks_get_equal_shares_and_every_row_once():
+    rows = step_rows(*records(), loss_ids=loss_ids())
+    dealt = deal(rows, world=3, block_tokens=10)
+    shares = [sum(len(row) for part in mine for row in part) for mine in dealt]
+    longest = max(len(row) for row in rows)
+    assert max(shares) - min(shares) <= longest
+    given = [(row.is_rollout, row.index) for mine in dealt for part in mine for row in part]
+    assert sorted(given) == sorted((row.is_rollout, row.index) for row in rows)
+
+
+def test_all_ranks_run_as_many_rounds_as_the_busiest():
+    rows = step_rows(*records(), loss_ids=loss_ids())
+    assert rounds(deal(rows, world=1, block_tokens=1)) == (6, 4)
+    assert rounds(deal(rows, world=8, block_tokens=1)) == (1, 1)
+    assert rounds(deal(rows[4:], world=2, block_tokens=1)) == (1, 0)
+    assert rounds(deal([], world=2, block_tokens=1)) == (0, 0)
+
+
+def test_without_rows_a_block_counts_nowhere():
+    block = lay_out([], pad_id=5)
+    assert block.ids.tolist() == [[5]] and entries(block.tables) == []
 
 
 def test_an_id_outside_the_layout_is_named():
-    completions, shown = records()
     with pytest.raises(
         UserError, match="demonstration 0: id 21 at position 4, wanted 0 <= id < 21"
     ):
-        build_blocks(completions, shown, pad_id=0, loss_ids=loss_ids(21), block_tokens=8)
+        step_rows(*records(), loss_ids=loss_ids(21))
 
 
 def test_an_empty_prompt_is_refused():
+    empty = [Demonstration(prompt_ids=(), answer_ids=(1,))]
     with pytest.raises(UserError, match="demonstration 0: empty prompt"):
-        build_blocks(
-            [],
-            [Demonstration(prompt_ids=(), answer_ids=(1,))],
-            pad_id=0,
-            loss_ids=loss_ids(9),
-            block_tokens=8,
-        )
+        step_rows([], empty, loss_ids=loss_ids(9))

@@ -2,7 +2,6 @@
 
 import math
 import os
-import random
 import signal
 
 import pytest
@@ -11,9 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.gpu_monitor import GpuMonitor
-from wavalign_fast.train import step
+from wavalign_fast.train import collect, step
 from wavalign_fast.train import trainer as training
-from wavalign_fast.train.step import Stopwatch, TrainStep
+from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import Policy
+from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.step import TrainStep
 from wavalign_fast.train.stop_signal import Stopped
 from wavalign_fast.train.token_blocks import LossIds
 
@@ -85,7 +87,7 @@ def test_what_the_gpu_does_is_logged_where_there_is_one(train, monkeypatch, metr
 
 
 def test_sft_samples_nothing(train, toy_task, monkeypatch, metrics_of, tmp_path):
-    monkeypatch.setattr(step, "sample_completions", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr(collect, "sample_completions", lambda *a, **k: pytest.fail("sampled"))
     task = toy_task()
     train("loss.mixing=0", "loss.speech_kl=1", task=task)
     assert "rewards" not in task.calls
@@ -133,7 +135,7 @@ def test_what_cannot_matter_is_left_out_exactly(
     def gradients(skip: bool):
         if not skip:
             monkeypatch.setattr(TrainStep, "_without_gradient", lambda self, rewards: frozenset())
-            everything = torch.ones(toy_task().layout.vocab_size, dtype=torch.bool)
+            everything = [True] * toy_task().layout.vocab_size
             monkeypatch.setattr(step, "find_loss_ids", lambda _: LossIds(everything, everything))
         task = toy_task(broken_judge=True)
         task.rewards = lambda done: [None, 1.0, 2.0, 0.0] + [3.0] * 4 + [1.0, 1.0, 1.0, 0.0]
@@ -145,18 +147,17 @@ def test_what_cannot_matter_is_left_out_exactly(
                 f"loss.normalisation={normalisation}",
             ),
             task,
-            model,
+            Policy(model),
             None,
-            torch.Generator().manual_seed(1),
-            random.Random(1),
+            Ranks(),
         )
-        metrics = hybrid(task.train_examples[:4], Stopwatch())
+        metrics = hybrid(task.train_examples[:4], 1, Stopwatch()).metrics
         return metrics, [weight.grad for weight in model.parameters()]
 
     skipped, skipped_grads = gradients(skip=True)
     full, full_grads = gradients(skip=False)
     for name in ("loss/policy", "loss/anchor", "loss/total", "gate/lambda", "reward/mean"):
-        torch.testing.assert_close(skipped[name], full[name], rtol=1e-6, atol=1e-7)
+        assert skipped[name] == pytest.approx(full[name], rel=1e-6, abs=1e-7)
     for ours, wanted in zip(skipped_grads, full_grads, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
 
@@ -212,11 +213,11 @@ def poison(monkeypatch, poisoned_steps):
     call = TrainStep.__call__
     seen = []
 
-    def poisoned(self, examples, clock):
-        metrics = call(self, examples, clock)
+    def poisoned(self, examples, step, clock):
+        metrics = call(self, examples, step, clock)
         seen.append(None)
         if len(seen) in poisoned_steps:
-            next(self.model.parameters()).grad[0, 0] = math.nan
+            next(self.policy.parameters()).grad[0, 0] = math.nan
         return metrics
 
     monkeypatch.setattr(TrainStep, "__call__", poisoned)

@@ -9,7 +9,6 @@ import torch
 from wavalign_fast.config.schema import OptimizerConfig
 from wavalign_fast.train.optimizer import build_optimizer
 from wavalign_fast.train.step import TrainStep
-from wavalign_fast.train.trainer import Trainer
 
 # No value is the default. `eps` is large, because otherwise AdamW hides the scale of a gradient.
 SETTINGS = (
@@ -46,10 +45,11 @@ def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypa
     recorded = []
     call = TrainStep.__call__
 
-    def record(self, examples, clock):
-        assert all(p.grad is None for p in self.model.parameters())
-        metrics = call(self, examples, clock)
-        recorded.append({n: p.grad.double() for n, p in self.model.named_parameters()})
+    def record(self, examples, step, clock):
+        model = self.policy.model
+        assert all(p.grad is None for p in model.parameters())
+        metrics = call(self, examples, step, clock)
+        recorded.append({n: p.grad.double() for n, p in model.named_parameters()})
         return metrics
 
     monkeypatch.setattr(TrainStep, "__call__", record)
@@ -74,22 +74,30 @@ def test_frozen_parameters_are_in_no_group():
     assert [tuple(weight.shape) for weight in group["params"]] == [(4,), (4,), (4,)]
 
 
-def draws(trainer: Trainer) -> dict[str, float]:
-    """Returns the next number from each random source of a run."""
-    return {
-        "prompts": trainer.sampler.take(10),
-        "rollouts": torch.rand(4, generator=trainer.train_step.generator).tolist(),
-        "demonstrations": trainer.train_step.rng.random(),
-        "torch": torch.rand(4).tolist(),
-        "python": random.random(),
-    }
+def draws(train, task, seed: int) -> dict[str, list]:
+    """Returns what a run draws from each source of chance."""
+    seen: dict[str, list] = {"prompts": [], "rollouts": [], "shown": [], "torch": [], "python": []}
+    demonstrate = task.demonstrations
+
+    def rewards(completions):
+        seen["prompts"].append([done.example.id for done in completions])
+        seen["rollouts"].append([done.ids for done in completions])
+        seen["torch"].append(torch.rand(()).item())
+        seen["python"].append(random.random())
+        return [0.0] * len(completions)
+
+    def demonstrations(examples, rng):
+        seen["shown"].append([pair.answer_ids for pair in demonstrate(examples, rng)])
+        return demonstrate(examples, rng)
+
+    task.rewards, task.demonstrations = rewards, demonstrations
+    train(f"train.seed={seed}", "train.steps=2", name=f"seed-{seed}-{id(task)}", task=task)
+    return seen
 
 
-def test_every_source_of_chance_follows_the_seed(make_config, toy_task, tmp_path):
-    first, again, other = (
-        draws(Trainer(make_config(f"train.seed={seed}"), toy_task(), tmp_path))
-        for seed in (3, 3, 4)
-    )
+def test_every_source_of_chance_follows_the_seed(train, toy_task):
+    first, again, other = (draws(train, toy_task(), seed) for seed in (3, 3, 4))
     for source in first:
         assert first[source] == again[source], source
         assert first[source] != other[source], source
+        assert first[source][0] != first[source][1], source  # nor does a step repeat another

@@ -29,6 +29,7 @@ from wavalign_fast.config.group import (
     Weight,
 )
 from wavalign_fast.config.model import ModelConfig
+from wavalign_fast.config.parallel import ParallelConfig
 
 
 class RolloutConfig(Group):
@@ -181,6 +182,8 @@ class RunConfig(Group):
     """The hybrid loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How ranks share the model."""
     train: TrainConfig = TrainConfig()
     """Length, seeds, logging and checkpoints."""
 

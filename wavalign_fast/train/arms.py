@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from wavalign_fast.train.owned_files import (
     set_aside,
 )
 from wavalign_fast.train.provenance import record_start
+from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.result_table import result_table
 from wavalign_fast.train.run_directory import (
     add_arm,
@@ -70,10 +72,13 @@ class RunSpec:
         return self.config.arm or self.config.recipe
 
 
-def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console: Console) -> None:
+def run_all(
+    specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console: Console, ranks: Ranks
+) -> None:
     """Trains and evaluates each run in turn; with ``resume``, skips the finished ones.
 
-    The caller holds the lock of every directory and has checked that it can take its run.
+    All ranks train. The main rank alone evaluates and writes files, and its ``console`` alone
+    prints. The caller holds the lock of every directory and has checked that it can take its run.
     """
     for spec in specs:
         _check_backend(spec.config.loss.backend)
@@ -83,7 +88,7 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
     finals: dict[str, dict[str, float]] = {}
     todo = []
     for spec in specs:
-        finished = finished_metrics(spec.directory, spec.config) if resume else None
+        finished = ranks.on_main(partial(_finished, spec, resume))
         if finished is None:
             todo.append(spec)
             continue
@@ -95,10 +100,12 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
         config = spec.config
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        task = spec.make_task()
-        data = fingerprint(task.train_examples)
-        if resume:
-            check_same_data(spec.directory, data)
+        with ranks.failing_together():
+            task = spec.make_task()
+            data = fingerprint(task.train_examples)
+            if resume and ranks.is_main:
+                check_same_data(spec.directory, data)
+        _check_same_on_all(data, ranks)
         key = (
             config.train.eval_items,
             config.train.eval_seed,
@@ -106,14 +113,29 @@ def run_all(specs: Sequence[RunSpec], *, resume: bool, overwrite: bool, console:
             config.model.dtype,
         )
         if key not in bases:
-            base = bases[key] = _evaluate_base(todo[number:], task, console)
+            base = bases[key] = ranks.on_main(partial(_evaluate_base, todo[number:], task, console))
             finals["base"] = base.metrics if base else {}
-        final = _train(spec, task, data, bases[key], console, resume=resume, overwrite=overwrite)
-        finals[spec.label] = final.metrics if final else {}
+        arm = _Arm(spec, task, data, ranks, console)
+        finals[spec.label] = _train(arm, bases[key], resume=resume, overwrite=overwrite)
     # The base first, then the arms in the order of the command, whenever they were finished.
     order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
     if table := result_table({name: finals[name] for name in order}, width=console.width):
         console.print(table, highlight=False, markup=False, soft_wrap=True)
+
+
+def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
+    return finished_metrics(spec.directory, spec.config) if resume else None
+
+
+def _check_same_on_all(data: dict[str, Any], ranks: Ranks) -> None:
+    """Raises ``UserError`` if the ranks have different training examples."""
+    first, *others = ranks.gather(data)
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise UserError(
+                f"training data: {first['examples']} examples on rank 0 and {other['examples']} on "
+                f"rank {rank}, contents differ; wanted the same files on every machine"
+            )
 
 
 def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:
@@ -181,70 +203,84 @@ def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """One run that is about to be trained."""
+
+    spec: RunSpec
+    task: Task
+    data: dict[str, Any]
+    """The fingerprint of the training examples."""
+    ranks: Ranks
+    console: Console
+
+
 def _train(
-    spec: RunSpec,
-    task: Task,
-    data: dict[str, Any],
-    base: Evaluation | None,
-    console: Console,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> Evaluation | None:
-    directory = spec.directory
-    resume = resume and (directory / CONFIG_FILE).is_file()
-    new_arm = spec.in_folder_of_arms and directory.name not in recorded_arms(directory.parent)
-    trainer = _start(spec, task, data, console, resume=resume, overwrite=overwrite)
+    arm: _Arm, base: Evaluation | None, *, resume: bool, overwrite: bool
+) -> dict[str, float]:
+    """Trains and evaluates; returns the metrics of the evaluation."""
+    spec, ranks, directory = arm.spec, arm.ranks, arm.spec.directory
+    folder = directory.parent
+    resume = ranks.on_main(lambda: resume and (directory / CONFIG_FILE).is_file())
+    new_arm = ranks.on_main(
+        lambda: spec.in_folder_of_arms and directory.name not in recorded_arms(folder)
+    )
+    trainer = _start(arm, resume=resume, overwrite=overwrite)
     try:
-        trainer.fit(console)
+        trainer.fit(arm.console)
     except BaseException:
-        if not resume and trainer.step == 0:  # nothing was trained, so nothing is left behind
+        # Nothing was trained, so nothing is left behind.
+        if not resume and trainer.step == 0 and ranks.is_main:
             put_back(directory)
             if new_arm:
-                remove_arm(directory.parent, directory.name)
+                remove_arm(folder, directory.name)
         raise
-    final = _evaluate(spec.config, task, trainer.model)
-    write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
-    return final
+    model = trainer.whole_model()
+
+    def evaluate() -> dict[str, float]:
+        final = _evaluate(spec.config, arm.task, model)
+        write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
+        return final.metrics if final else {}
+
+    return ranks.on_main(evaluate)
 
 
-def _start(
-    spec: RunSpec,
-    task: Task,
-    data: dict[str, Any],
-    console: Console,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> Trainer:
+def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:
     """Prepares a trainer; if that fails, restores the directory."""
-    directory, steps = spec.directory, spec.config.train.steps
+    spec, ranks, directory = arm.spec, arm.ranks, arm.spec.directory
     if overwrite:
-        set_aside(directory)
+        ranks.on_main(partial(set_aside, directory))
     try:
-        trainer = Trainer(spec.config, task, directory)
-        lines = []
-        if resume:
-            check_steps(directory, spec.config, trainer.step)
-            done = f"step {trainer.step} of {steps}" if trainer.step else "the start, no checkpoint"
-            lines = [f"continuing {directory} from {done}", *changes(directory, spec.config)]
-        start_run(directory, spec.config, data=data)
-        record_start(
-            directory,
-            words=spec.words,
-            step=trainer.step,
-            reward_scale=getattr(task, "reward_scale", None),
-        )
-        if spec.in_folder_of_arms:
-            add_arm(directory.parent, directory.name)
+        trainer = Trainer(spec.config, arm.task, directory, ranks)
+        lines = ranks.on_main(partial(_started, arm, trainer.step, resume=resume))
     except BaseException:
-        if not resume:
+        if not resume and ranks.is_main:
             put_back(directory)
         raise
-    drop_replaced(directory)
+    ranks.on_main(partial(drop_replaced, directory))
     for line in lines:
-        console.print(f"{spec.label}: {line}", highlight=False, markup=False, soft_wrap=True)
+        arm.console.print(f"{spec.label}: {line}", highlight=False, markup=False, soft_wrap=True)
     return trainer
+
+
+def _started(arm: _Arm, done: int, *, resume: bool) -> list[str]:
+    """Marks the directory as a run that has ``done`` steps; returns what to tell the user."""
+    spec, directory = arm.spec, arm.spec.directory
+    lines: list[str] = []
+    if resume:
+        check_steps(directory, spec.config, done)
+        where = f"step {done} of {spec.config.train.steps}" if done else "the start, no checkpoint"
+        lines = [f"continuing {directory} from {where}", *changes(directory, spec.config)]
+    start_run(directory, spec.config, data=arm.data)
+    record_start(
+        directory,
+        words=spec.words,
+        step=done,
+        reward_scale=getattr(arm.task, "reward_scale", None),
+    )
+    if spec.in_folder_of_arms:
+        add_arm(directory.parent, directory.name)
+    return lines
 
 
 def _evaluate(config: RunConfig, task: Task, model: "PreTrainedModel") -> Evaluation | None:

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,23 +171,3 @@ class CheckpointStore:
 def _step_of(checkpoint: Path) -> int:
     step = checkpoint_contents(checkpoint).get("step")
     return step if isinstance(step, int) else -1
-
-
-def random_state(generator: torch.Generator, rng: random.Random) -> dict[str, Any]:
-    """Returns every random state that a step may use: the run's own two and the global ones."""
-    return {
-        "generator": generator.get_state(),
-        "rng": rng.getstate(),
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-    }
-
-
-def restore_random_state(
-    state: dict[str, Any], generator: torch.Generator, rng: random.Random
-) -> None:
-    """Restores the states that ``random_state`` returned."""
-    generator.set_state(state["generator"])
-    rng.setstate(state["rng"])
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])

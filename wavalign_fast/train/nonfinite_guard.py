@@ -11,8 +11,14 @@ class NonFiniteGuard:
         self.skipped = 0
         self.in_a_row = 0
 
-    def record(self, *, finite: bool, step: int, loss: float, grad_norm: float) -> None:
-        """Records one step; raises ``UserError`` after ``limit`` non-finite steps in a row."""
+    def record(
+        self, *, finite: bool, step: int, loss: float, grad_norm: float, rows: str = ""
+    ) -> None:
+        """Records one step; raises ``UserError`` after ``limit`` non-finite steps in a row.
+
+        Args:
+            rows: which rows of a non-finite step are broken.
+        """
         if finite:
             self.in_a_row = 0
             return
@@ -21,8 +27,8 @@ class NonFiniteGuard:
         if self.in_a_row >= self.limit:
             raise UserError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.in_a_row} "
-                "steps in a row (train.max_nonfinite_steps); the weights are those before them; "
-                "try a smaller optimizer.lr"
+                f"steps in a row (train.max_nonfinite_steps); in {rows}; the weights are those "
+                "before them; try a smaller optimizer.lr"
             )
 
     def state_dict(self) -> dict[str, int]:

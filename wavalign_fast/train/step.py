@@ -1,114 +1,91 @@
-"""Computes one optimizer step, up to and including the backward pass."""
+"""Computes one optimizer step, up to and including the backward pass, on all ranks together."""
 
 import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from wavalign_fast.config.schema import LossConfig, RunConfig
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import (
-    SPEECH,
     HybridBatch,
-    HybridObjective,
+    HybridOutput,
     MixingGate,
-    ModalityLayout,
+    Normalisers,
     group_advantages,
 )
-from wavalign_fast.models import hidden_states, output_head
-from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
-from wavalign_fast.rollout import end_ids, sample_completions
-from wavalign_fast.train.rewards import Rewarder
+from wavalign_fast.losses.metric_names import with_released_names
+from wavalign_fast.losses.totals import MetricTotals
+from wavalign_fast.ops import IGNORE_INDEX, linear_logprob
+from wavalign_fast.rollout.twin import Twin
+from wavalign_fast.train.collect import Collector
+from wavalign_fast.train.deal import deal, rounds
+from wavalign_fast.train.nonfinite_rows import NonFiniteRows
+from wavalign_fast.train.objective import build_objective, find_loss_ids
+from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import GradientAccumulation, Policy
+from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
 from wavalign_fast.train.task_protocol import Task
-from wavalign_fast.train.token_blocks import LossIds, TokenBlocks, build_blocks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-OWN_KEYS = {"mixing", "gate", "backend"}
-"""Keys of ``loss`` that are not parameters of ``HybridObjective`` under the same name."""
-
-
-def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> HybridObjective:
-    """Builds the hybrid loss of a config; without ``kl`` it needs no reference log-probs."""
-    settings = {
-        name: getattr(config, name) for name in LossConfig.model_fields if name not in OWN_KEYS
-    }
-    if not kl:
-        settings |= {"text_kl": 0.0, "speech_kl": 0.0}
-    adaptive = config.mixing == "adaptive"
-    return HybridObjective(
-        layout,
-        gate=MixingGate(**config.gate.model_dump()) if adaptive else float(config.mixing),
-        options=LossOptions(backend=config.backend),
-        **settings,
-    )
+from wavalign_fast.train.token_blocks import (
+    Row,
+    RowTables,
+    TokenBlock,
+    count_tables,
+    lay_out,
+    step_rows,
+)
 
 
-def find_loss_ids(objective: HybridObjective) -> LossIds:
-    """Finds the ids whose class has a weight in some term of the loss."""
-    speech = objective.layout.classify(torch.arange(objective.layout.vocab_size)) == SPEECH
-    policy, anchor, kl = (
-        torch.tensor(weights.speech > 0).where(speech, torch.tensor(weights.text > 0))
-        for weights in (objective.policy_weights, objective.anchor_weights, objective.kl_weights)
-    )
-    if objective.kl_scope == "completion" and bool(kl.any()):
-        # This KL is a mean over all completion tokens, also those outside the policy's scope.
-        policy = torch.ones_like(policy)
-    return LossIds(policy, anchor)
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed besides the gradients; the same on all ranks."""
+
+    metrics: dict[str, float]
+    completions: Sequence[Completion]
+    broken: NonFiniteRows = field(repr=False)
 
 
-class Stopwatch:
-    """Measures the seconds spent in each phase of a step."""
+@dataclass(frozen=True)
+class _Mixture:
+    """What every micro-batch of a step needs from the whole step."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
-
-    def metrics(self) -> dict[str, float]:
-        """Returns ``perf/<phase>_s`` for every phase that ran."""
-        return {f"perf/{phase}_s": spent for phase, spent in self.seconds.items()}
+    rewards: Tensor
+    """float32 [B, G]."""
+    rl_weight: Tensor
+    """λ, 0-d."""
+    normalisers: Normalisers
 
 
 class TrainStep:
     """Rollouts → rewards → reference log-probs → hybrid loss → gradients.
 
-    Skips rollouts, demonstrations or the reference if no term of the loss needs them.
+    Skips rollouts, demonstrations or the reference if no term of the loss needs them. All ranks
+    have all rows of the step, so λ, advantages and denominators have the same bits on each. Each
+    rank computes the share of the loss of the rows that are dealt to it.
     """
 
     def __init__(
         self,
         config: RunConfig,
         task: Task,
-        model: "PreTrainedModel",
-        reference: "PreTrainedModel | None",
-        generator: torch.Generator,
-        rng: random.Random,
+        policy: Policy,
+        reference: Policy | None,
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.task = task
-        self.model = model
+        self.policy = policy
         self.reference = reference
+        self.ranks = ranks
         self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
         self.loss_ids = find_loss_ids(self.objective)
-        self.generator = generator
-        self.rng = rng
-        self.rewarder = Rewarder(task)
-        self.ends = end_ids(task.eos_id)
+        self.twin = Twin(policy.model, root=policy)
+        self.collect = Collector(config, task, self.twin, ranks)
+        self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
 
     @property
     def examples_needed(self) -> int:
@@ -116,56 +93,56 @@ class TrainStep:
         prompts = self.config.rollout.prompts if self.config.needs_rollouts else 0
         return max(prompts, self.config.anchor.rows if self.config.needs_anchor else 0)
 
-    def __call__(self, examples: Sequence[Example], clock: Stopwatch) -> dict[str, Tensor]:
-        """Adds the step's gradients to the model and returns its metrics as 0-d tensors."""
+    def __call__(self, examples: Sequence[Example], step: int, clock: Stopwatch) -> StepResult:
+        """Adds the gradients of step number ``step`` to the model.
+
+        Args:
+            examples: the training examples of the step, the same on all ranks.
+        """
         completions: list[Completion] = []
         rewards = torch.empty(0, self.config.rollout.group_size)
         if self.config.needs_rollouts:
-            with clock("rollout"):
-                completions = self._rollouts(examples[: self.config.rollout.prompts])
-            with clock("reward"):
-                rewards = self.rewarder(completions).view(-1, self.config.rollout.group_size)
-        rows = self.config.anchor.rows if self.config.needs_anchor else 0
-        shown = self.task.demonstrations(examples[:rows], self.rng) if rows else []
-        tokens = build_blocks(
+            prompts = examples[: self.config.rollout.prompts]
+            completions, rewards = self.collect(prompts, step, clock)
+        with self.ranks.failing_together():
+            rows, tokens = self._rows(completions, rewards, examples, step)
+        broken = NonFiniteRows()
+        with clock("forward_backward"):
+            mixture, gate_metrics = self._mixture(rows, rewards)
+        totals = self._backward(rows, mixture, broken, clock)
+        with clock("exchange"):
+            totals = totals.with_vector(self.ranks.sum(totals.as_vector().cpu()))
+        found = totals.means() | self.objective.reward_metrics(rewards) | gate_metrics
+        metrics = named_metrics(
+            with_released_names(found | {"rl_weight": mixture.rl_weight}),
+            rollouts=rewards.numel() > 0,
+            rewarded=not bool(rewards.isnan().all()),
+            anchored=any(not row.is_rollout for row in rows),
+        ) | completion_metrics(completions)
+        values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
+        return StepResult(
+            dict(zip(metrics, values, strict=True)) | {"tokens": float(tokens)},
+            completions,
+            broken,
+        )
+
+    def _rows(
+        self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int
+    ) -> tuple[list[Row], int]:
+        """Returns the rows of the step, and the number of tokens of prompts and answers."""
+        count = self.config.anchor.rows if self.config.needs_anchor else 0
+        # Every rank draws all demonstrations, with the same numbers.
+        rng = random.Random(f"demonstrations:{self.config.train.seed}:{step}")
+        shown = self.task.demonstrations(examples[:count], rng) if count else []
+        rows = step_rows(
             completions,
             shown,
-            pad_id=self.task.pad_id,
             loss_ids=self.loss_ids,
-            block_tokens=self.config.train.block_tokens,
             skipped=self._without_gradient(rewards),
         )
-        reference_logp = None
-        if self.reference is not None:
-            with clock("reference"):
-                reference_logp = self._reference_logp(self.reference, tokens)
-        with clock("forward_backward"):
-            metrics = self._backward(tokens, rewards, reference_logp)
         trained = [(done.example.prompt_ids, done.ids) for done in completions]
         trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]
-        metrics["tokens"] = torch.tensor(float(sum(len(p) + len(a) for p, a in trained)))
-        return metrics | completion_metrics(completions)
-
-    def _rollouts(self, examples: Sequence[Example]) -> list[Completion]:
-        rollout = self.config.rollout
-        sampled = sample_completions(
-            self.model,
-            [example.prompt_ids for example in examples],
-            group_size=rollout.group_size,
-            max_new_tokens=rollout.max_new_tokens,
-            eos_id=self.task.eos_id,
-            pad_id=self.task.pad_id,
-            temperature=rollout.temperature,
-            generator=self.generator,
-        )
-        return [
-            Completion(
-                example=examples[row // rollout.group_size],
-                ids=tuple(ids),
-                ended=bool(ids) and ids[-1] in self.ends,
-            )
-            for row, ids in enumerate(sampled)
-        ]
+        return rows, sum(len(prompt) + len(answer) for prompt, answer in trained)
 
     def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
         """Returns the completions without an advantage or a KL, which cannot change the loss.
@@ -182,53 +159,101 @@ class TrainStep:
         )
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
 
-    @torch.no_grad()
-    def _reference_logp(self, reference: "PreTrainedModel", tokens: TokenBlocks) -> Tensor:
-        """Returns the log-probs [T] of sampled tokens under the frozen base; 0 elsewhere."""
-        logp = torch.zeros(tokens.targets.shape)
-        positions = tokens.rollout_positions
-        sampled = tokens.policy_row[:positions] >= 0
-        weight, bias = output_head(reference)
-        sampled_logp = linear_logprob(
-            hidden_states(reference, tokens.blocks[: tokens.rollout_blocks]),
-            weight,
-            tokens.targets[:positions].where(sampled, IGNORE_INDEX),
-            bias=bias,
-            temperature=self.config.rollout.temperature,
-            ignore_index=IGNORE_INDEX,
-            options=self.objective.options,
-        )
-        logp[:positions] = sampled_logp.logp
-        return logp
+    def _mixture(self, rows: Sequence[Row], rewards: Tensor) -> tuple[_Mixture, dict[str, Tensor]]:
+        """Returns λ and the denominators of the whole step, and the metrics of the gate."""
+        gate = self.objective.gate
+        gate_metrics: dict[str, Tensor] = {}
+        if isinstance(gate, MixingGate):
+            rl_weight, gate_metrics = gate.step(rewards, self.objective.options, reduce=False)
+        else:
+            rl_weight = torch.tensor(float(gate))
+        normalisers = self.objective.normalisers(_batch(count_tables(rows), rewards))
+        return _Mixture(rewards, rl_weight, normalisers), gate_metrics
 
     def _backward(
-        self, tokens: TokenBlocks, rewards: Tensor, reference_logp: Tensor | None
-    ) -> dict[str, Tensor]:
-        self.model.train()
-        hidden = hidden_states(self.model, tokens.blocks)
-        weight, bias = output_head(self.model)
-        batch = HybridBatch(
-            tokens.targets, tokens.policy_row, tokens.anchor_row, rewards, ref_logp=reference_logp
-        )
-        hidden = self._at_sampling_temperature(hidden, tokens.rollout_positions, bias)
-        out = self.objective(hidden, weight, batch, bias=bias)
-        out.loss.backward()
-        return named_metrics(
-            out.metrics,
-            rollouts=rewards.numel() > 0,
-            rewarded=not bool(rewards.isnan().all()),
-            anchored=len(tokens.blocks) > tokens.rollout_blocks,
-        )
+        self, rows: Sequence[Row], mixture: _Mixture, broken: NonFiniteRows, clock: Stopwatch
+    ) -> MetricTotals:
+        """Runs forward and backward over this rank's micro-batches; returns sums of metrics."""
+        dealt = deal(rows, world=self.ranks.world, block_tokens=self.config.train.block_tokens)
+        mine, (count, with_rollouts) = dealt[self.ranks.rank], rounds(dealt)
+        self.policy.train()
+        totals = []
+        for turn in range(max(count, 1)):
+            block = lay_out(mine[turn] if turn < len(mine) else [], self.task.pad_id)
+            reference_logp = None
+            if self.reference is not None:
+                with clock("reference"):
+                    reference_logp = self._reference_logp(block, run=turn < with_rollouts)
+            with clock("forward_backward"):
+                self.accumulation.before(last=turn + 1 >= count)
+                out = self._forward(block, mixture, reference_logp, broken)
+                out.loss.backward()
+            totals.append(out.totals)
+        return sum(totals[1:], totals[0])
+
+    def _forward(
+        self,
+        block: TokenBlock,
+        mixture: _Mixture,
+        reference_logp: Tensor | None,
+        broken: NonFiniteRows,
+    ) -> HybridOutput:
+        batch = _batch(block.tables, mixture.rewards, reference_logp)
+
+        def score(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HybridOutput:
+            broken.watch(hidden, block.tables)
+            return self.objective(
+                self._at_sampling_temperature(hidden, block, bias),
+                weight,
+                batch,
+                bias=bias,
+                rl_weight=mixture.rl_weight,
+                normalisers=mixture.normalisers,
+            )
+
+        return self.policy([block.ids], score)
+
+    @torch.no_grad()
+    def _reference_logp(self, block: TokenBlock, *, run: bool) -> Tensor:
+        """Returns the log-probs [T] of sampled tokens under the frozen base; 0 elsewhere.
+
+        Args:
+            run: whether some rank has completions in its micro-batch. The others run the model
+                along with it, because FSDP2 gathers the weights on all ranks.
+        """
+        targets, sampled = block.tables.targets, block.tables.policy_row >= 0
+        if not run or self.reference is None:
+            return torch.zeros(targets.shape)
+
+        def score(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return linear_logprob(
+                hidden,
+                weight,
+                targets.where(sampled, IGNORE_INDEX),
+                bias=bias,
+                temperature=self.config.rollout.temperature,
+                ignore_index=IGNORE_INDEX,
+                options=self.objective.options,
+            ).logp
+
+        return self.reference([block.ids], score)
 
     def _at_sampling_temperature(
-        self, hidden: Tensor, rollout_positions: int, bias: Tensor | None
+        self, hidden: Tensor, block: TokenBlock, bias: Tensor | None
     ) -> Tensor:
         """Divides the rollouts' hidden states by the temperature that they were sampled at."""
         temperature = self.config.rollout.temperature
-        if temperature == 1.0 or rollout_positions == 0:
+        if temperature == 1.0 or not block.is_rollout:
             return hidden
         if bias is not None:
             raise UserError(
                 f"rollout.temperature: {temperature} given, wanted 1 for a head with a bias"
             )
-        return torch.cat([hidden[:rollout_positions] / temperature, hidden[rollout_positions:]])
+        return hidden / temperature
+
+
+def _batch(tables: RowTables, rewards: Tensor, reference_logp: Tensor | None = None) -> HybridBatch:
+    """The loss's tables; ``rewards`` are the whole step's, which the advantages need."""
+    return HybridBatch(
+        tables.targets, tables.policy_row, tables.anchor_row, rewards, ref_logp=reference_logp
+    )

@@ -1,6 +1,6 @@
-"""Lays completions and demonstrations out in blocks of padded ids and in flat tables."""
+"""Cuts the prompts and answers of a step to rows, and lays rows out as blocks with flat tables."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +13,38 @@ NOT_IN_A_ROW = -1
 
 
 @dataclass(frozen=True)
-class TokenBlocks:
-    """Rows in blocks of similar length, and one entry of the flat tables per block position.
+class LossIds:
+    """Which ids carry loss in completions and in demonstrations: one bool per id."""
+
+    policy: Sequence[bool]
+    anchor: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its answer, cut after the last id that carries loss.
+
+    In a causal model later ids have no effect on the loss.
+    """
+
+    index: int
+    """Counts the completions of the step, or its demonstrations."""
+    is_rollout: bool
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
+
+
+@dataclass(frozen=True)
+class RowTables:
+    """One entry per position: which id it predicts, and which row that id belongs to.
 
     Position t of a row predicts id t+1. A position belongs to row r of the policy (anchor) term if
     the id it predicts is part of completion (answer) r. Prompts and padding belong to no row.
     """
 
-    blocks: list[Tensor]
-    """int64 [R_b, L_b], right-padded; the blocks of completions come first."""
-    rollout_blocks: int
-    """Number of ``blocks`` with completions."""
-    rollout_positions: int
-    """Number of the T table entries that belong to those blocks."""
     targets: Tensor
     """int64 [T]; 0 at positions that belong to no row."""
     policy_row: Tensor
@@ -35,40 +54,27 @@ class TokenBlocks:
 
 
 @dataclass(frozen=True)
-class LossIds:
-    """Which ids of the vocabulary carry loss, bool [V], in completions and in demonstrations."""
+class TokenBlock:
+    """Rows of one kind in one right-padded block, with the tables of its positions."""
 
-    policy: Tensor
-    anchor: Tensor
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A prompt and its answer; ``index`` counts completions or demonstrations."""
-
-    index: int
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
+    ids: Tensor
+    """int64 [R, L]."""
+    tables: RowTables
+    """Of the T = R·L positions."""
+    is_rollout: bool
+    """Whether the rows are completions. False for demonstrations and for the idle block."""
 
 
-def build_blocks(
+def step_rows(
     completions: Sequence[Completion],
     demonstrations: Sequence[Demonstration],
     *,
-    pad_id: int,
     loss_ids: LossIds,
-    block_tokens: int,
     skipped: Collection[int] = (),
-) -> TokenBlocks:
-    """Lays rows ``prompt + completion`` and ``prompt + answer`` out as ``TokenBlocks``.
-
-    A row is cut after its last id that carries loss: in a causal model later ids have no effect.
+) -> list[Row]:
+    """Returns the rows of a step: completions, then demonstrations; those without loss left out.
 
     Args:
-        block_tokens: a block is closed once it has this many positions, padding included.
         skipped: indices of completions to leave out; the others keep their indices.
 
     Raises:
@@ -76,57 +82,36 @@ def build_blocks(
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
-    policy_rows = _rows("rollout", sampled, loss_ids.policy)
-    groups = _group_by_length(
-        [row for row in policy_rows if row.index not in skipped], block_tokens
-    )
-    rollout_blocks = len(groups)
-    groups += _group_by_length(_rows("demonstration", shown, loss_ids.anchor), block_tokens)
-    laid_out = [_lay_out(rows, pad_id) for rows in groups]
-    empty = torch.empty(0, dtype=torch.int64)
-    targets = torch.cat([empty, *(targets for _, targets, _ in laid_out)])
-    rows = torch.cat([empty, *(rows for _, _, rows in laid_out)])
-    positions = sum(ids.numel() for ids, _, _ in laid_out[:rollout_blocks])
-    is_rollout = torch.arange(len(rows)) < positions
-    return TokenBlocks(
-        blocks=[ids for ids, _, _ in laid_out],
-        rollout_blocks=rollout_blocks,
-        rollout_positions=positions,
-        targets=targets,
-        policy_row=rows.where(is_rollout, NOT_IN_A_ROW),
-        anchor_row=rows.where(~is_rollout, NOT_IN_A_ROW),
+    rows = [row for row in _cut(sampled, loss_ids.policy, True) if row.index not in skipped]
+    return rows + list(_cut(shown, loss_ids.anchor, False))
+
+
+def count_tables(rows: Sequence[Row]) -> RowTables:
+    """Returns the tables of the answers of all ``rows``, without prompts and padding.
+
+    They are what the denominators of the loss are counted from.
+    """
+    targets = [token for row in rows for token in row.answer]
+    index = torch.tensor([row.index for row in rows for _ in row.answer], dtype=torch.int64)
+    is_rollout = torch.tensor([row.is_rollout for row in rows for _ in row.answer]).bool()
+    return RowTables(
+        targets=torch.tensor(targets, dtype=torch.int64),
+        policy_row=index.where(is_rollout, NOT_IN_A_ROW),
+        anchor_row=index.where(~is_rollout, NOT_IN_A_ROW),
     )
 
 
-def _rows(
-    kind: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], has_loss: Tensor
-) -> list[_Row]:
-    """Returns the rows, cut after their last id with loss; rows without such an id are left out."""
-    carries_loss = has_loss.tolist()
-    rows = []
-    for index, (prompt, answer) in enumerate(pairs):
-        _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))
-        end = max(
-            (place for place, token in enumerate(answer, 1) if carries_loss[token]), default=0
-        )
-        if end:
-            rows.append(_Row(index, prompt, answer[:end]))
-    return rows
+def lay_out(rows: Sequence[Row], pad_id: int) -> TokenBlock:
+    """Lays rows of one kind out as a block; without rows it is the idle block.
 
-
-def _group_by_length(rows: Sequence[_Row], block_tokens: int) -> list[list[_Row]]:
-    """Groups rows by descending length, so that the rows of a block need little padding."""
-    groups: list[list[_Row]] = []
-    for row in sorted(rows, key=len, reverse=True):
-        if not groups or len(groups[-1]) * len(groups[-1][0]) >= block_tokens:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
-def _lay_out(rows: Sequence[_Row], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns padded ids [R, L], and flat targets and row indices [R·L], of rows by length."""
-    length = len(rows[0])
+    The idle block is one padding token that counts nowhere. A rank without work runs it, so that
+    its layers take part in every gather and reduction.
+    """
+    if not rows:
+        none = torch.full((1,), NOT_IN_A_ROW)
+        zero = torch.zeros(1, dtype=torch.int64)
+        return TokenBlock(torch.full((1, 1), pad_id), RowTables(zero, none, none), False)
+    length = max(map(len, rows))
     padded = torch.tensor(
         [[*row.prompt, *row.answer, *[pad_id] * (length - len(row))] for row in rows]
     )
@@ -135,11 +120,30 @@ def _lay_out(rows: Sequence[_Row], pad_id: int) -> tuple[Tensor, Tensor, Tensor]
     index = torch.tensor([row.index for row in rows])[:, None]
     position = torch.arange(length)[None, :]
     predicts_answer = (position >= first) & (position < end)
-    return (
-        padded[:, :-1],
-        padded[:, 1:].where(predicts_answer, 0).flatten(),
-        index.where(predicts_answer, NOT_IN_A_ROW).flatten(),
+    row_of = index.where(predicts_answer, NOT_IN_A_ROW).flatten()
+    no_row = torch.full_like(row_of, NOT_IN_A_ROW)
+    is_rollout = rows[0].is_rollout
+    tables = RowTables(
+        targets=padded[:, 1:].where(predicts_answer, 0).flatten(),
+        policy_row=row_of if is_rollout else no_row,
+        anchor_row=no_row if is_rollout else row_of,
     )
+    return TokenBlock(padded[:, :-1], tables, is_rollout)
+
+
+def _cut(
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    carries_loss: Sequence[bool],
+    is_rollout: bool,
+) -> Iterator[Row]:
+    kind = "rollout" if is_rollout else "demonstration"
+    for index, (prompt, answer) in enumerate(pairs):
+        _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))
+        end = max(
+            (place for place, token in enumerate(answer, 1) if carries_loss[token]), default=0
+        )
+        if end:
+            yield Row(index, is_rollout, prompt, answer[:end])
 
 
 def _check(what: str, prompt: Sequence[int], answer: Sequence[int], *, vocab_size: int) -> None:

@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy
-from wavalign_fast.train.checkpoint import CheckpointStore, random_state, restore_random_state
+from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.metric_writers import MetricWriter, open_writers
 from wavalign_fast.train.model_setup import load_base_model, prepare_model
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
+from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
-from wavalign_fast.train.step import Stopwatch, TrainStep
+from wavalign_fast.train.ranks import Ranks, is_shared
+from wavalign_fast.train.step import StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 
@@ -36,46 +40,72 @@ GPU_INTERVAL_S = 0.5
 
 
 class Trainer:
-    """One run in one directory, continued from its newest checkpoint if there is one."""
+    """One run in one directory, continued from its newest checkpoint if there is one.
 
-    def __init__(self, config: RunConfig, task: Task, directory: Path) -> None:
+    Every rank has a trainer, and all take the same steps. The main rank alone writes files.
+    """
+
+    def __init__(
+        self, config: RunConfig, task: Task, directory: Path, ranks: Ranks | None = None
+    ) -> None:
         self.config = config
         self.task = task
         self.directory = directory
+        self.ranks = ranks or Ranks()
         self.store = CheckpointStore(directory, config.train.keep_checkpoints)
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0
-        seed = config.train.seed
-        torch.manual_seed(seed)
-        random.seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.rng = random.Random(seed)
-        self.sampler = PromptSampler(len(task.train_examples), seed)
+        self.sampler = PromptSampler(len(task.train_examples), config.train.seed)
         self.guard = NonFiniteGuard(config.train.max_nonfinite_steps)
-        self._load()
+        with self.ranks.failing_together():
+            base = load_base_model(config.model, task)
+            check_vocabulary(base, task.layout)
+            base.to(self.ranks.device)
+        reference = self._wrapped(frozen_copy(base)) if config.needs_reference else None
+        self.policy = Policy(prepare_model(base, config.model))
+        wrapped(self.policy, config.parallel, self.ranks)
+        self.optimizer = build_optimizer(self.policy, config.optimizer)
+        with self.store.naming_an_older_one():
+            state = self.store.load(self.policy.model, self.optimizer)
+        self.train_step = TrainStep(config, task, self.policy, reference, self.ranks)
+        if state is not None:
+            with self.store.naming_an_older_one(), self.store.naming_damage():
+                self._load_state(state)
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The model that is trained."""
+        return self.policy.model
+
+    def whole_model(self) -> "PreTrainedModel":
+        """Returns the model with whole weights. Every rank must call this."""
+        self.train_step.twin.refresh()
+        return self.train_step.twin.model
 
     def fit(self, console: Console) -> None:
         """Trains up to ``train.steps``; after a signal, saves and raises ``Stopped``."""
         train = self.config.train
         title = self.config.arm or self.config.recipe
-        writers = open_writers(self.directory, self.step)
+        writers = open_writers(self.directory, self.step) if self.ranks.is_main else []
         display = ProgressDisplay(
             console, title=title, steps=train.steps, done=self.step, log_every=train.log_every
         )
         try:
-            monitor = GpuMonitor(self.model.device, interval_s=GPU_INTERVAL_S)
+            monitor = GpuMonitor(self.ranks.device, interval_s=GPU_INTERVAL_S)
             with StopSignal() as stop, display, monitor as gpu:
-                if self.model.device.type == "cuda" and gpu.status is not None:
+                if self.ranks.device.type == "cuda" and gpu.status is not None:
                     logger.warning("no gpu/ metrics: %s", gpu.status)
                 while self.step < train.steps:
                     self._one_step(writers, display, gpu)
                     due = train.checkpoint_every and self.step % train.checkpoint_every == 0
-                    if due or stop.received is not None:
+                    received = self._stop_signal(stop)
+                    if due or received:
                         self.save()
-                    # Asked again after the save: the signal may arrive while it writes.
-                    if stop.received is not None:
-                        raise Stopped(stop.received, self.step, str(self.store.newest))
+                        # Asked again after the save: the signal may arrive while it writes.
+                        received = self._stop_signal(stop)
+                    if received:
+                        raise Stopped(received, self.step, str(self.store.newest))
         finally:
             for writer in writers:
                 writer.close()
@@ -90,24 +120,15 @@ class Trainer:
             "guard": self.guard.state_dict(),
             **self._position(),
         }
-        self.store.save(self.model, self.optimizer, state)
+        self.store.save(self.policy.model, self.optimizer, state)
         self.saved_step = self.step
 
-    def _load(self) -> None:
-        """Loads the base model, or the newest checkpoint of this run."""
-        base = load_base_model(self.config.model, self.task)
-        check_vocabulary(base, self.task.layout)
-        reference = frozen_copy(base) if self.config.needs_reference else None
-        self.model: PreTrainedModel = prepare_model(base, self.config.model)
-        self.optimizer = build_optimizer(self.model, self.config.optimizer)
-        with self.store.naming_an_older_one():
-            state = self.store.load(self.model, self.optimizer)
-        self.train_step = TrainStep(
-            self.config, self.task, self.model, reference, self.generator, self.rng
-        )
-        if state is not None:
-            with self.store.naming_an_older_one(), self.store.naming_damage():
-                self._load_state(state)
+    def _wrapped(self, model: "PreTrainedModel") -> Policy:
+        return wrapped(Policy(model), self.config.parallel, self.ranks)
+
+    def _stop_signal(self, stop: StopSignal) -> int:
+        """Returns the signal that some rank received, 0 for none: all stop after the same step."""
+        return int(self.ranks.largest([stop.received or 0])[0])
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
@@ -120,52 +141,81 @@ class Trainer:
     ) -> None:
         start = time.perf_counter()
         clock = Stopwatch()
-        tensors = self._gradients(clock)
+        result = self._gradients(clock)
         with clock("optimizer"):
             rate, grad_norm, finite = self._update()
         self.step += 1
-        values = torch.stack([value.double() for value in tensors.values()]).tolist()
-        metrics = dict(zip(tensors, values, strict=True))
         elapsed = time.perf_counter() - start
         self.seconds += elapsed
+        metrics = dict(result.metrics)
         metrics["tokens_per_s"] = metrics.pop("tokens") / elapsed
         metrics |= {"grad_norm": grad_norm, "lr": rate, **clock.metrics(), "perf/step_s": elapsed}
         metrics |= gpu.metrics()
         try:
-            self.guard.record(
-                finite=finite, step=self.step, loss=metrics["loss/total"], grad_norm=grad_norm
-            )
-        except UserError:
-            self.save()
-            raise
+            self._record(finite, metrics, result)
         finally:
             metrics["skipped_steps"] = float(self.guard.skipped)
             for writer in writers:
                 writer.write(self.step, self.seconds, metrics)
         display.update(self.step, metrics)
 
-    def _gradients(self, clock: Stopwatch) -> dict[str, Tensor]:
+    def _record(self, finite: bool, metrics: dict[str, float], result: StepResult) -> None:
+        """Counts a step without an update, and names its rows; the last one in a row saves."""
+        rows = ""
+        if not finite:
+            rows = listed(result.broken.names(result.completions, self.ranks))
+            if self.ranks.is_main:
+                logger.warning("step %d is skipped, not finite: %s", self.step, rows)
+        try:
+            self.guard.record(
+                finite=finite,
+                step=self.step,
+                loss=metrics["loss/total"],
+                grad_norm=metrics["grad_norm"],
+                rows=rows,
+            )
+        except UserError:
+            self.save()
+            raise
+
+    def _gradients(self, clock: Stopwatch) -> StepResult:
         """Computes gradients and metrics of a step; if that fails, saves the steps before it."""
         before = self._position()
+        step = self.step + 1
+        self._seed_globals(step)
         try:
             taken = self.sampler.take(self.train_step.examples_needed)
-            return self.train_step([self.task.train_examples[index] for index in taken], clock)
+            return self.train_step(
+                [self.task.train_examples[index] for index in taken], step, clock
+            )
         except Exception as error:
             self._load_position(before)
-            where = f"step {self.step + 1}{self._saved_after_failure()}"
+            where = f"step {step}{self._saved_after_failure(error)}"
             if isinstance(error, UserError):
-                raise UserError(f"{where}: {error}") from error
+                raise type(error)(f"{where}: {error}") from error
             logger.error("failed in %s", where)
             raise
 
-    def _saved_after_failure(self) -> str:
-        """Saves the last complete step unless it is saved; returns a note for the error message."""
-        if self.step in (0, self.saved_step):
+    def _seed_globals(self, step: int) -> None:
+        """Makes what a task or a dropout layer draws a function of seed, step and rank.
+
+        So a resumed run draws the same, and a checkpoint has no random state.
+        """
+        source = random.Random(f"step:{self.config.train.seed}:{step}:{self.ranks.rank}")
+        torch.manual_seed(source.getrandbits(63))
+        random.seed(source.getrandbits(63))
+
+    def _saved_after_failure(self, error: Exception) -> str:
+        """Saves the last complete step unless it is saved; returns a note for the error message.
+
+        All ranks save together, so a failure of one rank alone saves nothing.
+        """
+        if self.step in (0, self.saved_step) or (self.ranks.world > 1 and not is_shared(error)):
             return ""
         try:
             self.save()
-        except Exception as error:  # the caller raises the failure that led here
-            return f" (checkpoint of step {self.step} could not be saved: {one_line(error)})"
+        except Exception as unsaved:  # the caller raises the failure that led here
+            return f" (checkpoint of step {self.step} could not be saved: {one_line(unsaved)})"
         return f" (checkpoint of step {self.step} saved in {self.store.newest})"
 
     def _position(self) -> dict[str, Any]:
@@ -173,13 +223,11 @@ class Trainer:
         return {
             "objective": copy.deepcopy(self.train_step.objective.state_dict()),
             "sampler": self.sampler.state_dict(),
-            "random": random_state(self.generator, self.rng),
         }
 
     def _load_position(self, state: dict[str, Any]) -> None:
         self.train_step.objective.load_state_dict(state["objective"])
         self.sampler.load_state_dict(state["sampler"])
-        restore_random_state(state["random"], self.generator, self.rng)
 
     def _update(self) -> tuple[float, float, bool]:
         """Clips and applies the gradients if they are finite; returns (rate, norm, finite)."""
@@ -187,7 +235,9 @@ class Trainer:
         rate = learning_rate(optimizer, self.step + 1, self.config.train.steps)
         set_learning_rate(self.optimizer, rate)
         limit = optimizer.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        total = nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        # Of sharded gradients the norm is a DTensor; the whole one is the same on all ranks.
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()

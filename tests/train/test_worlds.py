@@ -1,0 +1,133 @@
+"""The same run at any number of ranks: λ, rewards and rows bit for bit, weights to rounding."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_ranks
+from wavalign_fast.models import frozen_copy
+from wavalign_fast.train import step as step_module
+from wavalign_fast.train.deal import deal
+from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.step import TrainStep
+
+STEPS = 3
+EXACT = ("gate/lambda", "reward/mean", "reward/std", "tokens/policy_text", "completion_length")
+BOTH = ("loss.policy_scope=all", "loss.anchor_scope=all")
+CASES = {
+    "dealt": BOTH,
+    "one row a micro-batch": ("train.block_tokens=1",),
+    "token normalisation": (*BOTH, "loss.normalisation=token"),
+    "sequence ratios and a KL": (
+        *BOTH, "loss.importance_sampling_level=sequence", "loss.text_kl=0.2", "loss.speech_kl=0.1",
+    ),
+    "a KL of its own": ("loss.kl_scope=completion", "loss.text_kl=0.2", "loss.speech_kl=0.1"),
+    "policy alone": ("anchor.rows=0", "loss.mixing=1"),
+    "fewer rows than ranks": ("loss.mixing=0", "anchor.rows=1"),
+    "all rows on one rank": (*BOTH, "loss.text_kl=0.1"),
+    "kinds apart": (*BOTH, "loss.text_kl=0.1"),
+    "tied": BOTH,
+    "copies": BOTH,
+}  # fmt: skip
+
+
+def ranks_here() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+
+
+def all_on_one(rows, *, world, block_tokens):
+    return [deal(rows, world=1, block_tokens=block_tokens)[0], *[[]] * (world - 1)]
+
+
+def kinds_apart(rows, *, world, block_tokens):
+    """Completions on the first rank, demonstrations on the last; the others are idle."""
+    if world == 1:
+        return deal(rows, world=1, block_tokens=block_tokens)
+    first, last = (
+        deal([row for row in rows if row.is_rollout is kind], world=1, block_tokens=block_tokens)[0]
+        for kind in (True, False)
+    )
+    return [first, *[[]] * (world - 2), last]
+
+
+AT_FOUR = ("dealt", "fewer rows than ranks", "kinds apart", "copies")
+"""The cases for four ranks, and for float32: what the others add, two ranks and float64 show."""
+DEALS = {"all rows on one rank": all_on_one, "kinds apart": kinds_apart}
+
+
+def run(name, task, make_config, dtype):
+    """Trains ``STEPS`` steps; returns metrics and norms of each, and the weights."""
+    ranks = ranks_here()
+    shape = (f"parallel.replicate={ranks.world}",) if name == "copies" else ()
+    backend = "reference" if dtype == torch.float64 else "cpu"
+    config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
+    base = task.load_model()
+    if name == "tied":
+        base.config.tie_word_embeddings = True
+        base.tie_weights()
+        base.lm_head.weight = base.get_input_embeddings().weight
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype)
+    reference = None
+    if config.needs_reference:
+        reference = wrapped(Policy(frozen_copy(base)), config.parallel, ranks)
+    policy = Policy(base)
+    wrapped(policy, config.parallel, ranks)
+    taken = TrainStep(config, task, policy, reference, ranks)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
+    trace = []
+    for number in range(1, STEPS + 1):
+        at = number % 5
+        examples = task.train_examples[at : at + taken.examples_needed]
+        metrics = taken(examples, number, Stopwatch()).metrics
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
+        metrics["norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        trace.append(metrics)
+    whole = {
+        key: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double()
+        for key, p in policy.named_parameters()
+    }
+    return trace, whole
+
+
+def run_cases(names, task, make_config, dtype):
+    found = {}
+    for name in names:
+        step_module.deal = DEALS.get(name, deal)
+        try:
+            found[name] = run(name, task, make_config, dtype)
+        finally:
+            step_module.deal = deal
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss", "norm", "weights", "worlds"),
+    [
+        (torch.float64, 1e-11, 1e-11, 1e-9, {2: tuple(CASES), 4: AT_FOUR}),
+        (torch.float32, 1e-5, 1e-4, 1e-3, {2: AT_FOUR}),
+    ],
+    ids=["float64", "float32"],
+)
+def test_any_world_trains_the_same(toy_task, make_config, dtype, loss, norm, weights, worlds):
+    import torch.distributed.fsdp  # noqa: F401  before the fork, so that no rank imports it again
+
+    wanted = run_cases(worlds[2], toy_task(), make_config, dtype)
+    for world, names in worlds.items():
+        by_rank = run_ranks(world, run_cases, names, toy_task(), make_config, dtype, deadline=300)
+        for found in by_rank:
+            for name, (trace, whole) in found.items():
+                here = f"{name} at {world} ranks"
+                for ours, alone in zip(trace, wanted[name][0], strict=True):
+                    assert ours.keys() == alone.keys(), here
+                    for key in EXACT:
+                        assert ours.get(key) == alone.get(key), (here, key)
+                    assert ours["loss/total"] == pytest.approx(alone["loss/total"], rel=loss), here
+                    assert ours["norm"] == pytest.approx(alone["norm"], rel=norm), here
+                for key, value in whole.items():
+                    error = (value - wanted[name][1][key]).abs().max() / value.abs().max()
+                    assert error < weights, (here, key, float(error))

@@ -1,0 +1,25 @@
+"""Measures the phases of a step."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Measures the seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+    def metrics(self) -> dict[str, float]:
+        """Returns ``perf/<phase>_s`` for every phase that ran."""
+        return {f"perf/{phase}_s": spent for phase, spent in self.seconds.items()}

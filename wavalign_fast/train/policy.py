@@ -1,0 +1,170 @@
+"""The model that is trained, with its loss inside the forward pass, wrapped for many ranks.
+
+FSDP2 shards it over a mesh (replicate, shard): (N, 1) keeps a whole copy on every rank as DDP does,
+(1, N) shards one copy over all ranks, (nodes, GPUs) is hybrid sharding. Gradients are sums over the
+ranks, never means: the loss of a rank is its share of the step's loss.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.errors import UserError
+from wavalign_fast.models import hidden_states, output_head
+from wavalign_fast.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+Score = Callable[[Tensor, Tensor, Tensor | None], T]
+"""``score(hidden [T, H], weight [V, H], bias [V] or None)``; its result must be a pytree."""
+
+
+class Policy(nn.Module):
+    """A causal LM whose forward pass ends with a function of hidden states and output head.
+
+    The function runs inside ``forward`` because FSDP2 has gathered the head there, and only there.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, blocks: Sequence[Tensor], score: "Score[T]") -> T:
+        """Returns ``score`` of the hidden states of right-padded blocks of ids [R_b, L_b]."""
+        device = self.model.device
+        placed = [ids.to(device, non_blocking=True) for ids in blocks]
+        return score(hidden_states(self.model, placed), *output_head(self.model))
+
+    def within(self, call: "Callable[[PreTrainedModel], T]") -> T:
+        """Returns ``call(model)`` while FSDP2 gathers the weights that it uses.
+
+        Any use of the model beside ``forward`` goes through here: FSDP2 takes the module whose
+        forward runs first for the root of all.
+        """
+        return call(self.model)
+
+
+def mesh_shape(config: ParallelConfig, world: int) -> tuple[int, int]:
+    """Returns (replicate, shard) for a world of ranks.
+
+    Raises:
+        UserError: the two do not multiply to the number of ranks.
+    """
+    shard = config.shard or world // config.replicate
+    if config.replicate * shard != world:
+        raise UserError(
+            f"parallel: replicate {config.replicate} × shard {config.shard or 'all'} given for "
+            f"{world} ranks, wanted a product of {world}"
+        )
+    return config.replicate, shard
+
+
+def wrapped(
+    policy: Policy,
+    config: ParallelConfig,
+    ranks: Ranks,
+    *,
+    compute_dtype: torch.dtype | None = None,
+) -> Policy:
+    """Shards ``policy`` over the ranks, in place; alone it is left as it is.
+
+    Args:
+        compute_dtype: dtype of the forward and backward pass; the weights and the gradients that
+            the optimizer sees keep theirs. ``None`` or the weights' own dtype changes nothing. A
+            process that is alone needs no wrapper otherwise, for its hooks cost a tiny model half
+            of its time.
+    """
+    weights_dtype = next(policy.parameters()).dtype
+    compute_dtype = compute_dtype or weights_dtype
+    shape = mesh_shape(config, ranks.world)
+    if ranks.world == 1 and compute_dtype == weights_dtype:
+        return policy
+    if not dist.is_initialized():  # alone, only for the two dtypes
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+    mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    if weights_dtype == compute_dtype:
+        precision = MixedPrecisionPolicy()
+    for modules in _units(policy):
+        _shard(modules, mesh, precision, config)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Else the reduction is PREMUL_SUM, which gloo's all-reduce does not have.
+            module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(policy, "within")
+    return policy
+
+
+def _shard(
+    modules: list[nn.Module],
+    mesh: DeviceMesh,
+    precision: MixedPrecisionPolicy,
+    config: ParallelConfig,
+) -> None:
+    if len(modules) == 1:
+        fully_shard(
+            modules[0], mesh=mesh, mp_policy=precision, reshard_after_forward=config.reshard
+        )
+    else:
+        # The head is used last in the forward pass and first in the backward pass.
+        fully_shard(modules, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+
+
+def _units(policy: Policy) -> list[list[nn.Module]]:
+    """Returns the modules that are gathered together: each block, then the last norm and the head.
+
+    In one unit with the norm the head's gradient is reduced first, behind the backward pass of the
+    blocks; in the root it would come last, alone.
+    """
+    model: Any = policy.model
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    units = [[block] for block in blocks]
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    norm = next(
+        (m for name, m in model.named_modules() if name.split(".")[-1] in ("norm", "ln_f")), None
+    )
+    if type(head) is nn.Linear and norm is not None:
+        tied = embedding is not None and embedding.weight is head.weight
+        units.append([*([embedding] if tied else []), norm, head])
+    return units
+
+
+class GradientAccumulation:
+    """What FSDP2 does with the gradients of the micro-batches of a step; nothing without a wrapper.
+
+    With the weights sharded, each micro-batch is reduced to the shards, because whole gradients of
+    a large model do not fit beside it; only copies of the model wait for the last micro-batch.
+    """
+
+    def __init__(self, policy: Policy, config: ParallelConfig, ranks: Ranks) -> None:
+        self._root = policy if isinstance(policy, FSDPModule) else None
+        self._whole = mesh_shape(config, ranks.world)[1] == 1
+        self._reshard = config.reshard
+
+    def before(self, *, last: bool) -> None:
+        """Prepares for the forward and backward pass of a micro-batch."""
+        if self._root is None:
+            return
+        if self._whole:
+            self._root.set_requires_gradient_sync(last)
+        else:
+            self._root.set_requires_all_reduce(last)
+        self._root.set_is_last_backward(last)
+        self._root.set_reshard_after_backward(self._reshard or last)

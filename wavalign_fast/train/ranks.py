@@ -1,0 +1,145 @@
+"""The ranks of a run: which one this process is, and how they agree.
+
+``torchrun`` starts the ranks and says so in environment variables. Without it the process is alone:
+rank 0 of 1, and no call here communicates.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wavalign_fast.errors import OtherRankError, UserError, one_line
+from wavalign_fast.train.torchrun import several_ranks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks of the run."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where this rank computes: its own GPU, or the CPU."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank prints, and writes the files of the run."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of ``values`` (on the CPU) over the ranks; has the same bits on all."""
+        if self.world == 1:
+            return values
+        # Added in rank order: an all-reduce may add in another order on each rank.
+        every = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(every, values.contiguous())
+        return torch.stack(every).sum(0)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Returns the largest of each value over the ranks."""
+        if self.world == 1:
+            return list(values)
+        table = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(table, dist.ReduceOp.MAX)
+        return table.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """Returns the picklable ``value`` of every rank, by rank."""
+        if self.world == 1:
+            return [value]
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, value)
+        return every
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        self.largest([0.0])
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raises on every rank if the block raised on one, so that no rank waits for a lost one.
+
+        The block itself must not communicate. Of several ranks with the same error the first one
+        reports it.
+
+        Raises:
+            OtherRankError: the block raised on another rank; the message names it and its error.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        if self.largest([float(error is not None)])[0] == 0:
+            return
+        messages = self.gather(None if error is None else one_line(error))
+        rank, message = next((at, m) for at, m in enumerate(messages) if m is not None)
+        if error is None or (rank < self.rank and message == messages[self.rank]):
+            other = OtherRankError(f"rank {rank} of {self.world} failed: {message}")
+            raise _shared(other) from error
+        raise _shared(error)
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Returns ``call()`` of rank 0 on every rank; an error there is raised on all."""
+        value: Any = None
+        with self.failing_together():
+            if self.is_main:
+                value = call()
+        return self.gather(value)[0]
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether every rank is about to raise ``error`` or its like, and none waits for another."""
+    return getattr(error, "_on_every_rank", False)
+
+
+def _shared(error: Exception) -> Exception:
+    error._on_every_rank = True  # type: ignore[attr-defined]
+    return error
+
+
+@contextmanager
+def started_ranks(timeout_s: float) -> Iterator[Ranks]:
+    """Joins the process group of ``torchrun``; leaves it at the end.
+
+    GPU tensors go through NCCL and CPU tensors through gloo; without a GPU there is only gloo.
+
+    Args:
+        timeout_s: seconds after which a rank that waits for the others raises.
+
+    Raises:
+        UserError: only some of ``torchrun``'s variables are set, or there are more ranks on this
+            machine than GPUs.
+    """
+    if not several_ranks():
+        yield Ranks(device=_device(0))
+        return
+    device = _device(int(os.environ["LOCAL_RANK"]))
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"LOCAL_RANK {local_rank}: this machine has {count} GPUs, wanted one for each rank; "
+            f"start torchrun with --nproc-per-node {count}"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
