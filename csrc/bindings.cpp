@@ -25,20 +25,21 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "float temperature, int ignore_index, SymInt store_bytes, float skip_tolerance, "
       "bool want_prob_buffer) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, "
       "Tensor store, Tensor skipped, Tensor prob_buffer)");
-  // The gradients of hidden, weight and bias; those that are not needed are empty.
+  // The gradients of hidden, weight and bias; those that are not needed are empty. That of hidden
+  // is in fp32 if `wide_hidden`, else in the type of hidden.
   m.def(
       "linear_logprob_backward(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
-      "Tensor prob_buffer, bool need_hidden, bool need_weight, bool need_bias) -> (Tensor, Tensor, "
-      "Tensor)");
+      "Tensor prob_buffer, bool need_hidden, bool need_weight, bool need_bias, "
+      "bool wide_hidden=False) -> (Tensor, Tensor, Tensor)");
   // The gradients of hidden and bias; writes the gradient of weight over the probability buffer.
   m.def(
       "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
-      "Tensor skipped, Tensor(a!) prob_buffer, bool need_hidden, bool need_bias) -> (Tensor, "
-      "Tensor)");
+      "Tensor skipped, Tensor(a!) prob_buffer, bool need_hidden, bool need_bias, "
+      "bool wide_hidden=False) -> (Tensor, Tensor)");
 }
 
 namespace {
@@ -66,12 +67,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
     const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
     const Tensor& skipped, const Tensor& prob_buffer, bool need_hidden, bool need_weight,
-    bool need_bias) {
+    bool need_bias, bool wide_hidden) {
   const cpu::OperandGrads grads =
       cpu::linear_logprob_backward({{grad_logp, grad_entropy, grad_lse},
                                     {hidden, weight, targets, bias, temperature, ignore_index},
                                     {logp, entropy, norm, store, skipped, prob_buffer}},
-                                   {need_hidden, need_weight, need_bias});
+                                   {need_hidden, need_weight, need_bias, wide_hidden});
   return {grads.hidden, grads.weight, grads.bias};
 }
 
@@ -80,12 +81,13 @@ std::tuple<Tensor, Tensor> linear_logprob_backward_(
     const OptionalTensor& grad_lse, const Tensor& hidden, const Tensor& weight,
     const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
     const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
-    const Tensor& skipped, Tensor prob_buffer, bool need_hidden, bool need_bias) {
+    const Tensor& skipped, Tensor prob_buffer, bool need_hidden, bool need_bias,
+    bool wide_hidden) {
   const cpu::OperandGrads grads =
       cpu::linear_logprob_backward_({{grad_logp, grad_entropy, grad_lse},
                                      {hidden, weight, targets, bias, temperature, ignore_index},
                                      {logp, entropy, norm, store, skipped, prob_buffer}},
-                                    {need_hidden, /*weight=*/true, need_bias});
+                                    {need_hidden, /*weight=*/true, need_bias, wide_hidden});
   return {grads.hidden, grads.bias};
 }
 

@@ -22,16 +22,15 @@ if TYPE_CHECKING:
         dpo_loss,
         fused_dpo_loss,
         group_advantages,
-        mismatch_totals,
-        truncated_importance,
     )
     from wavalign_fast.models import OutputHead, output_head
-    from wavalign_fast.ops import LogProb, LossOptions, empty_cache, linear_logprob
+    from wavalign_fast.ops import HeadShard, LogProb, LossOptions, empty_cache, linear_logprob
 
 __all__ = [
     "SPEECH",
     "TEXT",
     "DPOOutput",
+    "HeadShard",
     "HybridBatch",
     "HybridObjective",
     "HybridOutput",
@@ -48,11 +47,10 @@ __all__ = [
     "fused_dpo_loss",
     "group_advantages",
     "linear_logprob",
-    "mismatch_totals",
     "output_head",
-    "truncated_importance",
 ]
 _ELSEWHERE = {
+    "HeadShard": "ops",
     "LogProb": "ops",
     "LossOptions": "ops",
     "empty_cache": "ops",

@@ -297,8 +297,17 @@ class Backward {
   }
 
   void scatter_hidden_sums() const {
+    if (grad_hidden_.scalar_type() == at::kFloat) {
+      scatter_hidden_sums_as<float>();
+    } else {
+      scatter_hidden_sums_as<Stored>();
+    }
+  }
+
+  template <typename To>
+  void scatter_hidden_sums_as() const {
     const float* from = hidden_sums_.const_data_ptr<float>();
-    Stored* to = grad_hidden_.data_ptr<Stored>();
+    To* to = grad_hidden_.data_ptr<To>();
     at::parallel_for(0, panels_.tokens(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         write_rows(from + n * hidden_size_, 1, hidden_size_, hidden_size_,

@@ -40,6 +40,8 @@ struct BackwardOperands {
 
 struct NeededGrads {
   bool hidden, weight, bias;
+  // The gradient of hidden in fp32, for a caller that still adds to it.
+  bool wide_hidden;
 };
 
 // Derivatives of the loss by hidden, weight and bias.

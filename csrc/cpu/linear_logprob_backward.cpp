@@ -1,6 +1,5 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include "cpu/active_tokens.h"
 #include "cpu/backward.h"
@@ -42,7 +41,10 @@ void write_gradients(const BackwardOperands& of, const OperandGrads& out) {
 
 OperandGrads new_gradients(const Operands& operands, const NeededGrads& needed) {
   OperandGrads grads;
-  if (needed.hidden) grads.hidden = at::zeros_like(operands.hidden);
+  if (needed.hidden) {
+    const auto type = needed.wide_hidden ? at::kFloat : operands.hidden.scalar_type();
+    grads.hidden = at::zeros(operands.hidden.sizes(), operands.hidden.options().dtype(type));
+  }
   if (needed.bias) {
     const at::Tensor& weight = operands.weight;
     grads.bias = at::zeros({weight.size(0)}, weight.options().dtype(at::kFloat));
@@ -50,14 +52,15 @@ OperandGrads new_gradients(const Operands& operands, const NeededGrads& needed) 
   return grads;
 }
 
-// In the type of `like`; an op cannot return an undefined tensor, so a missing gradient is empty.
+// An op cannot return an undefined tensor, so a missing gradient is empty.
 at::Tensor returned(const at::Tensor& grad, const at::Tensor& like) {
-  return grad.defined() ? grad.to(like.scalar_type()) : at::empty({0}, like.options());
+  return grad.defined() ? grad : at::empty({0}, like.options());
 }
 
 OperandGrads returned(const OperandGrads& grads, const Operands& operands) {
-  return {returned(grads.hidden, operands.hidden), returned(grads.weight, operands.weight),
-          returned(grads.bias, operands.bias.value_or(operands.hidden))};
+  const at::Tensor& like_bias = operands.bias.value_or(operands.hidden);
+  at::Tensor bias = returned(grads.bias, like_bias).to(like_bias.scalar_type());
+  return {returned(grads.hidden, operands.hidden), returned(grads.weight, operands.weight), bias};
 }
 
 }  // namespace

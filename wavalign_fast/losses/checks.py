@@ -3,7 +3,8 @@
 import torch
 
 from wavalign_fast.losses.layout import ModalityLayout
-from wavalign_fast.ops.inputs import can_be_read, check_head_shape, finite_number
+from wavalign_fast.ops.inputs import can_be_read, check_head_shape, check_tensor, finite_number
+from wavalign_fast.ops.sharded.head import HeadShard
 
 
 def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
@@ -23,25 +24,21 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
         )
 
 
-def check_importance(importance: torch.Tensor, used: torch.Tensor) -> None:
-    """Refuses a weight that is negative or not finite where it is ``used``, as ``check_finite``."""
-    if not can_be_read(importance):
-        return
-    bad = torch.nonzero(used & ~((importance >= 0) & torch.isfinite(importance)))
-    if bad.numel() > 0:
-        at = int(bad[0, 0])
-        raise ValueError(
-            f"importance[{at}]: got {float(importance[at])}, want a finite weight >= 0 where the "
-            "policy term has a token"
-        )
+def check_head(weight: torch.Tensor | HeadShard, layout: ModalityLayout) -> None:
+    """Refuses a head that is not [V, H], whole or in slices, with a row for each id of the layout.
 
-
-def check_head(weight: torch.Tensor, layout: ModalityLayout) -> None:
-    """Refuses a head that is not [V, H] with a row for each id of the layout."""
-    check_head_shape(weight)
-    if weight.shape[0] != layout.vocab_size:
+    Raises:
+        ValueError: the message has what was given.
+    """
+    if isinstance(weight, HeadShard):
+        rows = weight.vocab_size
+    else:
+        check_tensor("weight", weight)
+        check_head_shape(weight)
+        rows = weight.shape[0]
+    if rows != layout.vocab_size:
         raise ValueError(
-            f"weight has {weight.shape[0]} rows, want {layout.vocab_size}, the layout's vocab_size"
+            f"weight has {rows} rows, want {layout.vocab_size}, the layout's vocab_size"
         )
 
 

@@ -28,6 +28,7 @@ from wavalign_fast.ops.linear_logprob import compute_logprobs
 from wavalign_fast.ops.notices import warn_once
 from wavalign_fast.ops.operands import checked_operands
 from wavalign_fast.ops.options import checked_options
+from wavalign_fast.ops.sharded.head import HeadShard
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
 
 
@@ -35,8 +36,7 @@ class HybridObjective(nn.Module):
     """``L = λ L_policy + (1 - λ) L_anchor (+ L_kl)`` (WavAlign, arXiv 2604.14932).
 
     L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k``: ``s = ρA`` is
-    the surrogate, clipped if asked for, times ``batch.importance`` if given, and k the k3 estimate
-    of the KL to the reference. L_anchor
+    the surrogate, clipped if asked for, and k the k3 estimate of the KL to the reference. L_anchor
     is the mean over the demonstrations that have a label in scope of the weighted token mean of
     ``-log p``.
 
@@ -123,7 +123,7 @@ class HybridObjective(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | HeadShard,
         batch: HybridBatch,
         bias: torch.Tensor | None = None,
         rl_weight: torch.Tensor | float | None = None,
@@ -136,7 +136,9 @@ class HybridObjective(nn.Module):
         Args:
             hidden: [T, H] or [R, L, H] with R·L = T, the last hidden states; dtypes as in
                 ``linear_logprob``.
-            weight: [V, H], the head, in the dtype of ``hidden``.
+            weight: [V, H], the head, in the dtype of ``hidden``; or this rank's slice of it, a
+                ``HeadShard``. ``bias`` is then a slice too, and the loss that of this rank's
+                positions: each rank of the slices' group calls with its own.
             batch: the tables. With ``hidden`` on a GPU they may be on the CPU, rewards included:
                 the rows to multiply are then known without a host sync. While a CUDA graph is
                 captured they must be on the GPU.
@@ -149,9 +151,8 @@ class HybridObjective(nn.Module):
 
         Raises:
             ValueError: an argument that does not fit; a table on the CPU while a graph is captured;
-                with tables on the CPU also an infinite reward, or a value in ``batch.old_logp``,
-                ``batch.ref_logp`` or ``batch.importance`` that is not finite at a token of its
-                term. On a GPU, where a
+                with tables on the CPU also an infinite reward, or a log-prob in ``batch.old_logp``
+                or ``batch.ref_logp`` that is not finite at a token of its term. On a GPU, where a
                 check would wait for the device, the loss is then not finite.
         """
         self._check_inputs(hidden, weight, batch, rl_weight, normalisers)
@@ -310,14 +311,13 @@ class HybridObjective(nn.Module):
     def _check_inputs(
         self,
         hidden: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | HeadShard,
         batch: HybridBatch,
         rl_weight: torch.Tensor | float | None,
         normalisers: Normalisers | None,
     ) -> None:
         """Refuses arguments of the wrong type, shape or device before the gate moves."""
         check_tensor("hidden", hidden)
-        check_tensor("weight", weight)
         check_type("batch", batch, HybridBatch)
         if normalisers is not None:
             check_type("normalisers", normalisers, Normalisers)

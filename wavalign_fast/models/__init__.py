@@ -2,7 +2,12 @@
 
 from wavalign_fast.models.attention import set_attention
 from wavalign_fast.models.causal_lm import check_vocabulary, frozen_copy, hidden_states
-from wavalign_fast.models.head import OutputHead, output_head
+from wavalign_fast.models.head import (
+    OutputHead,
+    check_head_can_be_sharded,
+    output_head,
+    sharded_head,
+)
 from wavalign_fast.models.layers import compile_layers, decoder_layers
 from wavalign_fast.models.loading import cast_weights, load_checkpoint
 from wavalign_fast.models.packing import PackedRows
@@ -12,6 +17,7 @@ __all__ = [
     "OutputHead",
     "PackedRows",
     "cast_weights",
+    "check_head_can_be_sharded",
     "check_vocabulary",
     "compile_layers",
     "decoder_layers",
@@ -21,4 +27,5 @@ __all__ = [
     "output_head",
     "recompute_activations",
     "set_attention",
+    "sharded_head",
 ]

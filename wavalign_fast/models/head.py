@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.ops.sharded.head import HeadShard, local_slice
 
 # Names instead of classes, because peft is not a dependency.
 LORA = "peft.tuners.lora.layer.Linear"
@@ -54,6 +55,54 @@ def output_head(module: nn.Module) -> OutputHead:
 def is_adapted(module: nn.Module) -> bool:
     """Whether peft has put a LoRA layer or a trained copy in place of a layer."""
     return _kind(module) in (LORA, TRAINED_COPY)
+
+
+def sharded_head(
+    module: nn.Module, *, height: int, dtype: torch.dtype | None = None
+) -> tuple[HeadShard, Tensor | None]:
+    """This rank's slice of the head and of its bias, to be used where ``weight`` and ``bias`` are.
+
+    ``fully_shard`` has made the head a unit of its own, whose forward nothing calls in training: so
+    nothing ever gathers it. After the step's last backward pass ``sum_over_copies`` adds up the
+    gradients of a mesh that has copies.
+
+    Args:
+        module: a model that passes ``check_head_can_be_sharded``, or its head.
+        height: see ``HeadShard``.
+        dtype: of the weight, that of the hidden states.
+
+    Raises:
+        ValueError: the head cannot be sharded, or is not.
+    """
+    check_head_can_be_sharded(module)
+    weight, bias = output_head(module)
+    shard = HeadShard.of(weight, height=height, dtype=dtype)
+    return shard, None if bias is None else local_slice(bias)
+
+
+def check_head_can_be_sharded(module: nn.Module) -> None:
+    """Refuses a head that is not a matrix of its own: tied to the embedding, or adapted by peft.
+
+    Raises:
+        ValueError: the message says what the head is.
+    """
+    find = getattr(module, "get_output_embeddings", None)
+    head = module if find is None else find()
+    cause = None
+    if is_adapted(head):
+        cause = f"a {_kind(head)}"
+    elif find is not None and _is_tied(module, head):
+        cause = "a head tied to the input embedding"
+    if cause is not None:
+        raise UserError(
+            f"sharded output head: got {cause}, want an nn.Linear with a weight of its own; such a "
+            "head must be gathered"
+        )
+
+
+def _is_tied(model: Any, head: Any) -> bool:
+    embedding = model.get_input_embeddings()
+    return getattr(embedding, "weight", None) is head.weight
 
 
 def _head(module: Any) -> OutputHead:

@@ -5,9 +5,11 @@ from wavalign_fast.ops.extension import empty_cache
 from wavalign_fast.ops.linear_logprob import LogProb, linear_logprob
 from wavalign_fast.ops.operands import IGNORE_INDEX
 from wavalign_fast.ops.options import LossOptions
+from wavalign_fast.ops.sharded.head import HeadShard
 
 __all__ = [
     "IGNORE_INDEX",
+    "HeadShard",
     "LogProb",
     "LossOptions",
     "backend_status",

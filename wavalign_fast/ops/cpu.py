@@ -1,13 +1,16 @@
 """Calls of the C++ kernels, and their fake kernels and derivatives as torch.library ops."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from wavalign_fast.ops.chunked.chunks import Head, Needs
+from wavalign_fast.ops.chunked.interface import RowGrads
 from wavalign_fast.ops.custom_ops import fake_gradients, no_context, refuse_second_derivative
 from wavalign_fast.ops.extension import EXTENSION
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
+from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.token_math import TokenTable, token_gradient
 
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
@@ -15,44 +18,92 @@ TILE_ROWS = 256
 LANE_ALIGN = 16
 
 
+class CpuResults(NamedTuple):
+    """What the forward op returns; its schema in ``csrc/bindings.cpp`` describes them."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    lse: torch.Tensor
+    norm: torch.Tensor
+    store: torch.Tensor
+    skipped: torch.Tensor
+    prob_buffer: torch.Tensor
+
+
 def cpu_logprob(
     operands: Operands, temperature: float, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(logp, entropy, lse)`` of the rows of ``operands``, each [T]."""
-    _, options, rows, weight, targets, bias = operands
-    budget = options.memory_budget
-    learning = wants_grad(rows, weight, bias)
-    want_prob_buffer = wants_grad(weight) and _saved_as_it_is()
-    kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
-    store = _store_bytes(rows, weight, kept) if learning else 0
-    tolerance = options.skip_tolerance if learning else 0.0
-    logp, entropy, lse, *_ = torch.ops.wavalign_fast.linear_logprob(
-        rows, weight, targets, bias, temperature, ignore_index, store, tolerance, want_prob_buffer
+    _, options, rows, weight, targets, bias, _ = operands
+    found = cpu_results(
+        Head(rows, weight, targets, bias, temperature, ignore_index),
+        options,
+        learning=wants_grad(rows, weight, bias),
+        want_prob_buffer=wants_grad(weight) and _saved_as_it_is(),
     )
-    return logp, entropy, lse
+    return found.logp, found.entropy, found.lse
 
 
-def cpu_hybrid_step(
-    operands: Operands,
+def cpu_results(
+    head: Head, options: LossOptions, *, learning: bool, want_prob_buffer: bool
+) -> CpuResults:
+    """Statistics of the rows of ``head``, ignored ones included, and what their gradients need.
+
+    Args:
+        learning: whether a backward pass may follow.
+        want_prob_buffer: whether that pass needs the weight's gradient, and gets these results.
+    """
+    budget = options.memory_budget
+    kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
+    store = _store_bytes(head.hidden, head.weight, kept) if learning else 0
+    tolerance = options.skip_tolerance if learning else 0.0
+    return CpuResults(
+        *torch.ops.wavalign_fast.linear_logprob(*head, store, tolerance, want_prob_buffer)
+    )
+
+
+def cpu_gradients(
+    head: Head, grads: RowGrads, results: CpuResults, needs: Needs, *, wide: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients to hidden, weight and bias; those that are not needed are empty.
+
+    Writes that of the weight over the probability buffer of ``results``, if there is one.
+
+    Args:
+        wide: whether that of hidden is in fp32, or else in its own dtype.
+    """
+    kept = (results.logp, results.entropy, results.norm, results.store, results.skipped)
+    common, ops = (*grads, *head, *kept, results.prob_buffer), torch.ops.wavalign_fast
+    extra = (True,) if wide else ()
+    # With grad enabled a second derivative may be wanted, which the other op refuses.
+    if needs.weight and results.prob_buffer.numel() > 0 and not torch.is_grad_enabled():
+        hidden, bias = ops.linear_logprob_backward_(*common, needs.hidden, needs.bias, *extra)
+        return hidden, results.prob_buffer, bias
+    hidden, weight, bias = ops.linear_logprob_backward(*common, *needs, *extra)
+    return hidden, weight, bias
+
+
+def attached_derivative(
+    logp: torch.Tensor,
+    targets: torch.Tensor,
     table: TokenTable,
     *,
     clip: tuple[float, float] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """``(logp, entropy, lse)``, each [T], and a function that attaches the gradients to the loss.
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that gives the hybrid loss its derivative by the log-probs [T].
 
     Only ``dL/dlogp`` is computed here. The gradients of the operands come from the backward pass of
     the log-probs: with the probabilities that the forward pass keeps, they take two GEMMs there.
     """
-    logp, entropy, lse = cpu_logprob(operands, 1.0, IGNORE_INDEX)
     wide = TokenTable._make(None if column is None else column.double() for column in table)
     g = token_gradient(logp.detach().double(), wide, clip)
-    g = torch.where(operands.targets == IGNORE_INDEX, 0.0, g).to(logp.dtype)
+    g = torch.where(targets == IGNORE_INDEX, 0.0, g).to(logp.dtype)
 
     def attach(loss: torch.Tensor) -> torch.Tensor:
         attached: torch.Tensor = _WithDerivative.apply(loss.detach(), logp, g)
         return attached
 
-    return logp.detach(), entropy.detach(), lse.detach(), attach
+    return attach
 
 
 class _WithDerivative(torch.autograd.Function):
@@ -112,37 +163,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    hidden, weight, targets, bias, *results = ctx.saved_tensors
-    need_hidden, need_weight, need_bias = (ctx.needs_input_grad[i] for i in (0, 1, 3))
-    # What the schemas of both ops begin with.
-    common = (
-        *grads[:3],
-        hidden,
-        weight,
-        targets,
-        bias,
-        ctx.temperature,
-        ctx.ignore_index,
-        *results,
-        ctx.prob_buffer,
-    )
-    ops = torch.ops.wavalign_fast
-    # With grad enabled a second derivative may be wanted, which the other op refuses.
-    if need_weight and ctx.prob_buffer.numel() > 0 and not torch.is_grad_enabled():
+    hidden, weight, targets, bias, logp, entropy, *rest = ctx.saved_tensors
+    norm, store, skipped = rest
+    needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 3)))
+    results = CpuResults(logp, entropy, logp, norm, store, skipped, ctx.prob_buffer)
+    if needs.weight and not torch.is_grad_enabled():
         # `ctx` must not hold the gradient too, or autograd copies it.
-        grad_weight, ctx.prob_buffer = ctx.prob_buffer, ctx.prob_buffer.new_empty(0)
-        grad_hidden, grad_bias = ops.linear_logprob_backward_(*common, need_hidden, need_bias)
-    else:
-        grad_hidden, grad_weight, grad_bias = ops.linear_logprob_backward(
-            *common, need_hidden, need_weight, need_bias
-        )
-    return (
-        grad_hidden if need_hidden else None,
-        grad_weight if need_weight else None,
-        None,
-        grad_bias if need_bias else None,
-        *[None] * 5,
+        ctx.prob_buffer = ctx.prob_buffer.new_empty(0)
+    head = Head(hidden, weight, targets, bias, ctx.temperature, ctx.ignore_index)
+    found = cpu_gradients(head, RowGrads(*grads[:3]), results, needs)
+    grad_hidden, grad_weight, grad_bias = (
+        grad if need else None for grad, need in zip(found, needs, strict=True)
     )
+    return grad_hidden, grad_weight, None, grad_bias, *[None] * 5
 
 
 def _register() -> None:
@@ -179,11 +212,17 @@ def _register() -> None:
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward")
     def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
-        return fake_gradients((hidden, weight, bias), rest[-3:])
+        return _fake((hidden, weight, bias), *rest[8:])
 
     @torch.library.register_fake("wavalign_fast::linear_logprob_backward_")
     def _(a, b, c, hidden, weight, targets, bias, *rest):  # type: ignore[no-untyped-def]
-        return fake_gradients((hidden, bias), rest[-2:])
+        return _fake((hidden, bias), *rest[8:])
+
+    def _fake(operands, *flags):  # type: ignore[no-untyped-def]
+        """Gradients of the operands; after which are needed comes ``wide_hidden``."""
+        count = len(operands)
+        hidden, *others = fake_gradients(operands, flags[:count])
+        return hidden.float() if any(flags[count:]) else hidden, *others
 
 
 if not isinstance(EXTENSION, str):

@@ -7,9 +7,10 @@ import torch
 
 from wavalign_fast.ops.chunked.api import gpu_hybrid_step
 from wavalign_fast.ops.chunked.compaction import LiveRows, select_live_rows
-from wavalign_fast.ops.cpu import cpu_hybrid_step
-from wavalign_fast.ops.linear_logprob import LogProb
+from wavalign_fast.ops.cpu import attached_derivative
+from wavalign_fast.ops.linear_logprob import LogProb, compute_logprobs
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
+from wavalign_fast.ops.sharded.api import sharded_step
 from wavalign_fast.ops.token_math import TokenTable
 
 
@@ -55,7 +56,9 @@ def hybrid_step(
         clip: bounds of the ratio, ``(1 - low, 1 + high)``; ``None`` does not clip.
     """
     if live is None:
-        logp, entropy, lse, attach = cpu_hybrid_step(operands, table, clip=clip)
-    else:
-        logp, entropy, lse, attach = gpu_hybrid_step(operands, live, clip=clip)
+        logp, entropy, lse = compute_logprobs(operands)
+        attach = attached_derivative(logp, operands.targets, table, clip=clip)
+        return HybridGradients(LogProb(logp.detach(), entropy.detach(), lse.detach()), attach)
+    step = gpu_hybrid_step if operands.shard is None else sharded_step
+    logp, entropy, lse, attach = step(operands, live, clip=clip)
     return HybridGradients(LogProb(logp, entropy, lse), attach)

@@ -16,6 +16,8 @@ from wavalign_fast.ops.inputs import (
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, checked_operands
 from wavalign_fast.ops.options import LossOptions
 from wavalign_fast.ops.reference import reference_logprob
+from wavalign_fast.ops.sharded.api import sharded_logprobs
+from wavalign_fast.ops.sharded.head import HeadShard
 from wavalign_fast.ops.transfer import copied_together
 
 
@@ -35,7 +37,7 @@ class LogProb(NamedTuple):
 
 def linear_logprob(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | HeadShard,
     targets: torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
@@ -54,10 +56,12 @@ def linear_logprob(
 
     Args:
         hidden: [..., H], float32, bfloat16 or float16 (``reference``: also float64).
-        weight: [V, H], the dtype of ``hidden``.
+        weight: [V, H], the dtype of ``hidden``; or this rank's slice of it, a ``HeadShard``, whose
+            group then calls together.
         targets: [...] integers in [0, V) or ``ignore_index``. With ``hidden`` on a GPU they may
             stay on the CPU; the host then knows without a sync which rows to compute.
-        bias: [V] floats, added after the division by the temperature; ``-inf`` bans an id.
+        bias: [V] floats, or beside a ``HeadShard`` the slice of them, added after the division by
+            the temperature; ``-inf`` bans an id.
         temperature: divides ``hidden W^T``; at least 1.2e-38, the smallest normal float32. It gets
             no gradient: to learn a temperature, divide ``hidden`` by it.
         ignore_index: the target of rows that are left out; any int64.
@@ -99,7 +103,9 @@ def compute_logprobs(
         live: the live rows, on the device of the operands, where the caller has selected them
             already; for a GPU backend only.
     """
-    if operands.backend == "reference":
+    if operands.shard is None and operands.backend == "cpu":
+        return cpu_logprob(operands, temperature, ignore_index)
+    if operands.shard is None and operands.backend == "reference":
         return reference_logprob(
             operands.rows,
             operands.weight,
@@ -108,8 +114,7 @@ def compute_logprobs(
             temperature,
             ignore_index,
         )
-    if operands.backend == "cpu":
-        return cpu_logprob(operands, temperature, ignore_index)
     if live is None:
         (live,) = copied_together(operands.rows.device, select_live_rows(operands, ignore_index))
-    return gpu_logprob(operands, live, temperature, ignore_index)
+    compute = gpu_logprob if operands.shard is None else sharded_logprobs
+    return compute(operands, live, temperature, ignore_index)

@@ -16,6 +16,7 @@ from wavalign_fast.ops.inputs import (
     check_tensor,
 )
 from wavalign_fast.ops.options import LossOptions, checked_options
+from wavalign_fast.ops.sharded.head import HeadShard
 
 IGNORE_INDEX = -100
 
@@ -28,14 +29,17 @@ class Operands(NamedTuple):
     rows: torch.Tensor
     """[T, H]"""
     weight: torch.Tensor
+    """[V, H], or this rank's slice of it."""
     targets: torch.Tensor
     """[T] int64. For a GPU backend they may be on the CPU."""
     bias: torch.Tensor | None
+    shard: HeadShard | None
+    """Where ``weight`` is a slice: which, and whose the others are."""
 
 
 def checked_operands(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | HeadShard,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
     ignore_index: int,
@@ -49,20 +53,26 @@ def checked_operands(
         RuntimeError: the call needs a derivative that the backend does not have.
     """
     options = checked_options(options)
+    shard = weight if isinstance(weight, HeadShard) else None
+    weight = weight.weight if isinstance(weight, HeadShard) else weight
     _check_devices(hidden, weight, targets, bias)
     hidden, weight = _under_autocast(hidden), _under_autocast(weight)
     bias = None if bias is None else _under_autocast(bias)
+    if shard is None:  # a slice may be empty
+        check_head_shape(weight)
     _check(hidden, weight, targets, bias)
     backend = choose_backend(options, hidden)
     if backend != "reference":
         _check_derivatives(backend, [t for t in (hidden, weight, bias) if t is not None])
     rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
     ids = targets.reshape(-1).to(torch.int64).contiguous()
-    if backend != "cpu":  # the C++ kernels check their ids themselves
+    if shard is not None:
+        _check_ids(ids, shard.vocab_size, ignore_index)
+    elif backend != "cpu":  # the C++ kernels check their ids themselves
         _check_ids(ids, weight.shape[0], ignore_index)
     if backend == "reference":
         ids = ids.to(rows.device)
-    return Operands(backend, options, rows, weight.contiguous(), ids, bias)
+    return Operands(backend, options, rows, weight.contiguous(), ids, bias, shard)
 
 
 def wants_grad(*operands: torch.Tensor | None) -> bool:
@@ -112,7 +122,6 @@ def _check_derivatives(backend: str, operands: list[torch.Tensor]) -> None:
 def _check(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
-    check_head_shape(weight)
     if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden: got shape {tuple(hidden.shape)}, want [..., {weight.shape[1]}] to match "

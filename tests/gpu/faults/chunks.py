@@ -64,7 +64,7 @@ FAULTS: tuple[Fault, ...] = (
         "states-summed-in-bf16",
         "the sum over the vocabulary, which a library may split, has bfloat16 results",
         "chunked/gradients.py::ChunkGradients",
-        "if $dtype != self.wide:",
+        "if $dtype != $wide:",
         "if $dtype is None:",
         "test_products.py::test_every_sum_is_made_in_fp32",
     ),

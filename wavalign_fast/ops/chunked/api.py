@@ -30,7 +30,7 @@ def gpu_logprob(
     if not operands.options.deterministic and not learning and _triton_works(operands.backend):
         scores = _without_logits(head)
     else:
-        scores = autograd.chunked_logprob(head, _chunk_options(operands, live))
+        scores = autograd.chunked_logprob(head, chunk_options(operands, live))
     logp, entropy, lse = live.scatter(scores)
     return logp, entropy, lse
 
@@ -53,7 +53,7 @@ def gpu_hybrid_step(
         bias=None if head.bias is None else head.bias.detach(),
     )
     scores, gradients = autograd.chunked_hybrid_step(
-        constant, live.table, clip, needs, _chunk_options(operands, live)
+        constant, live.table, clip, needs, chunk_options(operands, live)
     )
 
     def attach(loss: Tensor) -> Tensor:
@@ -70,7 +70,8 @@ def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_in
     return Head(hidden, operands.weight, live.targets, operands.bias, temperature, ignore_index)
 
 
-def _chunk_options(operands: Operands, live: LiveRows) -> ChunkOptions:
+def chunk_options(operands: Operands, live: LiveRows) -> ChunkOptions:
+    """How the chunk loop computes a call."""
     budget = operands.options.memory_budget
     return ChunkOptions(
         backend=operands.backend,

@@ -75,7 +75,7 @@ def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) ->
     budget holds. If it followed the number of rows, the allocator would keep a block of another
     size after each batch.
     """
-    pitch = (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
+    pitch = pitch_of(vocab)
     most = max(1, options.memory_budget // (pitch * item_bytes * PRODUCT_ROWS))
     blocks, grad_blocks = (
         -(-rows // PRODUCT_ROWS) for rows in (count, min(count, options.grad_rows))
@@ -87,6 +87,11 @@ def chunks_of(count: int, vocab: int, item_bytes: int, options: ChunkOptions) ->
         first = rows[-1].stop
     held = min(most, _coarse(max(heights, default=0)))
     return Chunks(rows, held * PRODUCT_ROWS, pitch)
+
+
+def pitch_of(vocab: int) -> int:
+    """Elements from one row of ``vocab`` logits to the next."""
+    return (vocab + PITCH_ALIGN - 1) // PITCH_ALIGN * PITCH_ALIGN
 
 
 def _coarse(blocks: int) -> int:

@@ -27,84 +27,57 @@ FLOAT16_TOP = 14
 """Exponent that a row's largest gradient is scaled to; that of float16's largest number is 15."""
 
 
-class ChunkGradients:
-    """The gradients of a call, from a chunk's ``dlogits`` at a time."""
+class HeadGradients:
+    """dW and the bias's gradient, from the states and ``dlogits`` of a chunk at a time."""
 
     def __init__(
         self,
         head: Head,
         needs: Needs,
-        options: ChunkOptions,
-        chunks: Chunks,
         scale_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         *,
+        single: bool,
         rounded: bool = True,
     ) -> None:
-        """Allocates what ``needs`` asks for.
+        """Allocates nothing before the first chunk.
 
         Args:
             scale_: the backend's.
+            single: whether there is one chunk only.
             rounded: whether ``finish`` rounds the gradients of float16 operands. If not they stay
                 in fp32, until a factor has brought them into range.
         """
-        self.head, self.needs, self.grad_rows, self.scale_ = head, needs, options.grad_rows, scale_
+        self.head, self.needs, self.scale_ = head, needs, scale_
         self.wide, own = head.stats_dtype, head.weight.dtype
         self.keep = own == torch.float16 and not rounded
-        single = sum(rows.start < options.grad_rows for rows in chunks.rows) == 1
         enough = head.weight.numel() >= DIRECT_FROM
         self.direct = single and enough and own not in (self.wide, torch.float16)
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
         self.power: torch.Tensor | None = None
         """For float16: the power of two, 0-d, that ``weight`` includes."""
-        self.hidden: torch.Tensor | None = None
-        self.sums: torch.Tensor | None = None
-        if needs.hidden:
-            like = head.hidden
-            dtype = self.wide if self.keep else like.dtype
-            self.hidden = torch.empty_like(like, dtype=dtype)
-            if options.grad_rows < len(like):
-                self.hidden[options.grad_rows :] = 0
-            if dtype != self.wide:
-                self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=self.wide)
 
-    def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
-        """Adds one chunk; ``power`` [R] is the power of two in each row of ``dlogits``."""
-        rows = slice(rows.start, min(rows.stop, self.grad_rows))
-        count = rows.stop - rows.start
-        if count <= 0:
-            return
-        dlogits = dlogits[:count]
-        power = None if power is None else power[:count]
-        self._add_hidden(rows, dlogits, power)
+    def add(
+        self, states: torch.Tensor, dlogits: torch.Tensor, power: torch.Tensor | None = None
+    ) -> None:
+        """Adds a chunk of R rows; ``power`` [R] is the power of two in each row of ``dlogits``."""
         lower, ratio = None, None
         if power is not None:
             lower = power.min() if self.power is None else torch.minimum(self.power, power.min())
             ratio = (lower / power).to(dlogits.dtype)
         if self.needs.weight:
-            self._add_weight(rows, dlogits, lower, ratio)
+            self._add_weight(states, dlogits, lower, ratio)
         if self.needs.bias:
             self._add_bias(dlogits, lower, ratio)
         self.power = lower
 
-    def _add_hidden(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None) -> None:
-        if self.hidden is None:
-            return
-        into = self.hidden[rows] if self.sums is None else self.sums[: len(dlogits)]
-        product(dlogits, self.head.weight, into)
-        if power is not None:
-            into /= power.unsqueeze(1)
-        if self.sums is not None:
-            self.hidden[rows] = into
-
     def _add_weight(
         self,
-        rows: slice,
+        states: torch.Tensor,
         dlogits: torch.Tensor,
         lower: torch.Tensor | None,
         ratio: torch.Tensor | None,
     ) -> None:
-        states = self.head.hidden[rows]
         if self.direct:
             self.weight = torch.mm(dlogits.T, states)
             return
@@ -131,8 +104,8 @@ class ChunkGradients:
         found = found * self.head.temperature
         self.bias = found if self.bias is None else self.bias + found
 
-    def finish(self) -> tuple[torch.Tensor | None, ...]:
-        """The gradients to hidden, weight and bias; ``None`` for what is not needed."""
+    def finish(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The gradients to weight and bias; ``None`` for what is not needed."""
         head, (_, need_weight, need_bias) = self.head, self.needs
         weight, bias = self.weight, self.bias
         # No row has a gradient.
@@ -142,12 +115,69 @@ class ChunkGradients:
             weight /= self.power
         if need_bias and bias is None:
             bias = head.weight.new_zeros(head.weight.shape[0])
+        of_weight, of_bias = head.weight.dtype, None if head.bias is None else head.bias.dtype
         if self.keep:
-            wide = (None if t is None else t.to(self.wide) for t in (self.hidden, weight, bias))
-            return tuple(wide)
-        weight = None if weight is None else weight.to(head.weight.dtype)
-        bias = None if bias is None or head.bias is None else bias.to(head.bias.dtype)
-        return self.hidden, weight, bias
+            of_weight = of_bias = self.wide
+        weight = None if weight is None else weight.to(of_weight)
+        bias = None if bias is None or of_bias is None else bias.to(of_bias)
+        return weight, bias
+
+
+class ChunkGradients:
+    """The gradients of a call, from a chunk's ``dlogits`` at a time."""
+
+    def __init__(
+        self,
+        head: Head,
+        needs: Needs,
+        options: ChunkOptions,
+        chunks: Chunks,
+        scale_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        rounded: bool = True,
+    ) -> None:
+        """Allocates what ``needs`` asks for; see ``HeadGradients``."""
+        self.head, self.grad_rows = head, options.grad_rows
+        single = sum(rows.start < options.grad_rows for rows in chunks.rows) == 1
+        self.of_head = HeadGradients(head, needs, scale_, single=single, rounded=rounded)
+        self.hidden: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
+        if needs.hidden:
+            like, wide = head.hidden, head.stats_dtype
+            dtype = wide if self.of_head.keep else like.dtype
+            self.hidden = torch.empty_like(like, dtype=dtype)
+            if options.grad_rows < len(like):
+                self.hidden[options.grad_rows :] = 0
+            if dtype != wide:
+                self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=wide)
+
+    def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
+        """Adds one chunk; ``power`` [R] is the power of two in each row of ``dlogits``."""
+        rows = slice(rows.start, min(rows.stop, self.grad_rows))
+        count = rows.stop - rows.start
+        if count <= 0:
+            return
+        dlogits = dlogits[:count]
+        power = None if power is None else power[:count]
+        if self.hidden is not None:
+            into = self.hidden[rows] if self.sums is None else self.sums[:count]
+            states_gradient_(into, dlogits, self.head.weight, power)
+            if self.sums is not None:
+                self.hidden[rows] = into
+        self.of_head.add(self.head.hidden[rows], dlogits, power)
+
+    def finish(self) -> tuple[torch.Tensor | None, ...]:
+        """The gradients to hidden, weight and bias; ``None`` for what is not needed."""
+        return self.hidden, *self.of_head.finish()
+
+
+def states_gradient_(
+    into: torch.Tensor, dlogits: torch.Tensor, weight: torch.Tensor, power: torch.Tensor | None
+) -> None:
+    """Writes dH [R, H] of a chunk, which includes ``power`` [R] no more."""
+    product(dlogits, weight, into)
+    if power is not None:
+        into /= power.unsqueeze(1)
 
 
 def float16_power(chunk: RowChunk, stats: RowStats, grads: RowGrads) -> torch.Tensor:

@@ -35,7 +35,7 @@ def chunked_row_gradients(
     chunks = _chunks(with_gradient, options)
     sums = ChunkGradients(head, needs, options, chunks, backend.scale_)
     for rows, chunk in _row_chunks(with_gradient, options, chunks):
-        dlogits, power = _row_gradient(
+        dlogits, power = row_gradient(
             backend,
             chunk,
             RowStats(*(value[rows] for value in stats)),
@@ -87,11 +87,11 @@ def _hybrid_rows(
     stats = backend.row_stats(chunk)
     dead = chunk.targets == chunk.ignore_index
     g = torch.where(dead, 0.0, token_gradient(stats.logp, table, clip))
-    dlogits, power = _row_gradient(backend, chunk, stats, RowGrads(logp=g), out_dtype)
+    dlogits, power = row_gradient(backend, chunk, stats, RowGrads(logp=g), out_dtype)
     return stats, dlogits, power
 
 
-def _row_gradient(
+def row_gradient(
     backend: RowKernels,
     chunk: RowChunk,
     stats: RowStats,
@@ -114,7 +114,7 @@ def _row_chunks(
     head: Head, options: ChunkOptions, chunks: Chunks
 ) -> Iterator[tuple[slice, RowChunk]]:
     """Each chunk of rows with its logits [R, V], which the next one overwrites."""
-    vocab, bias, scale = head.weight.shape[0], _kernel_bias(head), 1.0 / head.temperature
+    vocab, bias, scale = head.weight.shape[0], kernel_bias(head), 1.0 / head.temperature
     buffer = head.hidden.new_empty((chunks.buffer_rows, chunks.pitch), dtype=head.stats_dtype)
     for rows in chunks.rows:
         states, out = head.hidden[rows], buffer[:, :vocab]
@@ -123,7 +123,7 @@ def _row_chunks(
         yield rows, RowChunk(logits, head.targets[rows], bias, scale, head.ignore_index)
 
 
-def _kernel_bias(head: Head) -> torch.Tensor | None:
+def kernel_bias(head: Head) -> torch.Tensor | None:
     """The bias as row kernels take it: in the dtype of the statistics, aligned to 16 bytes."""
     if head.bias is None:
         return None
