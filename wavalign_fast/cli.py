@@ -19,6 +19,7 @@ from wavalign_fast.errors import (
     OtherRankError,
     UserError,
     did_you_mean,
+    is_shared,
     one_line,
     shown,
     user_input,
