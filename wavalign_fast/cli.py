@@ -9,7 +9,6 @@ import importlib.util
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from wavalign_fast.errors import (
     OtherRankError,
     UserError,
     did_you_mean,
-    is_shared,
     one_line,
     shown,
     user_input,
@@ -29,8 +27,6 @@ from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptio
 from wavalign_fast.standard_streams import standard_streams
 
 BAD_INPUT = 2
-MAIN_RANK_REPORTS_S = 1.5
-OTHER_RANK_REPORTS_S = 3.0
 LARGEST_SEED = 2**63 - 1
 
 
@@ -62,7 +58,6 @@ def _run(argv: Sequence[str] | None) -> int:
         reason = one_line(error) if ours else explain_environment_error(error)
         if reason is None:
             raise
-        _let_other_ranks_report(error)
         return BAD_INPUT if isinstance(error, OtherRankError) else _fail(reason)
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
@@ -101,17 +96,6 @@ def _setting_hint(option: str) -> str:
     word = option.strip("-").replace("-", "_")
     keys = [key for key in known_keys(RunConfig) if key == word or key.endswith(f".{word}")]
     return f"; did you mean {keys[0]}=VALUE, without dashes?" if word and keys else ""
-
-
-def _let_other_ranks_report(error: Exception) -> None:
-    """Waits where another rank has the better message: torchrun ends all once one rank exits.
-
-    A mistake in the arguments is made on every rank, and the main one reports it.
-    """
-    if isinstance(error, OtherRankError):
-        time.sleep(OTHER_RANK_REPORTS_S)
-    elif os.environ.get("RANK", "0") != "0" and not is_shared(error):
-        time.sleep(MAIN_RANK_REPORTS_S)
 
 
 def _fail(message: str) -> int:
@@ -163,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a run's report.html again")
     report.add_argument("run", metavar="RUN_DIR", type=Path, help="run directory, e.g. runs/NAME")
     report.set_defaults(command=_report)
+
+    _add_export(commands)
 
     build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
     build.add_argument("recipe", help="name of the recipe, e.g. spoken-sums")
@@ -233,6 +219,22 @@ def _add_config(commands: Any) -> None:
     config.set_defaults(command=_config)
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a run's model as a transformers directory")
+    export.add_argument(
+        "run", metavar="RUN_DIR", type=Path, help="run directory, or one of its checkpoints"
+    )
+    export.add_argument(
+        "output", metavar="DIR", type=Path, nargs="?", help="new directory; default: RUN_DIR/model"
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the written weights; default: that of the checkpoint",
+    )
+    export.set_defaults(command=_export)
+
+
 def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
@@ -295,6 +297,7 @@ def _say(args: argparse.Namespace) -> int:
     from wavalign_fast.models import check_vocabulary, load_checkpoint
     from wavalign_fast.train.atomic_files import write_wav
     from wavalign_fast.train.checkpoint import CheckpointStore
+    from wavalign_fast.train.export import model_directory
 
     quiet_libraries()
     if others:
@@ -303,7 +306,7 @@ def _say(args: argparse.Namespace) -> int:
     task = make_task()
     store = CheckpointStore(directory)
     with store.naming_an_older_one():
-        model = load_checkpoint(store.newest)
+        model = load_checkpoint(model_directory(directory))
     check_vocabulary(model, task.layout)
     # Text among the bytes of a WAV file would corrupt it.
     text_to = sys.stderr if is_stdout(args.out) else sys.stdout
@@ -314,6 +317,27 @@ def _say(args: argparse.Namespace) -> int:
     if sample.heard:
         print(f"heard: {sample.heard}", file=text_to)
     print(f"speech: {args.out}", file=text_to)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from wavalign_fast.train.owned_files import recorded_arms
+
+    if arms := recorded_arms(args.run):
+        raise UserError(
+            f"{args.run} holds several arms ({', '.join(arms)}); wanted one, e.g. "
+            f"{args.run / arms[0]}"
+        )
+
+    import torch
+
+    from wavalign_fast.train.export import export_run
+    from wavalign_fast.train_command import quiet_libraries
+
+    quiet_libraries()
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    with user_input("export"):
+        print(f"model: {export_run(args.run, args.output, dtype)}")
     return 0
 
 

@@ -98,6 +98,7 @@ RUN = {
     "train.eval_seed": 17,
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 3,
+    "train.async_checkpoint": True,
     "train.block_tokens": 1,
     "train.max_nonfinite_steps": 19,
 }
@@ -139,6 +140,11 @@ class Spy:
             training,
             "NonFiniteGuard",
             lambda limit: self.set("train.max_nonfinite_steps", limit),
+        )
+        self.wrap(
+            training,
+            "CheckpointStore",
+            lambda *args, aside: self.set("train.async_checkpoint", aside),
         )
         self.wrap(collect, "sample_completions", self.sampled)
         self.wrap(policy, "hidden_states", self.blocks)

@@ -152,6 +152,8 @@ class TrainConfig(Group):
     """Steps between checkpoints; 0 = only at the end and when the run is stopped."""
     keep_checkpoints: AtLeastOne = 1
     """How many checkpoints to keep: ``checkpoint/`` and older ones in ``checkpoints/step-*``."""
+    async_checkpoint: bool = False
+    """Write a checkpoint beside the next steps, from a copy of the state in the CPU's memory."""
     block_tokens: AtLeastOne = 1024
     """Token positions per forward pass; rows of similar length share one, to save padding."""
     max_nonfinite_steps: AtLeastOne = 5

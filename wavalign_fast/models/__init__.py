@@ -9,7 +9,12 @@ from wavalign_fast.models.head import (
     sharded_head,
 )
 from wavalign_fast.models.layers import compile_layers, decoder_layers
-from wavalign_fast.models.loading import cast_weights, load_checkpoint
+from wavalign_fast.models.loading import (
+    cast_weights,
+    check_same_shapes,
+    load_checkpoint,
+    shapes_of,
+)
 from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.transformers_names import recompute_activations
 
@@ -18,6 +23,7 @@ __all__ = [
     "PackedRows",
     "cast_weights",
     "check_head_can_be_sharded",
+    "check_same_shapes",
     "check_vocabulary",
     "compile_layers",
     "decoder_layers",
@@ -27,5 +33,6 @@ __all__ = [
     "output_head",
     "recompute_activations",
     "set_attention",
+    "shapes_of",
     "sharded_head",
 ]

@@ -2,10 +2,12 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
 
@@ -51,7 +53,7 @@ def load_checkpoint(
             reason = "only code of its own can load it, and code of a checkpoint is never run"
         raise DamagedFileError(f"checkpoint {directory} cannot be read: {reason}") from error
     if like is not None:
-        _check_same_shapes(directory, model, like)
+        check_same_shapes(directory, shapes_of(model.state_dict()), shapes_of(like.state_dict()))
     return model
 
 
@@ -71,15 +73,21 @@ def _say_that_code_is_not_run(directory: Path) -> None:
         )
 
 
-def _check_same_shapes(directory: Path, model: "PreTrainedModel", like: "PreTrainedModel") -> None:
-    found = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    wanted = {name: tuple(weight.shape) for name, weight in like.state_dict().items()}
+def check_same_shapes(
+    directory: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises ``UserError`` unless the weights in ``directory`` have the wanted names and shapes."""
     for name in {**wanted, **found}:
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"checkpoint {directory} is of another model: {name} is "
                 f"{found.get(name, 'missing')}, wanted {wanted.get(name, 'no such weight')}"
             )
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor, by name."""
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def cast_weights(model: "PreTrainedModel", dtype: torch.dtype) -> None:

@@ -20,6 +20,7 @@ from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.export import export_run, is_sharded
 from wavalign_fast.train.model_setup import load_base_model
 from wavalign_fast.train.owned_files import (
     CONFIG_FILE,
@@ -113,7 +114,9 @@ def run_all(
             config.model.dtype,
         )
         if key not in bases:
-            base = bases[key] = ranks.on_main(partial(_evaluate_base, todo[number:], task, console))
+            with ranks.waiting_for("the evaluation of the base model on rank 0"):
+                base = ranks.on_main(partial(_evaluate_base, todo[number:], task, console))
+            bases[key] = base
             finals["base"] = base.metrics if base else {}
         arm = _Arm(spec, task, data, ranks, console)
         finals[spec.label] = _train(arm, bases[key], resume=resume, overwrite=overwrite)
@@ -238,11 +241,15 @@ def _train(
     model = trainer.whole_model()
 
     def evaluate() -> dict[str, float]:
+        if is_sharded(trainer.store.newest):
+            model_in = export_run(directory)
+            arm.console.print(f"model:  {model_in}", highlight=False, soft_wrap=True)
         final = _evaluate(spec.config, arm.task, model)
         write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
         return final.metrics if final else {}
 
-    return ranks.on_main(evaluate)
+    with ranks.waiting_for("the evaluation on rank 0"):
+        return ranks.on_main(evaluate)
 
 
 def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:

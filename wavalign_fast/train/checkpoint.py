@@ -1,42 +1,71 @@
-"""Checkpoints: a Hugging Face model directory, and the state that an exact resume needs."""
+"""The checkpoints of a run: written beside the old one, and renamed when they are whole."""
 
+import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
-from wavalign_fast.errors import DamagedFileError, UserError, described, one_line
-from wavalign_fast.models import load_checkpoint
-from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
+from wavalign_fast.errors import (
+    DamagedFileError,
+    OtherRankError,
+    UserError,
+    described,
+    one_line,
+)
+from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
+from wavalign_fast.train.checkpoint_layouts import (
+    plain_writer,
+    read_plain,
+    read_sharded,
+    sharded_writer,
+)
+from wavalign_fast.train.export import is_sharded
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
-    CONTENTS_FILE,
     OLDER_CHECKPOINTS,
     PARKED_CHECKPOINT,
+    STATE_FILE,
     UNFINISHED_CHECKPOINT,
     checkpoint_contents,
+    write_contents,
 )
+from wavalign_fast.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from wavalign_fast.train.policy import Policy
 
-STATE_FILE = "training_state.pt"
 FORMAT = 1
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
+
+@dataclass
 class CheckpointStore:
-    """The checkpoints of a run: the newest in ``checkpoint/``, older ones in ``checkpoints/``."""
+    """The checkpoints of a run: the newest in ``checkpoint/``, older ones in ``checkpoints/``.
+
+    Every rank has a store and calls it at the same place; all write their parts, and rank 0 alone
+    renames. An error of one rank is raised on all of them.
+    """
 
     run_directory: Path
     keep: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
+    aside: bool = False
+    """Whether a save returns as soon as the state is copied, and is written beside training."""
+
+    def __post_init__(self) -> None:
+        # A group of its own: what is written aside communicates at any moment of training.
+        self._writers = self.ranks.with_own_group() if self.aside else self.ranks
+        self._saving: _Saving | None = None
 
     @property
     def newest(self) -> Path:
@@ -44,55 +73,122 @@ class CheckpointStore:
         return self.run_directory / CHECKPOINT
 
     def save(
-        self, model: "PreTrainedModel", optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self, policy: "Policy", optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
         """Writes a checkpoint to a temporary directory, then puts it in place by renames.
+
+        With ``aside`` it returns when the state is copied; ``finish`` waits for the files.
 
         Args:
             state: ``step`` and whatever else ``load`` shall return, as plain values and tensors.
 
         Raises:
-            UserError: the files cannot be written; the previous checkpoint is unchanged.
+            UserError: the files cannot be written, now or those of the last save; the previous
+                checkpoint is unchanged.
         """
-        temporary = self.run_directory / UNFINISHED_CHECKPOINT
-        remove(temporary)
+        self.finish()
+        writer = plain_writer if self.ranks.world == 1 else sharded_writer
+        write = writer(policy, optimizer, copied=self.aside)
+        if not self.aside:
+            self._write(write, state)
+            return
+        self._saving = _Saving(lambda: self._write(write, state))
+
+    def finish(self) -> None:
+        """Waits for the files of the last save; raises what ``save`` would have raised."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.finish()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Waits at the end of this block for the files of the last save, whatever happened in it.
+
+        Raises:
+            UserError: they cannot be written.
+        """
         try:
-            model.save_pretrained(temporary)
-            with (temporary / STATE_FILE).open("wb") as file:
-                # Into a Python file, so that a full disk is an OSError with that message.
-                whole = {"format": FORMAT, **state, "optimizer": optimizer.state_dict()}
-                torch.save(whole, file)
-            files = sorted(path.name for path in temporary.iterdir())
-            write_json(temporary / CONTENTS_FILE, {"step": state["step"], "files": files})
-            sync_directory(temporary)
-            replace_directory(temporary, self.newest, self._retired_name())
-        except (OSError, SafetensorError) as error:
+            yield
+        except BaseException:
+            try:
+                self.finish()
+            except UserError as error:  # what ended the block is the news
+                logger.warning("%s", error)
+            raise
+        self.finish()
+
+    def _write(self, write: Callable[[Path, Ranks], dict[str, Any]], state: dict[str, Any]) -> None:
+        """Writes the parts of every rank, then the small file and the renames of rank 0."""
+        ranks = self._writers
+        temporary = self.run_directory / UNFINISHED_CHECKPOINT
+        try:
+            what = f"the checkpoint of step {state['step']} on all ranks"
+            with self._naming_the_step(state["step"]), ranks.waiting_for(what):
+                with ranks.failing_together():
+                    if ranks.is_main:
+                        remove(temporary)
+                        temporary.mkdir()
+                with ranks.failing_together():
+                    if not temporary.is_dir():
+                        raise OSError(
+                            f"rank {ranks.rank} does not see {temporary}, which rank 0 has made; "
+                            "wanted a directory that all machines share"
+                        )
+                parts = write(temporary, ranks)
+                with ranks.failing_together():
+                    if ranks.is_main:
+                        self._complete(temporary, {"format": FORMAT, **state, **parts})
+        finally:
+            if ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+        if ranks.is_main:
+            for old in self._retired()[: -(self.keep - 1) or None]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _complete(self, temporary: Path, state: dict[str, Any]) -> None:
+        with (temporary / STATE_FILE).open("wb") as file:
+            # Into a Python file, so that a full disk is an OSError with that message.
+            torch.save(state, file)
+        write_contents(temporary, state["step"])
+        sync_directory(temporary)
+        replace_directory(temporary, self.newest, self._retired_name())
+
+    @contextmanager
+    def _naming_the_step(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError, OtherRankError) as error:
             raise UserError(
-                f"checkpoint of step {state['step']} cannot be written in {self.run_directory}: "
+                f"checkpoint of step {step} cannot be written in {self.run_directory}: "
                 f"{one_line(error)}; an older one is unchanged"
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._retired()[: -(self.keep - 1) or None]:
-            shutil.rmtree(old, ignore_errors=True)
 
-    def load(
-        self, model: "PreTrainedModel", optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any] | None:
+    def load(self, policy: "Policy", optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Loads the newest checkpoint into model and optimizer, and returns the saved ``state``.
 
-        Returns ``None`` and changes nothing if there is no checkpoint yet.
+        It may have been saved by any number of ranks. Returns ``None`` and changes nothing if there
+        is no checkpoint yet.
 
         Raises:
             DamagedFileError: a file is missing or cannot be read.
             UserError: the checkpoint is of another model or in another format.
         """
-        state = self.load_state()
+        with self.ranks.waiting_for("the other ranks to load the checkpoint"):
+            return self._load(policy, optimizer)
+
+    def _load(self, policy: "Policy", optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        with self.ranks.failing_together():
+            if self.ranks.is_main:
+                self._recover()
+        with self.ranks.failing_together():
+            state = self.load_state()
         if state is None:
             return None
-        model.load_state_dict(load_checkpoint(self.newest, like=model).state_dict())
         with self.naming_damage():
-            optimizer.load_state_dict(state["optimizer"])
+            if is_sharded(self.newest):
+                read_sharded(self.newest, policy, optimizer, self.ranks)
+            else:
+                read_plain(self.newest, policy, optimizer, state["optimizer"], self.ranks)
         return state
 
     def load_state(self) -> dict[str, Any] | None:
@@ -102,14 +198,19 @@ class CheckpointStore:
             DamagedFileError: the state is missing or cannot be read.
             UserError: the state is in another format.
         """
-        self._recover()
         path = self.newest / STATE_FILE
         if not self.newest.exists():
             return None
         if not path.is_file():
             raise DamagedFileError(f"{self.newest} cannot be resumed: {STATE_FILE} is missing")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(
+                # Of a whole optimizer each of several ranks reads its part only.
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=self.ranks.world > 1,
+            )
         except pickle.UnpicklingError as error:  # torch's message advises to run the file's code
             raise DamagedFileError(
                 f"{path} cannot be read: it is damaged, or holds more than tensors and plain values"
@@ -128,6 +229,8 @@ class CheckpointStore:
             yield
         except UserError:
             raise
+        except OSError as error:
+            raise DamagedFileError(f"{self.newest} cannot be read: {one_line(error)}") from error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DamagedFileError(
                 f"{self.newest} cannot be resumed: its state is damaged or of another model "
@@ -171,3 +274,23 @@ class CheckpointStore:
 def _step_of(checkpoint: Path) -> int:
     step = checkpoint_contents(checkpoint).get("step")
     return step if isinstance(step, int) else -1
+
+
+class _Saving:
+    """A save that goes on beside training."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # it is raised where somebody waits
+            self._error = error
+
+    def finish(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error

@@ -29,8 +29,14 @@ OLDER_CHECKPOINTS = "checkpoints"
 PARKED_CHECKPOINT = "checkpoint.old"
 """Holds the last checkpoint while a new one takes its place; ``replace_directory`` names it."""
 UNFINISHED_CHECKPOINT = ".checkpoint.tmp"
+STATE_FILE = "training_state.pt"
+"""What every checkpoint has: the step, the optimizer's state and all else that is not weights."""
+EXPORTED = "model"
+"""Holds the exported model of a run whose checkpoints are no model directories."""
+PARKED_EXPORT = "model.old"
+UNFINISHED_EXPORT = ".model.tmp"
 CONTENTS_FILE = "contents.json"
-"""Lists the step and the files of a checkpoint, in its directory."""
+"""Lists the step and the files of a checkpoint or of an exported model, in its directory."""
 REPLACED = ".replaced"
 """Holds an overwritten run until the new one is set up."""
 DROPPED = ".dropped"
@@ -48,7 +54,7 @@ FILES = {
 }
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 SOUND = re.compile(r"(base-)?\d{3,}\.wav")
-UNFINISHED = {UNFINISHED_CHECKPOINT, REPLACED, DROPPED}
+UNFINISHED = {UNFINISHED_CHECKPOINT, UNFINISHED_EXPORT, REPLACED, DROPPED}
 """Folders that are ours by their name alone."""
 
 
@@ -79,6 +85,13 @@ def checkpoint_contents(directory: Path) -> dict[str, Any]:
     return contents
 
 
+def write_contents(directory: Path, step: int | None) -> None:
+    """Lists the step and all files of a checkpoint or an exported model."""
+    files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    contents = {"step": step, "files": sorted(map(str, files))}
+    write_json(directory / CONTENTS_FILE, contents)
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; returns an empty one if the file is missing or damaged."""
     try:
@@ -102,7 +115,7 @@ def own_paths(run: Path) -> list[Path]:
         elif path.name in UNFINISHED:
             own.append(path)
         elif path.name in FOLDERS:
-            foreign = next(FOLDERS[path.name](path), None) if folder else None
+            foreign = foreign_file(path, path.name) if folder else None
             if foreign is not None:
                 raise UserError(
                     f"{foreign} is not a file of this program; it is not overwritten: move it away "
@@ -113,6 +126,11 @@ def own_paths(run: Path) -> list[Path]:
         if read_marker(run / arm) is not None:
             own += own_paths(run / arm)
     return own
+
+
+def foreign_file(folder: Path, kind: str) -> Path | None:
+    """Returns a file in ``folder``, one of ours of that name, that this program did not write."""
+    return next(FOLDERS[kind](folder), None) if folder.is_dir() else None
 
 
 def set_aside(run: Path) -> None:
@@ -162,8 +180,9 @@ def _foreign_files(folder: Path, own: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _foreign_in_checkpoint(folder: Path) -> Iterator[Path]:
-    own = {*checkpoint_contents(folder).get("files", ()), CONTENTS_FILE}
-    return (path for path in folder.iterdir() if path.name not in own)
+    own = {folder / name for name in (*checkpoint_contents(folder).get("files", ()), CONTENTS_FILE)}
+    folders = {parent for path in own for parent in path.parents}
+    return (path for path in folder.rglob("*") if path not in own and path not in folders)
 
 
 def _foreign_in_checkpoints(folder: Path) -> Iterator[Path]:
@@ -177,6 +196,8 @@ def _foreign_in_checkpoints(folder: Path) -> Iterator[Path]:
 FOLDERS = {
     CHECKPOINT: _foreign_in_checkpoint,
     PARKED_CHECKPOINT: _foreign_in_checkpoint,
+    EXPORTED: _foreign_in_checkpoint,
+    PARKED_EXPORT: _foreign_in_checkpoint,
     OLDER_CHECKPOINTS: _foreign_in_checkpoints,
     "tensorboard": lambda folder: _foreign_files(folder, EVENTS),
     "wav": lambda folder: _foreign_files(folder, SOUND),

@@ -7,7 +7,7 @@ rank 0 of 1, and no call here communicates.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wavalign_fast.errors import OtherRankError, UserError, one_line, shared
+from wavalign_fast.errors import OtherRankError, UserError, one_line
 from wavalign_fast.train.torchrun import several_ranks
+from wavalign_fast.train.waiting import naming_the_wait
 
 T = TypeVar("T")
 
@@ -29,6 +30,10 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this rank computes: its own GPU, or the CPU."""
+    group: dist.ProcessGroup | None = None
+    """The process group of these ranks; by default the one of the run."""
+    timeout_s: float = 1800.0
+    """Seconds that a rank waits for the others before it raises."""
 
     @property
     def is_main(self) -> bool:
@@ -41,7 +46,7 @@ class Ranks:
             return values
         # Added in rank order: an all-reduce may add in another order on each rank.
         every = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(every, values.contiguous())
+        dist.all_gather(every, values.contiguous(), group=self.group)
         return torch.stack(every).sum(0)
 
     def largest(self, values: Sequence[float]) -> list[float]:
@@ -49,7 +54,7 @@ class Ranks:
         if self.world == 1:
             return list(values)
         table = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(table, dist.ReduceOp.MAX)
+        dist.all_reduce(table, dist.ReduceOp.MAX, group=self.group)
         return table.tolist()
 
     def gather(self, value: T) -> list[T]:
@@ -57,8 +62,35 @@ class Ranks:
         if self.world == 1:
             return [value]
         every: list[Any] = [None] * self.world
-        dist.all_gather_object(every, value)
+        dist.all_gather_object(every, value, group=self.group)
         return every
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Names ``what`` if this block waits too long for another rank, or for one that is gone.
+
+        Args:
+            what: completes "waited for …", e.g. ``the checkpoint of step 20``.
+
+        Raises:
+            WaitError: a collective in this block failed; nothing that communicates can go on.
+        """
+        if self.world == 1:
+            yield
+            return
+        with naming_the_wait(what, rank=self.rank, timeout_s=self.timeout_s):
+            yield
+
+    def with_own_group(self) -> "Ranks":
+        """Returns the same ranks with a group of their own, for a thread beside this one.
+
+        It is for tensors on the CPU. Every rank must call this.
+        """
+        if self.world == 1:
+            return self
+        return replace(
+            self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
+        )
 
     def barrier(self) -> None:
         """Waits until every rank is here."""
@@ -85,8 +117,8 @@ class Ranks:
         rank, message = next((at, m) for at, m in enumerate(messages) if m is not None)
         if error is None or (rank < self.rank and message == messages[self.rank]):
             other = OtherRankError(f"rank {rank} of {self.world} failed: {message}")
-            raise shared(other) from error
-        raise shared(error)
+            raise _shared(other) from error
+        raise _shared(error)
 
     def on_main(self, call: Callable[[], T]) -> T:
         """Returns ``call()`` of rank 0 on every rank; an error there is raised on all."""
@@ -95,6 +127,16 @@ class Ranks:
             if self.is_main:
                 value = call()
         return self.gather(value)[0]
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether every rank is about to raise ``error`` or its like, and none waits for another."""
+    return getattr(error, "_on_every_rank", False)
+
+
+def _shared(error: Exception) -> Exception:
+    error._on_every_rank = True  # type: ignore[attr-defined]
+    return error
 
 
 @contextmanager
@@ -117,7 +159,7 @@ def started_ranks(timeout_s: float) -> Iterator[Ranks]:
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_s=timeout_s)
     finally:
         dist.destroy_process_group()
 

@@ -44,6 +44,11 @@ CHANGEABLE_ON_RESUME = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_nonfinite_steps",
+    "train.async_checkpoint",
+    "parallel.replicate",
+    "parallel.shard",
+    "parallel.reshard",
+    "parallel.timeout_s",
 }
 
 

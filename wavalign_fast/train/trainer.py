@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.errors import UserError, is_shared, one_line, shared
+from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
@@ -26,7 +26,7 @@ from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
-from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.ranks import Ranks, is_shared
 from wavalign_fast.train.step import StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
@@ -52,7 +52,12 @@ class Trainer:
         self.task = task
         self.directory = directory
         self.ranks = ranks or Ranks()
-        self.store = CheckpointStore(directory, config.train.keep_checkpoints)
+        self.store = CheckpointStore(
+            directory,
+            config.train.keep_checkpoints,
+            self.ranks,
+            aside=config.train.async_checkpoint,
+        )
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0
@@ -67,7 +72,7 @@ class Trainer:
         wrapped(self.policy, config.parallel, self.ranks)
         self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
-            state = self.store.load(self.policy.model, self.optimizer)
+            state = self.store.load(self.policy, self.optimizer)
         self.train_step = TrainStep(config, task, self.policy, reference, self.ranks)
         if state is not None:
             with self.store.naming_an_older_one(), self.store.naming_damage():
@@ -85,6 +90,12 @@ class Trainer:
 
     def fit(self, console: Console) -> None:
         """Trains up to ``train.steps``; after a signal, saves and raises ``Stopped``."""
+        with self.store.finishing():
+            self._fit(console)
+            if self.saved_step != self.step:
+                self.save()
+
+    def _fit(self, console: Console) -> None:
         train = self.config.train
         title = self.config.arm or self.config.recipe
         writers = open_writers(self.directory, self.step) if self.ranks.is_main else []
@@ -97,7 +108,8 @@ class Trainer:
                 if self.ranks.device.type == "cuda" and gpu.status is not None:
                     logger.warning("no gpu/ metrics: %s", gpu.status)
                 while self.step < train.steps:
-                    self._one_step(writers, display, gpu)
+                    with self.ranks.waiting_for(f"step {self.step + 1} of the other ranks"):
+                        self._one_step(writers, display, gpu)
                     due = train.checkpoint_every and self.step % train.checkpoint_every == 0
                     received = self._stop_signal(stop)
                     if due or received:
@@ -105,12 +117,11 @@ class Trainer:
                         # Asked again after the save: the signal may arrive while it writes.
                         received = self._stop_signal(stop)
                     if received:
+                        self.store.finish()
                         raise Stopped(received, self.step, str(self.store.newest))
         finally:
             for writer in writers:
                 writer.close()
-        if self.saved_step != self.step:
-            self.save()
 
     def save(self) -> None:
         """Saves a checkpoint with everything that the next step depends on."""
@@ -120,7 +131,7 @@ class Trainer:
             "guard": self.guard.state_dict(),
             **self._position(),
         }
-        self.store.save(self.policy.model, self.optimizer, state)
+        self.store.save(self.policy, self.optimizer, state)
         self.saved_step = self.step
 
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
@@ -192,8 +203,7 @@ class Trainer:
             self._load_position(before)
             where = f"step {step}{self._saved_after_failure(error)}"
             if isinstance(error, UserError):
-                named = type(error)(f"{where}: {error}")
-                raise (shared(named) if is_shared(error) else named) from error
+                raise type(error)(f"{where}: {error}") from error
             logger.error("failed in %s", where)
             raise
 
@@ -215,6 +225,7 @@ class Trainer:
             return ""
         try:
             self.save()
+            self.store.finish()
         except Exception as unsaved:  # the caller raises the failure that led here
             return f" (checkpoint of step {self.step} could not be saved: {one_line(unsaved)})"
         return f" (checkpoint of step {self.step} saved in {self.store.newest})"

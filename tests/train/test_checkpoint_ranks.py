@@ -1,0 +1,295 @@
+"""Checkpoints of several ranks: any number saves, any number goes on, and one failure is all's."""
+
+import errno
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_ranks
+from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.errors import DamagedFileError, UserError
+from wavalign_fast.train import checkpoint, checkpoint_layouts, sharded_files
+from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.ranks import Ranks
+
+LR = 0.1
+
+
+def model_of(tied: bool = False, hidden: int = 16):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=24,
+        hidden_size=hidden,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config)
+
+
+class Run:
+    """A tiny model on the ranks of this process, and what is saved of it."""
+
+    def __init__(self, place: str, *, replicate: int = 1, aside: bool = False, **model) -> None:
+        inside = dist.is_initialized()
+        self.ranks = Ranks(dist.get_rank(), dist.get_world_size()) if inside else Ranks()
+        self.policy = Policy(model_of(**model))
+        wrapped(self.policy, ParallelConfig(replicate=replicate), self.ranks)
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LR, fused=True)
+        self.store = CheckpointStore(Path(place), ranks=self.ranks, aside=aside)
+
+    def train(self, step: int) -> None:
+        """A step over the same tokens at any world: rank 0 has them, the others have a dummy."""
+        torch.manual_seed(step)
+        ids = torch.randint(24, (2, 9))
+        scale = float(self.ranks.is_main)
+        loss = self.policy([ids], lambda hidden, weight, bias: (hidden @ weight.T).square().mean())
+        (loss * scale).backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = LR
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def save(self, step: int) -> None:
+        self.store.save(self.policy, self.optimizer, {"step": step})
+
+    def load(self) -> dict | None:
+        return self.store.load(self.policy, self.optimizer)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and moments as whole tensors; copies."""
+        live = checkpoint_layouts.weights_of(self.policy)
+        live |= checkpoint_layouts.moments_of(self.policy, self.optimizer)
+        return {name: checkpoint_layouts.whole(value).clone() for name, value in live.items()}
+
+
+def saved(place: str, tied: bool, replicate: int = 1) -> dict:
+    """Two steps, a checkpoint, two more: the run that nothing disturbed."""
+    run = Run(place, tied=tied, replicate=replicate)
+    run.train(1)
+    run.train(2)
+    run.save(2)
+    at_save = run.state()
+    run.train(3)
+    return {"at save": at_save, "at end": run.state()}
+
+
+def resumed(place: str, tied: bool, replicate: int = 1) -> dict:
+    run = Run(place, tied=tied, replicate=replicate)
+    run.train(7)  # whatever was there is replaced
+    state = run.load()
+    at_load = run.state()
+    run.train(3)
+    return {"step": state["step"], "at load": at_load, "at end": run.state()}
+
+
+def on(world: int, function, *args):
+    """The result of rank 0 of ``world`` ranks; of one process without a group."""
+    return function(*args) if world == 1 else run_ranks(world, function, *args)[0]
+
+
+def same_bits(found: dict, wanted: dict) -> bool:
+    assert found.keys() == wanted.keys()
+    return all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("world", "tied", "replicate", "others"),
+    [(1, False, 1, (2, 4)), (2, True, 1, (1, 2, 4)), (4, False, 2, (1, 2, 4))],
+)
+def test_saved_at_any_world_goes_on_at_any_other(tmp_path, world, tied, replicate, others):
+    wanted = on(world, saved, str(tmp_path), tied, replicate)
+    assert len(wanted["at save"]) > 60
+    for other in others:
+        found = on(other, resumed, str(tmp_path), tied, replicate if other == world else 1)
+        assert found["step"] == 2
+        assert same_bits(found["at load"], wanted["at save"])
+        if other == world:
+            assert same_bits(found["at end"], wanted["at end"])
+        for name, value in wanted["at end"].items():
+            torch.testing.assert_close(found["at end"][name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> tuple[Path, dict]:
+    """A checkpoint of two ranks, and what it must hold."""
+    place = tmp_path_factory.mktemp("two")
+    return place, on(2, saved, str(place), False)["at save"]
+
+
+def damaged(of_two, tmp_path, damage) -> Run:
+    place = tmp_path / "run"
+    shutil.copytree(of_two[0], place)
+    damage(place / "checkpoint")
+    return Run(str(place))
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda it: (it / "weights/__1_0.distcp").unlink(), "weights/__1_0.distcp is missing"),
+        (lambda it: halved(it / "optimizer/__0_0.distcp"), "optimizer/__0_0.distcp has .* truncat"),
+        (lambda it: halved(it / "weights/.metadata"), r"weights/.metadata cannot be read"),
+        (lambda it: (it / "optimizer/.metadata").unlink(), r"optimizer/.metadata cannot be read"),
+        (lambda it: halved(it / "training_state.pt"), "training_state.pt cannot be read"),
+        (lambda it: (it / "training_state.pt").unlink(), "training_state.pt is missing"),
+    ],
+)
+def test_a_part_that_is_missing_or_damaged_is_named(of_two, tmp_path, damage, said):
+    with pytest.raises(DamagedFileError, match=said) as error:
+        damaged(of_two, tmp_path, damage).load()
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_tensor_are_named(of_two, tmp_path):
+    def garble(checkpoint):
+        file = checkpoint / "weights/__1_0.distcp"
+        file.write_bytes(bytes(file.stat().st_size))
+
+    with pytest.raises(DamagedFileError, match=r"weights cannot be read: rank 0: "):
+        damaged(of_two, tmp_path, garble).load()
+
+
+def test_no_code_of_a_metadata_file_is_run(of_two, tmp_path, payload, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for harm in (payload, os.system, os.path.join):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run = damaged(
+            of_two, tmp_path, lambda it, harm=harm: pickled(harm, it / "weights/.metadata")
+        )
+        with pytest.raises(DamagedFileError, match="which DCP's metadata does not"):
+            run.load()
+    assert not (tmp_path / "harm").exists()
+
+
+def pickled(value, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(of_two):
+    run = Run(str(of_two[0]), hidden=32)
+    before = run.state()
+    with pytest.raises(
+        UserError, match=r"another model: model.embed\S+ is \(24, 16\), wanted \(24, 32\)"
+    ):
+        run.load()
+    assert same_bits(run.state(), before)
+
+
+def test_a_run_whose_steps_were_all_skipped_has_no_moments(tmp_path):
+    def function(place):
+        run = Run(place)
+        run.save(1)
+        return [run.load()["step"], len(run.optimizer.state)]
+
+    assert on(2, function, str(tmp_path)) == [1, 0]
+
+
+def refusals(place: str) -> list[str]:
+    """What this rank is told when one rank alone cannot write, and when one cannot read."""
+    run = Run(place)
+    run.train(1)
+    run.save(1)
+    found = []
+
+    def refused(call) -> None:
+        try:
+            call()
+        except UserError as error:
+            found.append(str(error))
+
+    for rank in (1, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            if run.ranks.rank == rank:
+                patch.setattr(torch, "save", full_disk)
+            refused(lambda: run.save(2))
+    with pytest.MonkeyPatch.context() as patch:
+        if run.ranks.is_main:
+            patch.setattr(checkpoint, "replace_directory", full_disk)
+        refused(lambda: run.save(2))
+    with pytest.MonkeyPatch.context() as patch:
+        if run.ranks.rank == 1:
+            patch.setattr(checkpoint_layouts, "saved_tensors", full_disk)
+        refused(run.load)
+    with pytest.MonkeyPatch.context() as patch:
+        if run.ranks.rank == 1:
+            patch.setattr(sharded_files.FileSystemReader, "read_data", full_disk)
+        refused(run.load)
+    found.append(f"step {run.load()['step']}, {sorted(os.listdir(place))}")
+    return found
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
+    for found in run_ranks(2, refusals, str(tmp_path)):
+        *saves, load, read, after = found
+        assert len(saves) == 3
+        for line in saves:
+            assert line.startswith(f"checkpoint of step 2 cannot be written in {tmp_path}: ")
+            assert "No space left on device; an older one is unchanged" in line
+        assert "rank 1: No space" in saves[0] and "rank 0: No space" in saves[1]
+        assert "No space left" in load and "rank 1: No space left" in read
+        assert after == "step 1, ['checkpoint']"
+
+
+def aside(place: str) -> list[bool]:
+    run = Run(place, aside=True)
+    run.train(1)
+    found = []
+    for step in (2, 3):
+        at_save = run.state()
+        run.save(step)
+        run.train(step)
+        run.store.finish()
+        moved = run.state()
+        found += [run.load()["step"] == step, same_bits(run.state(), at_save)]
+        found += [not same_bits(moved, at_save)]
+        found += [run.ranks.world == 1 or not (run.store.newest / "config.json").exists()]
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_is_written_aside_is_the_state_at_the_call(tmp_path, world):
+    assert on(world, aside, str(tmp_path)) == [True] * 8
+
+
+def test_the_next_save_waits_for_the_last_one_and_says_that_it_failed(tmp_path, monkeypatch):
+    run = Run(str(tmp_path), aside=True)
+    order, save = [], checkpoint.replace_directory
+
+    def slow(*args):
+        time.sleep(0.1)
+        order.append("written")
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "replace_directory", slow)
+    run.save(1)
+    order.append("returned")
+    run.save(2)
+    run.store.finish()
+    assert order == ["returned", "written", "written"] and run.load()["step"] == 2
+    monkeypatch.setattr(checkpoint, "replace_directory", full_disk)
+    run.save(3)
+    with pytest.raises(UserError, match="checkpoint of step 3 cannot be written"):
+        run.save(4)
+    run.store.finish()
+    assert run.load()["step"] == 2

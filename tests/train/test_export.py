@@ -1,0 +1,148 @@
+"""``wavalign-fast export`` writes a directory that transformers loads, of any checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.ranks import run_ranks
+from tests.train.test_checkpoint_ranks import Run, saved
+from wavalign_fast.cli import main
+from wavalign_fast.errors import UserError
+from wavalign_fast.train.export import copy_companions, export_run, model_directory
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "chat_template.jinja")
+
+
+@pytest.fixture(scope="module", params=[(1, False), (2, False), (2, True)], ids=str)
+def run_of(request, tmp_path_factory) -> tuple[Path, dict]:
+    """A run saved by one or two ranks, with an untied or a tied head; and its weights."""
+    world, tied = request.param
+    place = tmp_path_factory.mktemp("run")
+    state = saved(str(place), tied) if world == 1 else run_ranks(2, saved, str(place), tied)[0]
+    (place / "config.yaml").touch()
+    return place, state["at save"]
+
+
+def loaded(directory: Path) -> dict:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype="auto").state_dict()
+
+
+def test_the_exported_directory_has_the_weights_bit_for_bit(run_of, tmp_path, capsys):
+    run, wanted = run_of
+    assert main(["export", str(run), str(tmp_path / "new" / "out")]) == 0
+    assert str(tmp_path / "new" / "out") in capsys.readouterr().out
+    found = loaded(tmp_path / "new" / "out")
+    weights = {name for name in wanted if name in found}
+    assert len(weights) >= 26 and found.keys() - weights <= {"lm_head.weight"}
+    assert all(torch.equal(found[name], wanted[name]) for name in weights)
+    names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    config = json.loads((tmp_path / "new" / "out" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForCausalLM"] and config["dtype"] == "float32"
+
+
+def test_another_dtype_is_written_and_said(run_of, tmp_path):
+    run, wanted = run_of
+    assert main(["export", str(run), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    for name, weight in loaded(tmp_path / "out").items():
+        assert weight.dtype == torch.bfloat16
+        assert name not in wanted or torch.equal(weight, wanted[name].bfloat16())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_by_default_it_goes_into_the_run_and_can_be_written_again(run_of, tmp_path):
+    run = shutil.copytree(run_of[0], tmp_path / "run")
+    for _ in range(2):
+        assert main(["export", str(run)]) == 0
+    assert loaded(run / "model")
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "config.yaml", "model"]
+    (run / "model" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"model/notes.txt would be overwritten"):
+        export_run(run)
+
+
+def test_an_older_checkpoint_is_exported_by_its_directory(run_of, tmp_path):
+    export_run(run_of[0] / "checkpoint", tmp_path / "out")
+    assert loaded(tmp_path / "out")
+
+
+def test_nothing_is_written_over(run_of, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    (tmp_path / "file").touch()
+    for target, seen in (("out", "out/thesis.txt"), ("file", "file")):
+        with pytest.raises(UserError, match=f"{seen} would be overwritten; wanted a new"):
+            export_run(run_of[0], tmp_path / target)
+
+
+def test_a_directory_that_cannot_be_written_is_named(run_of, tmp_path, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "out")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(UserError, match=r"out cannot be written: out: Permission denied"):
+        export_run(run_of[0], tmp_path / "out")
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"checkpoint/training_state.pt is missing"):
+        export_run(tmp_path)
+
+
+def test_the_files_of_the_tokenizer_come_along(run_of, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (*TOKENIZER, "model.safetensors", "modeling_own.py", "README.md"):
+        (source / name).write_text(name)
+    (source / "tokenizer_folder").mkdir()
+    run = shutil.copytree(run_of[0], tmp_path / "run")
+    inner = run / "checkpoint" / "weights"
+    copy_companions(str(source), inner if inner.is_dir() else run / "checkpoint")
+    export_run(run, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names - {"config.json", "generation_config.json", "model.safetensors"} == {*TOKENIZER}
+
+
+def test_a_checkpoint_has_the_tokenizer_of_the_model_that_it_began_with(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("the words")
+    run = Run(str(tmp_path / "run"))
+    run.store.run_directory.mkdir()
+    run.policy.model.name_or_path = str(source)
+    run.save(1)
+    assert (run.store.newest / "tokenizer.json").read_text() == "the words"
+    monkeypatch.chdir(source)
+    run.policy.model.name_or_path = ""
+    run.save(2)
+    assert not (run.store.newest / "tokenizer.json").exists()
+
+
+def test_a_model_is_where_it_is_or_the_command_that_makes_it_is_named(run_of, tmp_path):
+    run = shutil.copytree(run_of[0], tmp_path / "run")
+    sharded = (run / "checkpoint" / "weights").is_dir()
+    if sharded:
+        with pytest.raises(UserError, match=f"not exported; .*: wavalign-fast export {run}"):
+            model_directory(run)
+        export_run(run)
+    assert model_directory(run).name == ("model" if sharded else "checkpoint")
+    contents = json.loads((run / "checkpoint" / "contents.json").read_text())
+    (run / "checkpoint" / "contents.json").write_text(json.dumps({**contents, "step": 9}))
+    if sharded:  # trained on since
+        with pytest.raises(UserError, match="not exported"):
+            model_directory(run)
+
+
+def test_weights_of_another_model_are_refused(run_of, tmp_path):
+    run = shutil.copytree(run_of[0], tmp_path / "run")
+    if not (run / "checkpoint" / "weights").is_dir():
+        pytest.skip("from_pretrained compares them itself")
+    path = run / "checkpoint" / "weights" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 64}))
+    with pytest.raises(UserError, match=r"another model: \S+mlp\S+ is \(32, 16\), wanted \(64"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

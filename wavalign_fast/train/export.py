@@ -1,0 +1,193 @@
+"""Exports a checkpoint as a plain transformers directory, in one process without the ranks.
+
+Only the files of the checkpoint are needed: neither the recipe nor the model that the run began
+with, so that another machine can do it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.models import check_same_shapes, load_checkpoint, shapes_of
+from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
+from wavalign_fast.train.owned_files import (
+    CHECKPOINT,
+    EXPORTED,
+    STATE_FILE,
+    checkpoint_contents,
+    foreign_file,
+    write_contents,
+)
+from wavalign_fast.train.sharded_files import PartError, load_tensors, saved_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WEIGHTS = "weights"
+"""The folder of a sharded checkpoint with the weights and all that a model directory has beside."""
+
+COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "*processor_config.json",
+)
+"""Files beside the weights of a model that belong to it: those of tokenizer and processor."""
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether several ranks have written ``checkpoint``, so that it is no model directory."""
+    return (checkpoint / WEIGHTS).is_dir()
+
+
+def copy_companions(source: str | Path, target: Path) -> None:
+    """Copies the files of tokenizer and processor, if ``source`` is a directory that has some."""
+    if not source or not Path(source).is_dir():
+        return
+    for pattern in COMPANIONS:
+        for file in Path(source).glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+
+
+def save_configs(model: "PreTrainedModel", directory: Path) -> None:
+    """Writes the files of a model directory that say what the model is, without its weights."""
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+
+
+def model_directory(run: Path) -> Path:
+    """Returns the transformers directory of a run's newest model.
+
+    Raises:
+        UserError: several ranks have saved the newest checkpoint, and it is not exported.
+    """
+    checkpoint, exported = run / CHECKPOINT, run / EXPORTED
+    if not is_sharded(checkpoint):
+        return checkpoint
+    if checkpoint_contents(exported).get("step") != checkpoint_contents(checkpoint).get("step"):
+        raise UserError(
+            f"{checkpoint} was saved by several ranks and is not exported; wanted {exported}: "
+            f"wavalign-fast export {run}"
+        )
+    return exported
+
+
+def export_run(run: Path, target: Path | None = None, dtype: torch.dtype | None = None) -> Path:
+    """Exports the newest checkpoint of a run, or the checkpoint ``run``; returns where to.
+
+    Args:
+        target: a new directory; by default ``model/`` in the run, which may be there already.
+        dtype: dtype of the written weights; by default the one in which they are saved.
+
+    Raises:
+        UserError: there is no checkpoint, or something is in ``target``.
+    """
+    checkpoint = run if (run / STATE_FILE).is_file() else run / CHECKPOINT
+    if not (checkpoint / STATE_FILE).is_file():
+        raise UserError(f"no checkpoint in {run}: {checkpoint / STATE_FILE} is missing")
+    own = target is None
+    target = target or run / EXPORTED
+    foreign = foreign_file(target, EXPORTED) if own else next(iter(_inside(target)), None)
+    if foreign is not None:
+        raise UserError(f"{foreign} would be overwritten; wanted a new directory")
+    export_model(checkpoint, target, dtype, listed=own)
+    return target
+
+
+def _inside(path: Path) -> list[Path]:
+    """Returns what ``path`` holds, or itself if it is no directory."""
+    if not os.path.lexists(path):
+        return []
+    return list(path.iterdir()) if path.is_dir() else [path]
+
+
+def export_model(
+    checkpoint: Path, target: Path, dtype: torch.dtype | None, *, listed: bool
+) -> None:
+    """Writes the model of ``checkpoint`` to ``target``, whole or not at all.
+
+    Args:
+        target: replaced if it exists; the caller has checked that it may be.
+        listed: write the step and the names of the files beside them, as in a checkpoint.
+
+    Raises:
+        DamagedFileError: a file of the checkpoint is missing or cannot be read.
+        UserError: ``target`` cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    source = checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
+    if is_sharded(checkpoint):
+        model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
+        _check_names(checkpoint, model, weights)
+    else:
+        model = load_checkpoint(checkpoint, dtype=dtype)
+        weights = model.state_dict()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
+        copy_companions(source, temporary)
+        if listed:
+            write_contents(temporary, checkpoint_contents(checkpoint).get("step"))
+        sync_directory(temporary)
+        replace_directory(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _whole_weights(directory: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    weights = {
+        name: torch.empty_like(weight, device="cpu")
+        for name, weight in saved_tensors(directory).items()
+    }
+    try:
+        load_tensors(directory, weights, alone=True)
+    except PartError as error:
+        raise DamagedFileError(f"{directory} cannot be read: {error}") from error
+    for name, weight in weights.items():
+        if dtype is not None and weight.is_floating_point():
+            weights[name] = weight.to(dtype)
+    return weights
+
+
+def _empty_model(directory: Path, dtype: torch.dtype | None) -> "PreTrainedModel":
+    """Returns the model that the configuration describes, without values."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                directory, local_files_only=True
+            )
+    except Exception as error:  # transformers raises many types for a bad file
+        raise DamagedFileError(f"{directory} cannot be read: {one_line(error)}") from error
+    return model
+
+
+def _check_names(checkpoint: Path, model: "PreTrainedModel", weights: dict[str, Tensor]) -> None:
+    """Raises unless the weights are the model's; of tied ones only one is among them."""
+    wanted = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if name in weights or not model.config.tie_word_embeddings
+    }
+    check_same_shapes(checkpoint, shapes_of(weights), shapes_of(wanted))
