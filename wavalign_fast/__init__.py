@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         dpo_loss,
         fused_dpo_loss,
         group_advantages,
+        mismatch_totals,
+        truncated_importance,
     )
     from wavalign_fast.models import OutputHead, output_head
     from wavalign_fast.ops import HeadShard, LogProb, LossOptions, empty_cache, linear_logprob
@@ -47,7 +49,9 @@ __all__ = [
     "fused_dpo_loss",
     "group_advantages",
     "linear_logprob",
+    "mismatch_totals",
     "output_head",
+    "truncated_importance",
 ]
 _ELSEWHERE = {
     "HeadShard": "ops",

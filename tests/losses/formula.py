@@ -19,7 +19,14 @@ CONTINUED = math.exp(20.0)
 
 
 def random_batch(
-    rng: random.Random, prompts: int, group: int, anchors: int, *, reference: bool, old: bool
+    rng: random.Random,
+    prompts: int,
+    group: int,
+    anchors: int,
+    *,
+    reference: bool,
+    old: bool,
+    importance: bool = False,
 ) -> tuple[wf.HybridBatch, torch.Tensor, torch.Tensor]:
     """A batch, hidden states [T, H] and a head [V, H]; rows of 0 to 8 tokens with gaps between."""
     policy, anchor = [], []
@@ -41,6 +48,7 @@ def random_batch(
         rewards,
         -3 * torch.rand(t, generator=g) if reference else None,
         -3 * torch.rand(t, generator=g) if old else None,
+        2 * torch.rand(t, generator=g) if importance else None,
     )
     hidden = torch.randn(t, H, generator=g, dtype=torch.float64)
     return batch, hidden, torch.randn(V, H, generator=g, dtype=torch.float64)
@@ -114,6 +122,9 @@ class Formula:
             tokens = torch.nonzero(self.batch.policy_row == row).flatten().tolist()
             weights = self.weights("policy", tokens)
             terms = [-self.surrogate(r, advantage) for r in self.ratios(tokens, weights)]
+            if self.batch.importance is not None:
+                factors = self.batch.importance.double()[tokens]
+                terms = [x * factor for x, factor in zip(terms, factors, strict=True)]
             kls = [self.kl(t) for t in tokens]
             if not own:
                 terms = [s + k for s, k in zip(terms, kls, strict=True)]

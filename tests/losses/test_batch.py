@@ -14,7 +14,7 @@ def test_from_padded_places_every_token() -> None:
     labels[2, 2:4] = ids[2, 2:4]
     batch = wf.HybridBatch.from_padded(
         ids, torch.tensor([[1, 1, 0], [1, 0, 0]]), labels, torch.zeros(1, 2), torch.tensor([2]),
-        torch.arange(8.0).reshape(2, 4),
+        torch.arange(8.0).reshape(2, 4), importance=torch.arange(8.0).reshape(2, 4) + 1,
     )  # fmt: skip
     assert batch.policy_row.reshape(3, 5).tolist() == [
         [-1, 0, 0, -1, -1], [-1, 1, -1, -1, -1], [-1] * 5,
@@ -23,6 +23,7 @@ def test_from_padded_places_every_token() -> None:
     assert batch.targets.reshape(3, 5)[0, 1:3].tolist() == [3, 4]
     assert batch.targets.reshape(3, 5)[2, 1:3].tolist() == [8, 9]
     assert batch.ref_logp.reshape(3, 5)[1, :4].tolist() == [4.0, 5.0, 6.0, 7.0]
+    assert batch.importance.reshape(3, 5)[1].tolist() == [5.0, 6.0, 7.0, 8.0, 0.0]
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:
@@ -44,6 +45,8 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
         wf.HybridBatch(row, row, row - 2, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"ref_logp: got shape \(3,\), want \(4,\)"):
         wf.HybridBatch(row, row, row - 1, torch.zeros(1, 2), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"importance: got torch.int64, want a floating dtype"):
+        wf.HybridBatch(row, row, row - 1, torch.zeros(1, 2), importance=row)
 
 
 def test_a_demonstration_without_a_position_leaves_a_gap() -> None:

@@ -17,6 +17,7 @@ NAN = float("nan")
 @given(
     seed=st.integers(0, 10**6), prompts=st.integers(0, 3), group=st.integers(1, 4),
     anchors=st.integers(0, 3), reference=st.booleans(), old=st.booleans(),
+    importance=st.booleans(),
     policy_scope=st.sampled_from(["all", "text", "speech"]),
     anchor_scope=st.sampled_from(["all", "text", "speech"]),
     kl_scope=st.sampled_from(["policy", "completion"]),
@@ -25,12 +26,13 @@ NAN = float("nan")
     normalisation=st.sampled_from(["token", "sequence"]),
 )  # fmt: skip
 def test_objective_is_its_formula(
-    seed, prompts, group, anchors, reference, old, policy_scope, anchor_scope, kl_scope, clip,
-    speech_weight, level, normalisation,
+    seed, prompts, group, anchors, reference, old, importance, policy_scope, anchor_scope, kl_scope,
+    clip, speech_weight, level, normalisation,
 ):  # fmt: skip
     batch, hidden, weight = random_batch(
-        random.Random(seed), prompts, group, anchors, reference=reference, old=old
-    )
+        random.Random(seed), prompts, group, anchors, reference=reference, old=old,
+        importance=importance,
+    )  # fmt: skip
     config = {
         "policy_scope": policy_scope, "anchor_scope": anchor_scope, "kl_scope": kl_scope,
         "clip": clip, "text_weight": 2.0, "speech_weight": speech_weight,

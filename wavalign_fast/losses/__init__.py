@@ -6,6 +6,7 @@ from wavalign_fast.losses.dpo import DPOOutput, count_pairs, dpo_loss, fused_dpo
 from wavalign_fast.losses.gate import MixingGate
 from wavalign_fast.losses.hybrid import HybridObjective
 from wavalign_fast.losses.layout import SPEECH, TEXT, ModalityLayout
+from wavalign_fast.losses.mismatch import mismatch_totals, truncated_importance
 from wavalign_fast.losses.normalisers import Normalisers
 from wavalign_fast.losses.output import HybridOutput
 from wavalign_fast.losses.totals import MetricTotals
@@ -25,4 +26,6 @@ __all__ = [
     "dpo_loss",
     "fused_dpo_loss",
     "group_advantages",
+    "mismatch_totals",
+    "truncated_importance",
 ]

@@ -38,9 +38,11 @@ class HybridBatch:
         ref_logp: [T] floats, log-probs of the targets under the reference, for the KL.
         old_logp: [T] floats, log-probs of the targets under the policy that sampled them; ``None``
             if that is the policy itself.
+        importance: [T] floats >= 0, constant weights of the policy surrogate, not of the KL; such
+            as ``truncated_importance``, where another implementation of the policy sampled.
 
-    Both log-probs are constants without a gradient. They must be finite at the tokens of their term
-    and may have any value elsewhere. A token that was forced, not sampled, may have a log-prob of
+    All three are constants without a gradient. They must be finite at the tokens of their term and
+    may have any value elsewhere. A token that was forced, not sampled, may have a log-prob of
     -inf; it belongs to no ``policy_row``.
 
     Raises:
@@ -54,6 +56,7 @@ class HybridBatch:
     rewards: torch.Tensor
     ref_logp: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
+    importance: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         # The only way to set a field of a frozen dataclass.
@@ -70,13 +73,13 @@ class HybridBatch:
             table = getattr(self, name)
             check_int64(name, table)
             check_device(name, table, device, "targets are")
-        for name in ("ref_logp", "old_logp"):
+        for name in ("ref_logp", "old_logp", "importance"):
             table = getattr(self, name)
             if table is not None:
                 check_tensor(name, table)
                 check_floats(name, table)
                 object.__setattr__(self, name, table.detach())
-        for name in ("policy_row", "anchor_row", "ref_logp", "old_logp"):
+        for name in ("policy_row", "anchor_row", "ref_logp", "old_logp", "importance"):
             table = getattr(self, name)
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
@@ -116,6 +119,7 @@ class HybridBatch:
         ref_logp: torch.Tensor | None = None,
         old_logp: torch.Tensor | None = None,
         *,
+        importance: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> "HybridBatch":
         """Reads padded rows, B·G rollouts and then demonstrations, as the released code has them.
@@ -134,7 +138,7 @@ class HybridBatch:
             rewards: [B, G] floats, or a nested list of numbers.
             prompt_lengths: [B] whole numbers, the tokens of each prompt without padding.
             ref_logp: [B·G, L - 1] floats; column t is the log-prob of id t + 1.
-            old_logp: [B·G, L - 1] floats, likewise.
+            old_logp, importance: [B·G, L - 1] floats, likewise.
             attention_mask: [R, L] or [B·G, L], 1 on tokens and 0 on padding.
 
         Returns:
@@ -158,4 +162,5 @@ class HybridBatch:
             rewards=rows.rewards,
             ref_logp=rows.flat_logps("ref_logp", ref_logp),
             old_logp=rows.flat_logps("old_logp", old_logp),
+            importance=rows.flat_logps("importance", importance),
         )

@@ -24,6 +24,19 @@ def check_finite(name: str, logps: torch.Tensor, used: torch.Tensor) -> None:
         )
 
 
+def check_importance(importance: torch.Tensor, used: torch.Tensor) -> None:
+    """Refuses a weight that is negative or not finite where it is ``used``, as ``check_finite``."""
+    if not can_be_read(importance):
+        return
+    bad = torch.nonzero(used & ~((importance >= 0) & torch.isfinite(importance)))
+    if bad.numel() > 0:
+        at = int(bad[0, 0])
+        raise ValueError(
+            f"importance[{at}]: got {float(importance[at])}, want a finite weight >= 0 where the "
+            "policy term has a token"
+        )
+
+
 def check_head(weight: torch.Tensor | HeadShard, layout: ModalityLayout) -> None:
     """Refuses a head that is not [V, H], whole or in slices, with a row for each id of the layout.
 

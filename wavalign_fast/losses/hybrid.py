@@ -36,7 +36,8 @@ class HybridObjective(nn.Module):
     """``L = λ L_policy + (1 - λ) L_anchor (+ L_kl)`` (WavAlign, arXiv 2604.14932).
 
     L_policy is the mean over all rollouts of the weighted token mean of ``-s + β k``: ``s = ρA`` is
-    the surrogate, clipped if asked for, and k the k3 estimate of the KL to the reference. L_anchor
+    the surrogate, clipped if asked for, times ``batch.importance`` if given, and k the k3 estimate
+    of the KL to the reference. L_anchor
     is the mean over the demonstrations that have a label in scope of the weighted token mean of
     ``-log p``.
 
@@ -151,8 +152,9 @@ class HybridObjective(nn.Module):
 
         Raises:
             ValueError: an argument that does not fit; a table on the CPU while a graph is captured;
-                with tables on the CPU also an infinite reward, or a log-prob in ``batch.old_logp``
-                or ``batch.ref_logp`` that is not finite at a token of its term. On a GPU, where a
+                with tables on the CPU also an infinite reward, or a value in ``batch.old_logp``,
+                ``batch.ref_logp`` or ``batch.importance`` that is not finite at a token of its
+                term. On a GPU, where a
                 check would wait for the device, the loss is then not finite.
         """
         self._check_inputs(hidden, weight, batch, rl_weight, normalisers)

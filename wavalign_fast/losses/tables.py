@@ -6,7 +6,7 @@ import torch
 
 from wavalign_fast.losses.advantage import Std, group_advantages
 from wavalign_fast.losses.batch import HybridBatch
-from wavalign_fast.losses.checks import check_finite
+from wavalign_fast.losses.checks import check_finite, check_importance
 from wavalign_fast.losses.metrics import StepMetrics
 from wavalign_fast.losses.normalisers import Normalisation, Normalisers, normalised
 from wavalign_fast.losses.policy import ImportanceLevel
@@ -50,7 +50,7 @@ class StepTables:
     kl_is_own_term: bool
     """Whether the KL is outside λ, as a term of its own, or else a part of the policy term."""
     advantage: torch.Tensor
-    """A of each position's rollout."""
+    """A of each position's rollout, times the position's ``importance``."""
     old_logp: torch.Tensor | None
     """Log-probs under the policy that sampled; 0 at all but policy tokens, so that a NaN elsewhere
     does not reach the loss."""
@@ -100,6 +100,7 @@ class StepTables:
             in_kl = _in_mean(completion, batch.policy_row, count, by.kl, normalisation)
         of_rollouts = group_advantages(batch.rewards, std=advantage_std, options=options)
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
+        advantage = _weighted_by_importance(advantage, batch, weights)
         rollouts = None
         if importance_sampling_level == "sequence":
             rollouts = Rollouts(row=batch.policy_row, weights=weights.policy, count=count)
@@ -160,6 +161,17 @@ def _in_mean(
     """Weights [T] in the mean over ``count`` rows of token means, or over all tokens alike."""
     in_row = weights if normalisation == "token" else mean_weights(weights, row, count)
     return normalised(in_row, by)
+
+
+def _weighted_by_importance(
+    advantage: torch.Tensor, batch: HybridBatch, weights: TokenWeights
+) -> torch.Tensor:
+    """The weight is never negative, so ``min(ρA, clip(ρ)A)`` scales with it, clipped or not."""
+    if batch.importance is None:
+        return advantage
+    used = weights.policy > 0
+    check_importance(batch.importance, used)
+    return torch.where(used, advantage * batch.importance.to(torch.float64), 0.0)
 
 
 def _old_logp(batch: HybridBatch, weights: TokenWeights) -> torch.Tensor | None:

@@ -210,7 +210,7 @@ class Step(NamedTuple):
 
 
 def some_step() -> Step:
-    return Step(*random_batch(random.Random(3), 2, 3, 2, reference=True, old=True))
+    return Step(*random_batch(random.Random(3), 2, 3, 2, reference=True, old=True, importance=True))
 
 
 def at(place: Place, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,9 @@ import wavalign_fast as wf
 from tests.gpu.chunk_loop.pretended import OnGpu, Pretended, gpu_pretended
 from tests.losses.formula import LAYOUT, random_batch
 
-BATCH, HIDDEN, WEIGHT = random_batch(random.Random(3), 2, 3, 2, reference=True, old=True)
+BATCH, HIDDEN, WEIGHT = random_batch(
+    random.Random(3), 2, 3, 2, reference=True, old=True, importance=True
+)
 KL = {"policy_scope": "all", "text_kl": 0.1, "speech_kl": 0.1}
 BOUND = wf.LossOptions(live_rows=len(BATCH.targets))
 COUNTS = wf.Normalisers(*(torch.tensor(3.0) for _ in range(4)))
@@ -54,7 +56,7 @@ def test_a_step_on_the_device_is_captured(own):
     assert device.copies == [] and out.loss.inner.isfinite() and scores.logp.inner.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["rewards", "ref_logp", "old_logp"])
+@pytest.mark.parametrize("name", ["rewards", "ref_logp", "old_logp", "importance"])
 def test_a_table_on_the_cpu_is_refused(name):
     """The others are in one place, also with a bound on the rows, and before the gate moves."""
     with gpu_pretended() as device:

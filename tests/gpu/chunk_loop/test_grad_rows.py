@@ -13,7 +13,9 @@ from tests.losses.formula import LAYOUT, V, random_batch
 from wavalign_fast.ops.chunked import compaction
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS
 
-BATCH, HIDDEN, WEIGHT = random_batch(random.Random(11), 3, 3, 3, reference=True, old=True)
+BATCH, HIDDEN, WEIGHT = random_batch(
+    random.Random(11), 3, 3, 3, reference=True, old=True, importance=True
+)
 BATCH.rewards[1] = 4.0  # no rollout of this group has an advantage
 CONFIGS = {
     "equal rewards": {},
