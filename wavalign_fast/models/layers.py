@@ -1,29 +1,27 @@
 """The decoder layers of a causal language model: they are compiled, and sharded, one by one."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from wavalign_fast.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
-    """Returns the decoder layers of a model, first to last.
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the decoder layers of a model, or of a module around one, first to last.
 
     They are the modules that transformers itself never splits over devices (``_no_split_modules``).
 
     Raises:
         UserError: the model names no such layer.
     """
-    kinds = set(model._no_split_modules or ())
+    modules = list(model.modules())
+    kinds = {kind for module in modules for kind in getattr(module, "_no_split_modules", None) or ()}
     # All bases, because FSDP2 gives a module that it shards a class of its own.
     layers = [
         module
-        for module in model.base_model.modules()
+        for module in modules
         if not kinds.isdisjoint(base.__name__ for base in type(module).__mro__)
     ]
     if not layers:
@@ -34,7 +32,7 @@ def decoder_layers(model: "PreTrainedModel") -> list[nn.Module]:
     return layers
 
 
-def compile_layers(model: "PreTrainedModel") -> None:
+def compile_layers(model: nn.Module) -> None:
     """Compiles each decoder layer in place, for forward passes in training mode.
 
     All layers are of one class, so torch compiles one graph for them, for any batch and length. In
