@@ -17,7 +17,9 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         UserError: the model names no such layer.
     """
     modules = list(model.modules())
-    kinds = {kind for module in modules for kind in getattr(module, "_no_split_modules", None) or ()}
+    kinds = {
+        kind for module in modules for kind in getattr(module, "_no_split_modules", None) or ()
+    }
     # All bases, because FSDP2 gives a module that it shards a class of its own.
     layers = [
         module
