@@ -79,9 +79,9 @@ class CpuSlice:
         )
         self.results = None  # the gradient takes the memory of the probabilities
         head = self.head._replace(hidden=rows.states, targets=rows.ids)
-        self.found = cpu_gradients(
-            head, grads, results, self.needs._replace(hidden=True), wide=True
-        )
+        needs = self.needs._replace(hidden=True)
+        wide = head.hidden.dtype != torch.float32
+        self.found = cpu_gradients(head, grads, results, needs, wide=wide)
         return self.found[0]
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
