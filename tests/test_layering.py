@@ -35,6 +35,8 @@ MAY_IMPORT = {
     | {"checkout", "config", "gpu_monitor", "gpu_specifications", "machine", "outputs"}
     | {"redaction", "signals"},
     "train_command": PARTS | {"config", "recipes", "train", "report", "outputs"},
+    "plan": PARTS | {"config", "train"},
+    "plan_command": {"config", "errors", "plan", "train_command"},
     "report": {"config", "errors", "outputs", "redaction"},
     "doctor": KERNELS | {"machine"},
     "checkout": set(),
@@ -46,9 +48,18 @@ MAY_IMPORT = {
     "standard_streams": set(),
     "integrations": LOSSES,
     "__main__": {"cli"},
+    "bench_command": {"errors", "outputs"},
     "cli": PARTS
     | {"config", "recipes", "train", "report", "doctor"}
-    | {"environment_errors", "outputs", "signals", "standard_streams", "train_command"},
+    | {
+        "bench_command",
+        "environment_errors",
+        "outputs",
+        "plan_command",
+        "signals",
+        "standard_streams",
+        "train_command",
+    },
 }
 
 

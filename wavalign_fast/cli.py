@@ -5,7 +5,6 @@ once.
 """
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.bench_command import add_bench
 from wavalign_fast.environment_errors import explain_environment_error
 from wavalign_fast.errors import (
     OtherRankError,
@@ -23,6 +23,7 @@ from wavalign_fast.errors import (
     user_input,
 )
 from wavalign_fast.outputs import check_output, is_stdout
+from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
 from wavalign_fast.standard_streams import standard_streams
 
@@ -155,23 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--output", type=Path, help="directory; default: ./RECIPE-assets")
     build.set_defaults(command=_build_recipe)
 
-    bench = commands.add_parser("bench", help="time the losses against other libraries")
-    bench.add_argument("--quick", action="store_true", help="small shapes only, a few minutes")
-    bench.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: the CPU, and the GPU if there is one"
-    )
-    bench.add_argument(
-        "--output",
-        type=Path,
-        default=Path("wavalign-bench"),
-        help="directory for the results; default: %(default)s",
-    )
-    bench.set_defaults(command=_bench)
-
+    add_bench(commands)
     doctor = commands.add_parser(
         "doctor", help="show which backends work here, and versions, CPU and compiler"
     )
     doctor.set_defaults(command=_doctor)
+    add_plan(commands)
     _add_config(commands)
     parser.set_defaults(commands=list(commands.choices))
     for each in (parser, *commands.choices.values()):
@@ -361,31 +351,6 @@ def _build_recipe(args: argparse.Namespace) -> int:
     except RuntimeError as error:
         raise UserError(one_line(error)) from error
     return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    with user_input("bench"):
-        check_output(args.output / "results.json")
-    suite = _benchmarks("suite")
-    with user_input("bench"):
-        devices = suite.devices(args.device)
-        args.output.mkdir(parents=True, exist_ok=True)
-    return int(suite.bench(quick=args.quick, devices=devices, output=args.output))
-
-
-def _benchmarks(name: str) -> Any:
-    """Imports a benchmark module from the installed package or from the surrounding checkout."""
-    package = "wavalign_fast.benchmarks"
-    folder = Path(__file__).parents[1] / "benchmarks"
-    if importlib.util.find_spec(package) is None and (folder / "suite.py").exists():
-        spec = importlib.util.spec_from_file_location(
-            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
 
 
 def _doctor(args: argparse.Namespace) -> int:

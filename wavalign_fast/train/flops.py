@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from wavalign_fast.models.attention_shape import attention_windows, head_size
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -96,13 +98,11 @@ def model_size(model: "PreTrainedModel") -> ModelSize:
     ]
     outside = {id(weight) for weight in (*head, *lookups)}
     body = [weight for weight in model.parameters() if id(weight) not in outside]
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelSize(
         _weights(body, _expert_share(config)),
         _weights(head, 1.0),
-        4.0 * heads * head_size,
-        _windows(config),
+        4.0 * config.num_attention_heads * head_size(config),
+        attention_windows(config),
     )
 
 
@@ -181,12 +181,3 @@ def _expert_share(config: Any) -> float:
     """The share of a layer's experts that a token goes to; transformers stacks them, [E, …]."""
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     return config.num_experts_per_tok / experts if experts else 1.0
-
-
-def _windows(config: Any) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:  # all layers alike, as in Mistral
-        return (window,) * config.num_hidden_layers
-    windows = {"full_attention": None, "sliding_attention": window}
-    return tuple(windows[kind] for kind in kinds if kind in windows)

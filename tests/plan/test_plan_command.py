@@ -1,0 +1,92 @@
+"""``wavalign-fast plan``: what it prints, what it advises, and what it refuses."""
+
+import json
+
+import pytest
+
+from tests.plan.tiny import write_config
+from wavalign_fast.cli import main
+
+SMALL = dict(hidden_size=64, num_hidden_layers=1)
+LARGE = dict(
+    vocab_size=30_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=1,
+    num_attention_heads=8, num_key_value_heads=2,
+)  # fmt: skip
+RUN = ["--recipe", "spoken-sums", "rollout.max_new_tokens=512", "train.block_tokens=4096"]
+
+
+def plan(capsys, directory, *words) -> str:
+    assert main(["plan", *RUN, f"model.path={directory}", *words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    write_config(root / "small", **SMALL)
+    write_config(root / "large", **LARGE)
+    return root
+
+
+def test_a_run_that_fits(capsys, directories, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = plan(capsys, directories / "small")
+    assert "FITS in 80 GiB" in out
+    assert "What helps" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_numbers_as_json(capsys, directories):
+    found = json.loads(plan(capsys, directories / "small", "--json", "--ranks", "2"))
+    assert (found["ranks"], found["fits"], found["changes"]) == (2, True, [])
+    assert list(found["phases"]) == ["training", "update", "rollout"]
+    for phase in found["phases"].values():
+        assert phase["needed_bytes"] > 2 * 2**30 + sum(phase["tensors_bytes"].values())
+        assert phase["tensors_bytes"]["optimizer"] >= 2 * phase["tensors_bytes"]["weights"]
+    assert found["needed_bytes"] == max(p["needed_bytes"] for p in found["phases"].values())
+
+
+def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
+    words = ("--gpu-memory", "4", "--json")
+    found = json.loads(plan(capsys, directories / "large", *words))
+    assert not found["fits"]
+    change = next(change for change in found["changes"] if change["fits"])
+    after = json.loads(plan(capsys, directories / "large", *words, *change["words"]))
+    assert after["fits"]
+    assert after["needed_bytes"] == change["needed_bytes"] < found["needed_bytes"]
+
+
+def test_the_trace_is_left_out_where_what_lasts_is_too_much(capsys, directories):
+    out = plan(capsys, directories / "large", "--gpu-memory", "2.1", "--ranks", "64")
+    assert "DOES NOT FIT in 2.1 GiB: at least" in out
+    assert "training" not in out
+
+
+def test_the_recipe_s_own_model(capsys):
+    assert main(["plan", "--recipe", "spoken-sums"]) == 0
+    assert "spoken-sums: 0.93 M weights in float32, adamw, 1 rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--ranks", "0"], "'0' given, wanted a whole number >= 1"),
+        (["--gpu-memory", "lots"], "'lots' given, wanted GiB, e.g. 80"),
+        (["model.path=nowhere"], "no config.json in nowhere"),
+        (["train.block=3"], "unknown key train.block"),
+    ],
+)
+def test_mistakes_are_named(capsys, words, reason):
+    try:
+        status = main(["plan", *RUN, *words])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "t5"}', '{"model_type": "none such"}'])
+def test_a_config_that_cannot_be_used(capsys, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert main(["plan", *RUN, f"model.path={tmp_path}"]) == 2
+    assert str(tmp_path / "config.json") in capsys.readouterr().err

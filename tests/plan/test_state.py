@@ -1,0 +1,121 @@
+"""Bytes that last, by arithmetic, against those of real tensors on one rank and on two."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache, MistralConfig
+
+from tests.plan.tiny import tiny_config
+from tests.ranks import run_ranks
+from wavalign_fast.config.schema import OptimizerConfig
+from wavalign_fast.models.transformers_names import cache_argument
+from wavalign_fast.plan import state
+from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.plan.training_peak import planned_model, sharded
+from wavalign_fast.rollout.twin import Twin
+from wavalign_fast.train.optimizer import build_optimizer
+from wavalign_fast.train.policy import Policy
+
+
+def counted(tensors) -> int:
+    """Bytes of tensors, of a DTensor those of this rank."""
+    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def actual(tied: bool, dtype: torch.dtype, shards: int) -> list[int]:
+    """Bytes of weights, gradients and optimizer state of this rank after a step."""
+    run = PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype)
+    model = planned_model(tiny_config(tie_word_embeddings=tied), run)
+    policy = sharded(Policy(model), run)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    ids = torch.zeros((2, 5), dtype=torch.int64)
+    policy([ids], lambda hidden, weight, _: (hidden @ weight.T).sum()).backward()
+    gradients = counted(weight.grad for weight in model.parameters())
+    optimizer.step()
+    moments = [value for each in optimizer.state.values() for value in each.values()]
+    return [counted(model.parameters()), gradients, counted(moments)]
+
+
+def planned(tied: bool, dtype: torch.dtype, shards: int) -> list[int]:
+    run = PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype)
+    with torch.device("meta"):
+        model = planned_model(tiny_config(tie_word_embeddings=tied), run)
+    every = (state.weight_bytes, state.gradient_bytes, state.moment_bytes)
+    return [of(model, run) for of in every]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_rank_holds_what_is_planned(tied, dtype):
+    assert actual(tied, dtype, 1) == planned(tied, dtype, 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_rank_of_two_holds_what_is_planned(tied):
+    """501 rows do not divide by two: the first rank has one more."""
+    first, second = run_ranks(2, actual, tied, torch.float32, 2)
+    assert first == planned(tied, torch.float32, 2)
+    assert first[0] > second[0]
+
+
+def test_a_frozen_weight_has_no_gradient_and_no_moments():
+    run = PlannedRun()
+    model = planned_model(tiny_config(), run).requires_grad_(False)
+    assert state.gradient_bytes(model, run) == state.moment_bytes(model, run) == 0
+    model.model.norm.weight.requires_grad_(True)
+    assert state.gradient_bytes(model, run) == 32 * 4
+
+
+def test_a_reference_is_as_large_as_the_weights_of_a_rank():
+    run = PlannedRun(shard=4)
+    model = planned_model(tiny_config(), run)
+    assert state.reference_bytes(model, run) == 0
+    with_one = state.reference_bytes(model, replace(run, reference=True))
+    assert with_one == state.weight_bytes(model, run)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_keys_and_values_are_those_of_a_cache(window):
+    if window is None:
+        config = tiny_config()
+    else:
+        sizes = {name: getattr(tiny_config(), name) for name in ("vocab_size", "hidden_size")}
+        config = MistralConfig(
+            **sizes, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=80, sliding_window=window,
+        )  # fmt: skip
+    run = PlannedRun(sampled=3, sampled_length=7)
+    model = planned_model(config, run).eval()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.zeros((3, 7), dtype=torch.int64), **cache_argument(model, cache))
+    kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    wanted = counted(kept)
+    if window is not None:  # transformers keeps one key less: the next one comes before it is used
+        wanted = wanted * window // (window - 1)
+    assert state.cache_bytes(model.config, run) == wanted
+
+
+def test_a_copy_that_samples_is_whole():
+    run = PlannedRun(sampled=1, sampling_dtype=torch.bfloat16)
+    model = planned_model(tiny_config(), run)
+    twin = Twin(model, torch.bfloat16)
+    assert twin.is_copy
+    assert state.twin_bytes(model, run) == counted(twin.model.parameters())
+    sharded = replace(run, shard=2, sampling_dtype=torch.float32)
+    assert state.twin_bytes(model, sharded) == counted(model.parameters())
+
+
+def test_no_copy_samples_where_the_weights_are_whole():
+    run = PlannedRun(sampled=1, replicate=2)
+    model = planned_model(tiny_config(), run)
+    assert not Twin(model, torch.float32).is_copy
+    assert state.twin_bytes(model, run) == 0
+    assert state.twin_bytes(model, replace(run, shard=2, sampled=0)) == 0
+
+
+def test_a_decoding_step_holds_logits_and_probabilities():
+    run = PlannedRun(sampled=3, sampling_dtype=torch.bfloat16)
+    assert state.decode_bytes(501, run) == 3 * 501 * (2 + 4 + 4)

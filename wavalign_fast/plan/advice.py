@@ -1,0 +1,103 @@
+"""What to change in a run that does not fit, each change estimated as the run itself is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from wavalign_fast.config.layers import merge, parse_overrides, settle
+from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.plan.estimate import Estimate
+
+MOST_RANKS = 64
+"""More ranks than this are not suggested."""
+ENOUGH = 2
+"""After so many changes that fit, no more are tried."""
+
+
+class Plan(NamedTuple):
+    """A run's configuration and the number of its ranks."""
+
+    config: RunConfig
+    ranks: int
+
+
+class Change(NamedTuple):
+    """A change of a run, and what the run needs with it."""
+
+    words: tuple[str, ...]
+    """As the command takes them, for example ``model.activation_checkpointing=true``."""
+    estimate: Estimate
+
+
+Candidates = Iterator[tuple[tuple[str, ...], Plan]]
+"""Words and the run that they make, the mildest first."""
+
+
+def advice(plan: Plan, estimated: Callable[[Plan], Estimate], gpu_bytes: float) -> list[Change]:
+    """Returns changes after which a run fits, or at least needs less; of each kind the best.
+
+    Stops after ``ENOUGH`` that fit, because an estimate takes seconds. If no change alone is
+    enough, the last entry has several that are together.
+
+    Args:
+        plan: a run that does not fit.
+        estimated: estimates a run; it may leave out phases of a run that does not fit anyway.
+    """
+    needed = estimated(plan).needed
+    found: list[Change] = []
+    fitting = 0
+    for kind in KINDS:
+        best: Change | None = None
+        for words, changed in kind(plan):
+            best = Change(words, estimated(changed))
+            if best.estimate.needed <= gpu_bytes:
+                fitting += 1
+                break
+        if best is not None and best.estimate.needed < needed:
+            found.append(best)
+        if fitting == ENOUGH:
+            break
+    return found if fitting else [*found, *_together(plan, estimated, gpu_bytes)]
+
+
+def _together(
+    plan: Plan, estimated: Callable[[Plan], Estimate], gpu_bytes: float
+) -> Iterator[Change]:
+    """Makes one change after the other, as far as each kind goes, until the run fits."""
+    before: tuple[str, ...] = ()
+    for kind in KINDS:
+        furthest: tuple[tuple[str, ...], Plan] = (), plan
+        for furthest in kind(plan):
+            words, changed = furthest
+            change = Change(before + words, estimated(changed))
+            if change.estimate.needed <= gpu_bytes:
+                yield change
+                return
+        before, plan = before + furthest[0], furthest[1]
+
+
+def _checkpointing(plan: Plan) -> Candidates:
+    if not plan.config.model.activation_checkpointing:
+        yield _set(plan, "model.activation_checkpointing=true")
+
+
+def _smaller_blocks(plan: Plan) -> Candidates:
+    tokens = plan.config.train.block_tokens
+    while tokens > plan.config.rollout.max_new_tokens:
+        tokens //= 2
+        yield _set(plan, f"train.block_tokens={tokens}")
+
+
+def _more_ranks(plan: Plan) -> Candidates:
+    ranks = 2 * plan.ranks
+    while ranks <= MOST_RANKS:
+        yield (f"--ranks {ranks}",), plan._replace(ranks=ranks)
+        ranks *= 2
+
+
+KINDS: Sequence[Callable[[Plan], Candidates]] = (_checkpointing, _more_ranks, _smaller_blocks)
+
+
+def _set(plan: Plan, *settings: str) -> tuple[tuple[str, ...], Plan]:
+    given = settle(parse_overrides(settings), RunConfig)
+    config = RunConfig.model_validate(merge(plan.config.model_dump(), given))
+    return settings, plan._replace(config=config)

@@ -1,0 +1,89 @@
+"""Bytes on the busiest rank in each phase of a step, and whether a GPU has them."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from wavalign_fast.plan import state
+from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.plan.training_peak import planned_model, training_peak
+
+LIBRARIES = 2 * 2**30
+"""Bytes that no tensor holds: the CUDA context, workspaces of cuBLAS and buffers of NCCL. A round
+figure from practice; what a machine needs shows in ``nvidia-smi`` beside torch's own count."""
+FRAGMENTS = 0.05
+"""Share of the tensors' bytes that the allocator loses between its blocks; from practice too."""
+
+
+class Phase(NamedTuple):
+    """What a rank holds at the fullest moment of a phase."""
+
+    name: str
+    """``training`` (forward and backward pass), ``update`` (optimizer) or ``rollout``."""
+    parts: dict[str, int]
+    """Bytes by kind."""
+
+    @property
+    def tensors(self) -> int:
+        """Bytes of tensors."""
+        return sum(self.parts.values())
+
+    @property
+    def beside(self) -> int:
+        """Bytes that libraries and gaps between tensors take."""
+        return LIBRARIES + round(FRAGMENTS * self.tensors)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the GPU must have."""
+        return self.tensors + self.beside
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of a run on its busiest rank."""
+
+    run: PlannedRun
+    parameters: int
+    """Weights of the model, over all ranks."""
+    phases: tuple[Phase, ...]
+
+    @property
+    def fullest(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.needed)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the GPU must have."""
+        return self.fullest.needed
+
+
+def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> Estimate:
+    """Estimates the memory of a run from its model's config.
+
+    Args:
+        config: of a transformers causal LM.
+        at_most: bytes of the GPU. If what lasts needs more, the forward and backward pass, which
+            takes seconds to trace, is left out: the run does not fit anyway.
+    """
+    with torch.device("meta"):
+        model = planned_model(config, run)
+    weights = state.weight_bytes(model, run)
+    lasting = {"weights": weights, "optimizer": state.moment_bytes(model, run)}
+    if run.reference:
+        lasting["reference"] = state.reference_bytes(model, run)
+    if run.samples_a_copy:
+        lasting["whole copy for rollouts"] = state.twin_bytes(model, run)
+    phases = [Phase("update", {**lasting, "gradients": state.gradient_bytes(model, run)})]
+    if run.sampled:
+        rollout = {
+            "keys and values": state.cache_bytes(config, run),
+            "logits": state.decode_bytes(model.get_output_embeddings().weight.shape[0], run),
+        }
+        phases.append(Phase("rollout", lasting | rollout))
+    if at_most is None or max(phase.needed for phase in phases) <= at_most:
+        passing = training_peak(config, run) - weights
+        phases.insert(0, Phase("training", {**lasting, "activations and gradients": passing}))
+    return Estimate(run, sum(w.numel() for w in model.parameters()), tuple(phases))

@@ -1,0 +1,73 @@
+"""What of a run's configuration decides its memory."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.train.policy import mesh_shape
+
+
+def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> PlannedRun:
+    """Returns the sizes of a run for the busiest of ``ranks`` ranks.
+
+    Every completion is taken to be as long as ``rollout.max_new_tokens`` allows and to carry loss
+    on all of its tokens, and demonstrations to be no longer than that.
+
+    Args:
+        prompt_tokens: length of the longest prompt, which the configuration does not know.
+    """
+    rollout = config.rollout
+    length = prompt_tokens + rollout.max_new_tokens - 1  # the last id is a target only
+    completions = rollout.prompts * rollout.group_size if config.needs_rollouts else 0
+    demonstrations = config.anchor.rows if config.needs_anchor else 0
+    kinds = [math.ceil(count / ranks) for count in (completions, demonstrations)]
+    # A micro-batch has rows of one kind; the row that fills it closes it.
+    rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
+    replicate, shard = mesh_shape(config.parallel, ranks)
+    dtype = getattr(torch, config.model.dtype)
+    return PlannedRun(
+        replicate=replicate,
+        shard=shard,
+        reshard=config.parallel.reshard,
+        weights_dtype=dtype,
+        compute_dtype=dtype,
+        sampling_dtype=dtype,
+        checkpointing=config.model.activation_checkpointing,
+        reference=config.needs_reference,
+        rows=rows,
+        length=length,
+        live=rows * rollout.max_new_tokens,
+        micro_batches=sum(math.ceil(count / rows) for count in kinds),
+        sampled=math.ceil(rollout.prompts / ranks) * rollout.group_size if completions else 0,
+        sampled_length=prompt_tokens + rollout.max_new_tokens,
+    )
+
+
+def model_config(directory: Path) -> Any:
+    """Reads the transformers config of a model directory; no weight is read and no code run.
+
+    Raises:
+        UserError: the directory has no ``config.json``, or it is not that of a causal LM that
+            transformers itself knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"model.path: no config.json in {directory}, wanted a model's directory")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many types for a bad file
+        raise DamagedFileError(f"model.path: {path} cannot be read: {one_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(f"model.path: {path} is of {config.model_type!r}, wanted a causal LM")
+    return config

@@ -1,0 +1,71 @@
+"""What the memory of a run depends on, in numbers."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from wavalign_fast.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run on ``replicate`` × ``shard`` ranks, as far as memory is concerned.
+
+    Every size is that of the rank with the most work. Tokens are positions of the forward pass,
+    padding included.
+    """
+
+    replicate: int = 1
+    """Copies of the model."""
+    shard: int = 1
+    """Ranks that share a copy of weights, gradients and optimizer state."""
+    weights_dtype: torch.dtype = torch.float32
+    """Dtype of the weights that the optimizer updates."""
+    compute_dtype: torch.dtype = torch.float32
+    """Dtype of the forward and backward pass."""
+    sampling_dtype: torch.dtype = torch.float32
+    """Dtype of the weights, keys and values of rollouts."""
+    optimizer: str = "adamw"
+    """A name of ``state.MOMENTS``."""
+    checkpointing: bool = False
+    """Whether the backward pass recomputes the activations of each block."""
+    reference: bool = False
+    """Whether a frozen copy of the model is kept for the KL."""
+    rows: int = 1
+    """Rows of a micro-batch."""
+    length: int = 1
+    """Tokens of a row of a micro-batch."""
+    live: int = 1
+    """Tokens of a micro-batch that carry loss."""
+    micro_batches: int = 1
+    """Micro-batches of a step; the gradients of the earlier ones wait for the last."""
+    reshard: bool = True
+    """Whether the gathered weights of a block are freed after its forward pass."""
+    sampled: int = 0
+    """Completions that a rank decodes at once."""
+    sampled_length: int = 0
+    """Tokens of a prompt and its completion."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.live <= self.rows * self.length:
+            raise UserError(
+                f"live tokens: {self.live} given, wanted 1 to {self.rows * self.length}, the "
+                "tokens of a micro-batch"
+            )
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.replicate * self.shard
+
+    @property
+    def samples_a_copy(self) -> bool:
+        """Whether rollouts need a whole copy of the weights (``rollout.Twin``)."""
+        return self.sampled > 0 and (self.shard > 1 or self.weights_dtype != self.sampling_dtype)
+
+    def local_elements(self, shape: torch.Size) -> int:
+        """Elements of a weight that rank 0 holds: FSDP2 deals the first dimension, rounded up."""
+        if self.shard == 1 or not shape:
+            return math.prod(shape)
+        return math.ceil(shape[0] / self.shard) * math.prod(shape[1:])

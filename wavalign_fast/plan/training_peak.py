@@ -1,0 +1,133 @@
+"""Peak memory of a forward and backward pass, found by running it on fake tensors.
+
+The model has its true size and goes through FSDP2 on a process group that only pretends, so nothing
+is allocated and no weight is read. The fused loss is replaced by what it holds on a GPU, one buffer
+after the other: its kernels have no fake form that shows their scratch memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools import fake_collectives  # noqa: F401  collectives of fake tensors
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.models import (
+    cast_weights,
+    hidden_states,
+    recompute_activations,
+)
+from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, chunks_of
+from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
+from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.plan.live_bytes import LiveBytes
+from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def training_peak(config: Any, run: PlannedRun) -> int:
+    """Returns the most bytes that weights, gradients and activations of rank 0 hold at once.
+
+    Args:
+        config: of a transformers causal LM.
+    """
+    with _pretended_ranks(run.world):
+        mode = FakeTensorMode()
+        with mode:
+            made = _Policy(planned_model(config, run))
+        policy = sharded(made, run)  # its mesh is made of real tensors
+        with mode:
+            return peak_of(policy, run)
+
+
+def peak_of(policy: Policy, run: PlannedRun) -> int:
+    """Returns the most bytes that one forward and backward pass of ``planned_policy`` holds."""
+    ids = torch.zeros((run.rows, run.length), dtype=torch.int64)
+    live = torch.arange(run.live)
+    if run.micro_batches > 1:  # those before have left their gradients
+        for weight in policy.parameters():
+            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+    held = LiveBytes()
+    gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+    held.track([*policy.parameters(), *policy.buffers(), *gradients, ids, live])
+    with held:
+        policy([ids], lambda hidden, weight, _: FusedLoss.apply(hidden, weight, live)).backward()
+    return held.peak
+
+
+def sharded(policy: Policy, run: PlannedRun) -> Policy:
+    """Shards the policy as the trainer does, over the ranks of the process group."""
+    parallel = ParallelConfig(replicate=run.replicate, shard=run.shard, reshard=run.reshard)
+    return wrapped(policy, parallel, Ranks(world=run.world), compute_dtype=run.compute_dtype)
+
+
+def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
+    """Makes a run's model without its weights, on the device or in the mode of the caller."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config)
+    cast_weights(model, run.weights_dtype)
+    if run.checkpointing:
+        recompute_activations(model)
+    return model.train()
+
+
+class _Policy(Policy):
+    def forward(self, blocks: Sequence[Tensor], score: Any) -> Any:
+        """As the trainer's, without its checks of the head, which refuse fake tensors."""
+        head = self.model.get_output_embeddings()
+        return score(hidden_states(self.model, blocks), head.weight, head.bias)
+
+
+class FusedLoss(torch.autograd.Function):
+    """Allocates and frees what the fused loss does on a GPU, and computes nothing.
+
+    The loop over chunks of rows (``ops.chunked``): one buffer of logits, dH and dW with their sums
+    in fp32. The gradients are made in the forward pass and wait for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, live: Tensor) -> Tensor:
+        rows = hidden[live]
+        wide = statistics_dtype(hidden.dtype)
+        options = ChunkOptions("", DEFAULT_MEMORY_BUDGET, True, len(live))
+        chunks = chunks_of(len(live), weight.shape[0], wide.itemsize, options)
+        logits = hidden.new_empty((chunks.buffer_rows, chunks.pitch), dtype=wide)
+        of_hidden = torch.empty_like(rows)
+        sums = rows.new_empty((chunks.buffer_rows, rows.shape[1]), dtype=wide)
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            direct = len(chunks.rows) == 1 and weight.numel() >= DIRECT_FROM
+            of_weight = torch.empty_like(weight, dtype=weight.dtype if direct else wide)
+        del logits, sums
+        if of_weight is not None:
+            of_weight = of_weight.to(weight.dtype)
+        ctx.save_for_backward(of_hidden, of_weight, live)
+        ctx.shape = hidden.shape
+        return hidden.new_zeros((), dtype=wide)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weight, live = ctx.saved_tensors
+        spread = of_hidden.new_zeros(ctx.shape).index_copy(0, live, of_hidden)
+        return spread, of_weight, None
+
+
+@contextmanager
+def _pretended_ranks(world: int) -> Iterator[None]:
+    """A process group of ``world`` ranks whose collectives do nothing; this process is rank 0."""
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
