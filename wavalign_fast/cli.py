@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from wavalign_fast.errors import (
     OtherRankError,
     UserError,
     did_you_mean,
+    is_shared,
     one_line,
     shown,
     user_input,
@@ -28,6 +30,8 @@ from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptio
 from wavalign_fast.standard_streams import standard_streams
 
 BAD_INPUT = 2
+MAIN_RANK_REPORTS_S = 1.5
+OTHER_RANK_REPORTS_S = 3.0
 LARGEST_SEED = 2**63 - 1
 
 
@@ -59,6 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
         reason = one_line(error) if ours else explain_environment_error(error)
         if reason is None:
             raise
+        _let_other_ranks_report(error)
         return BAD_INPUT if isinstance(error, OtherRankError) else _fail(reason)
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
@@ -97,6 +102,17 @@ def _setting_hint(option: str) -> str:
     word = option.strip("-").replace("-", "_")
     keys = [key for key in known_keys(RunConfig) if key == word or key.endswith(f".{word}")]
     return f"; did you mean {keys[0]}=VALUE, without dashes?" if word and keys else ""
+
+
+def _let_other_ranks_report(error: Exception) -> None:
+    """Waits where another rank has the better message: torchrun ends all once one rank exits.
+
+    A mistake in the arguments is made on every rank, and the main one reports it.
+    """
+    if isinstance(error, OtherRankError):
+        time.sleep(OTHER_RANK_REPORTS_S)
+    elif os.environ.get("RANK", "0") != "0" and not is_shared(error):
+        time.sleep(MAIN_RANK_REPORTS_S)
 
 
 def _fail(message: str) -> int:

@@ -4,7 +4,9 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 MAX_MESSAGE = 500
 MAX_VALUE = 60
@@ -16,6 +18,17 @@ class UserError(ValueError):
 
 class OtherRankError(UserError):
     """Another rank of the run failed, and reports the error itself."""
+
+
+def shared(error: ErrorT) -> ErrorT:
+    """Marks an error that every rank of the run knows of, and returns it."""
+    error._on_every_rank = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether every rank knows of ``error``, so that none waits for the one that raises it."""
+    return getattr(error, "_on_every_rank", False)
 
 
 class DamagedFileError(UserError):

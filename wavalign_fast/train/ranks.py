@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wavalign_fast.errors import OtherRankError, UserError, one_line
+from wavalign_fast.errors import OtherRankError, UserError, one_line, shared
 from wavalign_fast.train.torchrun import several_ranks
 from wavalign_fast.train.waiting import naming_the_wait
 
@@ -117,8 +117,8 @@ class Ranks:
         rank, message = next((at, m) for at, m in enumerate(messages) if m is not None)
         if error is None or (rank < self.rank and message == messages[self.rank]):
             other = OtherRankError(f"rank {rank} of {self.world} failed: {message}")
-            raise _shared(other) from error
-        raise _shared(error)
+            raise shared(other) from error
+        raise shared(error)
 
     def on_main(self, call: Callable[[], T]) -> T:
         """Returns ``call()`` of rank 0 on every rank; an error there is raised on all."""
@@ -127,16 +127,6 @@ class Ranks:
             if self.is_main:
                 value = call()
         return self.gather(value)[0]
-
-
-def is_shared(error: BaseException) -> bool:
-    """Whether every rank is about to raise ``error`` or its like, and none waits for another."""
-    return getattr(error, "_on_every_rank", False)
-
-
-def _shared(error: Exception) -> Exception:
-    error._on_every_rank = True  # type: ignore[attr-defined]
-    return error
 
 
 @contextmanager

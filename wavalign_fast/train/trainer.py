@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import UserError, is_shared, one_line, shared
 from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
@@ -26,7 +26,7 @@ from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
-from wavalign_fast.train.ranks import Ranks, is_shared
+from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
@@ -203,7 +203,8 @@ class Trainer:
             self._load_position(before)
             where = f"step {step}{self._saved_after_failure(error)}"
             if isinstance(error, UserError):
-                raise type(error)(f"{where}: {error}") from error
+                named = type(error)(f"{where}: {error}")
+                raise (shared(named) if is_shared(error) else named) from error
             logger.error("failed in %s", where)
             raise
 

@@ -1,0 +1,146 @@
+"""How ranks agree, fail together, and start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import run_ranks
+from wavalign_fast.data.records import Completion, Example
+from wavalign_fast.errors import OtherRankError, UserError, is_shared
+from wavalign_fast.train.exchange import everywhere, own_prompts
+from wavalign_fast.train.ranks import Ranks, started_ranks
+from wavalign_fast.train.torchrun import VARIABLES
+
+
+def here() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def sums():
+    ranks = here()
+    values = torch.tensor([0.1, 1e16, -1e16]) * (ranks.rank + 1)
+    return [ranks.sum(values), ranks.largest([ranks.rank, -ranks.rank]), ranks.gather(ranks.rank)]
+
+
+def test_sums_have_the_same_bits_on_all_ranks():
+    first, *others = run_ranks(3, sums)
+    assert first[1:] == [[2.0, 0.0], [0, 1, 2]]
+    assert torch.equal(first[0][:1], torch.tensor([0.1]) + 0.2 + 0.3)
+    for other in others:
+        assert torch.equal(other[0], first[0]) and other[1:] == first[1:]
+
+
+def failures(failing: dict[int, str]):
+    """Returns what each rank saw when some of them raised: kind, message, whether all know."""
+    ranks = here()
+    try:
+        with ranks.failing_together():
+            if ranks.rank in failing:
+                raise UserError(failing[ranks.rank])
+    except UserError as error:
+        return [type(error).__name__, str(error), is_shared(error)]
+    return None
+
+
+@pytest.mark.parametrize(
+    ("failing", "own"), [({}, []), ({1: "bad"}, [1]), ({1: "bad", 2: "bad"}, [1]),
+                         ({0: "bad", 2: "worse"}, [0, 2])],
+)  # fmt: skip
+def test_what_one_rank_raises_all_raise(failing, own):
+    found = run_ranks(3, failures, failing)
+    if not failing:
+        assert found == [None] * 3
+        return
+    first = min(failing)
+    for rank, (kind, message, shared) in enumerate(found):
+        assert shared
+        if rank in own:
+            assert (kind, message) == ("UserError", failing[rank])
+        else:
+            assert kind == "OtherRankError"
+            assert message == f"rank {first} of 3 failed: {failing[first]}"
+
+
+def main_only():
+    ranks, calls = here(), []
+    value = ranks.on_main(lambda: calls.append(1) or {"loaded": torch.ones(2)})
+    try:
+        ranks.on_main(lambda: [].pop())
+    except Exception as error:
+        return [len(calls), value, type(error).__name__]
+    return None
+
+
+def test_a_call_on_the_main_rank_gives_its_value_and_its_error_to_all():
+    main, other = run_ranks(2, main_only)
+    assert [main[0], other[0]] == [1, 0]
+    assert torch.equal(main[1]["loaded"], other[1]["loaded"])
+    assert [main[2], other[2]] == ["IndexError", OtherRankError.__name__]
+
+
+def exchanged(count: int, group: int):
+    """All completions of a step as (prompt, ids, ended), and the rewards."""
+    ranks = here()
+    examples = [
+        Example(id=str(i), prompt="", prompt_ids=(i + 1,), reference="") for i in range(count)
+    ]
+    mine = [
+        Completion(example=examples[p], ids=tuple(range(p + g)), ended=bool(g % 2))
+        for p in own_prompts(count, ranks)
+        for g in range(group)
+    ]
+    rewards = torch.tensor([float(len(done.ids)) for done in mine])
+    rewards[rewards == 3] = torch.nan
+    found, table = everywhere(mine, rewards, examples, group, ranks)
+    return [[(done.example.id, done.ids, done.ended) for done in found], table]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_rank_has_every_completion_and_reward(count):
+    wanted = [(str(p), tuple(range(p + g)), bool(g % 2)) for p in range(count) for g in range(2)]
+    lengths = torch.tensor([float(len(ids)) for _, ids, _ in wanted]).view(count, 2)
+    for found, rewards in run_ranks(3, exchanged, count, 2):
+        assert found == wanted
+        assert torch.equal(rewards.nan_to_num(3.0), lengths)
+        assert torch.equal(rewards.isnan(), lengths == 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"RANK": "0"}, "RANK set without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        (dict.fromkeys(VARIABLES, "x"), "RANK: 'x' given, wanted a whole number"),
+    ],
+)
+def test_half_of_torchruns_variables_are_refused(monkeypatch, given, message):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message), started_ranks(1.0):
+        pass
+
+
+def test_alone_nothing_is_started():
+    with started_ranks(1.0) as ranks:
+        assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
+        assert not dist.is_initialized()
+        ranks.barrier()
+
+
+def test_a_mistake_is_reported_before_torchrun_ends_the_ranks(tmp_path):
+    """Real ranks: the first rank that exits makes torchrun end the others."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, "-m", "wavalign_fast", "train", "--recipe", "spoken-sums",
+         "--resume", "--output", str(tmp_path)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    lines = [line for line in run.stderr.splitlines() if "wavalign-fast: error" in line]
+    assert lines and run.returncode != 0, run.stderr
+    for line in lines:
+        assert line.endswith(f"nothing to resume in {tmp_path}/spoken-sums-wavalign")
