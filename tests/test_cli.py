@@ -75,7 +75,10 @@ SUMS = ("train", "--recipe", "spoken-sums")
         ([*SUMS, "train=5", "train.steps=4"], "train: 5 given, wanted a group of keys (steps, "),
         ([*SUMS, "TRAIN.STEPS=3"], "unknown key TRAIN; did you mean train?"),
         (["bench", "--device", "cdua"], "invalid choice: 'cdua', wanted one of cpu, cuda; did you"),
-        (["train", "--recipe", "spoken-sum"], "recipe: 'spoken-sum' given, wanted one of spoken-"),
+        (
+            ["train", "--recipe", "spoken-sum"],
+            "recipe: 'spoken-sum' given, wanted one of dialogue, spoken-",
+        ),
         (["train", "--recipe", "spoken-sum"], "; did you mean spoken-sums?"),
         (["build-recipe", "spoken-sum"], "; did you mean spoken-sums?"),
         (["config", "--recipe", "spoken-sum"], "; did you mean spoken-sums?"),
@@ -97,7 +100,7 @@ SUMS = ("train", "--recipe", "spoken-sums")
         ([*SUMS, "train.seed=" + "9" * 5000], "train.seed: '999"),
         (["build-recipe", "spoken-sums", "--output", "/sys/x"], "build-recipe: /sys/x/codebook."),
         (["bench", "--output", "/sys/x"], "bench: /sys/x/results.json: "),
-        (["train", "recipe=3e8"], "recipe: '3e8' given, wanted one of spoken-sums"),
+        (["train", "recipe=3e8"], "recipe: '3e8' given, wanted one of dialogue, spoken-sums"),
         (["train", "--seed", "9" * 5000, "--recipe", "y"], "999' given, wanted a whole number"),
         (
             ["say", "x", "--run", "y", "--seed", "x"],
@@ -190,7 +193,11 @@ def test_every_key_every_arm_and_every_recipe_is_listed(capsys):
             assert " ".join(field.description.replace("``", "`").split()) in flat
     for option in inspect.signature(Options).parameters:
         assert f"task.{option} = " in text
-    assert "train.steps = 150 (spoken-sums: 200)" in flat
+    # Both recipes have this one, with texts of their own.
+    assert flat.count("task.eos_as = speech") == 2
+    assert "task.eos_as = speech (dialogue)" in flat and "= speech (spoken-sums)" in flat
+    assert "task.data (dialogue)" in flat and "[[a whole number, …], …]" in flat
+    assert "train.steps = 150 (dialogue: 200, spoken-sums: 200)" in flat
     _, arms, _ = load_recipe("spoken-sums")
     for arm in arms:
         assert f"      {arm} " in text

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from wavalign_fast.errors import UserError, did_you_mean, one_line, shorten, shown
+from wavalign_fast.errors import UserError, did_you_mean, naming, one_line, shorten, shown
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,12 @@ def test_suggestions():
     assert did_you_mean("trian", ["train", "say"]) == "; did you mean train?"
     assert did_you_mean("xyz", ["train", "say"]) == ""
     assert did_you_mean("t" * 10**6, ["train"]) == ""
+
+
+def test_a_key_is_put_in_front_of_every_mistake_once():
+    for error in (UserError("3 given"), ValueError("3\ngiven"), UserError("a.b: 3 given")):
+        with pytest.raises(UserError) as caught, naming("a.b"):
+            raise error
+        assert str(caught.value) == "a.b: 3 given"
+    with pytest.raises(KeyError), naming("a.b"):
+        raise KeyError

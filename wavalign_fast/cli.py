@@ -318,11 +318,12 @@ def _say(args: argparse.Namespace) -> int:
     text_to = sys.stderr if is_stdout(args.out) else sys.stdout
     with user_input("say"):
         sample = task.answer(model.eval(), args.prompt, seed=args.seed).samples[0]
-        write_wav(args.out, sample.waveform, sample.sample_rate)
+        if sample.waveform is not None:
+            write_wav(args.out, sample.waveform, sample.sample_rate)
     print(sample.text, file=text_to)
     if sample.heard:
         print(f"heard: {sample.heard}", file=text_to)
-    print(f"speech: {args.out}", file=text_to)
+    print(f"speech: {'none' if sample.waveform is None else args.out}", file=text_to)
     return 0
 
 

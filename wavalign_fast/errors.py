@@ -49,6 +49,17 @@ def user_input(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {one_line(error)}") from error
 
 
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Like ``user_input``, but puts the configuration's key in front of a ``UserError`` too."""
+    try:
+        with user_input(key):
+            yield
+    except UserError as error:
+        named = str(error).startswith(f"{key}: ")
+        raise UserError(str(error) if named else f"{key}: {error}") from error
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of ``error`` on one short line, or its type if it has no message.
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,10 +236,12 @@ def task_maker(config: RunConfig) -> "Callable[[], Task]":
     """Returns a function that makes the recipe's task; its errors are the user's mistakes."""
     _, _, factory = recipes.load_recipe(config.recipe)
     check_task_options(factory, config.task)
+    from_run = getattr(factory, "from_run", {})
 
     def make() -> "Task":
+        others = {name: attrgetter(key)(config) for name, key in from_run.items()}
         with user_input("task"):
-            return factory(**config.task)
+            return factory(**config.task, **others)
 
     return make
 

@@ -294,6 +294,8 @@ def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return " or ".join(wanted(branch) for branch in get_args(annotation))
     if origin is tuple:
         return "[" + ", ".join(wanted(item) for item in get_args(annotation)) + "]"
+    if origin is list:
+        return f"[{wanted(get_args(annotation)[0])}, …]"
     if annotation is NoneType:
         return "null"
     if group_of(annotation) or origin is dict:

@@ -25,7 +25,8 @@ def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str
     defaults = {name: dict(leaves(parts[0])) for name, parts in recipes.items()}
     entries = dict(_entries(RunConfig, "", defaults))
     for name, (_, _, factory) in recipes.items():
-        entries |= _task_entries(name, factory)
+        for key, entry in _task_entries(name, factory).items():  # recipes may share a name
+            entries[key] = "\n".join(filter(None, [entries.get(key), entry]))
     if keys:
         return "\n".join(text for key in keys for text in _chosen(key, entries))
     head = [line for name, parts in recipes.items() for line in _recipe(name, parts[1])]

@@ -13,7 +13,7 @@ MAX_LINE = 16 << 20
 """Maximum length of a line in bytes: far above any record, far below the size of the memory."""
 
 
-def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ``("file:line", record)`` for each line; the values of ``keys`` are non-empty text.
 
     Skips blank lines and leaves further keys to the caller.
@@ -21,21 +21,46 @@ def read_jsonl(path: str | Path, *, keys: Sequence[str]) -> Iterator[tuple[str, 
     Raises:
         ValueError: a line cannot be used; the message has file, line, value seen and value wanted.
     """
+    for where, record in each_line(path, keys=keys):
+        if isinstance(record, ValueError):
+            raise record
+        yield where, record
+
+
+def each_line(
+    path: str | Path, *, keys: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """Yields what ``read_jsonl`` yields, and for a line that cannot be used the error.
+
+    Raises:
+        ValueError: there is no record in the file, not even one that cannot be used.
+    """
     path = Path(path)
     found = False
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
-        if len(line) > MAX_LINE:
-            raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record per line")
         try:
-            text = line.decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
-        if text:
+            text = _text(line, where)
+            record = _record(text, keys, where) if text else None
+        except ValueError as error:
             found = True
-            yield where, _record(text, keys, where)
+            yield where, error
+            continue
+        if record is not None:
+            found = True
+            yield where, record
     if not found:
-        raise ValueError(f"{path}: no records, wanted one JSON object with {_names(keys)} per line")
+        wanted = f" with {_names(keys)}" if keys else ""
+        raise ValueError(f"{path}: no records, wanted one JSON object{wanted} per line")
+
+
+def _text(line: bytes, where: str) -> str:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record per line")
+    try:
+        return line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -44,6 +69,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE + 1):
                 yield line
+                rest = line if len(line) > MAX_LINE else b"\n"
+                while rest and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_LINE)
     except OSError as error:
         if error.filename:
             raise
@@ -52,7 +80,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
 
-def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
+def _record(text: str, keys: Sequence[str], where: str) -> dict[str, Any]:
     try:
         record = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -69,12 +97,20 @@ def _record(text: str, keys: Sequence[str], where: str) -> dict[str, str]:
     for key in keys:
         if key not in record:
             raise ValueError(f"{where}: key {key!r} is missing; keys seen: {_names(record)}")
-        value = record[key]
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {key} is {shown(value)}, wanted text that is not empty")
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise ValueError(f"{where}: {key} is {shown(value)}: half of a surrogate pair")
+        try:
+            check_text(key, record[key])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     return record
+
+
+def check_text(name: str, value: Any) -> str:
+    """Returns ``value`` if it is text with something in it; ``name`` is its key in the message."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {shown(value)}, wanted text that is not empty")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{name} is {shown(value)}: half of a surrogate pair")
+    return value
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Records that data, rollout, rewards and trainer exchange."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +15,10 @@ class Example:
     prompt_ids: tuple[int, ...]
     reference: str
     """The right answer as text."""
+    answer_ids: tuple[int, ...] = ()
+    """Ids of a demonstrated answer, with the end-of-sequence id; empty if there is none."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The JSON object that the example was read from, for rewards that need more of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +40,21 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenSample:
-    """One evaluated answer for people: the written text, what the judge heard, and the sound."""
+    """One evaluated answer for people: the written text, what the judge heard, and the sound.
+
+    A task that cannot turn speech ids into sound gives no waveform.
+    """
 
     prompt: str
     reference: str
     text: str
-    heard: str | None
-    """``None`` if nobody judged it."""
-    waveform: "object"
-    """float32 numpy array [samples] in [-1, 1]."""
-    sample_rate: int
+    heard: str | None = None
+    """``None`` if nobody listened to it."""
+    waveform: object = None
+    """float32 numpy array [samples] in [-1, 1], or ``None``."""
+    sample_rate: int = 0
+    reward: float | None = None
+    """On the scale of the reward function; ``None`` without one, or if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

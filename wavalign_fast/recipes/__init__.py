@@ -1,7 +1,7 @@
 """Post-training tasks that ship with the package, by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +17,17 @@ PACKAGES = {
 
 
 class TaskFactory:
-    """Makes a recipe's task. Its signature is known before the task's imports are."""
+    """Makes a recipe's task. Its signature is known before the task's imports are.
+
+    The signature has the options of the task. ``from_run`` maps further arguments to the keys of
+    the run's configuration that they are taken from, such as ``model.path``.
+    """
 
     def __init__(self, package: str) -> None:
         self._package = package
-        options = import_module(f"{package}.options").Options
-        self.__signature__ = inspect.signature(options, eval_str=True)
+        options = import_module(f"{package}.options")
+        self.__signature__ = inspect.signature(options.Options, eval_str=True)
+        self.from_run: Mapping[str, str] = getattr(options, "FROM_RUN", {})
 
     def __call__(self, **options: Any) -> Any:
         """Makes the task with these options."""

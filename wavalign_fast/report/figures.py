@@ -20,6 +20,12 @@ class Figure:
 
 FIGURES = (
     Figure(
+        key="reward",
+        title="Reward",
+        meaning="mean reward of sampled answers, on the scale of the reward function",
+        better=1,
+    ),
+    Figure(
         key="text_accuracy",
         title="Text right",
         meaning="share of sampled answers whose text is the right answer",
@@ -72,14 +78,29 @@ FIGURES = (
         better=1,
     ),
     Figure(
-        key="speech_length",
+        key="length",
         title="Length",
+        meaning="mean number of tokens in an answer",
+    ),
+    Figure(
+        key="text_length",
+        title="Length, text",
+        meaning="mean number of text tokens in an answer",
+    ),
+    Figure(
+        key="speech_length",
+        title="Length, speech",
         meaning="mean number of speech codes in an answer",
     ),
     Figure(
         key="judge_failed",
         title="Not judged",
         meaning="answers on which the judge failed; the shares of speech leave them out",
+    ),
+    Figure(
+        key="reward_failed",
+        title="No reward",
+        meaning="answers without a reward; its mean leaves them out",
     ),
 )
 NOT_COLUMNS = {"items"}

@@ -1,5 +1,6 @@
 """A reward function of the user, e.g. ``my_file.py:score``."""
 
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ class RewardFunction:
 
     Args:
         name: ``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``.
-        timeout_s: seconds for the function to be imported, and for each call.
+        timeout_s: seconds that a call may take, with the start of the process if it has none.
         arguments: further arguments of the function, as JSON can hold them.
 
     Raises:
@@ -51,16 +52,7 @@ class RewardFunction:
         Raises:
             RewardError: the function cannot be imported, or cannot be called with these arguments.
         """
-        if self._worker is not None:
-            return
-        try:
-            worker = WorkerProcess(command(MODULE, "main()"), show_output=True)
-        except OSError as error:
-            raise RewardError(f"{self.name}: no process: {one_line(error)}") from error
-        self._worker = worker
-        weakref.finalize(self, worker.kill)
-        self._reply(worker, None, "to be ready")
-        self._reply(worker, {"load": self.name, "arguments": self.arguments}, "to be imported")
+        self._loaded(time.monotonic() + self.timeout_s)
 
     def __call__(self, answers: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """Returns one reward per answer, ``None`` for a missing one; see docs/own_model.md.
@@ -70,11 +62,25 @@ class RewardFunction:
         """
         if not answers:
             return []
-        self.load()
-        assert self._worker is not None
+        end = time.monotonic() + self.timeout_s
+        worker = self._loaded(end)
         message = {"answers": list(answers)}
-        rewards = self._reply(self._worker, message, f"for {len(answers)} answers")["rewards"]
-        return list(rewards)
+        return list(self._reply(worker, message, f"for {len(answers)} answers", end)["rewards"])
+
+    def _loaded(self, end: float) -> WorkerProcess:
+        """Returns the process, ready to be called; it has time until ``end`` to get there."""
+        if self._worker is not None:
+            return self._worker
+        try:
+            worker = WorkerProcess(command(MODULE, "main()"), show_output=True)
+        except OSError as error:
+            raise RewardError(f"{self.name}: no process: {one_line(error)}") from error
+        self._worker = worker
+        weakref.finalize(self, worker.kill)
+        self._reply(worker, None, "for its process to start", end)
+        message = {"load": self.name, "arguments": self.arguments}
+        self._reply(worker, message, "for its import", end)
+        return worker
 
     def close(self) -> None:
         """Ends the process. The next call starts another."""
@@ -82,12 +88,12 @@ class RewardFunction:
             self._worker.kill()
             self._worker = None
 
-    def _reply(self, worker: WorkerProcess, message: Any, purpose: str) -> Any:
+    def _reply(self, worker: WorkerProcess, message: Any, purpose: str, end: float) -> Any:
         """Sends a message if there is one, and returns the reply."""
         try:
             if message is not None:
-                worker.send(message, timeout_s=self.timeout_s)
-            reply = worker.receive(timeout_s=self.timeout_s)
+                worker.send(message, timeout_s=end - time.monotonic())
+            reply = worker.receive(timeout_s=end - time.monotonic())
         except TimeoutError as error:
             self.close()
             raise RewardError(

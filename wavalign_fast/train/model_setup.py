@@ -1,14 +1,12 @@
 """The model of a run: where its weights come from, and what is done to it before training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from wavalign_fast.config.model import ModelConfig
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import naming
 from wavalign_fast.models import (
     cast_weights,
     compile_layers,
@@ -35,9 +33,9 @@ def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
         model = task.load_model()
         cast_weights(model, dtype)
     else:
-        with _naming("model.path"):
+        with naming("model.path"):
             model = load_checkpoint(Path(config.path).expanduser(), dtype=dtype)
-    with _naming("model.attention"):
+    with naming("model.attention"):
         set_attention(model, config.attention)
     return model
 
@@ -52,12 +50,3 @@ def prepare_model(model: "PreTrainedModel", config: ModelConfig) -> "PreTrainedM
     if config.compile:
         compile_layers(model)
     return model
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Puts the key of the configuration in front of a ``UserError`` about its value."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error

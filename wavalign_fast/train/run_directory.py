@@ -134,6 +134,8 @@ def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
     for example in examples:
         count += 1
         record = repr((example.prompt_ids, example.prompt, example.reference))
+        if example.answer_ids or example.record:
+            record += repr((example.answer_ids, example.record))
         digest.update(record.encode("utf-8", "backslashreplace"))
     return {"examples": count, "sha256": digest.hexdigest()}
 
@@ -220,21 +222,23 @@ def write_evaluation(
 def _write_samples(
     path: Path, name: str, evaluation: Evaluation | None, *, wav_prefix: str = ""
 ) -> None:
-    """Writes the answers of an evaluation as WAV files, and the list of them as ``name``."""
+    """Writes the answers of an evaluation as ``name``, and those that have sound as WAV files."""
     records = []
     for index, sample in enumerate(evaluation.samples if evaluation else []):
-        wav = f"wav/{wav_prefix}{index:03d}.wav"
-        write_wav(path / wav, sample.waveform, sample.sample_rate)
+        wav = None if sample.waveform is None else f"wav/{wav_prefix}{index:03d}.wav"
+        if wav is not None:
+            write_wav(path / wav, sample.waveform, sample.sample_rate)
         records.append(_sample_record(sample, wav))
     write_json(path / name, records)
 
 
-def _sample_record(sample: SpokenSample, wav: str) -> dict[str, Any]:
+def _sample_record(sample: SpokenSample, wav: str | None) -> dict[str, Any]:
     return {
         "prompt": sample.prompt,
         "reference": sample.reference,
         "text": sample.text,
         "heard": sample.heard,
+        "reward": sample.reward,
         "wav": wav,
     }
 

@@ -34,7 +34,7 @@ class Task(Protocol):
     def demonstrations(
         self, examples: Sequence[Example], rng: random.Random
     ) -> list[Demonstration]:
-        """Returns one spoken demonstration per example, for the anchor."""
+        """Returns a demonstration for the anchor of each example that has one, in order."""
         ...
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:

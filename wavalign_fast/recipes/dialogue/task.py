@@ -1,0 +1,148 @@
+"""``Dialogue``: a task of the user's own model, data and reward function."""
+
+import functools
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
+from wavalign_fast.errors import UserError, naming
+from wavalign_fast.models import load_checkpoint
+from wavalign_fast.recipes.dialogue.evaluate import (
+    answer_metrics,
+    evaluate,
+    sample_answers,
+    shown_sample,
+)
+from wavalign_fast.recipes.dialogue.options import Options
+from wavalign_fast.recipes.dialogue.read import ExampleReader, read_examples
+from wavalign_fast.recipes.dialogue.rewards import Rewards
+from wavalign_fast.recipes.dialogue.tokens import load_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Dialogue:
+    """Answers to the user's own prompts; keywords are ``FROM_RUN`` and the fields of ``Options``.
+
+    ``train_examples`` and ``held_out`` are read at their first use, so that a run can be talked to
+    where its data is not.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str | None,
+        prompts: int,
+        group_size: int,
+        max_new_tokens: int,
+        needs_rollouts: bool,
+        needs_anchor: bool,
+        eval_items: int,
+        **options: Any,
+    ) -> None:
+        self.options = Options(**options)
+        if model_path is None:
+            raise UserError("model.path: nothing given, wanted the directory of a model")
+        self.directory = Path(model_path).expanduser()
+        self.rows = prompts * group_size
+        self.max_new_tokens = max_new_tokens
+        self.needs_anchor = needs_anchor
+        if needs_rollouts and self.options.reward is None:
+            raise UserError("task.reward: nothing given, wanted FILE.py:FUNCTION")
+        if eval_items and self.options.eval_data is None:
+            raise UserError(
+                "task.eval_data: nothing given, wanted a JSONL file, or train.eval_items=0 "
+                f"instead of {eval_items}"
+            )
+        self.tokens = load_tokens(self.directory, self.options)
+        self.layout = self.tokens.layout
+        self.pad_id = self.tokens.pad_id
+        self.eos_id = self.tokens.ends
+        self._reader = ExampleReader(self.tokens, self.options, max_new_tokens=max_new_tokens)
+        self._rewards = Rewards(self.options, self.tokens)
+
+    @functools.cached_property
+    def train_examples(self) -> tuple[Example, ...]:
+        """Reads the training data and tries the reward function on the first record."""
+        with naming("task.data"):
+            examples = read_examples(self.options.data, self._reader)
+        answered = sum(bool(example.answer_ids) for example in examples)
+        if self.needs_anchor and answered == 0:
+            raise UserError(
+                f"task.data: no record of {self.options.data} has an answer for the anchor; wanted "
+                "answers, or anchor.rows=0"
+            )
+        if self.needs_anchor and answered < len(examples):
+            logger.warning(
+                "%s: %d of %d records have no answer; the anchor leaves them out",
+                self.options.data, len(examples) - answered, len(examples),
+            )  # fmt: skip
+        self._rewards.try_out(examples[0])
+        return examples
+
+    @functools.cached_property
+    def held_out(self) -> tuple[Example, ...]:
+        """Reads the data of evaluations."""
+        assert self.options.eval_data is not None  # checked at the start
+        with naming("task.eval_data"):
+            return read_examples(self.options.eval_data, self._reader)
+
+    def load_model(self) -> "PreTrainedModel":
+        """Loads the model of ``model.path``, in fp32 and in eval mode."""
+        import torch
+
+        return load_checkpoint(self.directory, dtype=torch.float32).eval()
+
+    def demonstrations(
+        self, examples: Sequence[Example], rng: random.Random
+    ) -> list[Demonstration]:
+        """Returns the answers of those examples that have one."""
+        return [
+            Demonstration(prompt_ids=example.prompt_ids, answer_ids=example.answer_ids)
+            for example in examples
+            if example.answer_ids
+        ]
+
+    def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Returns the function's rewards, mapped from ``task.reward_range`` to 1 to 5."""
+        return [self._rewards.scaled(reward) for reward in self._rewards(completions)]
+
+    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
+        """Evaluates the held-out records; see ``dialogue.evaluate.evaluate``."""
+        return evaluate(
+            model,
+            self.held_out,
+            tokens=self.tokens,
+            rewards=self._rewards,
+            items=items,
+            seed=seed,
+            temperature=self.options.eval_temperature,
+            max_new_tokens=self.max_new_tokens,
+            rows=self.rows,
+        )
+
+    def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
+        """Samples one answer to a prompt, at the temperature of evaluations."""
+        example = self._reader.example({self._reader.names["prompt"]: prompt}, "say")
+        (done,) = sample_answers(
+            model,
+            [example],
+            self.tokens,
+            temperature=self.options.eval_temperature,
+            max_new_tokens=self.max_new_tokens,
+            rows=1,
+            seed=seed,
+        )
+        return Evaluation(
+            metrics=answer_metrics([done], self.tokens),
+            samples=[shown_sample(done, self.tokens, None)],
+        )
+
+
+TASK = Dialogue
