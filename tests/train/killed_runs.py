@@ -152,7 +152,7 @@ def result(name: str) -> tuple:
     """Returns weights, results and metrics of a run, without times."""
     place = Path("runs", name)
     lines = (place / "metrics.jsonl").read_text().splitlines()
-    timed = ("perf/", "time_s", "tokens_per_s")
+    timed = ("perf/", "memory/", "time_s", "tokens_per_s")
     return (
         weights(place / "checkpoint"),
         json.loads((place / "evaluation.json").read_text())["final"],

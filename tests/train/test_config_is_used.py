@@ -1,7 +1,8 @@
 """Every key of a run's configuration has an effect.
 
 The keys of ``optimizer`` are those of the update by hand in ``test_update.py``, those of ``model``
-are in ``test_model_setup.py``, and those of ``parallel`` in ``test_policy.py``.
+are in ``test_model_setup.py``, those of ``parallel`` in ``test_policy.py``, and those of
+``telemetry`` in ``test_telemetry.py``.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from wavalign_fast.cli import main
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
+from wavalign_fast.config.telemetry import TelemetryConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
 from wavalign_fast.train import arms, collect, objective, policy
 from wavalign_fast.train import trainer as training
@@ -103,7 +105,7 @@ RUN = {
     "train.max_nonfinite_steps": 19,
 }
 """Every other key, each with a different value."""
-ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig, ParallelConfig)
+ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig, ParallelConfig, TelemetryConfig)
 
 
 def leaves(group=RunConfig, prefix: str = ""):

@@ -91,6 +91,19 @@ def test_missing_rewards_are_shown_where_there_are_any():
     assert "reward" not in all_failed and "failed 8.0" in all_failed
 
 
+def test_skipped_steps_and_the_share_of_the_peak_are_shown_where_there_are_any():
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    with ProgressDisplay(console, title="arm", steps=9, done=0, log_every=2) as display:
+        for step, skipped in enumerate([0.0, 0.0, 0.0, 3.0], start=1):
+            display.update(
+                step, {"tokens_per_s": 100.0 * step, "perf/mfu": 0.412, "skipped_steps": skipped}
+            )
+    none, some = file.getvalue().splitlines()
+    assert "tokens/s 150  MFU 41.2%" in none and "skipped" not in none
+    assert "tokens/s 350" in some and "skipped 3" in some
+
+
 @pytest.mark.parametrize("width", [40, 200])
 def test_on_a_terminal_a_live_panel(width):
     file = io.StringIO()

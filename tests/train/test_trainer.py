@@ -51,8 +51,8 @@ def same_bits(first, second):
 
 
 def deterministic(records):
-    """Returns the metrics that are not times."""
-    timed = ("perf/", "time_s", "tokens_per_s")
+    """Returns the metrics that are not measurements of the machine."""
+    timed = ("perf/", "memory/", "time_s", "tokens_per_s")
     return [{k: v for k, v in record.items() if not k.startswith(timed)} for record in records]
 
 

@@ -30,6 +30,7 @@ from wavalign_fast.config.group import (
 )
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.config.telemetry import TelemetryConfig
 
 
 class RolloutConfig(Group):
@@ -191,6 +192,8 @@ class RunConfig(Group):
     """The optimizer and its schedule."""
     parallel: ParallelConfig = ParallelConfig()
     """How ranks share the model."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Where metrics go, and a profile."""
     train: TrainConfig = TrainConfig()
     """Length, seeds, logging and checkpoints."""
 
@@ -200,6 +203,16 @@ class RunConfig(Group):
             raise ValueError(
                 f"nothing to learn from: loss.mixing {self.loss.mixing} and anchor.rows "
                 f"{self.anchor.rows}; wanted a policy weight above 0 or demonstrations"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _profile_is_within_the_run(self) -> Self:
+        window = self.telemetry.profile_steps
+        if window is not None and window[1] > self.train.steps:
+            raise ValueError(
+                f"telemetry.profile_steps: {list(window)} given, wanted at most train.steps, "
+                f"{self.train.steps}"
             )
         return self
 

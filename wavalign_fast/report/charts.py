@@ -20,8 +20,9 @@ MAX_POINTS = 240
 
 MAX_MORE = 24
 ON_POLICY_NOTE = (
-    "Each rollout is used for one update, so every probability ratio is 1 and this loss is near 0 "
-    "by construction. It does not measure learning: the reward, the entropy and the results do."
+    "Each rollout is used for one update, so every probability ratio is 1 and this is a mean of "
+    "advantages, which cancel in each group: near 0 by construction. It does not measure learning; "
+    "the reward, the entropy and the results do."
 )
 
 Points = list[tuple[float, float]]

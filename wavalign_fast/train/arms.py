@@ -44,6 +44,7 @@ from wavalign_fast.train.run_directory import (
     write_evaluation,
 )
 from wavalign_fast.train.task_protocol import Task
+from wavalign_fast.train.trackers import check_tracker
 from wavalign_fast.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def run_all(
     """
     for spec in specs:
         _check_backend(spec.config.loss.backend)
+        check_tracker(spec.config.telemetry.tracker)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_that_nothing_is_clipped()
     bases: dict[tuple[Any, ...], Evaluation | None] = {}

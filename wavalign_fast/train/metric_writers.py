@@ -1,4 +1,4 @@
-"""Writes the metrics of each step to ``metrics.jsonl`` and, if installed, to TensorBoard."""
+"""Writes the metrics of each step to ``metrics.jsonl`` and to TensorBoard."""
 
 import functools
 import json
@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from wavalign_fast.errors import UserError, described, one_line
 from wavalign_fast.train.atomic_files import to_json, write_text
-from wavalign_fast.train.owned_files import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +51,33 @@ class JsonlWriter:
             self._file.close()
 
 
-class TensorBoardWriter:
-    """Writes TensorBoard event files; a resumed run hides the events after ``step``.
+class OptionalWriter:
+    """A writer beside ``metrics.jsonl``: its error is logged once, then it writes no more."""
 
-    The files repeat ``metrics.jsonl``, so an error is only logged, once.
-    """
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def _give_up(self) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the package may be of any version
+            self._give_up()
+            logger.warning(
+                "%s cannot be written (%s): metrics go to metrics.jsonl only",
+                self._what,
+                one_line(error),
+            )
+
+
+class TensorBoardWriter(OptionalWriter):
+    """Writes TensorBoard event files; a resumed run hides the events after ``step``."""
 
     def __init__(self, writer_class: Any, directory: Path, step: int) -> None:
-        self._directory = directory
+        super().__init__(str(directory))
         self._writer: Any = None
         with self._attempt():
             self._writer = writer_class(str(directory), purge_step=step + 1 if step else None)
@@ -76,22 +94,12 @@ class TensorBoardWriter:
             if self._writer:
                 self._writer.close()
 
-    @contextmanager
-    def _attempt(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # the package may be of any version
-            self._writer = None
-            logger.warning(
-                "%s cannot be written (%s): metrics go to metrics.jsonl only",
-                self._directory,
-                one_line(error),
-            )
+    def _give_up(self) -> None:
+        self._writer = None
 
 
-def open_writers(directory: Path, step: int) -> list[MetricWriter]:
-    """Opens the writers of a run directory, which continue after ``step``."""
-    writers: list[MetricWriter] = [JsonlWriter(directory / METRICS_FILE, step)]
+def open_tensorboard(directory: Path, step: int) -> TensorBoardWriter | None:
+    """Opens the event files of a run directory; ``None`` if TensorBoard is not usable here."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
@@ -101,8 +109,8 @@ def open_writers(directory: Path, step: int) -> list[MetricWriter]:
             f"tensorboard cannot be imported ({described(error)}): metrics go to metrics.jsonl only"
         )
     else:
-        writers.append(TensorBoardWriter(SummaryWriter, directory / "tensorboard", step))
-    return writers
+        return TensorBoardWriter(SummaryWriter, directory / "tensorboard", step)
+    return None
 
 
 @functools.cache

@@ -24,6 +24,7 @@ BASE_SAMPLES_FILE = "base_samples.json"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
+PROFILE = "profile"
 CHECKPOINT = "checkpoint"
 OLDER_CHECKPOINTS = "checkpoints"
 PARKED_CHECKPOINT = "checkpoint.old"
@@ -53,6 +54,8 @@ FILES = {
     REPORT_FILE,
 }
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
+TRACE = re.compile(r"steps-\d+-\d+\.json\.gz")
+WANDB = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+(\.wandb\.synced)?|latest-run|debug.*\.log")
 SOUND = re.compile(r"(base-)?\d{3,}\.wav")
 UNFINISHED = {UNFINISHED_CHECKPOINT, UNFINISHED_EXPORT, REPLACED, DROPPED}
 """Folders that are ours by their name alone."""
@@ -201,4 +204,6 @@ FOLDERS = {
     OLDER_CHECKPOINTS: _foreign_in_checkpoints,
     "tensorboard": lambda folder: _foreign_files(folder, EVENTS),
     "wav": lambda folder: _foreign_files(folder, SOUND),
+    PROFILE: lambda folder: _foreign_files(folder, TRACE),
+    "wandb": lambda folder: _foreign_files(folder, WANDB),
 }

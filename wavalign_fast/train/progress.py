@@ -22,6 +22,7 @@ SHOWN = {
     "loss": ("loss/total", "{:+.4f}"),
     "kl": ("kl", "{:.4f}"),
     "tokens/s": ("tokens_per_s", "{:.0f}"),
+    "MFU": ("perf/mfu", "{:.1%}"),
 }
 
 
@@ -81,9 +82,12 @@ class ProgressDisplay:
         means = {label: (self._mean(name), form) for label, (name, form) in SHOWN.items()}
         if means["failed"][0] == 0:
             del means["failed"]  # shown only if there are missing rewards
-        return {
+        figures = {
             label: form.format(mean) for label, (mean, form) in means.items() if mean is not None
         }
+        if skipped := self._recent[-1].get("skipped_steps"):  # a count since the start, no mean
+            figures["skipped"] = f"{skipped:.0f}"
+        return figures
 
     def _time_split(self) -> dict[str, str]:
         seconds = {phase: self._mean(f"perf/{phase}_s") for phase in PHASES}

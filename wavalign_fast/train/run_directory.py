@@ -13,6 +13,7 @@ from typing import Any
 
 from wavalign_fast.config.layers import differing_keys, dump_config, resolve_config
 from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.config.telemetry import TelemetryConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example, SpokenSample
 from wavalign_fast.errors import UserError, one_line, shown
@@ -49,6 +50,7 @@ CHANGEABLE_ON_RESUME = {
     "parallel.shard",
     "parallel.reshard",
     "parallel.timeout_s",
+    *(f"telemetry.{key}" for key in TelemetryConfig.model_fields),
 }
 
 

@@ -23,12 +23,14 @@ from wavalign_fast.ops import IGNORE_INDEX, linear_logprob
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.collect import Collector
 from wavalign_fast.train.deal import deal, rounds
+from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import GradientAccumulation, Policy
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
+from wavalign_fast.train.step_work import step_work
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.token_blocks import (
     Row,
@@ -45,6 +47,10 @@ class StepResult:
     """What a step computed besides the gradients; the same on all ranks."""
 
     metrics: dict[str, float]
+    tokens: int
+    """Ids of the prompts and answers."""
+    work: StepTokens
+    """The tokens by what was computed of them, over all ranks."""
     completions: Sequence[Completion]
     broken: NonFiniteRows = field(repr=False)
 
@@ -121,7 +127,15 @@ class TrainStep:
         ) | completion_metrics(completions)
         values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
         return StepResult(
-            dict(zip(metrics, values, strict=True)) | {"tokens": float(tokens)},
+            dict(zip(metrics, values, strict=True)),
+            tokens,
+            step_work(
+                rows,
+                completions,
+                loss_ids=self.loss_ids,
+                group_size=self.config.rollout.group_size,
+                scored=self.reference is not None,
+            ),
             completions,
             broken,
         )

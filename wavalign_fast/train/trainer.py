@@ -14,29 +14,25 @@ from torch import nn
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, is_shared, one_line, shared
-from wavalign_fast.gpu_monitor import GpuMonitor
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.metric_writers import MetricWriter, open_writers
 from wavalign_fast.train.model_setup import load_base_model, prepare_model
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
-from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
+from wavalign_fast.train.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-GPU_INTERVAL_S = 0.5
 
 
 class Trainer:
@@ -97,31 +93,22 @@ class Trainer:
 
     def _fit(self, console: Console) -> None:
         train = self.config.train
-        title = self.config.arm or self.config.recipe
-        writers = open_writers(self.directory, self.step) if self.ranks.is_main else []
-        display = ProgressDisplay(
-            console, title=title, steps=train.steps, done=self.step, log_every=train.log_every
+        telemetry = Telemetry(
+            self.config, self.directory, self.ranks, self.model, done=self.step, console=console
         )
-        try:
-            monitor = GpuMonitor(self.ranks.device, interval_s=GPU_INTERVAL_S)
-            with StopSignal() as stop, display, monitor as gpu:
-                if self.ranks.device.type == "cuda" and gpu.status is not None:
-                    logger.warning("no gpu/ metrics: %s", gpu.status)
-                while self.step < train.steps:
-                    with self.ranks.waiting_for(f"step {self.step + 1} of the other ranks"):
-                        self._one_step(writers, display, gpu)
-                    due = train.checkpoint_every and self.step % train.checkpoint_every == 0
+        with StopSignal() as stop, telemetry:
+            while self.step < train.steps:
+                with self.ranks.waiting_for(f"step {self.step + 1} of the other ranks"):
+                    self._one_step(telemetry)
+                due = train.checkpoint_every and self.step % train.checkpoint_every == 0
+                received = self._stop_signal(stop)
+                if due or received:
+                    self.save()
+                    # Asked again after the save: the signal may arrive while it writes.
                     received = self._stop_signal(stop)
-                    if due or received:
-                        self.save()
-                        # Asked again after the save: the signal may arrive while it writes.
-                        received = self._stop_signal(stop)
-                    if received:
-                        self.store.finish()
-                        raise Stopped(received, self.step, str(self.store.newest))
-        finally:
-            for writer in writers:
-                writer.close()
+                if received:
+                    self.store.finish()
+                    raise Stopped(received, self.step, str(self.store.newest))
 
     def save(self) -> None:
         """Saves a checkpoint with everything that the next step depends on."""
@@ -147,9 +134,8 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         self._load_position(state)
 
-    def _one_step(
-        self, writers: list[MetricWriter], display: ProgressDisplay, gpu: GpuMonitor
-    ) -> None:
+    def _one_step(self, telemetry: Telemetry) -> None:
+        telemetry.before_step(self.step + 1)
         start = time.perf_counter()
         clock = Stopwatch()
         result = self._gradients(clock)
@@ -159,16 +145,13 @@ class Trainer:
         elapsed = time.perf_counter() - start
         self.seconds += elapsed
         metrics = dict(result.metrics)
-        metrics["tokens_per_s"] = metrics.pop("tokens") / elapsed
         metrics |= {"grad_norm": grad_norm, "lr": rate, **clock.metrics(), "perf/step_s": elapsed}
-        metrics |= gpu.metrics()
+        metrics |= telemetry.measured(result.work, result.tokens, elapsed)
         try:
             self._record(finite, metrics, result)
         finally:
             metrics["skipped_steps"] = float(self.guard.skipped)
-            for writer in writers:
-                writer.write(self.step, self.seconds, metrics)
-        display.update(self.step, metrics)
+            telemetry.after_step(self.step, self.seconds, metrics)
 
     def _record(self, finite: bool, metrics: dict[str, float], result: StepResult) -> None:
         """Counts a step without an update, and names its rows; the last one in a row saves."""
