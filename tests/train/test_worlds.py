@@ -30,6 +30,8 @@ CASES = {
     "kinds apart": (*BOTH, "loss.text_kl=0.1"),
     "tied": BOTH,
     "copies": BOTH,
+    "sharded head": (*BOTH, "parallel.head=sharded", "loss.text_kl=0.1"),
+    "sharded head, kinds apart": (*BOTH, "parallel.head=sharded"),
 }  # fmt: skip
 
 
@@ -52,9 +54,13 @@ def kinds_apart(rows, *, world, block_tokens):
     return [first, *[[]] * (world - 2), last]
 
 
-AT_FOUR = ("dealt", "fewer rows than ranks", "kinds apart", "copies")
+AT_FOUR = ("dealt", "fewer rows than ranks", "kinds apart", "copies", "sharded head")
 """The cases for four ranks, and for float32: what the others add, two ranks and float64 show."""
-DEALS = {"all rows on one rank": all_on_one, "kinds apart": kinds_apart}
+DEALS = {
+    "all rows on one rank": all_on_one,
+    "kinds apart": kinds_apart,
+    "sharded head, kinds apart": kinds_apart,
+}
 
 
 def run(name, task, make_config, dtype):

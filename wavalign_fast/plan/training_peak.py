@@ -83,7 +83,7 @@ def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
 
 
 class _Policy(Policy):
-    def forward(self, blocks: Sequence[Tensor], score: Any) -> Any:
+    def forward(self, blocks: Sequence[Tensor], score: Any, height: int = 0) -> Any:
         """As the trainer's, without its checks of the head, which refuse fake tensors."""
         head = self.model.get_output_embeddings()
         return score(hidden_states(self.model, blocks), head.weight, head.bias)

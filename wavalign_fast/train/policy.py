@@ -20,8 +20,15 @@ from torch.distributed.fsdp import (
 )
 
 from wavalign_fast.config.parallel import ParallelConfig
-from wavalign_fast.errors import UserError
-from wavalign_fast.models import hidden_states, output_head
+from wavalign_fast.errors import UserError, naming
+from wavalign_fast.models import (
+    check_head_can_be_sharded,
+    hidden_states,
+    output_head,
+    sharded_head,
+)
+from wavalign_fast.ops import HeadShard
+from wavalign_fast.ops.sharded.head import sum_over_copies
 from wavalign_fast.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -29,25 +36,39 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Score = Callable[[Tensor, Tensor, Tensor | None], T]
-"""``score(hidden [T, H], weight [V, H], bias [V] or None)``; its result must be a pytree."""
+Score = Callable[[Tensor, Tensor | HeadShard, Tensor | None], T]
+"""``score(hidden [T, H], weight [V, H], bias [V] or None)``; its result must be a pytree. With a
+sharded head, weight and bias are this rank's slices."""
 
 
 class Policy(nn.Module):
     """A causal LM whose forward pass ends with a function of hidden states and output head.
 
     The function runs inside ``forward`` because FSDP2 has gathered the head there, and only there.
+
+    Attributes:
+        head_is_sharded: whether each rank keeps its slice of the head, which is then never gathered
+            in training. ``wrapped`` decides.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
+        self.head_is_sharded = False
 
-    def forward(self, blocks: Sequence[Tensor], score: "Score[T]") -> T:
-        """Returns ``score`` of the hidden states of right-padded blocks of ids [R_b, L_b]."""
+    def forward(self, blocks: Sequence[Tensor], score: "Score[T]", height: int = 0) -> T:
+        """Returns ``score`` of the hidden states of right-padded blocks of ids [R_b, L_b].
+
+        Args:
+            height: for a sharded head, the most rows that any rank multiplies with it in this call,
+                the same on all ranks.
+        """
         device = self.model.device
         placed = [ids.to(device, non_blocking=True) for ids in blocks]
-        return score(hidden_states(self.model, placed), *output_head(self.model))
+        hidden = hidden_states(self.model, placed)
+        if self.head_is_sharded:
+            return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))
+        return score(hidden, *output_head(self.model))
 
     def within(self, call: "Callable[[PreTrainedModel], T]") -> T:
         """Returns ``call(model)`` while FSDP2 gathers the weights that it uses.
@@ -99,6 +120,10 @@ def wrapped(
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     if weights_dtype == compute_dtype:
         precision = MixedPrecisionPolicy()
+    if config.head == "sharded" and ranks.world > 1:
+        with naming("parallel.head"):
+            check_head_can_be_sharded(policy.model)
+        policy.head_is_sharded = True
     for modules in _units(policy):
         _shard(modules, mesh, precision, config)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
@@ -130,12 +155,15 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
     """Returns the modules that are gathered together: each block, then the last norm and the head.
 
     In one unit with the norm the head's gradient is reduced first, behind the backward pass of the
-    blocks; in the root it would come last, alone.
+    blocks; in the root it would come last, alone. A sharded head is a unit of its own, whose
+    forward nothing calls in training, so that nothing gathers it.
     """
     model: Any = policy.model
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     units = [[block] for block in blocks]
+    if policy.head_is_sharded:
+        return [*units, [model.get_output_embeddings()]]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     norm = next(
         (m for name, m in model.named_modules() if name.split(".")[-1] in ("norm", "ln_f")), None
@@ -154,6 +182,7 @@ class GradientAccumulation:
     """
 
     def __init__(self, policy: Policy, config: ParallelConfig, ranks: Ranks) -> None:
+        self._policy = policy
         self._root = policy if isinstance(policy, FSDPModule) else None
         self._whole = mesh_shape(config, ranks.world)[1] == 1
         self._reshard = config.reshard
@@ -168,3 +197,10 @@ class GradientAccumulation:
             self._root.set_requires_all_reduce(last)
         self._root.set_is_last_backward(last)
         self._root.set_reshard_after_backward(self._reshard or last)
+
+    def after(self) -> None:
+        """Completes the gradients after the last backward pass of the step."""
+        if self._policy.head_is_sharded:
+            # FSDP2 reduces the gradients of what it has gathered, and it never gathers this head.
+            for parameter in self._policy.model.get_output_embeddings().parameters():
+                sum_over_copies(parameter)

@@ -19,7 +19,7 @@ from wavalign_fast.losses import (
 )
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.totals import MetricTotals
-from wavalign_fast.ops import IGNORE_INDEX, linear_logprob
+from wavalign_fast.ops import IGNORE_INDEX, HeadShard, linear_logprob
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.collect import Collector
 from wavalign_fast.train.deal import deal, rounds
@@ -189,32 +189,38 @@ class TrainStep:
     ) -> MetricTotals:
         """Runs forward and backward over this rank's micro-batches; returns sums of metrics."""
         dealt = deal(rows, world=self.ranks.world, block_tokens=self.config.train.block_tokens)
-        mine, (count, with_rollouts) = dealt[self.ranks.rank], rounds(dealt)
+        count, with_rollouts = rounds(dealt)
         self.policy.train()
         totals = []
         for turn in range(max(count, 1)):
-            block = lay_out(mine[turn] if turn < len(mine) else [], self.task.pad_id)
+            parts = [part[turn] if turn < len(part) else [] for part in dealt]
+            block = lay_out(parts[self.ranks.rank], self.task.pad_id)
             reference_logp = None
             if self.reference is not None:
                 with clock("reference"):
-                    reference_logp = self._reference_logp(block, run=turn < with_rollouts)
+                    reference_logp = self._reference_logp(
+                        block, height=_most_sampled(parts), run=turn < with_rollouts
+                    )
             with clock("forward_backward"):
                 self.accumulation.before(last=turn + 1 >= count)
-                out = self._forward(block, mixture, reference_logp, broken)
+                height = self._most_live(parts, mixture.rewards)
+                out = self._forward(block, height, mixture, reference_logp, broken)
                 out.loss.backward()
             totals.append(out.totals)
+        self.accumulation.after()
         return sum(totals[1:], totals[0])
 
     def _forward(
         self,
         block: TokenBlock,
+        height: int,
         mixture: _Mixture,
         reference_logp: Tensor | None,
         broken: NonFiniteRows,
     ) -> HybridOutput:
         batch = _batch(block.tables, mixture.rewards, reference_logp)
 
-        def score(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HybridOutput:
+        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> HybridOutput:
             broken.watch(hidden, block.tables)
             return self.objective(
                 self._at_sampling_temperature(hidden, block, bias),
@@ -225,13 +231,14 @@ class TrainStep:
                 normalisers=mixture.normalisers,
             )
 
-        return self.policy([block.ids], score)
+        return self.policy([block.ids], score, height)
 
     @torch.no_grad()
-    def _reference_logp(self, block: TokenBlock, *, run: bool) -> Tensor:
+    def _reference_logp(self, block: TokenBlock, *, height: int, run: bool) -> Tensor:
         """Returns the log-probs [T] of sampled tokens under the frozen base; 0 elsewhere.
 
         Args:
+            height: the most sampled tokens that any rank has in its micro-batch.
             run: whether some rank has completions in its micro-batch. The others run the model
                 along with it, because FSDP2 gathers the weights on all ranks.
         """
@@ -239,7 +246,7 @@ class TrainStep:
         if not run or self.reference is None:
             return torch.zeros(targets.shape)
 
-        def score(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> Tensor:
             return linear_logprob(
                 hidden,
                 weight,
@@ -250,7 +257,14 @@ class TrainStep:
                 options=self.objective.options,
             ).logp
 
-        return self.reference([block.ids], score)
+        return self.reference([block.ids], score, height)
+
+    def _most_live(self, parts: Sequence[Sequence[Row]], rewards: Tensor) -> int:
+        """The most positions with loss in the micro-batch of any rank, for a sharded head."""
+        if not self.policy.head_is_sharded:
+            return 0
+        batches = [_batch(count_tables(rows), rewards) for rows in parts]
+        return max(int(self.objective.token_weights(batch).live.sum()) for batch in batches)
 
     def _at_sampling_temperature(
         self, hidden: Tensor, block: TokenBlock, bias: Tensor | None
@@ -264,6 +278,11 @@ class TrainStep:
                 f"rollout.temperature: {temperature} given, wanted 1 for a head with a bias"
             )
         return hidden / temperature
+
+
+def _most_sampled(parts: Sequence[Sequence[Row]]) -> int:
+    """The most sampled tokens in the micro-batch of any rank."""
+    return max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
 
 
 def _batch(tables: RowTables, rewards: Tensor, reference_logp: Tensor | None = None) -> HybridBatch:
