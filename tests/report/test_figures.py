@@ -197,3 +197,17 @@ def test_the_time_split_adds_up(run_dir):
         "340 ms per step: rollout 170, reward 12, reference log-probs 20, forward + backward 110"
         in time_bars(load_runs(run_dir))
     )
+
+
+def test_a_phase_that_takes_next_to_nothing_is_no_part_of_the_bar(run_dir):
+    def split(seconds: float) -> dict[str, float]:
+        lines = [
+            {"step": n, "perf/rollout_s": 1.0, "perf/exchange_s": seconds, "perf/step_s": 2.0}
+            for n in (1, 2)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run_dir / "wavalign" / "metrics.jsonl").write_text(text)
+        return load_runs(run_dir)[0].phase_seconds()
+
+    assert split(0.5) == {"rollout": 1.0, "exchange": 0.5, "other": 0.5}
+    assert split(0.001) == {"rollout": 1.0, "other": 1.0}

@@ -99,12 +99,12 @@ def test_the_headline_follows_the_figures(run_dir):
     edit(evaluation, final={**final, "speech_matches_text": 0.81})
     assert headline() == (
         "wavalign raises right answers from 36% to 60%; no clear change in how often its speech "
-        "follows its text (80% before, 81% after; 95% interval of the change −4 to +6 points)"
+        "follows its text (80% before, 81% after; 95% interval −4 to +6 points)"
     )
     edit(evaluation, final={**final, "text_accuracy": 0.37, "text_accuracy_greedy": 0.41})
     assert headline().startswith(
-        "wavalign makes no clear change in right answers (36% before, 37% after; 95% interval of "
-        "the change −6 to +8 points), and its speech follows its text less often (80% before"
+        "wavalign makes no clear change in right answers (36% before, 37% after; 95% interval "
+        "−6 to +8 points), and its speech follows its text less often (80% before"
     )
     edit(evaluation, final={**final, "speech_says_sum": 0.01})
     assert headline().startswith("sft-imperfect raises right answers from 36% to 44%")

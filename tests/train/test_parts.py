@@ -59,7 +59,13 @@ def test_wav_is_16_bit_pcm_and_clipped(tmp_path):
         assert np.frombuffer(file.readframes(4), "<i2").tolist() == [0, 16384, -32767, 0]
 
 
-METRICS = {"reward/mean": 2.0, "loss/anchor": 1.0, "perf/rollout_s": 3.0, "perf/reward_s": 1.0}
+METRICS = {
+    "reward/mean": 2.0,
+    "loss/anchor": 1.0,
+    "perf/rollout_s": 3.0,
+    "perf/reward_s": 1.0,
+    "perf/exchange_s": 0.001,
+}
 
 
 def show(console, steps):
@@ -74,6 +80,7 @@ def test_without_a_terminal_one_plain_line_an_interval():
     lines = file.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["2/5", "4/5", "5/5"]
     assert "reward 3.50" in lines[1] and "rollout 75%" in lines[1] and "reward 25%" in lines[1]
+    assert "exchange" not in lines[1]  # alone, a rank exchanges nothing
     assert "\x1b" not in file.getvalue() and "policy" not in lines[0]
 
 

@@ -147,6 +147,7 @@ PHASE_NAMES = {
     "reward": "reward",
     "reference": "reference log-probs",
     "forward_backward": "forward + backward",
+    "exchange": "exchange between ranks",
     "optimizer": "optimizer",
     "other": "other",
 }

@@ -8,7 +8,9 @@ from wavalign_fast.report.provenance import Start
 from wavalign_fast.report.run_files import RunFiles, is_file
 from wavalign_fast.report.statistics import mean_value
 
-PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
+PHASES = ("rollout", "reward", "reference", "forward_backward", "exchange", "optimizer")
+SMALLEST_SHARE = 0.005
+"""Share of a step below which a phase is counted as ``other``."""
 RESULTS = ("metrics.jsonl", "evaluation.json")
 
 
@@ -44,7 +46,9 @@ class Run:
             if self.curves.get(f"perf/{phase}_s")
         }
         if means and self.curves.get("perf/step_s"):
-            means["other"] = max(0.0, mean_value(self.curves["perf/step_s"]) - sum(means.values()))
+            step = mean_value(self.curves["perf/step_s"])
+            means = {phase: s for phase, s in means.items() if s >= SMALLEST_SHARE * step}
+            means["other"] = max(0.0, step - sum(means.values()))
         return means
 
 

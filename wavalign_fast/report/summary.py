@@ -46,7 +46,7 @@ def _before_after(run: Run, key: str) -> str:
     shares = f"{percent(run.base[key])} before, {percent(run.final[key])} after"
     if _direction(run, key) != 0:
         return shares
-    return f"{shares}; 95% interval of the change {points(*_interval(run, key))}"
+    return f"{shares}; 95% interval {points(*_interval(run, key))}"
 
 
 def lead(runs: Sequence[Run]) -> str:

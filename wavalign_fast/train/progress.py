@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-PHASES = ("rollout", "reward", "reference", "forward_backward", "optimizer")
+PHASES = ("rollout", "reward", "reference", "forward_backward", "exchange", "optimizer")
+SMALLEST_SHARE = 0.005
+"""Share of the time below which a phase is not shown: it would read 0 %."""
 SHOWN = {
     "reward": ("reward/mean", "{:.2f}"),
     "failed": ("reward/failed", "{:.1f}"),
@@ -91,9 +93,12 @@ class ProgressDisplay:
 
     def _time_split(self) -> dict[str, str]:
         seconds = {phase: self._mean(f"perf/{phase}_s") for phase in PHASES}
-        present = {phase: value for phase, value in seconds.items() if value}
-        total = sum(present.values()) or 1.0
-        return {phase.replace("_", "/"): f"{value / total:.0%}" for phase, value in present.items()}
+        total = sum(value for value in seconds.values() if value) or 1.0
+        return {
+            phase.replace("_", "/"): f"{value / total:.0%}"
+            for phase, value in seconds.items()
+            if value and value >= SMALLEST_SHARE * total
+        }
 
     def _line(self, step: int) -> str:
         parts = [f"{self.title} step {step}/{self.steps}"]
