@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wavalign_fast.losses import SPEECH
-from wavalign_fast.models import frozen_copy
+from wavalign_fast.models import frozen_copy, set_attention
 from wavalign_fast.train import collect
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy
@@ -34,6 +34,7 @@ class Recorded:
     def __init__(self, config, task, monkeypatch, *, reference=None, rewards=reward_of) -> None:
         self.config, self.task, self.reference, self.reward = config, task, reference, rewards
         self.model = sharp(task.load_model(), 1)
+        set_attention(self.model, config.model.attention)
         self.sampled, self.shown, self.asked = [], [], []
         sample, demonstrate = collect.sample_completions, task.demonstrations
 
@@ -120,10 +121,11 @@ KL = ("loss.text_kl=0.3", "loss.speech_kl=0.2")
         (UNEQUAL, reward_of),
         (("rollout.temperature=0.6",), reward_of),
         ((*KL, *UNEQUAL, "rollout.temperature=1.7"), reward_of),
+        ((*UNEQUAL, "model.attention=varlen", "train.block_tokens=12"), reward_of),
         # Without an advantage the KL alone moves the completions.
         (KL, lambda prompt, ids: 1.0),
     ],
-    ids=["weights", "temperature", "kl", "kl-alone"],
+    ids=["weights", "temperature", "kl", "packed", "kl-alone"],
 )
 def test_a_step_is_the_formula(toy_task, make_config, monkeypatch, overrides, reward):
     task = toy_task()

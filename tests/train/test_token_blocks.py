@@ -101,7 +101,7 @@ def test_a_row_ends_with_the_last_id_that_carries_loss():
     rows = step_rows(completions, [], loss_ids=loss_ids(policy={7, 12, 14}))
     (block,) = blocks_of(rows, 10_000)
     # Completions 0, 2 and 3 hold an id with loss. The ids after it and all of 1 are left out.
-    assert block.ids.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 14, 0], [2, 3, 7, 0, 0, 0]]
+    assert block.ids.tolist() == [[2, 3, 4, 5, 10, 11], [2, 3, 4, 5, 0, 0], [2, 3, 0, 0, 0, 0]]
     in_a_row = block.tables.policy_row >= 0
     assert block.tables.targets[in_a_row].tolist() == [10, 11, 12, 14, 7]
 
@@ -140,3 +140,18 @@ def test_an_empty_prompt_is_refused():
     empty = [Demonstration(prompt_ids=(), answer_ids=(1,))]
     with pytest.raises(UserError, match="demonstration 0: empty prompt"):
         step_rows([], empty, loss_ids=loss_ids(9))
+
+
+def test_packed_rows_have_the_entries_of_padded_ones_and_no_padding():
+    rows = step_rows(*records(), loss_ids=loss_ids())
+    padded = [entry for block in blocks_of(rows, 12) for entry in entries(block.tables)]
+    dealt = deal(rows, world=1, block_tokens=12, packed=True)
+    blocks = [lay_out(part, pad_id=0, packed=True) for part in dealt[0]]
+    found = [entry for block in blocks for entry in entries(block.tables)]
+    assert sorted(found) == sorted(padded)
+    positions = [block.ids.ids.numel() for block in blocks]
+    assert positions == [sum(map(len, part)) for part in dealt[0]]
+    # A block is closed by the row that fills it, so without that row it was not full.
+    assert all(sum(map(len, part[:-1])) < 12 for part in dealt[0])
+    idle = lay_out([], pad_id=5, packed=True)
+    assert idle.ids.ids.tolist() == [[5]] and entries(idle.tables) == []

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
-from wavalign_fast.models import frozen_copy
+from wavalign_fast.models import frozen_copy, set_attention
 from wavalign_fast.train import step as step_module
 from wavalign_fast.train.deal import deal
 from wavalign_fast.train.phases import Stopwatch
@@ -29,6 +29,7 @@ CASES = {
     "all rows on one rank": (*BOTH, "loss.text_kl=0.1"),
     "kinds apart": (*BOTH, "loss.text_kl=0.1"),
     "tied": BOTH,
+    "packed rows": (*BOTH, "model.attention=varlen"),
     "copies": BOTH,
     "sharded head": (*BOTH, "parallel.head=sharded", "loss.text_kl=0.1"),
     "sharded head, kinds apart": (*BOTH, "parallel.head=sharded"),
@@ -39,16 +40,16 @@ def ranks_here() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
-def all_on_one(rows, *, world, block_tokens):
-    return [deal(rows, world=1, block_tokens=block_tokens)[0], *[[]] * (world - 1)]
+def all_on_one(rows, *, world, **options):
+    return [deal(rows, world=1, **options)[0], *[[]] * (world - 1)]
 
 
-def kinds_apart(rows, *, world, block_tokens):
+def kinds_apart(rows, *, world, **options):
     """Completions on the first rank, demonstrations on the last; the others are idle."""
     if world == 1:
-        return deal(rows, world=1, block_tokens=block_tokens)
+        return deal(rows, world=1, **options)
     first, last = (
-        deal([row for row in rows if row.is_rollout is kind], world=1, block_tokens=block_tokens)[0]
+        deal([row for row in rows if row.is_rollout is kind], world=1, **options)[0]
         for kind in (True, False)
     )
     return [first, *[[]] * (world - 2), last]
@@ -74,6 +75,7 @@ def run(name, task, make_config, dtype):
         base.config.tie_word_embeddings = True
         base.tie_weights()
         base.lm_head.weight = base.get_input_embeddings().weight
+    set_attention(base, config.model.attention)
     for parameter in base.parameters():
         parameter.data = parameter.data.to(dtype)
     reference = None

@@ -55,6 +55,15 @@ class PackedRows:
             longest=int(lengths.max()),
         )
 
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "PackedRows":
+        """Returns the rows on ``device``."""
+        return PackedRows(
+            ids=self.ids.to(device, non_blocking=non_blocking),
+            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
+            borders=self.borders.to(device, non_blocking=non_blocking),
+            longest=self.longest,
+        )
+
     def model_arguments(self, model: "PreTrainedModel") -> dict[str, Any]:
         """Returns the keyword arguments with which the backbone of ``model`` keeps rows apart.
 

@@ -5,7 +5,7 @@ is allocated and no weight is read. The fused loss is replaced by what it holds 
 after the other: its kernels have no fake form that shows their scratch memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 from wavalign_fast.ops.dtypes import statistics_dtype
 from wavalign_fast.plan.live_bytes import LiveBytes
 from wavalign_fast.plan.planned_run import PlannedRun
-from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.policy import Blocks, Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
 
 
 class _Policy(Policy):
-    def forward(self, blocks: Sequence[Tensor], score: Any, height: int = 0) -> Any:
+    def forward(self, blocks: Blocks, score: Any, height: int = 0) -> Any:
         """As the trainer's, without its checks of the head, which refuse fake tensors."""
         head = self.model.get_output_embeddings()
         return score(hidden_states(self.model, blocks), head.weight, head.bias)

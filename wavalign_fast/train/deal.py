@@ -12,13 +12,16 @@ MicroBatches = list[list[Row]]
 """The micro-batches of one rank: rows of one kind and of similar length, completions first."""
 
 
-def deal(rows: Sequence[Row], *, world: int, block_tokens: int) -> list[MicroBatches]:
+def deal(
+    rows: Sequence[Row], *, world: int, block_tokens: int, packed: bool = False
+) -> list[MicroBatches]:
     """Returns the micro-batches of every rank.
 
     Args:
         block_tokens: a micro-batch is closed once it has this many positions, padding included.
+        packed: whether its rows are laid out without padding.
     """
-    return [_micro_batches(part, block_tokens) for part in _to_ranks(rows, world)]
+    return [_micro_batches(part, block_tokens, packed) for part in _to_ranks(rows, world)]
 
 
 def rounds(dealt: Sequence[MicroBatches]) -> tuple[int, int]:
@@ -45,14 +48,17 @@ def _to_ranks(rows: Sequence[Row], world: int) -> list[list[Row]]:
     return parts
 
 
-def _micro_batches(rows: Sequence[Row], block_tokens: int) -> MicroBatches:
+def _micro_batches(rows: Sequence[Row], block_tokens: int, packed: bool) -> MicroBatches:
     """Groups rows of one kind by descending length, so that a block needs little padding."""
     groups: MicroBatches = []
     for kind in (True, False):
         start = len(groups)
         for row in sorted((r for r in rows if r.is_rollout is kind), key=len, reverse=True):
-            full = groups[start:] and len(groups[-1]) * len(groups[-1][0]) >= block_tokens
-            if full or len(groups) == start:
+            if len(groups) == start or _positions(groups[-1], packed) >= block_tokens:
                 groups.append([])
             groups[-1].append(row)
     return groups
+
+
+def _positions(group: Sequence[Row], packed: bool) -> int:
+    return sum(map(len, group)) if packed else len(group) * len(group[0])

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import (
+    PackedRows,
     check_head_can_be_sharded,
     hidden_states,
     output_head,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Blocks = Sequence[Tensor | PackedRows]
 Score = Callable[[Tensor, Tensor | HeadShard, Tensor | None], T]
 """``score(hidden [T, H], weight [V, H], bias [V] or None)``; its result must be a pytree. With a
 sharded head, weight and bias are this rank's slices."""
@@ -56,15 +58,15 @@ class Policy(nn.Module):
         self.model = model
         self.head_is_sharded = False
 
-    def forward(self, blocks: Sequence[Tensor], score: "Score[T]", height: int = 0) -> T:
-        """Returns ``score`` of the hidden states of right-padded blocks of ids [R_b, L_b].
+    def forward(self, blocks: "Blocks", score: "Score[T]", height: int = 0) -> T:
+        """Returns ``score`` of the hidden states of blocks, as ``hidden_states`` takes them.
 
         Args:
             height: for a sharded head, the most rows that any rank multiplies with it in this call,
                 the same on all ranks.
         """
         device = self.model.device
-        placed = [ids.to(device, non_blocking=True) for ids in blocks]
+        placed = [block.to(device, non_blocking=True) for block in blocks]
         hidden = hidden_states(self.model, placed)
         if self.head_is_sharded:
             return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))

@@ -19,6 +19,7 @@ from wavalign_fast.losses import (
 )
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.totals import MetricTotals
+from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import IGNORE_INDEX, HeadShard, linear_logprob
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.collect import Collector
@@ -91,6 +92,7 @@ class TrainStep:
         self.loss_ids = find_loss_ids(self.objective)
         self.twin = Twin(policy.model, root=policy)
         self.collect = Collector(config, task, self.twin, ranks)
+        self.packed = config.model.attention in TAKES_BORDERS
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
 
     @property
@@ -188,13 +190,18 @@ class TrainStep:
         self, rows: Sequence[Row], mixture: _Mixture, broken: NonFiniteRows, clock: Stopwatch
     ) -> MetricTotals:
         """Runs forward and backward over this rank's micro-batches; returns sums of metrics."""
-        dealt = deal(rows, world=self.ranks.world, block_tokens=self.config.train.block_tokens)
+        dealt = deal(
+            rows,
+            world=self.ranks.world,
+            block_tokens=self.config.train.block_tokens,
+            packed=self.packed,
+        )
         count, with_rollouts = rounds(dealt)
         self.policy.train()
         totals = []
         for turn in range(max(count, 1)):
             parts = [part[turn] if turn < len(part) else [] for part in dealt]
-            block = lay_out(parts[self.ranks.rank], self.task.pad_id)
+            block = lay_out(parts[self.ranks.rank], self.task.pad_id, packed=self.packed)
             reference_logp = None
             if self.reference is not None:
                 with clock("reference"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wavalign_fast.data.records import Completion, Demonstration
 from wavalign_fast.errors import UserError
+from wavalign_fast.models import PackedRows
 
 NOT_IN_A_ROW = -1
 
@@ -55,12 +56,11 @@ class RowTables:
 
 @dataclass(frozen=True)
 class TokenBlock:
-    """Rows of one kind in one right-padded block, with the tables of its positions."""
+    """Rows of one kind in one block, with the tables of its positions."""
 
-    ids: Tensor
-    """int64 [R, L]."""
+    ids: Tensor | PackedRows
+    """int64 [R, L], right-padded, with T = R·L positions; or packed rows with T positions."""
     tables: RowTables
-    """Of the T = R·L positions."""
     is_rollout: bool
     """Whether the rows are completions. False for demonstrations and for the idle block."""
 
@@ -101,34 +101,50 @@ def count_tables(rows: Sequence[Row]) -> RowTables:
     )
 
 
-def lay_out(rows: Sequence[Row], pad_id: int) -> TokenBlock:
+def lay_out(rows: Sequence[Row], pad_id: int, *, packed: bool = False) -> TokenBlock:
     """Lays rows of one kind out as a block; without rows it is the idle block.
 
     The idle block is one padding token that counts nowhere. A rank without work runs it, so that
     its layers take part in every gather and reduction.
+
+    Args:
+        packed: put the rows one after another without padding, for an attention that keeps them
+            apart, instead of padding them to one length.
     """
-    if not rows:
-        none = torch.full((1,), NOT_IN_A_ROW)
-        zero = torch.zeros(1, dtype=torch.int64)
-        return TokenBlock(torch.full((1, 1), pad_id), RowTables(zero, none, none), False)
-    length = max(map(len, rows))
-    padded = torch.tensor(
-        [[*row.prompt, *row.answer, *[pad_id] * (length - len(row))] for row in rows]
-    )
-    first = torch.tensor([len(row.prompt) - 1 for row in rows])[:, None]
-    end = torch.tensor([len(row) for row in rows])[:, None]
-    index = torch.tensor([row.index for row in rows])[:, None]
-    position = torch.arange(length)[None, :]
-    predicts_answer = (position >= first) & (position < end)
-    row_of = index.where(predicts_answer, NOT_IN_A_ROW).flatten()
-    no_row = torch.full_like(row_of, NOT_IN_A_ROW)
-    is_rollout = rows[0].is_rollout
+    idle = (torch.tensor([pad_id]), torch.tensor([0]), torch.tensor([NOT_IN_A_ROW]))
+    ids, targets, row_of = zip(*(map(_positions, rows) if rows else [idle]), strict=True)
+    if packed:
+        block: Tensor | PackedRows = PackedRows.of(ids)
+        flat_targets, flat_rows = torch.cat(targets), torch.cat(row_of)
+    else:
+        block = _padded(ids, pad_id)
+        flat_targets, flat_rows = (
+            _padded(targets, 0).flatten(),
+            _padded(row_of, NOT_IN_A_ROW).flatten(),
+        )
+    no_row = torch.full_like(flat_rows, NOT_IN_A_ROW)
+    is_rollout = bool(rows) and rows[0].is_rollout
     tables = RowTables(
-        targets=padded[:, 1:].where(predicts_answer, 0).flatten(),
-        policy_row=row_of if is_rollout else no_row,
-        anchor_row=no_row if is_rollout else row_of,
+        targets=flat_targets,
+        policy_row=flat_rows if is_rollout else no_row,
+        anchor_row=no_row if is_rollout else flat_rows,
     )
-    return TokenBlock(padded[:, :-1], tables, is_rollout)
+    return TokenBlock(block, tables, is_rollout)
+
+
+def _positions(row: Row) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ids, targets and row index of each position of a row, each int64 [L]."""
+    tokens = torch.tensor(row.prompt + row.answer)
+    targets = tokens[1:].clone()
+    row_of = torch.full_like(targets, row.index)
+    before_answer = len(row.prompt) - 1
+    targets[:before_answer] = 0
+    row_of[:before_answer] = NOT_IN_A_ROW
+    return tokens[:-1], targets, row_of
+
+
+def _padded(rows: Sequence[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
 def _cut(
