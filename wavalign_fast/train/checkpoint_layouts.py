@@ -65,11 +65,20 @@ def sharded_writer(policy: "Policy", optimizer: torch.optim.Optimizer, *, copied
 
 def _copy(tree: Any) -> Any:
     """Returns ``tree`` with its tensors, or this rank's shards of them, copied to the CPU."""
+    return tree_map(_copy_tensor, tree)
 
-    def copy(value: Any) -> Any:
-        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
-    return tree_map(copy, tree)
+def _copy_tensor(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    if not hasattr(value, "__tensor_flatten__"):
+        return value.to("cpu", copy=True)
+    # A DTensor holds a shard (and in some releases its mesh), torchao's moments of 8 bits hold
+    # codes and scales, which they would share with a copy on the same device.
+    names, context = value.__tensor_flatten__()
+    parts = {name: _copy_tensor(getattr(value, name)) for name in names}
+    return type(value).__tensor_unflatten__(parts, context, value.size(), value.stride())
 
 
 def weights_of(policy: "Policy") -> dict[str, Tensor]:
@@ -118,13 +127,14 @@ def read_sharded(
             directory, shapes_of(saved_tensors(directory / WEIGHTS)), shapes_of(weights)
         )
         saved = saved_tensors(directory / OPTIMIZER)
-    _load(directory / WEIGHTS, weights)
     if not saved:  # no step had a finite gradient
+        _load(directory / WEIGHTS, weights)
         return
     _make_state(optimizer)
     moments = moments_of(policy, optimizer)
     with ranks.failing_together():
         check_same_shapes(directory, shapes_of(saved), shapes_of(moments))
+    _load(directory / WEIGHTS, weights)
     _load(directory / OPTIMIZER, moments)
 
 
@@ -148,12 +158,14 @@ def read_plain(
     with ranks.failing_together():
         if ranks.is_main:
             loaded = load_checkpoint(directory, like=policy.model).state_dict()
+    sharded = any(isinstance(weight, DTensor) for weight in policy.parameters())
+    if sharded and saved["state"]:
+        _make_state(optimizer)
     for name, weight in weights_of(policy).items():
         _fill(weight.detach(), loaded.get(name), ranks)
-    if ranks.world == 1 and not any(isinstance(w, DTensor) for w in policy.parameters()):
+    if not sharded:
         optimizer.load_state_dict(dict(saved))
         return
-    _make_state(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for index, entry in saved["state"].items():
         for key, value in entry.items():
@@ -195,6 +207,8 @@ def _take_own_part(target: Tensor, value: Tensor) -> None:
     if target.shape != value.shape:
         raise ValueError(f"state of shape {tuple(value.shape)}, wanted {tuple(target.shape)}")
     if isinstance(target, DTensor):
+        if type(value) is not Tensor:
+            value = value.dequantize()  # torchao's moments of 8 bits, which cannot be split
         # Every rank has read the file; nothing is sent.
         value = distribute_tensor(
             value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
