@@ -16,6 +16,7 @@ from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import DamagedFileError, UserError
 from wavalign_fast.train import checkpoint, checkpoint_layouts, sharded_files
 from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.owned_files import checkpoint_contents
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
 
@@ -224,6 +225,10 @@ def refusals(place: str) -> list[str]:
             patch.setattr(checkpoint, "replace_directory", full_disk)
         refused(lambda: run.save(2))
     with pytest.MonkeyPatch.context() as patch:
+        if run.ranks.rank == 1:  # as on a machine with another disk
+            patch.setattr(Path, "is_dir", lambda it: False)
+        refused(lambda: run.save(2))
+    with pytest.MonkeyPatch.context() as patch:
         if run.ranks.rank == 1:
             patch.setattr(checkpoint_layouts, "saved_tensors", full_disk)
         refused(run.load)
@@ -241,7 +246,8 @@ def full_disk(*args, **kwargs):
 
 def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
     for found in run_ranks(2, refusals, str(tmp_path)):
-        *saves, load, read, after = found
+        *saves, unseen, load, read, after = found
+        assert "rank 1 does not see" in unseen and "wanted a directory that all" in unseen
         assert len(saves) == 3
         for line in saves:
             assert line.startswith(f"checkpoint of step 2 cannot be written in {tmp_path}: ")
@@ -293,3 +299,27 @@ def test_the_next_save_waits_for_the_last_one_and_says_that_it_failed(tmp_path, 
         run.save(4)
     run.store.finish()
     assert run.load()["step"] == 2
+
+
+def test_a_run_ends_when_its_last_checkpoint_is_written(train, tmp_path, monkeypatch):
+    replace = checkpoint.replace_directory
+
+    def slow(*args):
+        time.sleep(0.2)
+        replace(*args)
+
+    monkeypatch.setattr(checkpoint, "replace_directory", slow)
+    train("train.async_checkpoint=true", "train.steps=1")
+    assert checkpoint_contents(tmp_path / "run" / "checkpoint")["step"] == 1
+    monkeypatch.setattr(checkpoint, "replace_directory", full_disk)
+    with pytest.raises(UserError, match="checkpoint of step 2 cannot be written"):
+        train("train.async_checkpoint=true", "train.steps=2")
+
+
+def test_what_ended_a_run_is_raised_even_if_its_last_save_failed(tmp_path, monkeypatch, caplog):
+    run = Run(str(tmp_path), aside=True)
+    monkeypatch.setattr(checkpoint, "replace_directory", full_disk)
+    with pytest.raises(KeyError, match="the news"), run.store.finishing():
+        run.save(1)
+        raise KeyError("the news")
+    assert "checkpoint of step 1 cannot be written" in caplog.text
