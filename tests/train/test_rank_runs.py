@@ -138,13 +138,14 @@ def whole_weights(task, config, directory):
 
 
 def test_a_resumed_run_of_two_ranks_has_the_bits_of_the_whole_run(toy_task, make_config, tmp_path):
-    whole = run_ranks(
-        2, whole_weights, toy_task(), make_config("train.steps=4"), tmp_path / "whole"
-    )
-    run_ranks(2, whole_weights, toy_task(), make_config("train.steps=2"), tmp_path / "parts")
-    parts = run_ranks(
-        2, whole_weights, toy_task(), make_config("train.steps=4"), tmp_path / "parts"
-    )
+    def run(steps: int, name: str):
+        (tmp_path / name).mkdir(exist_ok=True)
+        config = make_config(f"train.steps={steps}")
+        return run_ranks(2, whole_weights, toy_task(), config, tmp_path / name)
+
+    whole = run(4, "whole")
+    run(2, "parts")
+    parts = run(4, "parts")
     for (wanted, _), (found, _) in zip(whole, parts, strict=True):
         for name, weight in wanted.items():
             assert torch.equal(found[name], weight), name
