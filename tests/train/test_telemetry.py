@@ -90,11 +90,15 @@ def test_memory_of_a_gpu_is_the_peak_since_the_last_call(monkeypatch):
     assert calls == [device] and set(memory_in_use(torch.device("cpu"))) == {"memory/rss_bytes"}
 
 
-def test_rss_grows_with_what_is_allocated():
-    before = memory_in_use(torch.device("cpu"))["memory/rss_bytes"]
-    block = torch.ones(16 << 20)  # 64 MiB
-    grown = memory_in_use(torch.device("cpu"))["memory/rss_bytes"] - before
-    assert 0.8 * block.nbytes < grown < 1.5 * block.nbytes
+def test_rss_grows_with_what_is_used_and_not_with_what_is_only_reserved():
+    def rss() -> float:
+        return memory_in_use(torch.device("cpu"))["memory/rss_bytes"]
+
+    before = rss()
+    block = torch.empty(32 << 20)  # 128 MiB that no one has written to
+    assert rss() - before < 0.2 * block.nbytes
+    block.fill_(1.0)
+    assert 0.8 * block.nbytes < rss() - before < 1.5 * block.nbytes
 
 
 def test_the_work_of_a_step():
