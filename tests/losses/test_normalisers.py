@@ -184,6 +184,10 @@ def test_pairs_of_micro_batches_add_up() -> None:
         loss = sum(out.loss for out in outs)
         torch.testing.assert_close(loss, whole.loss, rtol=1e-12, atol=0)
         torch.testing.assert_close(gradients(loss, [hidden]), want, rtol=1e-12, atol=1e-15)
+        means = sum(out.totals for out in outs).means()
+        assert {*means} == {*whole.metrics} and means["skipped_pairs"] == 1
+        for name, value in means.items():
+            torch.testing.assert_close(value, whole.metrics[name].double(), rtol=1e-12, atol=0)
 
 
 def test_no_pair_and_a_count_of_zero() -> None:

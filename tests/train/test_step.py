@@ -36,22 +36,22 @@ class Recorded:
         self.model = sharp(task.load_model(), 1)
         set_attention(self.model, config.model.attention)
         self.sampled, self.shown, self.asked = [], [], []
-        sample, demonstrate = collect.sample_completions, task.demonstrations
+        sample, demonstrate = collect.sample_with_logps, task.demonstrations
 
         def record_samples(model, prompts, **settings):
-            rows = sample(model, prompts, **settings)
+            found = sample(model, prompts, **settings)
             self.sampled += [
                 (tuple(prompts[i // settings["group_size"]]), tuple(ids))
-                for i, ids in enumerate(rows)
+                for i, ids in enumerate(found.ids)
             ]
-            return rows
+            return found
 
         def record_demonstrations(examples, rng):
             self.asked = list(examples)
             self.shown = demonstrate(examples, rng)
             return self.shown
 
-        monkeypatch.setattr(collect, "sample_completions", record_samples)
+        monkeypatch.setattr(collect, "sample_with_logps", record_samples)
         task.demonstrations = record_demonstrations
         task.rewards = lambda done: [rewards(one.example.prompt_ids, one.ids) for one in done]
         self.step = TrainStep(
@@ -64,7 +64,11 @@ class Recorded:
 
     def run(self) -> dict[str, float]:
         examples = self.task.train_examples[: self.step.examples_needed]
-        return self.step(examples, 1, Stopwatch()).metrics
+        return self.take(examples)
+
+    def take(self, examples) -> dict[str, float]:
+        clock = Stopwatch()
+        return self.step.backward(self.step.prepare(examples, 1, clock), clock).metrics
 
     def answer_logp(self, model, prompt, answer, temperature: float) -> torch.Tensor:
         ids = torch.tensor([[*prompt, *answer]])
@@ -160,7 +164,7 @@ def test_rollouts_and_demonstrations_share_the_first_examples(
     recorded = Recorded(make_config(*overrides), task, monkeypatch)
     assert recorded.step.examples_needed == max(completions, demonstrations)
     # With more examples than it needs, it must take the first ones only.
-    recorded.step(task.train_examples, 1, Stopwatch())
+    recorded.take(task.train_examples)
     prompts = [example.prompt_ids for example in task.train_examples[:completions]]
     assert [prompt for prompt, _ in recorded.sampled[::GROUP]] == prompts
     assert recorded.asked == task.train_examples[:demonstrations]

@@ -106,7 +106,7 @@ def test_the_work_of_a_step():
     rows = [Row(0, True, (0, 0, 0), (0, 1, 2)), Row(1, False, (0, 0), (1, 2, 0, 1))]
     example = Example(id="a", prompt="p", prompt_ids=(0, 0, 0), reference="")
     completions = [Completion(example=example, ids=(0,) * n, ended=True) for n in (3, 5)]
-    work = step_work(rows, completions, loss_ids=ids, group_size=2, scored=True)
+    work = step_work(rows, completions, loss_ids=ids, group_size=2, scored=1)
     assert work == StepTokens(
         trained=[5, 5],
         live=2 + 3,
@@ -115,7 +115,7 @@ def test_the_work_of_a_step():
         prompts=[3],
         completions=[(3, 3), (3, 5)],
     )
-    assert step_work(rows, [], loss_ids=ids, group_size=2, scored=False).scored == []
+    assert step_work(rows, [], loss_ids=ids, group_size=2, scored=0).scored == []
 
 
 def two_ranks(directory, make_config, toy_task):

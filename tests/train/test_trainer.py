@@ -87,7 +87,7 @@ def test_what_the_gpu_does_is_logged_where_there_is_one(train, monkeypatch, metr
 
 
 def test_sft_samples_nothing(train, toy_task, monkeypatch, metrics_of, tmp_path):
-    monkeypatch.setattr(collect, "sample_completions", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr(collect, "sample_with_logps", lambda *a, **k: pytest.fail("sampled"))
     task = toy_task()
     train("loss.mixing=0", "loss.speech_kl=1", task=task)
     assert "rewards" not in task.calls
@@ -151,7 +151,9 @@ def test_what_cannot_matter_is_left_out_exactly(
             None,
             Ranks(),
         )
-        metrics = hybrid(task.train_examples[:4], 1, Stopwatch()).metrics
+        clock = Stopwatch()
+        batch = hybrid.prepare(task.train_examples[:4], 1, clock)
+        metrics = hybrid.backward(batch, clock).metrics
         return metrics, [weight.grad for weight in model.parameters()]
 
     skipped, skipped_grads = gradients(skip=True)
@@ -210,17 +212,17 @@ def test_a_signal_leaves_a_loadable_checkpoint_and_resumes_exactly(
 
 def poison(monkeypatch, poisoned_steps):
     """Makes the gradient NaN in some steps, as an overflow does."""
-    call = TrainStep.__call__
+    call = TrainStep.backward
     seen = []
 
-    def poisoned(self, examples, step, clock):
-        metrics = call(self, examples, step, clock)
+    def poisoned(self, batch, clock):
+        metrics = call(self, batch, clock)
         seen.append(None)
         if len(seen) in poisoned_steps:
             next(self.policy.parameters()).grad[0, 0] = math.nan
         return metrics
 
-    monkeypatch.setattr(TrainStep, "__call__", poisoned)
+    monkeypatch.setattr(TrainStep, "backward", poisoned)
 
 
 def test_a_non_finite_gradient_skips_the_step(train, monkeypatch, metrics_of, tmp_path):

@@ -43,16 +43,16 @@ def adamw_by_hand(weights: dict, steps: list[dict], rates: list[float], config) 
 @pytest.mark.parametrize("clip_norm", [0.5, 0.0])
 def test_weights_move_as_adamw_by_hand_would_move_them(train, toy_task, monkeypatch, clip_norm):
     recorded = []
-    call = TrainStep.__call__
+    call = TrainStep.backward
 
-    def record(self, examples, step, clock):
+    def record(self, batch, clock):
         model = self.policy.model
         assert all(p.grad is None for p in model.parameters())
-        metrics = call(self, examples, step, clock)
+        metrics = call(self, batch, clock)
         recorded.append({n: p.grad.double() for n, p in model.named_parameters()})
         return metrics
 
-    monkeypatch.setattr(TrainStep, "__call__", record)
+    monkeypatch.setattr(TrainStep, "backward", record)
     trainer = train(*SETTINGS, f"optimizer.clip_norm={clip_norm}")
     # Names and momentum are in test_optimizers.py.
     given = {setting.partition("=")[0] for setting in SETTINGS} | {

@@ -89,7 +89,8 @@ def run(name, task, make_config, dtype):
     for number in range(1, STEPS + 1):
         at = number % 5
         examples = task.train_examples[at : at + taken.examples_needed]
-        metrics = taken(examples, number, Stopwatch()).metrics
+        clock = Stopwatch()
+        metrics = taken.backward(taken.prepare(examples, number, clock), clock).metrics
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         metrics["norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         optimizer.step()

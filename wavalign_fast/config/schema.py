@@ -22,6 +22,7 @@ from wavalign_fast.config.group import (
     Decay,
     Fraction,
     Group,
+    ImportanceCap,
     Positive,
     Rows,
     Scope,
@@ -100,7 +101,11 @@ class LossConfig(Group):
     kl_scope: Literal["policy", "completion"] = "policy"
     """``policy``: the KL is in the policy term; ``completion``: its own mean over all tokens."""
     clip: ClipLow | Annotated[tuple[ClipLow, Positive], AsTuple] | None = None
-    """PPO clip range, ε or [low, high]. No effect here: each rollout is used for one update."""
+    """PPO clip range, ε or [low, high], from the second update of train.updates_per_rollout on. In
+    the first one every ratio is 1."""
+    importance_cap: ImportanceCap | None = None
+    """Weigh the policy loss of a token by the ratio of the trainer's probability to the sampler's,
+    up to this cap (truncated importance sampling); it costs a forward pass. null: no weights."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """One probability ratio per token or per completion (GSPO). Equal while on-policy."""
     normalisation: Literal["sequence", "token"] = "sequence"
@@ -143,7 +148,10 @@ class TrainConfig(Group):
     """Length of the run, logging, evaluation and checkpoints."""
 
     steps: Count = 150
-    """Total number of optimizer steps."""
+    """Total number of steps, each with its own rollouts and demonstrations."""
+    updates_per_rollout: AtLeastOne = 1
+    """Optimizer updates from the rows of a step. From the second on they are off-policy: set
+    loss.clip."""
     seed: Seed = 0
     """Seed of the prompt order, the sampling and the demonstrations."""
     threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = 1
@@ -154,6 +162,15 @@ class TrainConfig(Group):
     """Held-out answers per evaluation; 0 = no evaluation."""
     eval_seed: Seed = 0
     """Seed of the sampling in evaluations, the same for the base model and every arm."""
+    eval_every: Count = 0
+    """Steps between evaluations during training; 0 = only before and after it."""
+    keep_best: Annotated[str, Field(min_length=1)] | None = None
+    """Metric of the evaluation, such as text_accuracy: the checkpoint with its best value is kept,
+    however old."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of train.keep_best is the best."""
+    early_stop: Count = 0
+    """Evaluations in a row without a new best one after which the run stops; 0 = never."""
     checkpoint_every: Count = 50
     """Steps between checkpoints; 0 = only at the end and when the run is stopped."""
     keep_checkpoints: AtLeastOne = 1
@@ -164,6 +181,16 @@ class TrainConfig(Group):
     """Token positions per forward pass; rows of similar length share one, to save padding."""
     max_nonfinite_steps: AtLeastOne = 5
     """Consecutive steps with a non-finite gradient after which the run stops."""
+
+    @model_validator(mode="after")
+    def _evaluates_what_it_keeps(self) -> Self:
+        if self.eval_every > 0 and self.eval_items == 0:
+            raise ValueError(f"eval_every {self.eval_every} with eval_items 0, wanted items")
+        if self.keep_best is not None and self.eval_every == 0:
+            raise ValueError(f"keep_best {self.keep_best} with eval_every 0, wanted evaluations")
+        if self.early_stop > 0 and self.keep_best is None:
+            raise ValueError(f"early_stop {self.early_stop} without keep_best, wanted a metric")
+        return self
 
 
 class RunConfig(Group):

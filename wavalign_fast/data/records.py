@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Completion:
     example: Example
     ids: tuple[int, ...]
     ended: bool
+    logps: "Tensor | None" = field(default=None, compare=False, repr=False)
+    """float32 [len(ids)], log-probs that the ids were sampled with; ``None`` if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

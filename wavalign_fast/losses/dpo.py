@@ -9,6 +9,7 @@ from wavalign_fast.losses.checks import check_finite, check_head, check_normalis
 from wavalign_fast.losses.layout import SPEECH, ModalityLayout
 from wavalign_fast.losses.normalisers import normalised
 from wavalign_fast.losses.segments import MAX_SEGMENTS, segment_sums
+from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.losses.weights import Scope, ScopeWeights, check_scope
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
@@ -31,11 +32,14 @@ class DPOOutput(NamedTuple):
         sequence_logp: [S] in the dtype of ``loss``, log-probs summed (or averaged) over the tokens
             in scope; 0 for a sequence without any.
         metrics: 0-d tensors, means over the pairs in the loss, under TRL's names where it has them.
+        totals: the same as sums and counts, which add up over the parts of a step. Of the loss it
+            is a plain sum, for ``normaliser`` has divided it.
     """
 
     loss: torch.Tensor
     sequence_logp: torch.Tensor
     metrics: dict[str, torch.Tensor]
+    totals: MetricTotals
 
 
 def dpo_loss(
@@ -144,14 +148,7 @@ def fused_dpo_loss(
     reference = torch.zeros_like(policy) if ref_logp is None else ref_logp.to(policy) / divisor
 
     usable = _usable(tokens, pairs)
-    chosen, rejected = pairs.unbind(1)
-    # A pair that is left out must not reach the rest: its reference may be NaN.
-    sides = _Sides(
-        policy_chosen=torch.where(usable, policy[chosen], 0.0),
-        policy_rejected=torch.where(usable, policy[rejected], 0.0),
-        ref_chosen=torch.where(usable, reference[chosen], 0.0),
-        ref_rejected=torch.where(usable, reference[rejected], 0.0),
-    )
+    sides = _Sides.of(policy, reference, pairs, usable)
     check_finite("chosen ref_logp", sides.ref_chosen, usable)
     check_finite("rejected ref_logp", sides.ref_rejected, usable)
     losses = dpo_loss(*sides, beta=beta)
@@ -159,9 +156,12 @@ def fused_dpo_loss(
     loss = normalised(torch.where(usable, losses, 0.0).sum(), count)
     dtype = scores.logp.dtype
     with torch.no_grad():
-        metrics = _metrics(sides, usable, beta)
+        metrics, totals = _metrics(sides, usable, beta)
     return DPOOutput(
-        loss.to(dtype), policy.detach().to(dtype), metrics | {"loss": loss.detach().to(dtype)}
+        loss=loss.to(dtype),
+        sequence_logp=policy.detach().to(dtype),
+        metrics=metrics | {"loss": loss.detach().to(dtype)},
+        totals=totals + MetricTotals({"loss": loss.detach()}),
     )
 
 
@@ -218,13 +218,31 @@ class _Sides(NamedTuple):
     ref_chosen: torch.Tensor
     ref_rejected: torch.Tensor
 
+    @classmethod
+    def of(
+        cls,
+        policy: torch.Tensor,
+        reference: torch.Tensor,
+        pairs: torch.Tensor,
+        usable: torch.Tensor,
+    ) -> "_Sides":
+        """Those of the usable pairs; 0 of the others, whose reference may be NaN."""
+        chosen, rejected = pairs.unbind(1)
+        return cls(
+            policy_chosen=torch.where(usable, policy[chosen], 0.0),
+            policy_rejected=torch.where(usable, policy[rejected], 0.0),
+            ref_chosen=torch.where(usable, reference[chosen], 0.0),
+            ref_rejected=torch.where(usable, reference[rejected], 0.0),
+        )
 
-def _metrics(sides: _Sides, usable: torch.Tensor, beta: float) -> dict[str, torch.Tensor]:
-    """Means over the usable pairs; their names are TRL's where it has one."""
-    count = usable.sum().clamp(min=1)
+
+def _metrics(
+    sides: _Sides, usable: torch.Tensor, beta: float
+) -> tuple[dict[str, torch.Tensor], MetricTotals]:
+    """Means and sums over the usable pairs; their names are TRL's where it has one."""
     chosen = beta * (sides.policy_chosen - sides.ref_chosen)
     rejected = beta * (sides.policy_rejected - sides.ref_rejected)
-    means = {
+    summed = {
         "chosen_logp": sides.policy_chosen,
         "rejected_logp": sides.policy_rejected,
         "ref_chosen_logp": sides.ref_chosen,
@@ -232,10 +250,13 @@ def _metrics(sides: _Sides, usable: torch.Tensor, beta: float) -> dict[str, torc
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (usable & (chosen > rejected)).to(torch.float32),
+        "rewards/accuracies": (usable & (chosen > rejected)).to(torch.float64),
     }
-    metrics = {name: values.sum() / count for name, values in means.items()}
-    return metrics | {"pairs": usable.sum(), "skipped_pairs": (~usable).sum()}
+    count = usable.sum().to(torch.float64)
+    plain = {"pairs": count, "skipped_pairs": (~usable).sum().to(torch.float64)}
+    sums = {name: values.sum() for name, values in summed.items()}
+    means = {name: total / count.clamp(min=1) for name, total in sums.items()}
+    return means | plain, MetricTotals(sums | plain, dict.fromkeys(summed, count))
 
 
 def _check_operands(

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
 from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.export import export_run, is_sharded
 from wavalign_fast.train.model_setup import load_base_model
 from wavalign_fast.train.owned_files import (
@@ -86,7 +86,7 @@ def run_all(
         _check_backend(spec.config.loss.backend)
         check_tracker(spec.config.telemetry.tracker)
     if any(spec.config.loss.clip is not None for spec in specs):
-        _say_that_nothing_is_clipped()
+        _say_what_is_clipped(specs)
     bases: dict[tuple[Any, ...], Evaluation | None] = {}
     finals: dict[str, dict[str, float]] = {}
     todo = []
@@ -154,7 +154,7 @@ def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Ev
     config = specs[0].config
     if config.train.eval_items:
         console.print("evaluating the base model", highlight=False)
-    return _evaluate(config, task, model)
+    return evaluate(config.train, task, model)
 
 
 def _check_backend(backend: str) -> None:
@@ -172,13 +172,15 @@ def _check_backend(backend: str) -> None:
         raise UserError(f"{source}: {backend} cannot be used here: {reason}")
 
 
-def _say_that_nothing_is_clipped() -> None:
+def _say_what_is_clipped(specs: Sequence[RunSpec]) -> None:
     """Logs once, in terms of the configuration, what the losses would warn about."""
     warnings.filterwarnings("ignore", message="clip = ")
-    logger.warning(
-        "loss.clip changes nothing: each batch of rollouts is used for one update, so every "
-        "probability ratio is 1"
-    )
+    once = [spec for spec in specs if spec.config.train.updates_per_rollout == 1]
+    if any(spec.config.loss.clip is not None for spec in once):
+        logger.warning(
+            "loss.clip changes nothing: with train.updates_per_rollout 1 each batch of rollouts is "
+            "used for one update, so every probability ratio is 1"
+        )
 
 
 def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
@@ -191,7 +193,8 @@ def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
         train = spec.config.train
         saves = train.steps // train.checkpoint_every + 1 if train.checkpoint_every else 1
         has_one = CheckpointStore(spec.directory).newest.exists()
-        count += 0 if has_one else min(train.keep_checkpoints, saves)
+        best = 1 if train.keep_best else 0
+        count += 0 if has_one else min(train.keep_checkpoints, saves) + best
     directory = specs[0].directory
     disk = shutil.disk_usage(directory)
     mib = (size >> 20) + 1
@@ -242,16 +245,16 @@ def _train(
         raise
     model = trainer.whole_model()
 
-    def evaluate() -> dict[str, float]:
+    def evaluated() -> dict[str, float]:
         if is_sharded(trainer.store.newest):
             model_in = export_run(directory)
             arm.console.print(f"model:  {model_in}", highlight=False, soft_wrap=True)
-        final = _evaluate(spec.config, arm.task, model)
+        final = evaluate(spec.config.train, arm.task, model)
         write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
         return final.metrics if final else {}
 
     with ranks.waiting_for("the evaluation on rank 0"):
-        return ranks.on_main(evaluate)
+        return ranks.on_main(evaluated)
 
 
 def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:
@@ -290,17 +293,3 @@ def _started(arm: _Arm, done: int, *, resume: bool) -> list[str]:
     if spec.in_folder_of_arms:
         add_arm(directory.parent, directory.name)
     return lines
-
-
-def _evaluate(config: RunConfig, task: Task, model: "PreTrainedModel") -> Evaluation | None:
-    """Runs the task's evaluation without changing the random state of training."""
-    if config.train.eval_items == 0:
-        return None
-    python_state = random.getstate()
-    model.eval()
-    with torch.random.fork_rng(devices=[]):
-        evaluation = task.evaluate(
-            model, items=config.train.eval_items, seed=config.train.eval_seed
-        )
-    random.setstate(python_state)
-    return evaluation

@@ -73,7 +73,12 @@ class CheckpointStore:
         return self.run_directory / CHECKPOINT
 
     def save(
-        self, policy: "Policy", optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self,
+        policy: "Policy",
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        *,
+        best_step: int | None = None,
     ) -> None:
         """Writes a checkpoint to a temporary directory, then puts it in place by renames.
 
@@ -81,6 +86,7 @@ class CheckpointStore:
 
         Args:
             state: ``step`` and whatever else ``load`` shall return, as plain values and tensors.
+            best_step: the step of a checkpoint that is kept, however old it is.
 
         Raises:
             UserError: the files cannot be written, now or those of the last save; the previous
@@ -90,9 +96,9 @@ class CheckpointStore:
         writer = plain_writer if self.ranks.world == 1 else sharded_writer
         write = writer(policy, optimizer, copied=self.aside)
         if not self.aside:
-            self._write(write, state)
+            self._write(write, state, best_step)
             return
-        self._saving = _Saving(lambda: self._write(write, state))
+        self._saving = _Saving(lambda: self._write(write, state, best_step))
 
     def finish(self) -> None:
         """Waits for the files of the last save; raises what ``save`` would have raised."""
@@ -117,7 +123,12 @@ class CheckpointStore:
             raise
         self.finish()
 
-    def _write(self, write: Callable[[Path, Ranks], dict[str, Any]], state: dict[str, Any]) -> None:
+    def _write(
+        self,
+        write: Callable[[Path, Ranks], dict[str, Any]],
+        state: dict[str, Any],
+        best_step: int | None,
+    ) -> None:
         """Writes the parts of every rank, then the small file and the renames of rank 0."""
         ranks = self._writers
         temporary = self.run_directory / UNFINISHED_CHECKPOINT
@@ -137,21 +148,22 @@ class CheckpointStore:
                 parts = write(temporary, ranks)
                 with ranks.failing_together():
                     if ranks.is_main:
-                        self._complete(temporary, {"format": FORMAT, **state, **parts})
+                        self._complete(temporary, {"format": FORMAT, **state, **parts}, best_step)
         finally:
             if ranks.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
         if ranks.is_main:
             for old in self._retired()[: -(self.keep - 1) or None]:
-                shutil.rmtree(old, ignore_errors=True)
+                if _step_of(old) != best_step:
+                    shutil.rmtree(old, ignore_errors=True)
 
-    def _complete(self, temporary: Path, state: dict[str, Any]) -> None:
+    def _complete(self, temporary: Path, state: dict[str, Any], best_step: int | None) -> None:
         with (temporary / STATE_FILE).open("wb") as file:
             # Into a Python file, so that a full disk is an OSError with that message.
             torch.save(state, file)
         write_contents(temporary, state["step"])
         sync_directory(temporary)
-        replace_directory(temporary, self.newest, self._retired_name())
+        replace_directory(temporary, self.newest, self._retired_name(best_step))
 
     @contextmanager
     def _naming_the_step(self, step: int) -> Iterator[None]:
@@ -261,11 +273,16 @@ class CheckpointStore:
         whole = [path for path in candidates if (path / STATE_FILE).is_file()]
         return max(whole, key=_step_of, default=None)
 
-    def _retired_name(self) -> Path | None:
+    def _retired_name(self, best_step: int | None) -> Path | None:
         step = _step_of(self.newest)
-        if self.keep == 1 or step < 0:
+        if step < 0 or (self.keep == 1 and step != best_step):
             return None
         return self.run_directory / OLDER_CHECKPOINTS / f"step-{step:06d}"
+
+    def of_step(self, step: int) -> Path | None:
+        """The directory of the checkpoint of ``step``, if it is there."""
+        places = [self.newest, *self._retired()]
+        return next((path for path in places if _step_of(path) == step), None)
 
     def _retired(self) -> list[Path]:
         return sorted((self.run_directory / OLDER_CHECKPOINTS).glob("step-*"), key=_step_of)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example
-from wavalign_fast.rollout import end_ids, sample_completions, uniforms
+from wavalign_fast.rollout import end_ids, sample_with_logps, uniforms
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.exchange import everywhere, own_prompts
 from wavalign_fast.train.phases import Stopwatch
@@ -59,7 +59,7 @@ class Collector:
             return []
         group, length = self.config.group_size, self.config.max_new_tokens
         places = torch.tensor([[prompt, g] for prompt in prompts for g in range(group)])
-        sampled = sample_completions(
+        sampled = sample_with_logps(
             self.twin.model,
             [examples[prompt].prompt_ids for prompt in prompts],
             group_size=group,
@@ -71,7 +71,12 @@ class Collector:
         )
         return [
             Completion(
-                example=examples[prompt], ids=tuple(ids), ended=bool(ids) and ids[-1] in self.ends
+                example=examples[prompt],
+                ids=tuple(ids),
+                ended=bool(ids) and ids[-1] in self.ends,
+                logps=logps,
             )
-            for prompt, ids in zip(places[:, 0].tolist(), sampled, strict=True)
+            for prompt, ids, logps in zip(
+                places[:, 0].tolist(), sampled.ids, sampled.logps, strict=True
+            )
         ]

@@ -7,7 +7,7 @@ from wavalign_fast.losses import SPEECH, HybridObjective, MixingGate, ModalityLa
 from wavalign_fast.ops import LossOptions
 from wavalign_fast.train.token_blocks import LossIds
 
-OWN_KEYS = {"mixing", "gate", "backend"}
+OWN_KEYS = {"mixing", "gate", "backend", "importance_cap"}
 """Keys of ``loss`` that are not parameters of ``HybridObjective`` under the same name."""
 
 

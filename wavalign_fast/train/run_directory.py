@@ -42,6 +42,8 @@ CHANGEABLE_ON_RESUME = {
     "train.steps",
     "train.threads",
     "train.log_every",
+    "train.eval_every",
+    "train.early_stop",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_nonfinite_steps",

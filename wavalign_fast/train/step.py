@@ -11,31 +11,37 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import (
-    HybridBatch,
     HybridOutput,
+    MetricTotals,
     MixingGate,
     Normalisers,
     group_advantages,
+    mismatch_totals,
+    truncated_importance,
 )
 from wavalign_fast.losses.metric_names import with_released_names
-from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.models.attention import TAKES_BORDERS
-from wavalign_fast.ops import IGNORE_INDEX, HeadShard, linear_logprob
+from wavalign_fast.ops import HeadShard
+from wavalign_fast.ops.transfer import copied_together
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.collect import Collector
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
+from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import GradientAccumulation, Policy
 from wavalign_fast.train.ranks import Ranks
-from wavalign_fast.train.step_metrics import completion_metrics, named_metrics
+from wavalign_fast.train.step_metrics import (
+    completion_metrics,
+    mismatch_metrics,
+    named_metrics,
+)
 from wavalign_fast.train.step_work import step_work
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.token_blocks import (
     Row,
-    RowTables,
     TokenBlock,
     count_tables,
     lay_out,
@@ -45,13 +51,9 @@ from wavalign_fast.train.token_blocks import (
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step computed besides the gradients; the same on all ranks."""
+    """What an update computed besides the gradients; the same on all ranks."""
 
     metrics: dict[str, float]
-    tokens: int
-    """Ids of the prompts and answers."""
-    work: StepTokens
-    """The tokens by what was computed of them, over all ranks."""
     completions: Sequence[Completion]
     broken: NonFiniteRows = field(repr=False)
 
@@ -65,6 +67,27 @@ class _Mixture:
     rl_weight: Tensor
     """λ, 0-d."""
     normalisers: Normalisers
+
+
+@dataclass
+class StepBatch:
+    """The rows of a step, which one or several updates are computed from."""
+
+    completions: Sequence[Completion]
+    mixture: _Mixture
+    micro_batches: list[MicroBatch]
+    """Those of this rank, with idle ones up to the number of the busiest rank."""
+    with_rollouts: int
+    """How many of them have completions on some rank."""
+    constants: dict[str, Tensor]
+    """Metrics that are the same in every update."""
+    tokens: int
+    """Ids of the prompts and answers."""
+    work: StepTokens
+    """The tokens by what is computed of them, over all ranks and updates."""
+    anchored: bool
+    updates: int = 0
+    """How many were computed."""
 
 
 class TrainStep:
@@ -101,8 +124,8 @@ class TrainStep:
         prompts = self.config.rollout.prompts if self.config.needs_rollouts else 0
         return max(prompts, self.config.anchor.rows if self.config.needs_anchor else 0)
 
-    def __call__(self, examples: Sequence[Example], step: int, clock: Stopwatch) -> StepResult:
-        """Adds the gradients of step number ``step`` to the model.
+    def prepare(self, examples: Sequence[Example], step: int, clock: Stopwatch) -> StepBatch:
+        """Samples and lays out the rows of step number ``step``.
 
         Args:
             examples: the training examples of the step, the same on all ranks.
@@ -114,33 +137,61 @@ class TrainStep:
             completions, rewards = self.collect(prompts, step, clock)
         with self.ranks.failing_together():
             rows, tokens = self._rows(completions, rewards, examples, step)
-        broken = NonFiniteRows()
         with clock("forward_backward"):
             mixture, gate_metrics = self._mixture(rows, rewards)
-        totals = self._backward(rows, mixture, broken, clock)
-        with clock("exchange"):
-            totals = totals.with_vector(self.ranks.sum(totals.as_vector().cpu()))
-        found = totals.means() | self.objective.reward_metrics(rewards) | gate_metrics
-        metrics = named_metrics(
-            with_released_names(found | {"rl_weight": mixture.rl_weight}),
-            rollouts=rewards.numel() > 0,
-            rewarded=not bool(rewards.isnan().all()),
-            anchored=any(not row.is_rollout for row in rows),
-        ) | completion_metrics(completions)
-        values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
-        return StepResult(
-            dict(zip(metrics, values, strict=True)),
-            tokens,
-            step_work(
+            dealt = deal(
+                rows,
+                world=self.ranks.world,
+                block_tokens=self.config.train.block_tokens,
+                packed=self.packed,
+            )
+            count, with_rollouts = rounds(dealt)
+            turns = [
+                [part[turn] if turn < len(part) else [] for part in dealt]
+                for turn in range(max(count, 1))
+            ]
+            micro_batches = [self._micro_batch(parts, completions, rewards) for parts in turns]
+        return StepBatch(
+            completions=completions,
+            mixture=mixture,
+            micro_batches=micro_batches,
+            with_rollouts=with_rollouts,
+            constants=self.objective.reward_metrics(rewards)
+            | gate_metrics
+            | with_released_names({"rl_weight": mixture.rl_weight}),
+            tokens=tokens,
+            work=step_work(
                 rows,
                 completions,
                 loss_ids=self.loss_ids,
                 group_size=self.config.rollout.group_size,
-                scored=self.reference is not None,
+                updates=self.config.train.updates_per_rollout,
+                scored=(self.reference is not None) + (self.config.loss.importance_cap is not None),
             ),
-            completions,
-            broken,
+            anchored=any(not row.is_rollout for row in rows),
         )
+
+    def backward(self, batch: StepBatch, clock: Stopwatch) -> StepResult:
+        """Adds the gradients of one update to the model.
+
+        The second and later ones of a batch are off-policy: their ratios are those to the policy
+        before the first one.
+        """
+        broken = NonFiniteRows()
+        totals = self._backward(batch, broken, clock)
+        with clock("exchange"):
+            totals = totals.with_vector(self.ranks.sum(totals.as_vector().cpu()))
+        batch.updates += 1
+        rewards = batch.mixture.rewards
+        metrics = named_metrics(
+            totals.means() | batch.constants,
+            rollouts=rewards.numel() > 0,
+            rewarded=not bool(rewards.isnan().all()),
+            anchored=batch.anchored,
+        )
+        metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
+        values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
+        return StepResult(dict(zip(metrics, values, strict=True)), batch.completions, broken)
 
     def _rows(
         self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int
@@ -183,54 +234,78 @@ class TrainStep:
             rl_weight, gate_metrics = gate.step(rewards, self.objective.options, reduce=False)
         else:
             rl_weight = torch.tensor(float(gate))
-        normalisers = self.objective.normalisers(_batch(count_tables(rows), rewards))
+        normalisers = self.objective.normalisers(count_tables(rows).batch(rewards))
         return _Mixture(rewards, rl_weight, normalisers), gate_metrics
 
-    def _backward(
-        self, rows: Sequence[Row], mixture: _Mixture, broken: NonFiniteRows, clock: Stopwatch
-    ) -> MetricTotals:
+    def _backward(self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch) -> MetricTotals:
         """Runs forward and backward over this rank's micro-batches; returns sums of metrics."""
-        dealt = deal(
-            rows,
-            world=self.ranks.world,
-            block_tokens=self.config.train.block_tokens,
-            packed=self.packed,
-        )
-        count, with_rollouts = rounds(dealt)
         self.policy.train()
+        first = batch.updates == 0
+        again = batch.updates + 1 < self.config.train.updates_per_rollout
         totals = []
-        for turn in range(max(count, 1)):
-            parts = [part[turn] if turn < len(part) else [] for part in dealt]
-            block = lay_out(parts[self.ranks.rank], self.task.pad_id, packed=self.packed)
-            reference_logp = None
-            if self.reference is not None:
-                with clock("reference"):
-                    reference_logp = self._reference_logp(
-                        block, height=_most_sampled(parts), run=turn < with_rollouts
-                    )
+        for turn, micro in enumerate(batch.micro_batches):
+            if first:
+                self._score(micro, run=turn < batch.with_rollouts, clock=clock)
             with clock("forward_backward"):
-                self.accumulation.before(last=turn + 1 >= count)
-                height = self._most_live(parts, mixture.rewards)
-                out = self._forward(block, height, mixture, reference_logp, broken)
+                self.accumulation.before(last=turn + 1 == len(batch.micro_batches))
+                out = self._forward(micro, batch.mixture, broken)
                 out.loss.backward()
             totals.append(out.totals)
+            if first and self.config.needs_rollouts:
+                totals.append(self._mismatch(micro, out.logp, batch.mixture.rewards))
+            if first and again:
+                micro.old_logp = out.logp
         self.accumulation.after()
         return sum(totals[1:], totals[0])
 
-    def _forward(
-        self,
-        block: TokenBlock,
-        height: int,
-        mixture: _Mixture,
-        reference_logp: Tensor | None,
-        broken: NonFiniteRows,
-    ) -> HybridOutput:
-        batch = _batch(block.tables, mixture.rewards, reference_logp)
+    def _score(self, micro: MicroBatch, *, run: bool, clock: Stopwatch) -> None:
+        """Computes the log-probs that are constants of the updates, of one micro-batch.
+
+        Args:
+            run: whether some rank has completions in its micro-batch. The others run the model
+                along with it, because FSDP2 gathers the weights on all ranks.
+        """
+        temperature, options = self.config.rollout.temperature, self.objective.options
+        nothing = torch.zeros(micro.block.tables.targets.shape)
+        if self.reference is not None:
+            with clock("reference"):
+                micro.ref_logp = nothing
+                if run:
+                    micro.ref_logp = score_rollouts(
+                        self.reference, micro, temperature=temperature, options=options
+                    )
+        if (cap := self.config.loss.importance_cap) is not None and self.config.needs_rollouts:
+            with clock("score"):
+                logp = nothing
+                if run:
+                    logp = score_rollouts(
+                        self.policy, micro, temperature=temperature, options=options
+                    )
+                micro.importance = truncated_importance(logp, micro.sampler_logp.to(logp), cap)
+
+    def _mismatch(self, micro: MicroBatch, logp: Tensor, rewards: Tensor) -> MetricTotals:
+        """Compares the trainer's log-probs of sampled tokens that carry loss with the sampler's."""
+        batch = micro.batch(rewards)
+        sampled = self.objective.token_weights(batch).live & (batch.policy_row >= 0)
+        where, sampler_logp, targets = copied_together(
+            logp.device, sampled, micro.sampler_logp, batch.targets
+        )
+        return mismatch_totals(
+            logp,
+            sampler_logp,
+            targets,
+            where,
+            layout=self.task.layout,
+            cap=self.config.loss.importance_cap,
+        )
+
+    def _forward(self, micro: MicroBatch, mixture: _Mixture, broken: NonFiniteRows) -> HybridOutput:
+        batch = micro.batch(mixture.rewards)
 
         def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> HybridOutput:
-            broken.watch(hidden, block.tables)
+            broken.watch(hidden, micro.block.tables)
             return self.objective(
-                self._at_sampling_temperature(hidden, block, bias),
+                self._at_sampling_temperature(hidden, micro.block, bias),
                 weight,
                 batch,
                 bias=bias,
@@ -238,40 +313,20 @@ class TrainStep:
                 normalisers=mixture.normalisers,
             )
 
-        return self.policy([block.ids], score, height)
+        return self.policy([micro.block.ids], score, micro.live)
 
-    @torch.no_grad()
-    def _reference_logp(self, block: TokenBlock, *, height: int, run: bool) -> Tensor:
-        """Returns the log-probs [T] of sampled tokens under the frozen base; 0 elsewhere.
-
-        Args:
-            height: the most sampled tokens that any rank has in its micro-batch.
-            run: whether some rank has completions in its micro-batch. The others run the model
-                along with it, because FSDP2 gathers the weights on all ranks.
-        """
-        targets, sampled = block.tables.targets, block.tables.policy_row >= 0
-        if not run or self.reference is None:
-            return torch.zeros(targets.shape)
-
-        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> Tensor:
-            return linear_logprob(
-                hidden,
-                weight,
-                targets.where(sampled, IGNORE_INDEX),
-                bias=bias,
-                temperature=self.config.rollout.temperature,
-                ignore_index=IGNORE_INDEX,
-                options=self.objective.options,
-            ).logp
-
-        return self.reference([block.ids], score, height)
-
-    def _most_live(self, parts: Sequence[Sequence[Row]], rewards: Tensor) -> int:
-        """The most positions with loss in the micro-batch of any rank, for a sharded head."""
-        if not self.policy.head_is_sharded:
-            return 0
-        batches = [_batch(count_tables(rows), rewards) for rows in parts]
-        return max(int(self.objective.token_weights(batch).live.sum()) for batch in batches)
+    def _micro_batch(
+        self, parts: Sequence[list[Row]], completions: Sequence[Completion], rewards: Tensor
+    ) -> MicroBatch:
+        """Returns this rank's micro-batch of a turn, whose rows on every rank are ``parts``."""
+        live = 0
+        if self.policy.head_is_sharded:
+            batches = [count_tables(rows).batch(rewards) for rows in parts]
+            live = max(int(self.objective.token_weights(batch).live.sum()) for batch in batches)
+        sampled = max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
+        rows = parts[self.ranks.rank]
+        block = lay_out(rows, self.task.pad_id, packed=self.packed)
+        return MicroBatch.of(block, rows, completions, live=live, sampled=sampled)
 
     def _at_sampling_temperature(
         self, hidden: Tensor, block: TokenBlock, bias: Tensor | None
@@ -285,15 +340,3 @@ class TrainStep:
                 f"rollout.temperature: {temperature} given, wanted 1 for a head with a bias"
             )
         return hidden / temperature
-
-
-def _most_sampled(parts: Sequence[Sequence[Row]]) -> int:
-    """The most sampled tokens in the micro-batch of any rank."""
-    return max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
-
-
-def _batch(tables: RowTables, rewards: Tensor, reference_logp: Tensor | None = None) -> HybridBatch:
-    """The loss's tables; ``rewards`` are the whole step's, which the advantages need."""
-    return HybridBatch(
-        tables.targets, tables.policy_row, tables.anchor_row, rewards, ref_logp=reference_logp
-    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.data.records import Completion
+from wavalign_fast.losses import MetricTotals
 from wavalign_fast.losses.metric_names import RELEASED_NAMES
 
 ALWAYS = {
@@ -39,6 +40,7 @@ WITH_ROLLOUTS = {
     "clip_ratio/low_mean": "clip_ratio/low_mean",
     "clip_ratio/high_mean": "clip_ratio/high_mean",
 }
+MISMATCH = ("logp_diff/", "sampler_kl/", "importance/")
 OF_REWARDS = ("reward/mean", "reward/std", "frac_reward_zero_std")
 BROADEST = {
     "kl": ("kl", "text_kl", "speech_kl"),
@@ -67,6 +69,18 @@ def named_metrics(
         if found:
             named[name] = found[0]
     return named
+
+
+def mismatch_metrics(totals: MetricTotals) -> dict[str, Tensor]:
+    """Returns how far the sampler is from the trainer, of the modalities that carry policy loss.
+
+    Those of a modality without a token in the loss are left out.
+    """
+    return {
+        name: value
+        for name, value in totals.means().items()
+        if name.startswith(MISMATCH) and not bool(value.isnan())
+    }
 
 
 def completion_metrics(completions: Sequence[Completion]) -> dict[str, Tensor]:

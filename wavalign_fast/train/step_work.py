@@ -13,19 +13,21 @@ def step_work(
     *,
     loss_ids: LossIds,
     group_size: int,
-    scored: bool,
+    updates: int = 1,
+    scored: int = 0,
 ) -> StepTokens:
     """Returns the tokens of a step over all ranks.
 
     Args:
         rows: the rows that go forward and backward.
         completions: all completions of the step, ``group_size`` a prompt.
-        scored: whether the reference scores the rows of the rollouts.
+        updates: how many times they do.
+        scored: how many times the rows of the rollouts go forward only, to be scored.
     """
-    rollouts = [row for row in rows if row.is_rollout] if scored else []
+    rollouts = scored * [row for row in rows if row.is_rollout]
     return StepTokens(
-        trained=[len(row) for row in rows],
-        live=sum(_live(row, loss_ids) for row in rows),
+        trained=updates * [len(row) for row in rows],
+        live=updates * sum(_live(row, loss_ids) for row in rows),
         scored=[len(row) for row in rollouts],
         scored_live=sum(len(row.answer) for row in rollouts),
         prompts=[len(done.example.prompt_ids) for done in completions[::group_size]],

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wavalign_fast.data.records import Completion, Demonstration
 from wavalign_fast.errors import UserError
+from wavalign_fast.losses import HybridBatch
 from wavalign_fast.models import PackedRows
 
 NOT_IN_A_ROW = -1
@@ -52,6 +53,10 @@ class RowTables:
     """int64 [T], index of the completion or -1."""
     anchor_row: Tensor
     """int64 [T], index of the demonstration or -1."""
+
+    def batch(self, rewards: Tensor, **constants: Tensor | None) -> HybridBatch:
+        """The loss's tables; ``rewards`` are the whole step's, which the advantages need."""
+        return HybridBatch(self.targets, self.policy_row, self.anchor_row, rewards, **constants)
 
 
 @dataclass(frozen=True)

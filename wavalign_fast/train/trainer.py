@@ -5,6 +5,8 @@ import logging
 import math
 import random
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, is_shared, one_line, shared
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.evaluation import evaluate
+from wavalign_fast.train.evaluation_schedule import EvaluationSchedule
 from wavalign_fast.train.model_setup import load_base_model, prepare_model
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
@@ -24,7 +28,7 @@ from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
-from wavalign_fast.train.step import StepResult, TrainStep
+from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.telemetry import Telemetry
@@ -59,6 +63,12 @@ class Trainer:
         self.seconds = 0.0
         self.sampler = PromptSampler(len(task.train_examples), config.train.seed)
         self.guard = NonFiniteGuard(config.train.max_nonfinite_steps)
+        self.schedule = EvaluationSchedule(
+            every=config.train.eval_every,
+            metric=config.train.keep_best,
+            best_is=config.train.best_is,
+            patience=config.train.early_stop,
+        )
         with self.ranks.failing_together():
             base = load_base_model(config.model, task)
             check_vocabulary(base, task.layout)
@@ -85,11 +95,16 @@ class Trainer:
         return self.train_step.twin.model
 
     def fit(self, console: Console) -> None:
-        """Trains up to ``train.steps``; after a signal, saves and raises ``Stopped``."""
+        """Trains up to ``train.steps`` or an early stop.
+
+        Raises:
+            Stopped: a signal arrived; a checkpoint is saved.
+        """
         with self.store.finishing():
             self._fit(console)
             if self.saved_step != self.step:
                 self.save()
+        self._say_which_is_best(console)
 
     def _fit(self, console: Console) -> None:
         train = self.config.train
@@ -97,10 +112,11 @@ class Trainer:
             self.config, self.directory, self.ranks, self.model, done=self.step, console=console
         )
         with StopSignal() as stop, telemetry:
-            while self.step < train.steps:
+            while self.step < train.steps and not self.schedule.stops:
                 with self.ranks.waiting_for(f"step {self.step + 1} of the other ranks"):
                     self._one_step(telemetry)
                 due = train.checkpoint_every and self.step % train.checkpoint_every == 0
+                due = due or self.schedule.best_step == self.step
                 received = self._stop_signal(stop)
                 if due or received:
                     self.save()
@@ -110,15 +126,30 @@ class Trainer:
                     self.store.finish()
                     raise Stopped(received, self.step, str(self.store.newest))
 
+    def _say_which_is_best(self, console: Console) -> None:
+        """Prints why the run stopped early, and where the best checkpoint is."""
+        schedule = self.schedule
+        if schedule.best_step is None:
+            return
+        early = f"stopped at step {self.step}, " if self.step < self.config.train.steps else ""
+        console.print(
+            f"{early}best evaluation at step {schedule.best_step}: {schedule.metric} "
+            f"{schedule.best:.4g}, in {self.store.of_step(schedule.best_step)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def save(self) -> None:
         """Saves a checkpoint with everything that the next step depends on."""
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
             "guard": self.guard.state_dict(),
+            "evaluations": self.schedule.state_dict(),
             **self._position(),
         }
-        self.store.save(self.policy, self.optimizer, state)
+        best_step = self.schedule.best_step
+        self.store.save(self.policy, self.optimizer, state, best_step=best_step)
         self.saved_step = self.step
 
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
@@ -132,37 +163,56 @@ class Trainer:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.saved_step = self.step
         self.guard.load_state_dict(state["guard"])
+        self.schedule.load_state_dict(state["evaluations"])
         self._load_position(state)
 
     def _one_step(self, telemetry: Telemetry) -> None:
         telemetry.before_step(self.step + 1)
         start = time.perf_counter()
         clock = Stopwatch()
-        result = self._gradients(clock)
-        with clock("optimizer"):
-            rate, grad_norm, finite = self._update()
+        batch, updates = self._updates(clock)
         self.step += 1
         elapsed = time.perf_counter() - start
         self.seconds += elapsed
-        metrics = dict(result.metrics)
-        metrics |= {"grad_norm": grad_norm, "lr": rate, **clock.metrics(), "perf/step_s": elapsed}
-        metrics |= telemetry.measured(result.work, result.tokens, elapsed)
+        metrics = _means([update.metrics for update in updates])
+        metrics |= {**clock.metrics(), "perf/step_s": elapsed}
+        metrics |= telemetry.measured(batch.work, batch.tokens, elapsed)
+        metrics |= self._evaluated()
         try:
-            self._record(finite, metrics, result)
+            self._record(metrics, updates)
         finally:
             metrics["skipped_steps"] = float(self.guard.skipped)
             telemetry.after_step(self.step, self.seconds, metrics)
 
-    def _record(self, finite: bool, metrics: dict[str, float], result: StepResult) -> None:
-        """Counts a step without an update, and names its rows; the last one in a row saves."""
+    def _evaluated(self) -> dict[str, float]:
+        """Evaluates if that is due after this step, and returns the metrics as ``eval/...``."""
+        if not self.schedule.due(self.step):
+            return {}
+        start = time.perf_counter()
+        model = self.whole_model()
+
+        def metrics_of() -> dict[str, float]:
+            found = evaluate(self.config.train, self.task, model)
+            return found.metrics if found else {}
+
+        found = self.ranks.on_main(metrics_of)
+        self.schedule.record(self.step, found)
+        seconds = time.perf_counter() - start
+        return {f"eval/{name}": value for name, value in found.items()} | {
+            "perf/evaluation_s": seconds
+        }
+
+    def _record(self, metrics: dict[str, float], updates: "Sequence[_Update]") -> None:
+        """Counts a step with an update left out, names its rows; the last one in a row saves."""
         rows = ""
-        if not finite:
-            rows = listed(result.broken.names(result.completions, self.ranks))
+        broken = next((update.result for update in updates if not update.finite), None)
+        if broken is not None:
+            rows = listed(broken.broken.names(broken.completions, self.ranks))
             if self.ranks.is_main:
                 logger.warning("step %d is skipped, not finite: %s", self.step, rows)
         try:
             self.guard.record(
-                finite=finite,
+                finite=broken is None,
                 step=self.step,
                 loss=metrics["loss/total"],
                 grad_norm=metrics["grad_norm"],
@@ -172,19 +222,26 @@ class Trainer:
             self.save()
             raise
 
-    def _gradients(self, clock: Stopwatch) -> StepResult:
-        """Computes gradients and metrics of a step; if that fails, saves the steps before it."""
+    def _updates(self, clock: Stopwatch) -> "tuple[StepBatch, list[_Update]]":
+        """Makes the updates of a step; if the first fails, saves the steps before it."""
         before = self._position()
         step = self.step + 1
         self._seed_globals(step)
+        updates: list[_Update] = []
         try:
             taken = self.sampler.take(self.train_step.examples_needed)
-            return self.train_step(
-                [self.task.train_examples[index] for index in taken], step, clock
-            )
+            examples = [self.task.train_examples[index] for index in taken]
+            batch = self.train_step.prepare(examples, step, clock)
+            for _ in range(self.config.train.updates_per_rollout):
+                result = self.train_step.backward(batch, clock)
+                with clock("optimizer"):
+                    updates.append(_Update(result, *self._update()))
+            return batch, updates
         except Exception as error:
             self._load_position(before)
-            where = f"step {step}{self._saved_after_failure(error)}"
+            # After an update the weights are no longer those of a whole step.
+            note = "" if updates else self._saved_after_failure(error)
+            where = f"step {step}{note}"
             if isinstance(error, UserError):
                 named = type(error)(f"{where}: {error}")
                 raise (shared(named) if is_shared(error) else named) from error
@@ -239,3 +296,24 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return rate, norm, finite
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One update of the weights, or one that was left out because it was not finite."""
+
+    result: StepResult
+    rate: float
+    grad_norm: float
+    finite: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.result.metrics | {"grad_norm": self.grad_norm, "lr": self.rate}
+
+
+def _means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the updates that have it."""
+    names = dict.fromkeys(name for metrics in updates for name in metrics)
+    found = {name: [m[name] for m in updates if name in m] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

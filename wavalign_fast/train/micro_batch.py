@@ -1,0 +1,90 @@
+"""A micro-batch of one rank, and the log-probs that are constants of its loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wavalign_fast.data.records import Completion
+from wavalign_fast.losses import HybridBatch
+from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions, linear_logprob
+from wavalign_fast.train.policy import Policy
+from wavalign_fast.train.token_blocks import Row, TokenBlock
+
+
+@dataclass
+class MicroBatch:
+    """A block and the constants of its positions, each [T] once it is known."""
+
+    block: TokenBlock
+    sampler_logp: Tensor
+    """Log-probs that the ids were sampled with; 0 where none was."""
+    live: int
+    """The most positions with loss in the micro-batch of any rank, for a sharded head; else 0."""
+    sampled: int
+    """The most sampled ids in the micro-batch of any rank."""
+    ref_logp: Tensor | None = None
+    """Log-probs of the sampled ids under the reference."""
+    old_logp: Tensor | None = None
+    """Log-probs under the policy before the first update on these rollouts. ``None`` during that
+    update: the ratio is then exactly 1, and is not computed."""
+    importance: Tensor | None = None
+    """Weights of the policy surrogate."""
+
+    @classmethod
+    def of(
+        cls,
+        block: TokenBlock,
+        rows: Sequence[Row],
+        completions: Sequence[Completion],
+        *,
+        live: int,
+        sampled: int,
+    ) -> "MicroBatch":
+        """The micro-batch of ``block``, in which ``rows`` are laid out in this order."""
+        sampler_logp = torch.zeros(block.tables.targets.shape)
+        if block.is_rollout:
+            known = [completions[row.index].logps for row in rows]
+            parts = [
+                torch.full((len(row.answer),), torch.nan) if logps is None else logps
+                for row, logps in zip(rows, known, strict=True)
+            ]
+            cut = [part[: len(row.answer)] for row, part in zip(rows, parts, strict=True)]
+            sampler_logp[block.tables.policy_row >= 0] = torch.cat(cut)
+        return cls(block, sampler_logp, live, sampled)
+
+    def batch(self, rewards: Tensor) -> HybridBatch:
+        """The loss's tables; ``rewards`` are the whole step's, which the advantages need."""
+        return self.block.tables.batch(
+            rewards,
+            ref_logp=self.ref_logp,
+            old_logp=self.old_logp,
+            importance=self.importance,
+        )
+
+
+@torch.no_grad()
+def score_rollouts(
+    policy: Policy, micro: MicroBatch, *, temperature: float, options: LossOptions | None
+) -> Tensor:
+    """Returns the log-probs [T] of the sampled ids of ``micro`` under ``policy``; 0 elsewhere.
+
+    Args:
+        temperature: that the ids were sampled at.
+    """
+    tables = micro.block.tables
+    targets = tables.targets.where(tables.policy_row >= 0, IGNORE_INDEX)
+
+    def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> Tensor:
+        return linear_logprob(
+            hidden,
+            weight,
+            targets,
+            bias=bias,
+            temperature=temperature,
+            ignore_index=IGNORE_INDEX,
+            options=options,
+        ).logp
+
+    return policy([micro.block.ids], score, micro.sampled)
