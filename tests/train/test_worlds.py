@@ -31,6 +31,8 @@ CASES = {
     "tied": BOTH,
     "packed rows": (*BOTH, "model.attention=varlen"),
     "copies": BOTH,
+    "a copy on every two ranks": (*BOTH, "parallel.reshard=false"),
+    "a copy on every two ranks, sharded head": (*BOTH, "parallel.head=sharded"),
     "sharded head": (*BOTH, "parallel.head=sharded", "loss.text_kl=0.1"),
     "sharded head, kinds apart": (*BOTH, "parallel.head=sharded"),
 }  # fmt: skip
@@ -55,7 +57,10 @@ def kinds_apart(rows, *, world, **options):
     return [first, *[[]] * (world - 2), last]
 
 
-AT_FOUR = ("dealt", "fewer rows than ranks", "kinds apart", "copies", "sharded head")
+AT_FOUR = (
+    "dealt", "fewer rows than ranks", "kinds apart", "copies", "sharded head",
+    "a copy on every two ranks", "a copy on every two ranks, sharded head",
+)  # fmt: skip
 """The cases for four ranks, and for float32: what the others add, two ranks and float64 show."""
 DEALS = {
     "all rows on one rank": all_on_one,
@@ -67,7 +72,8 @@ DEALS = {
 def run(name, task, make_config, dtype):
     """Trains ``STEPS`` steps; returns metrics and norms of each, and the weights."""
     ranks = ranks_here()
-    shape = (f"parallel.replicate={ranks.world}",) if name == "copies" else ()
+    copies = {"copies": ranks.world}.get(name, max(ranks.world // 2, 1))
+    shape = (f"parallel.replicate={copies}",) if name.startswith(("copies", "a copy")) else ()
     backend = "reference" if dtype == torch.float64 else "cpu"
     config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
     base = task.load_model()
