@@ -8,6 +8,7 @@
 #include "cpu/buffers.h"
 #include "cpu/gemm.h"
 #include "cpu/linear_logprob.h"
+#include "cpu/rollout.h"
 #include "cpu/row_kernels.h"
 
 TORCH_LIBRARY(wavalign_fast, m) {
@@ -40,6 +41,26 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, "
       "Tensor skipped, Tensor(a!) prob_buffer, bool need_hidden, bool need_bias, "
       "bool wide_hidden=False) -> (Tensor, Tensor)");
+  // Attention [N, heads d] of one new token in each of N rows. Queries and keys are normalised over
+  // d where there are weights for it, and rotated to the token's position. A row attends to the
+  // prompt's keys and values from column prefix_start on, to the `length` sampled tokens before it
+  // and to itself. Its key and value are written to column `length` of row slots[n] of the cache,
+  // which no other row may name. Cache rows are grouped by prompt: row s is of prompt s * B / S.
+  m.def(
+      "decode_attention(Tensor qkv, Tensor positions, Tensor cos, Tensor sin, Tensor? q_norm, "
+      "Tensor? k_norm, float eps, Tensor(a!) keys, Tensor(b!) values, Tensor prefix_keys, "
+      "Tensor prefix_values, Tensor prefix_start, Tensor slots, int length, float scale) -> "
+      "Tensor");
+  // x += update, and returns x / rms(x) * weight, each [N, D].
+  m.def("add_rms_norm_(Tensor(a!) x, Tensor? update, Tensor weight, float eps) -> Tensor");
+  // silu(gate) * up [N, F] of gate and up side by side, [N, 2 F].
+  m.def("silu_mul(Tensor gate_up) -> Tensor");
+  // The ids [N] at which the CDF of softmax(logits / temperature) first exceeds the uniform numbers
+  // [N], float64 in [0, 1), and their log-probs [N]. The id is -1 in a row with NaN or inf, or with
+  // nothing above -inf.
+  m.def(
+      "choose_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor ids, "
+      "Tensor logps)");
 }
 
 namespace {
@@ -81,8 +102,7 @@ std::tuple<Tensor, Tensor> linear_logprob_backward_(
     const OptionalTensor& grad_lse, const Tensor& hidden, const Tensor& weight,
     const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
     const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
-    const Tensor& skipped, Tensor prob_buffer, bool need_hidden, bool need_bias,
-    bool wide_hidden) {
+    const Tensor& skipped, Tensor prob_buffer, bool need_hidden, bool need_bias, bool wide_hidden) {
   const cpu::OperandGrads grads =
       cpu::linear_logprob_backward_({{grad_logp, grad_entropy, grad_lse},
                                      {hidden, weight, targets, bias, temperature, ignore_index},
@@ -91,12 +111,26 @@ std::tuple<Tensor, Tensor> linear_logprob_backward_(
   return {grads.hidden, grads.bias};
 }
 
+Tensor decode_attention(const Tensor& qkv, const Tensor& positions, const Tensor& cos,
+                        const Tensor& sin, const OptionalTensor& q_norm,
+                        const OptionalTensor& k_norm, double eps, Tensor keys, Tensor values,
+                        const Tensor& prefix_keys, const Tensor& prefix_values,
+                        const Tensor& prefix_start, const Tensor& slots, int64_t length,
+                        double scale) {
+  return cpu::decode_attention({qkv, positions, cos, sin, q_norm, k_norm, eps, keys, values,
+                                prefix_keys, prefix_values, prefix_start, slots, length, scale});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
   m.impl("linear_logprob", &linear_logprob);
   m.impl("linear_logprob_backward", &linear_logprob_backward);
   m.impl("linear_logprob_backward_", &linear_logprob_backward_);
+  m.impl("decode_attention", &decode_attention);
+  m.impl("add_rms_norm_", &cpu::add_rms_norm_);
+  m.impl("silu_mul", &cpu::silu_mul);
+  m.impl("choose_tokens", &cpu::choose_tokens);
 }
 
 namespace {

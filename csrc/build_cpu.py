@@ -22,10 +22,11 @@ NAME = "wavalign_fast._C"
 # positive in the AVX-512 header of gcc 12.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-Wno-maybe-uninitialized"]
+ISA = {"default": ["-Wno-psabi"], "avx2": AVX2, "avx512": AVX512}
 ISA_FLAGS = {
-    "csrc/cpu/isa/row_kernels_default.cpp": ["-Wno-psabi"],
-    "csrc/cpu/isa/row_kernels_avx2.cpp": AVX2,
-    "csrc/cpu/isa/row_kernels_avx512.cpp": AVX512,
+    f"csrc/cpu/isa/{kernels}_{name}.cpp": flags
+    for kernels in ("row_kernels", "rollout_kernels")
+    for name, flags in ISA.items()
 }
 
 

@@ -1,8 +1,6 @@
 #include "cpu/row_kernels.h"
 
-#include <ATen/Version.h>
-
-#include <string>
+#include "cpu/isa_choice.h"
 
 namespace wavalign::cpu {
 
@@ -21,13 +19,16 @@ RowKernels make_row_kernels(const char* isa);
 namespace {
 
 RowKernels choose() {
+  switch (isa()) {
 #if defined(__x86_64__)
-  // What torch has chosen; the variable ATEN_CPU_CAPABILITY can lower it.
-  const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return AVX512::make_row_kernels("AVX-512");
-  if (capability == "AVX2") return AVX2::make_row_kernels("AVX2");
+    case Isa::kAvx512:
+      return AVX512::make_row_kernels("AVX-512");
+    case Isa::kAvx2:
+      return AVX2::make_row_kernels("AVX2");
 #endif
-  return DEFAULT::make_row_kernels("default");
+    default:
+      return DEFAULT::make_row_kernels("default");
+  }
 }
 
 }  // namespace

@@ -1,53 +1,16 @@
-// Bodies of the row kernels. Each file in isa/ includes them once, with CPU_CAPABILITY defined, so
-// that at::vec::Vectorized has the width of its instruction set. Include no other ATen header here:
-// the linker might keep an inline function that was compiled for AVX-512 for the whole library.
-#include <ATen/cpu/vec/vec.h>
-
+// Bodies of the row kernels. A file in isa/ of each instruction set includes them once.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
+#include "cpu/isa/vectors.h"
 #include "cpu/row_kernels.h"
 
 namespace wavalign::cpu {
 namespace CPU_CAPABILITY {
 namespace {
 
-using Vec = at::vec::Vectorized<float>;
-constexpr int64_t kWidth = Vec::size();
 static_assert(kLaneAlign % kWidth == 0);
-
-}  // namespace
-}  // namespace CPU_CAPABILITY
-}  // namespace wavalign::cpu
-
-#include "cpu/isa/vec_exp.h"
-
-namespace wavalign::cpu {
-namespace CPU_CAPABILITY {
-namespace {
-
-Vec load(const float* p) { return Vec::loadu(p); }
-
-Vec load(const c10::BFloat16* p) {
-  Vec wide;
-  at::vec::load_fp32_from_bf16(p, wide);
-  return wide;
-}
-
-void store(Vec v, float* p) { v.store(p); }
-
-void store(Vec v, c10::BFloat16* p) {
-#if defined(CPU_CAPABILITY_AVX512)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), at::vec::cvtfp32_bf16(v));
-#elif defined(CPU_CAPABILITY_AVX2)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), at::vec::cvtfp32_bf16(v));
-#else
-  __at_align__ float wide[kWidth];
-  v.store(wide);
-  for (int64_t i = 0; i < kWidth; ++i) p[i] = c10::BFloat16(wide[i]);
-#endif
-}
 
 void add(const float* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kWidth) store(load(out + i) + load(in + i), out + i);

@@ -1,4 +1,4 @@
-"""Choosing a token from logits: the inverse of the CDF, in one running sum and in blocks."""
+"""Choosing a token from logits: the inverse of the CDF, by torch and by the C++ op."""
 
 import math
 
@@ -11,8 +11,12 @@ from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(params=["one sum", "blocks"], autouse=True)
+@pytest.fixture(params=["one sum", "blocks", "op"], autouse=True)
 def way(request, monkeypatch):
+    if request.param == "op":
+        assert choice.kernels_take(torch.zeros(1)), "the C++ kernels are missing"
+        return
+    monkeypatch.setattr(choice, "kernels_take", lambda _: False)
     monkeypatch.setattr(choice, "BLOCKED_SIZE", 10**9 if request.param == "one sum" else 1)
 
 
@@ -91,7 +95,7 @@ def test_the_id_is_the_first_whose_exact_sum_is_above_the_number(case):
         torch.testing.assert_close(chosen.logps.double(), wanted, atol=2e-6, rtol=2e-7)
 
 
-def test_neither_way_depends_on_the_rows_beside_it():
+def test_no_way_depends_on_the_rows_beside_it():
     logits = torch.randn(6, 1300, generator=torch.Generator().manual_seed(0)) * 3
     uniform = torch.linspace(0, 0.999, 6, dtype=torch.float64)
     whole = choose_tokens(logits, 1.0, uniform)

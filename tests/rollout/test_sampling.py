@@ -8,8 +8,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.rollout import sample_completions, sample_with_logps, sampling
+from wavalign_fast.rollout import sample_completions, sample_with_logps
 from wavalign_fast.rollout.choice import choose_tokens
+from wavalign_fast.rollout.lean_decode import LeanDecode
+from wavalign_fast.rollout.plain_decode import PlainDecode
 
 VOCAB, EOS, PAD = 24, 1, 0
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13], [4, 4, 4, 4, 4, 4, 4]]
@@ -31,9 +33,23 @@ def model():
     return Qwen2ForCausalLM(config).eval()
 
 
+@pytest.fixture(params=["lean", "plain"], autouse=True)
+def way(request, monkeypatch):
+    """How tokens are decoded: by the C++ calls for this family, and by transformers' own code."""
+    if request.param == "plain":
+        monkeypatch.setattr(LeanDecode, "of", lambda *_: None)
+    return request.param
+
+
 def sample(model, prompts=PROMPTS, **options):
     defaults = {"max_new_tokens": 12, "eos_id": EOS, "pad_id": PAD}
     return sample_completions(model, prompts, **(defaults | options))
+
+
+def drop_at(share: float, monkeypatch) -> None:
+    """Drops ended rows from this share of them on."""
+    for kind in (LeanDecode, PlainDecode):
+        monkeypatch.setattr(kind, "drop_share", share)
 
 
 @torch.no_grad()
@@ -56,9 +72,9 @@ def test_greedy_equals_uncached_decode(model):
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
-@pytest.mark.parametrize("compact_share", [0.01, 2.0])
-def test_sampling_equals_uncached_decode(model, group_size, compact_share, monkeypatch):
-    monkeypatch.setattr(sampling, "COMPACT_SHARE", compact_share)
+@pytest.mark.parametrize("drop_share", [0.01, 2.0])
+def test_sampling_equals_uncached_decode(model, group_size, drop_share, monkeypatch):
+    drop_at(drop_share, monkeypatch)
     generator = torch.Generator().manual_seed(7)
     rows = sample(model, group_size=group_size, generator=generator)
 
@@ -150,20 +166,21 @@ def test_a_model_that_is_not_finite_is_named_not_sampled(model, value, seen, tem
             hook.remove()
 
 
-def test_what_a_row_computes_after_its_end_is_no_error(model, monkeypatch):
-    monkeypatch.setattr(sampling, "COMPACT_SHARE", 2.0)  # ended rows stay in the batch
+def test_what_a_row_computes_after_its_end_is_no_error(model, way, monkeypatch):
+    drop_at(2.0, monkeypatch)  # ended rows stay in the batch
     wanted = sample(model, temperature=0.0)
     assert min(map(len, wanted)) < max(map(len, wanted))
-    logits_of = sampling._Decode.logits
+    kind = LeanDecode if way == "lean" else PlainDecode
+    logits_of = kind.logits
     ended = torch.zeros(len(PROMPTS), dtype=torch.bool)
 
-    def spoilt(self, model, tokens):
+    def spoilt(self, tokens):
         ended.logical_or_(tokens == EOS)
-        logits = logits_of(self, model, tokens).clone()
+        logits = logits_of(self, tokens).clone()
         logits[ended] = NAN
         return logits
 
-    monkeypatch.setattr(sampling._Decode, "logits", spoilt)
+    monkeypatch.setattr(kind, "logits", spoilt)
     assert sample(model, temperature=0.0) == wanted
     assert ended.any()
 

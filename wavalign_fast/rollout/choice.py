@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wavalign_fast.ops.rollout import kernels_take
+
 NO_TOKEN = -1
 """Stands for an id if the logits of a row are not a distribution."""
 
@@ -40,6 +42,13 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
         best = logits.max(-1)
         ids = best.indices.where(best.values.isfinite(), NO_TOKEN)
         return Chosen(ids, torch.zeros_like(best.values, dtype=torch.float32))
+    if kernels_take(logits):
+        return Chosen(*torch.ops.wavalign_fast.choose_tokens(logits, uniform, temperature))
+    return _choose_by_torch(logits, temperature, uniform)
+
+
+def _choose_by_torch(logits: Tensor, temperature: float, uniform: Tensor) -> Chosen:
+    """The definition of the op, in plain torch, for any device."""
     top = logits.amax(-1, keepdim=True)
     top = top.to(torch.promote_types(top.dtype, torch.float32))
     if logits.shape[-1] < BLOCKED_SIZE:

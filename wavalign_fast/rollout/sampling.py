@@ -1,22 +1,20 @@
 """Samples from any Hugging Face causal LM: one prefill per prompt, one decode for all rows."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import torch
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.models.transformers_names import cache_argument
 from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, end_ids
 from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
+from wavalign_fast.rollout.lean_decode import LeanDecode
+from wavalign_fast.rollout.plain_decode import PlainDecode
+from wavalign_fast.rollout.prefill import prefill
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
-
-COMPACT_SHARE = 0.25
-"""Share of finished rows at which they are dropped, which copies the whole cache."""
-
+    from transformers import PreTrainedModel
 
 Arguments = ParamSpec("Arguments")
 
@@ -29,85 +27,6 @@ class Sampled(NamedTuple):
     logps: list[torch.Tensor]
     """The log-prob of each id under the sampler, softmax(logits / temperature), float32 on the CPU,
     one vector a completion. A greedy choice has probability 1, so its log-prob is 0."""
-
-
-def _left_pad(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns prompt ids [B, L], padded on the left, and a mask of the real ids, bool [B, L]."""
-    length = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (length - len(p)) + list(p) for p in prompts], device=device)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    real = torch.arange(length, device=device) >= (length - lengths)[:, None]
-    return ids, real
-
-
-class _Decode:
-    """The rows that are still being decoded: their cache, mask and positions."""
-
-    def __init__(
-        self,
-        cache: "DynamicCache",
-        argument: Mapping[str, Any],
-        real: torch.Tensor,
-        positions: torch.Tensor,
-    ) -> None:
-        self.cache = cache
-        self.argument = argument  # the cache, under the model's name for it
-        self.real = real  # bool [N, L]; padding is never attended to
-        self.positions = positions  # [N], of the next token
-        self.padded = not bool(real.all())
-        self.rows = torch.arange(len(real), device=real.device)
-
-    def logits(self, model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-        """Feeds one token per row, [N], and returns the next logits, [N, V]."""
-        mask = None
-        if self.padded:
-            seen = self.cache.get_seq_length() + 1 - self.real.shape[1]
-            mask = torch.cat([self.real, self.real.new_ones(len(self.real), seen)], 1)
-        out = model(
-            tokens[:, None],
-            attention_mask=mask,
-            position_ids=self.positions[:, None],
-            use_cache=True,
-            **self.argument,
-        )
-        self.positions = self.positions + 1
-        return out.logits[:, -1]
-
-    def keep(self, kept: torch.Tensor) -> None:
-        """Keeps only the rows ``kept`` (indices of current rows)."""
-        self.cache.batch_select_indices(kept)
-        self.real, self.positions = self.real[kept], self.positions[kept]
-        self.rows = self.rows[kept]
-
-
-def _prefill(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_id: int, group_size: int
-) -> tuple[_Decode, torch.Tensor]:
-    """Runs each prompt once, then repeats its cache and last logits ``group_size`` times."""
-    from transformers import DynamicCache
-
-    ids, real = _left_pad(prompts, pad_id, model.device)
-    positions = (real.cumsum(1) - 1).clamp_(min=0)
-    cache = DynamicCache(config=model.config)
-    argument = cache_argument(model, cache)
-    out = model(
-        ids,
-        attention_mask=real,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        **argument,
-    )
-    if group_size > 1:
-        cache.batch_repeat_interleave(group_size)
-
-    def repeat(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.repeat_interleave(group_size, 0)
-
-    decode = _Decode(cache, argument, repeat(real), repeat(positions[:, -1] + 1))
-    return decode, repeat(out.logits[:, -1])
 
 
 @torch.inference_mode()
@@ -173,39 +92,44 @@ def _decode(
     generator: torch.Generator | None,
     draws: torch.Tensor | None,
 ) -> Sampled:
-    decode, logits = _prefill(model, prompts, pad_id, group_size)
+    prefix = prefill(model, prompts, pad_id)
+    logits = prefix.logits.repeat_interleave(group_size, 0)
     total = len(logits)
+    rows = torch.arange(total, device=logits.device)  # that are being decoded
+    decode = LeanDecode.of(model, prefix, group_size, max_new_tokens) or PlainDecode(
+        model, prefix, group_size
+    )
     written = torch.full((total, max_new_tokens), pad_id, device=logits.device)
     logps = torch.zeros((total, max_new_tokens), device=logits.device)
     lengths = torch.full((total,), max_new_tokens, device=logits.device)
-    live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over decode.rows
+    live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over rows
     end_table = torch.tensor(sorted(ends), dtype=torch.int64, device=logits.device)
     for step in range(max_new_tokens):
         uniform = None
         if draws is not None:
-            uniform = draws[decode.rows, step]
+            uniform = draws[rows, step]
         elif temperature > 0:
             uniform = torch.rand(
                 total, generator=generator, dtype=torch.float64, device=logits.device
-            )[decode.rows]
+            )[rows]
         tokens, token_logps = choose_tokens(logits, temperature, uniform)
-        written[decode.rows, step] = tokens
-        logps[decode.rows, step] = token_logps
+        written[rows, step] = tokens
+        logps[rows, step] = token_logps
         broken = live & (tokens == NO_TOKEN)
         ended = live & (tokens[:, None] == end_table).any(1)
-        lengths[decode.rows[ended]] = step + 1
+        lengths[rows[ended]] = step + 1
         live &= ~ended
         remaining, failed = torch.stack([live.sum(), broken.sum()]).tolist()
         if failed:
-            _refuse(logits, broken, decode.rows, step, group_size)
+            _refuse(logits, broken, rows, step, group_size)
         if remaining == 0 or step + 1 == max_new_tokens:
             break
-        if len(live) - remaining >= COMPACT_SHARE * len(live):
+        if remaining < len(live) and len(live) - remaining >= decode.drop_share * len(live):
             kept = live.nonzero()[:, 0]
             decode.keep(kept)
-            tokens, live = tokens[kept], live[kept]
+            rows, tokens, live = rows[kept], tokens[kept], live[kept]
         # A finished row may have NO_TOKEN; feed it any id, because its output is not used.
-        logits = decode.logits(model, tokens.clamp(min=0))
+        logits = decode.logits(tokens.clamp(min=0))
     kept_lengths = lengths.tolist()
     return Sampled(
         [row[:length] for row, length in zip(written.tolist(), kept_lengths, strict=True)],

@@ -1,4 +1,4 @@
-// exp of non-positive arguments. row_kernels_impl.h includes it once per instruction set.
+// exp of non-positive arguments, for isa/vectors.h.
 #pragma once
 
 namespace wavalign::cpu {

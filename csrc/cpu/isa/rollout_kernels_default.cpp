@@ -1,0 +1,3 @@
+#define CPU_CAPABILITY DEFAULT
+#define CPU_CAPABILITY_DEFAULT
+#include "cpu/rollout_kernels_impl.h"
