@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import decoder_layers
-from wavalign_fast.train.model_setup import load_base_model, prepare_model
+from wavalign_fast.train.model_setup import load_base_model
+from wavalign_fast.train.trainer import Trainer
 
 from .conftest import VOCAB
 
@@ -31,33 +33,52 @@ def directory(tmp_path):
     return tmp_path / "own"
 
 
-def is_checkpointed(model) -> bool:
-    return all(layer.gradient_checkpointing for layer in decoder_layers(model))
+def is_checkpointed(trainer) -> bool:
+    return all(layer.gradient_checkpointing for layer in decoder_layers(trainer.model))
 
 
-def is_compiled(model) -> bool:
-    return all(layer._compiled_call_impl is not None for layer in decoder_layers(model))
+def is_compiled(trainer) -> bool:
+    return all(layer._compiled_call_impl is not None for layer in decoder_layers(trainer.model))
+
+
+def dtype_of(model) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 KEYS = {
-    "path": ("own", lambda model: model.config._name_or_path.rpartition("/")[2]),
-    "dtype": ("bfloat16", lambda model: str(model.dtype).removeprefix("torch.")),
-    "attention": ("eager", lambda model: model.config._attn_implementation),
-    "activation_checkpointing": (True, is_checkpointed),
-    "compile": (True, is_compiled),
+    "path": ("", "own", lambda it: it.model.config._name_or_path.rpartition("/")[2]),
+    "dtype": ("float32", "bfloat16", lambda it: dtype_of(it.model)),
+    "compute_dtype": ("float32", "bfloat16", lambda it: dtype_of(it.train_step.twin.model)),
+    "attention": ("sdpa", "eager", lambda it: it.model.config._attn_implementation),
+    "activation_checkpointing": (False, True, is_checkpointed),
+    "compile": (False, True, is_compiled),
 }
-"""For every key a value that is not the default, and how to read it from the prepared model."""
+"""For every key what is seen by default, another value, and how to read it from a trainer."""
+
+
+@pytest.fixture
+def make_trainer(make_config, toy_task, tmp_path):
+    """Builds trainers; afterwards ends the group that FSDP2 needs for two dtypes."""
+
+    def make(*overrides: str) -> Trainer:
+        return Trainer(make_config(*overrides), toy_task(), tmp_path)
+
+    yield make
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", ModelConfig.model_fields)
-def test_every_key_reaches_the_model(toy_task, directory, monkeypatch, name):
+def test_every_key_reaches_the_model(make_trainer, directory, monkeypatch, name):
     monkeypatch.chdir(directory.parent)
-    value, read = KEYS[name]
-    default = getattr(ModelConfig(), name)
-    assert value != default
-    for given, seen in ((default, "" if default is None else default), (value, value)):
-        config = ModelConfig(**{name: given})
-        assert read(prepare_model(load_base_model(config, toy_task()), config)) == seen
+    default, value, read = KEYS[name]
+    assert read(make_trainer()) == default
+    assert read(make_trainer(f"model.{name}={value}")) == value
+
+
+def test_float32_cannot_be_computed_from_bfloat16(make_config):
+    with pytest.raises(UserError, match="compute_dtype float32 given for weights stored in bf"):
+        make_config("model.dtype=bfloat16", "model.compute_dtype=float32")
 
 
 def test_an_own_model_is_trained_and_continued(train, directory, monkeypatch):

@@ -34,15 +34,18 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:
     """Compiles each decoder layer in place, for forward passes in training mode.
 
     All layers are of one class, so torch compiles one graph for them, for any batch and length. In
     place, because ``torch.compile(layer)`` would put ``_orig_mod`` into the names of a checkpoint's
     weights. In training mode alone, because each shape of a cache in a rollout would be compiled.
+
+    Args:
+        backend: of torch.compile.
     """
     for layer in decoder_layers(model):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
         layer._compiled_call_impl = partial(_call, layer, layer._compiled_call_impl)
 
 

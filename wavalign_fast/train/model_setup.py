@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def compute_dtype(config: ModelConfig) -> torch.dtype | None:
+    """Returns the dtype of forward and backward passes, ``None`` if it is that of the weights."""
+    return None if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+
+
 def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
     """Loads the model that training starts from: ``model.path``, or else the recipe's own.
 

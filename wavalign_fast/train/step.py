@@ -28,6 +28,7 @@ from wavalign_fast.train.collect import Collector
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
+from wavalign_fast.train.model_setup import compute_dtype
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
@@ -113,7 +114,7 @@ class TrainStep:
         self.ranks = ranks
         self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
         self.loss_ids = find_loss_ids(self.objective)
-        self.twin = Twin(policy.model, root=policy)
+        self.twin = Twin(policy.model, compute_dtype(config.model), root=policy)
         self.collect = Collector(config, task, self.twin, ranks)
         self.packed = config.model.attention in TAKES_BORDERS
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)

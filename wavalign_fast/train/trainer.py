@@ -20,7 +20,7 @@ from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import EvaluationSchedule
-from wavalign_fast.train.model_setup import load_base_model, prepare_model
+from wavalign_fast.train.model_setup import compute_dtype, load_base_model, prepare_model
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -74,8 +74,7 @@ class Trainer:
             check_vocabulary(base, task.layout)
             base.to(self.ranks.device)
         reference = self._wrapped(frozen_copy(base)) if config.needs_reference else None
-        self.policy = Policy(prepare_model(base, config.model))
-        wrapped(self.policy, config.parallel, self.ranks)
+        self.policy = self._wrapped(prepare_model(base, config.model))
         self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.policy, self.optimizer)
@@ -153,7 +152,12 @@ class Trainer:
         self.saved_step = self.step
 
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
-        return wrapped(Policy(model), self.config.parallel, self.ranks)
+        return wrapped(
+            Policy(model),
+            self.config.parallel,
+            self.ranks,
+            compute_dtype=compute_dtype(self.config.model),
+        )
 
     def _stop_signal(self, stop: StopSignal) -> int:
         """Returns the signal that some rank received, 0 for none: all stop after the same step."""
