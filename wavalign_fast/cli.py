@@ -338,13 +338,19 @@ def _export(args: argparse.Namespace) -> int:
 
     import torch
 
-    from wavalign_fast.train.export import export_run
-    from wavalign_fast.train_command import quiet_libraries
+    from wavalign_fast.train.export import export_run, run_of
+    from wavalign_fast.train.model_setup import load_base_model
+    from wavalign_fast.train.run_directory import read_run_config
+    from wavalign_fast.train_command import quiet_libraries, task_maker
+
+    def base() -> Any:
+        config = read_run_config(run_of(args.run))
+        return load_base_model(config.model, task_maker(config)())
 
     quiet_libraries()
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with user_input("export"):
-        print(f"model: {export_run(args.run, args.output, dtype)}")
+        print(f"model: {export_run(args.run, args.output, dtype, base)}")
     return 0
 
 

@@ -43,12 +43,18 @@ def model_of(tied: bool = False, hidden: int = 16):
 class Run:
     """A tiny model on the ranks of this process, and what is saved of it."""
 
-    def __init__(self, place: str, *, replicate: int = 1, aside: bool = False, **model) -> None:
+    def __init__(
+        self, place: str, *, replicate: int = 1, aside: bool = False, model=None, **shape
+    ) -> None:
         inside = dist.is_initialized()
         self.ranks = Ranks(dist.get_rank(), dist.get_world_size()) if inside else Ranks()
-        self.policy = Policy(model_of(**model))
+        self.policy = Policy(model or model_of(**shape))
         wrapped(self.policy, ParallelConfig(replicate=replicate), self.ranks)
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LR, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            [weight for weight in self.policy.parameters() if weight.requires_grad],
+            lr=LR,
+            fused=True,
+        )
         self.store = CheckpointStore(Path(place), ranks=self.ranks, aside=aside)
 
     def train(self, step: int) -> None:

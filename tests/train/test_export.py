@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_ranks
-from tests.train.test_checkpoint_ranks import Run, saved
+from tests.train.test_checkpoint_ranks import Run, model_of, on, same_bits, saved
 from wavalign_fast.cli import main
 from wavalign_fast.errors import UserError
+from wavalign_fast.rollout.weights import merged_weights
+from wavalign_fast.train import checkpoint_layouts
 from wavalign_fast.train.export import copy_companions, export_run, model_directory
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "chat_template.jinja")
@@ -146,3 +149,53 @@ def test_weights_of_another_model_are_refused(run_of, tmp_path):
     with pytest.raises(UserError, match=r"another model: \S+mlp\S+ is \(32, 16\), wanted \(64"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Adapted(Run):
+    """A run that trains LoRA adapters, of the head too."""
+
+    def __init__(self, place: str, *, tied: bool = False, **options) -> None:
+        import peft
+
+        model = model_of(tied)
+        names = ["q_proj", "lm_head"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")
+            peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names), model)
+        super().__init__(place, model=model, **options)
+
+
+def adapted(place: str, tied: bool) -> dict:
+    run = Adapted(place, tied=tied)
+    run.train(1)
+    run.train(2)
+    run.save(2)
+    merged = {
+        name: checkpoint_layouts.whole(w) for name, w in merged_weights(run.policy.model).items()
+    }
+    return {"adapters": run.state(), "merged": {name: w.clone() for name, w in merged.items()}}
+
+
+def loaded_adapters(place: str, tied: bool) -> dict:
+    run = Adapted(place, tied=tied)
+    run.load()
+    return run.state()
+
+
+@pytest.mark.parametrize(("world", "tied"), [(1, False), (2, True)])
+def test_adapters_alone_are_saved_and_are_merged_in_the_export(tmp_path, world, tied):
+    pytest.importorskip("peft")
+    wanted = on(world, adapted, str(tmp_path / "run"), tied)
+    assert len(wanted["adapters"]) == 6 * 4 and all("lora" in name for name in wanted["adapters"])
+    for other in (1, 2):
+        assert same_bits(
+            on(other, loaded_adapters, str(tmp_path / "run"), tied), wanted["adapters"]
+        )
+    export_run(tmp_path / "run", tmp_path / "out", base=lambda: model_of(tied))
+    found = loaded(tmp_path / "out")
+    assert found.keys() == wanted["merged"].keys()
+    for name, weight in wanted["merged"].items():
+        torch.testing.assert_close(found[name], weight)
+    assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+    with pytest.raises(UserError, match="adapters alone; wanted the model that they are for"):
+        export_run(tmp_path / "run", tmp_path / "other")

@@ -5,6 +5,7 @@ from wavalign_fast.models.causal_lm import check_vocabulary, frozen_copy, hidden
 from wavalign_fast.models.head import (
     OutputHead,
     check_head_can_be_sharded,
+    is_adapted,
     output_head,
     sharded_head,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "decoder_layers",
     "frozen_copy",
     "hidden_states",
+    "is_adapted",
     "load_checkpoint",
     "output_head",
     "recompute_activations",

@@ -247,7 +247,8 @@ def _train(
 
     def evaluated() -> dict[str, float]:
         if is_sharded(trainer.store.newest):
-            model_in = export_run(directory)
+            began_with = partial(load_base_model, spec.config.model, arm.task)
+            model_in = export_run(directory, base=began_with)
             arm.console.print(f"model:  {model_in}", highlight=False, soft_wrap=True)
         final = evaluate(spec.config.train, arm.task, model)
         write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)

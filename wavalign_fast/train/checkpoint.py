@@ -23,6 +23,7 @@ from wavalign_fast.errors import (
 )
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
 from wavalign_fast.train.checkpoint_layouts import (
+    is_plain,
     plain_writer,
     read_plain,
     read_sharded,
@@ -93,7 +94,7 @@ class CheckpointStore:
                 checkpoint is unchanged.
         """
         self.finish()
-        writer = plain_writer if self.ranks.world == 1 else sharded_writer
+        writer = plain_writer if is_plain(policy, self.ranks) else sharded_writer
         write = writer(policy, optimizer, copied=self.aside)
         if not self.aside:
             self._write(write, state, best_step)
@@ -138,7 +139,7 @@ class CheckpointStore:
                 with ranks.failing_together():
                     if ranks.is_main:
                         remove(temporary)
-                        temporary.mkdir()
+                        temporary.mkdir(parents=True)
                 with ranks.failing_together():
                     if not temporary.is_dir():
                         raise OSError(

@@ -1,8 +1,8 @@
 """The two layouts of a checkpoint, and how each gets into a model on any number of ranks.
 
 One process writes a plain transformers directory, with the optimizer in the file of the small
-state. Several ranks write ``weights/`` and ``optimizer/`` together, each its own shards. Names are
-those of Hugging Face in both, whatever wraps the model.
+state. Several ranks write ``weights/`` and ``optimizer/`` together, each its own shards; one
+process that trains adapters alone does so, too. Names are Hugging Face's, whatever wraps the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from wavalign_fast.errors import DamagedFileError
-from wavalign_fast.models import check_same_shapes, load_checkpoint, shapes_of
+from wavalign_fast.models import check_same_shapes, is_adapted, load_checkpoint, shapes_of
 from wavalign_fast.train.export import WEIGHTS, copy_companions, save_configs
 from wavalign_fast.train.optimizer import set_learning_rate
 from wavalign_fast.train.sharded_files import PartError, load_tensors, save_tensors, saved_tensors
@@ -29,6 +29,16 @@ Writer = Callable[[Path, "Ranks"], dict[str, Any]]
 """Writes the parts of a checkpoint on every rank; returns what else belongs into its state."""
 
 OPTIMIZER = "optimizer"
+
+
+def is_plain(policy: "Policy", ranks: "Ranks") -> bool:
+    """Whether a checkpoint of ``policy`` is a transformers directory."""
+    return ranks.world == 1 and not is_adapted_somewhere(policy)
+
+
+def is_adapted_somewhere(policy: "Policy") -> bool:
+    """Whether a layer has a LoRA adapter."""
+    return any(is_adapted(module) for module in policy.modules())
 
 
 def plain_writer(policy: "Policy", optimizer: torch.optim.Optimizer, *, copied: bool) -> Writer:
@@ -82,12 +92,16 @@ def _copy_tensor(value: Any) -> Any:
 
 
 def weights_of(policy: "Policy") -> dict[str, Tensor]:
-    """Returns the live weights and buffers by name; a shared one comes once."""
+    """Returns the live weights and buffers by name; a shared one comes once.
+
+    Of a model with LoRA they are the adapters: the weights below them are not trained.
+    """
+    adapters_alone = is_adapted_somewhere(policy)
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     # The root is asked, for its hook puts away whole weights that a forward pass has left.
     for name, weight in policy.state_dict(keep_vars=True).items():
-        if id(weight) not in seen:
+        if id(weight) not in seen and (weight.requires_grad or not adapters_alone):
             seen.add(id(weight))
             found[name.removeprefix("model.")] = weight
     return found

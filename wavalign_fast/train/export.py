@@ -1,11 +1,12 @@
 """Exports a checkpoint as a plain transformers directory, in one process without the ranks.
 
-Only the files of the checkpoint are needed: neither the recipe nor the model that the run began
-with, so that another machine can do it.
+Only the files of the checkpoint are needed, so that another machine can do it. Where adapters alone
+were trained, they are merged into the model that the run began with.
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
-from wavalign_fast.models import check_same_shapes, load_checkpoint, shapes_of
+from wavalign_fast.models import check_same_shapes, is_adapted, load_checkpoint, shapes_of
+from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
     EXPORTED,
+    OLDER_CHECKPOINTS,
     STATE_FILE,
     checkpoint_contents,
     foreign_file,
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights"
 """The folder of a sharded checkpoint with the weights and all that a model directory has beside."""
+
+ADAPTERS = "adapter_config.json"
+"""peft's description of the adapters; there if they alone were trained."""
 
 COMPANIONS = (
     "tokenizer*",
@@ -65,6 +71,8 @@ def save_configs(model: "PreTrainedModel", directory: Path) -> None:
     model.config.save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
+    for lora in getattr(model, "peft_config", {}).values():
+        lora.save_pretrained(directory)
 
 
 def model_directory(run: Path) -> Path:
@@ -84,12 +92,26 @@ def model_directory(run: Path) -> Path:
     return exported
 
 
-def export_run(run: Path, target: Path | None = None, dtype: torch.dtype | None = None) -> Path:
+def run_of(checkpoint: Path) -> Path:
+    """Returns the directory of the run of a checkpoint; a run's directory is returned as it is."""
+    if not (checkpoint / STATE_FILE).is_file():
+        return checkpoint
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == OLDER_CHECKPOINTS else folder
+
+
+def export_run(
+    run: Path,
+    target: Path | None = None,
+    dtype: torch.dtype | None = None,
+    base: Callable[[], "PreTrainedModel"] | None = None,
+) -> Path:
     """Exports the newest checkpoint of a run, or the checkpoint ``run``; returns where to.
 
     Args:
         target: a new directory; by default ``model/`` in the run, which may be there already.
         dtype: dtype of the written weights; by default the one in which they are saved.
+        base: loads the model that the run began with; called where adapters alone were trained.
 
     Raises:
         UserError: there is no checkpoint, or something is in ``target``.
@@ -102,7 +124,19 @@ def export_run(run: Path, target: Path | None = None, dtype: torch.dtype | None 
     foreign = foreign_file(target, EXPORTED) if own else next(iter(_inside(target)), None)
     if foreign is not None:
         raise UserError(f"{foreign} would be overwritten; wanted a new directory")
-    export_model(checkpoint, target, dtype, listed=own)
+    source = checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
+    if (source / ADAPTERS).is_file():
+        if base is None:
+            raise UserError(f"{checkpoint} has adapters alone; wanted the model that they are for")
+        model, weights = _merged(source, base(), dtype)
+    elif is_sharded(checkpoint):
+        model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
+        _check_names(checkpoint, model, weights)
+    else:
+        model = load_checkpoint(checkpoint, dtype=dtype)
+        weights = model.state_dict()
+    step = checkpoint_contents(checkpoint).get("step") if own else None
+    _write(model, weights, target, companions=source, step=step)
     return target
 
 
@@ -113,34 +147,26 @@ def _inside(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else [path]
 
 
-def export_model(
-    checkpoint: Path, target: Path, dtype: torch.dtype | None, *, listed: bool
+def _write(
+    model: "PreTrainedModel",
+    weights: dict[str, Tensor],
+    target: Path,
+    *,
+    companions: Path,
+    step: int | None,
 ) -> None:
-    """Writes the model of ``checkpoint`` to ``target``, whole or not at all.
+    """Writes a transformers directory, whole or not at all; with a step, also a list of its files.
 
-    Args:
-        target: replaced if it exists; the caller has checked that it may be.
-        listed: write the step and the names of the files beside them, as in a checkpoint.
-
-    Raises:
-        DamagedFileError: a file of the checkpoint is missing or cannot be read.
-        UserError: ``target`` cannot be written.
+    ``target`` is replaced if it exists; the caller has checked that it may be.
     """
     temporary = target.with_name(f".{target.name}.tmp")
-    source = checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
-    if is_sharded(checkpoint):
-        model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
-        _check_names(checkpoint, model, weights)
-    else:
-        model = load_checkpoint(checkpoint, dtype=dtype)
-        weights = model.state_dict()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
         model.save_pretrained(temporary, state_dict=weights)
-        copy_companions(source, temporary)
-        if listed:
-            write_contents(temporary, checkpoint_contents(checkpoint).get("step"))
+        copy_companions(companions, temporary)
+        if step is not None:
+            write_contents(temporary, step)
         sync_directory(temporary)
         replace_directory(temporary, target)
     except OSError as error:
@@ -158,13 +184,43 @@ def _whole_weights(directory: Path, dtype: torch.dtype | None) -> dict[str, Tens
         load_tensors(directory, weights, alone=True)
     except PartError as error:
         raise DamagedFileError(f"{directory} cannot be read: {error}") from error
+    return _cast(weights, dtype)
+
+
+def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if dtype is not None and weight.is_floating_point():
             weights[name] = weight.to(dtype)
     return weights
 
 
-def _empty_model(directory: Path, dtype: torch.dtype | None) -> "PreTrainedModel":
+def _merged(
+    directory: Path, base: "PreTrainedModel", dtype: torch.dtype | None
+) -> tuple["PreTrainedModel", dict[str, Tensor]]:
+    """Returns an empty model and the weights of ``base`` with the adapters in ``directory``."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(f"{directory} has LoRA adapters, which need peft: {error}") from error
+    adapters = _whole_weights(directory, None)
+    try:
+        peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(directory)), base)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{directory}: its adapters do not fit the model: {error}") from error
+    own = {name: weight for name, weight in base.named_parameters() if ".lora_" in name}
+    check_same_shapes(directory, shapes_of(adapters), shapes_of(own))
+    for name, weight in own.items():
+        weight.data = adapters[name]
+    weights = _cast(merged_weights(base), dtype)
+    # A tied head with an adapter is another matrix than the embedding.
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = embedding.weight is head.weight and not is_adapted(head)
+    return _empty_model(directory, next(iter(weights.values())).dtype, tied=tied), weights
+
+
+def _empty_model(
+    directory: Path, dtype: torch.dtype | None, *, tied: bool | None = None
+) -> "PreTrainedModel":
     """Returns the model that the configuration describes, without values."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -172,6 +228,8 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> "PreTrainedModel
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+        if tied is not None:
+            config.tie_word_embeddings = tied
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype)
         if (directory / "generation_config.json").is_file():

@@ -42,7 +42,7 @@ def save_tensors(
     Raises:
         PartError: on every rank, if one could not write.
     """
-    with _naming_the_rank():
+    with _naming_the_rank(), _of_one_process():
         save(dict(tensors), storage_writer=FileSystemWriter(directory), process_group=group)
 
 
@@ -57,9 +57,7 @@ def load_tensors(directory: Path, tensors: Mapping[str, Tensor], *, alone: bool 
     Raises:
         PartError: on every rank, if one could not read.
     """
-    with _naming_the_rank(), warnings.catch_warnings():
-        # One process may read what several wrote; that is what is asked for.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    with _naming_the_rank(), _of_one_process():
         load(dict(tensors), storage_reader=_Reader(directory), no_dist=alone)
 
 
@@ -133,6 +131,14 @@ class _Reader(FileSystemReader):
         metadata = _read_metadata(Path(os.fspath(self.path)))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         return metadata
+
+
+@contextmanager
+def _of_one_process() -> Iterator[None]:
+    """Silences DCP's warning that one process alone writes or reads; that is what is asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 @contextmanager
