@@ -175,7 +175,7 @@ def test_bytes_that_are_no_tensor_are_named(of_two, tmp_path):
 
 def test_no_code_of_a_metadata_file_is_run(of_two, tmp_path, payload, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for harm in (payload, os.system, os.path.join):
+    for harm in (payload, os.system, os.path.join, AsIfOfDcp()):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         run = damaged(
             of_two, tmp_path, lambda it, harm=harm: pickled(harm, it / "weights/.metadata")
@@ -185,8 +185,24 @@ def test_no_code_of_a_metadata_file_is_run(of_two, tmp_path, payload, monkeypatc
     assert not (tmp_path / "harm").exists()
 
 
+class AsIfOfDcp:
+    """A pickle that reaches ``os`` through a module of DCP's."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
 def pickled(value, path: Path) -> None:
-    path.write_bytes(pickle.dumps(value))
+    content = pickle.dumps(value, protocol=4)
+    if isinstance(value, AsIfOfDcp):
+        place = b"torch.distributed.checkpoint.filesystem"
+        content = content.replace(
+            b"\x8c\x05posix\x94\x8c\x05mkdir",
+            b"\x8c" + bytes([len(place)]) + place + b"\x94\x8c\x08os.mkdir",
+        )
+        # Without the length of the frame, which is another one now.
+        content = content[:2] + content[11:]
+    path.write_bytes(content)
 
 
 def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(of_two):

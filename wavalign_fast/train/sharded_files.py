@@ -112,8 +112,9 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and (name == "Size" or isinstance(_of_torch(name), torch.dtype)):
             return _of_torch(name)
-        if module in self.MODULES and "." not in name:
+        if module in self.MODULES:
             found = super().find_class(module, name)
+            # The modules also hold what they import, such as os.
             if isinstance(found, type) and found.__module__ == module:
                 return found
         raise pickle.UnpicklingError(f"it names {module}.{name}, which DCP's metadata does not")
