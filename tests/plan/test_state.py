@@ -11,6 +11,7 @@ from tests.ranks import run_ranks
 from wavalign_fast.config.schema import OptimizerConfig
 from wavalign_fast.models.transformers_names import cache_argument
 from wavalign_fast.plan import state
+from wavalign_fast.plan.live_bytes import LiveBytes
 from wavalign_fast.plan.planned_run import PlannedRun
 from wavalign_fast.plan.training_peak import planned_model, sharded
 from wavalign_fast.rollout.twin import Twin
@@ -24,12 +25,16 @@ def counted(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def actual(tied: bool, dtype: torch.dtype, shards: int) -> list[int]:
+def planned_run(dtype: torch.dtype, shards: int, optimizer: str) -> PlannedRun:
+    return PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype, optimizer=optimizer)
+
+
+def actual(tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str) -> list[int]:
     """Bytes of weights, gradients and optimizer state of this rank after a step."""
-    run = PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype)
+    run = planned_run(dtype, shards, optimizer_name)
     model = planned_model(tiny_config(tie_word_embeddings=tied), run)
     policy = sharded(Policy(model), run)
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name))
     ids = torch.zeros((2, 5), dtype=torch.int64)
     policy([ids], lambda hidden, weight, _: (hidden @ weight.T).sum()).backward()
     gradients = counted(weight.grad for weight in model.parameters())
@@ -38,26 +43,69 @@ def actual(tied: bool, dtype: torch.dtype, shards: int) -> list[int]:
     return [counted(model.parameters()), gradients, counted(moments)]
 
 
-def planned(tied: bool, dtype: torch.dtype, shards: int) -> list[int]:
-    run = PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype)
+def planned(tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str) -> list[int]:
+    run = planned_run(dtype, shards, optimizer_name)
     with torch.device("meta"):
         model = planned_model(tiny_config(tie_word_embeddings=tied), run)
     every = (state.weight_bytes, state.gradient_bytes, state.moment_bytes)
     return [of(model, run) for of in every]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [False, True])
-def test_one_rank_holds_what_is_planned(tied, dtype):
-    assert actual(tied, dtype, 1) == planned(tied, dtype, 1)
+def test_one_rank_holds_what_is_planned(tied, dtype, optimizer):
+    assert actual(tied, dtype, 1, optimizer) == planned(tied, dtype, 1, optimizer)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_rank_of_two_holds_what_is_planned(tied):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_of_8_bits_are_those_of_torchao(dtype, monkeypatch):
+    """Its matrices of 2560 elements and its norms are too small for 8 bits, the others are not."""
+    pytest.importorskip("torchao")
+    run = planned_run(dtype, 1, "adamw8bit")
+    model = planned_model(tiny_config(hidden_size=64), run)
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw8bit"))
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    monkeypatch.setattr(torch, "compile", lambda run, **_: run)  # which takes minutes
+    optimizer.step()
+    moments = [value for each in optimizer.state.values() for value in each.values()]
+    held = [part for value in moments for part in flat(value)]
+    assert counted(held) == state.moment_bytes(model, run)
+
+
+def flat(tensor) -> list[torch.Tensor]:
+    """The plain tensors of a tensor subclass."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in flat(getattr(tensor, name))]
+
+
+@pytest.mark.parametrize(
+    ("tied", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")]
+)
+def test_a_rank_of_two_holds_what_is_planned(tied, optimizer):
     """501 rows do not divide by two: the first rank has one more."""
-    first, second = run_ranks(2, actual, tied, torch.float32, 2)
-    assert first == planned(tied, torch.float32, 2)
+    first, second = run_ranks(2, actual, tied, torch.float32, 2, optimizer)
+    assert first == planned(tied, torch.float32, 2, optimizer)
     assert first[0] > second[0]
+
+
+def test_muon_works_on_a_whole_matrix():
+    run = planned_run(torch.float32, 1, "muon")
+    model = planned_model(tiny_config(hidden_size=64, intermediate_size=1024), run)
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"))
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    held = LiveBytes()
+    moments = [value for each in optimizer.state.values() for value in each.values()]
+    held.track([*model.parameters(), *(w.grad for w in model.parameters()), *moments])
+    lasting = held.now
+    with held:
+        optimizer.step()
+    assert held.peak - lasting == pytest.approx(state.update_bytes(model, run), rel=0.1)
 
 
 def test_a_frozen_weight_has_no_gradient_and_no_moments():

@@ -94,7 +94,18 @@ def _more_ranks(plan: Plan) -> Candidates:
         ranks *= 2
 
 
-KINDS: Sequence[Callable[[Plan], Candidates]] = (_checkpointing, _more_ranks, _smaller_blocks)
+def _fewer_bytes(plan: Plan) -> Candidates:
+    """Weights and gradients of 2 bytes, moments of 1; updates are rounded stochastically."""
+    if plan.config.optimizer.name != "adamw8bit":
+        yield _set(plan, "model.dtype=bfloat16", "optimizer.name=adamw8bit")
+
+
+KINDS: Sequence[Callable[[Plan], Candidates]] = (
+    _checkpointing,
+    _more_ranks,
+    _smaller_blocks,
+    _fewer_bytes,
+)
 
 
 def _set(plan: Plan, *settings: str) -> tuple[tuple[str, ...], Plan]:

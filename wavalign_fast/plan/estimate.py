@@ -76,7 +76,10 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
         lasting["reference"] = state.reference_bytes(model, run)
     if run.samples_a_copy:
         lasting["whole copy for rollouts"] = state.twin_bytes(model, run)
-    phases = [Phase("update", {**lasting, "gradients": state.gradient_bytes(model, run)})]
+    update = {"gradients": state.gradient_bytes(model, run)}
+    if scratch := state.update_bytes(model, run):
+        update["whole matrix for Muon"] = scratch
+    phases = [Phase("update", lasting | update)]
     if run.sampled:
         rollout = {
             "keys and values": state.cache_bytes(config, run),

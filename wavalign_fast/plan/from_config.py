@@ -38,6 +38,7 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
         weights_dtype=dtype,
         compute_dtype=dtype,
         sampling_dtype=dtype,
+        optimizer=config.optimizer.name,
         checkpointing=config.model.activation_checkpointing,
         reference=config.needs_reference,
         rows=rows,

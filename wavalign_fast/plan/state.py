@@ -12,12 +12,15 @@ from torch import nn
 
 from wavalign_fast.models.attention_shape import attention_windows, head_size, key_heads
 from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.train.muon import body_matrices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STEP_COUNT = 4
 """AdamW's step count, one float32 a weight."""
+QUANTISED_FROM, BLOCK = 4096, 256
+"""torchao keeps smaller weights, and those of no whole number of blocks, in the weights' dtype."""
 
 
 def weight_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
@@ -32,9 +35,25 @@ def gradient_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
 
 def moment_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the optimizer's state on a rank."""
-    each = MOMENTS[run.optimizer]
     item = _item(run.weights_dtype)
-    return sum(each(run.local_elements(shape), item) for shape in _trained_shapes(model))
+    by_muon = {id(w) for w in body_matrices(model)} if run.optimizer == "muon" else set()
+    total = 0
+    for weight in model.parameters():
+        if weight.requires_grad:
+            name = "adamw" if by_muon and id(weight) not in by_muon else run.optimizer
+            total += MOMENTS[name](run.local_elements(weight.shape), item)
+    return total
+
+
+def update_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
+    """Scratch bytes of the optimizer's step: Muon works on one whole matrix, in about five copies.
+
+    AdamW's kernels need none.
+    """
+    if run.optimizer != "muon":
+        return 0
+    copies = 5 if run.shard > 1 else 4
+    return copies * max(w.numel() for w in body_matrices(model)) * _item(run.weights_dtype)
 
 
 def reference_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
@@ -74,8 +93,24 @@ def _adamw(elements: int, item: int) -> int:
     return 2 * elements * item + STEP_COUNT
 
 
-MOMENTS: dict[str, Callable[[int, int], int]] = {"adamw": _adamw}
-"""Bytes of an optimizer's state for one weight, from its local elements and bytes of each."""
+def _adamw8bit(elements: int, item: int) -> int:
+    """torchao's: a byte an element, a float32 scale a block, and a table of the 256 values."""
+    if elements < QUANTISED_FROM or elements % BLOCK:
+        return _adamw(elements, item)
+    return 2 * (elements + elements // BLOCK * 4 + 256 * 4) + STEP_COUNT
+
+
+def _muon(elements: int, item: int) -> int:
+    return elements * item
+
+
+MOMENTS: dict[str, Callable[[int, int], int]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "muon": _muon,
+}
+"""Bytes of an optimizer's state for one weight, from its local elements and bytes of each. Muon is
+for matrices of the layers; what else there is has AdamW."""
 
 
 def _trained_shapes(model: nn.Module) -> Iterable[torch.Size]:
