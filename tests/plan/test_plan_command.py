@@ -46,6 +46,13 @@ def test_numbers_as_json(capsys, directories):
     assert found["needed_bytes"] == max(p["needed_bytes"] for p in found["phases"].values())
 
 
+def test_a_compute_dtype_of_its_own_is_planned(capsys, directories):
+    words = ("--json", "model.compute_dtype=bfloat16")
+    phases = json.loads(plan(capsys, directories / "small", *words))["phases"]
+    held = phases["rollout"]["tensors_bytes"]
+    assert held["whole copy for rollouts"] == held["weights"] / 2
+
+
 def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
     words = ("--gpu-memory", "4", "--json")
     found = json.loads(plan(capsys, directories / "large", *words))
@@ -73,6 +80,7 @@ def test_the_recipe_s_own_model(capsys):
         (["--ranks", "0"], "'0' given, wanted a whole number >= 1"),
         (["--gpu-memory", "lots"], "'lots' given, wanted GiB, e.g. 80"),
         (["model.path=nowhere"], "no config.json in nowhere"),
+        (["parallel.head=sharded"], "sharded given, which the plan cannot estimate"),
         (["train.block=3"], "unknown key train.block"),
     ],
 )

@@ -21,6 +21,9 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
 
     Args:
         prompt_tokens: length of the longest prompt, which the configuration does not know.
+
+    Raises:
+        UserError: a key whose memory is not estimated, or ranks that do not divide as asked.
     """
     rollout = config.rollout
     length = prompt_tokens + rollout.max_new_tokens - 1  # the last id is a target only
@@ -30,14 +33,19 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
     # A micro-batch has rows of one kind; the row that fills it closes it.
     rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
     replicate, shard = mesh_shape(config.parallel, ranks)
-    dtype = getattr(torch, config.model.dtype)
+    if config.parallel.head != "gathered":
+        raise UserError(
+            f"parallel.head: {config.parallel.head} given, which the plan cannot estimate, wanted "
+            "gathered; sharded needs less"
+        )
+    computed = getattr(torch, config.model.compute_dtype or config.model.dtype)
     return PlannedRun(
         replicate=replicate,
         shard=shard,
         reshard=config.parallel.reshard,
-        weights_dtype=dtype,
-        compute_dtype=dtype,
-        sampling_dtype=dtype,
+        weights_dtype=getattr(torch, config.model.dtype),
+        compute_dtype=computed,
+        sampling_dtype=computed,
         optimizer=config.optimizer.name,
         checkpointing=config.model.activation_checkpointing,
         reference=config.needs_reference,
