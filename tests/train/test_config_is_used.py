@@ -95,6 +95,7 @@ RUN = {
     "rollout.group_size": 3,
     "rollout.temperature": 0.6,
     "rollout.max_new_tokens": 5,
+    "rollout.dtype": "bfloat16",
     "anchor.rows": 4,
     "train.steps": 7,
     "train.updates_per_rollout": 2,
@@ -208,6 +209,7 @@ class Spy:
         self.set("rollout.group_size", group_size)
         self.set("rollout.temperature", temperature)
         self.set("rollout.max_new_tokens", max_new_tokens)
+        self.set("rollout.dtype", str(model.dtype).removeprefix("torch."))
 
     def blocks(self, model, blocks) -> None:
         # A block of one position is full, so each row has its own.

@@ -45,6 +45,9 @@ class RolloutConfig(Group):
     """Sampling temperature, also applied to the log-probs of the policy loss."""
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 72
     """Maximum length of a completion, including the end-of-sequence token."""
+    dtype: Literal["same", "float32", "bfloat16"] = "same"
+    """Dtype of the weights that sample, by default that of the forward pass in training. Another
+    dtype than that of the stored weights takes a copy of them."""
 
     @model_validator(mode="after")
     def _ids_fit_into_memory(self) -> Self:

@@ -114,7 +114,9 @@ class TrainStep:
         self.ranks = ranks
         self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
         self.loss_ids = find_loss_ids(self.objective)
-        self.twin = Twin(policy.model, compute_dtype(config.model), root=policy)
+        named = config.rollout.dtype
+        dtype = compute_dtype(config.model) if named == "same" else getattr(torch, named)
+        self.twin = Twin(policy.model, dtype, root=policy)
         self.collect = Collector(config, task, self.twin, ranks)
         self.packed = config.model.attention in TAKES_BORDERS
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
