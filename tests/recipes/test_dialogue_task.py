@@ -220,6 +220,8 @@ def test_rewards_are_mapped_to_1_to_5(task, folder):
     assert rewards("-1") == [1.0] * 2 and rewards("1") == [5.0] * 2 and rewards("0.5") == [4.0] * 2
     assert rewards("null") == [None] * 2
     assert moody(task, folder, reward_range=None)("-70.5") == [-70.5] * 2
+    assert task(reward_range=[-1, 1]).reward_scale == "1 to 5, for -1 to 1 of mine.py:length"
+    assert task(reward_range=None).reward_scale == "as mine.py:length gives it"
 
 
 @pytest.mark.parametrize("mood", ["5.001", "-0.1", "Infinity"])

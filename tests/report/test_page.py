@@ -123,6 +123,25 @@ def test_greedy_accuracy_stands_beside_sampled(run_dir):
     assert "wavalign: text 60%; speech that says" in outline(run_dir).text
 
 
+def test_answers_without_sound_show_their_reward(run_dir):
+    silent = {"prompt": "say so", "reference": "so", "text": "sos", "heard": None, "wav": None}
+    figures = {"ended": 0.5, "items": 400}
+    for arm in ("wavalign", "rl-all", "sft-imperfect"):
+        samples = json.dumps([{**silent, "reward": 2 / 3}])
+        (run_dir / arm / "samples.json").write_text(samples, encoding="utf-8")
+        final = {"reward": 0.75 if arm == "rl-all" else 0.5, **figures}
+        edit(run_dir / arm / "evaluation.json", base={"reward": 0.25, **figures}, final=final)
+    page = " ".join(outline(run_dir).text.split())
+    assert "rl-all: mean reward 0.250 before, 0.750 after training" in page
+    ends = "answers that end 50% → 50% (no clear change"
+    assert f"wavalign: mean reward 0.250 before, 0.500 after training; {ends}" in page
+    assert "wrotesosreward0.667" in page
+    for absent in ("not evaluated", "no evaluation", "no audio", "not judged", "✗", "heard"):
+        assert absent not in page, absent
+    edit(run_dir / "wavalign" / "samples.json", reward="<b>")
+    assert "reward<b>" in outline(run_dir).text
+
+
 @pytest.mark.parametrize("field", ["prompt", "reference", "text", "heard"])
 def test_text_is_escaped(run_dir, field):
     edit(run_dir / "wavalign" / "samples.json", **{field: '<script>alert("x")</script>'})

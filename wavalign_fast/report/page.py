@@ -54,7 +54,7 @@ def render(runs: Sequence[Run], *, title: str) -> str:
         results=_section("Results", "results", evaluation_table(runs)),
         curves=_section("Training curves", "curves", _curves(runs)),
         times=_section("Where a step’s time goes", "times", time_bars(runs)),
-        samples=_section("Listen", "samples", _listen(runs)),
+        samples=_section(_answers_title(runs), "samples", _answers(runs)),
         provenance=_section("How it was made", "provenance", provenance_section(runs)),
         configs=_section("Configuration", "configs", settings_section(runs)),
         versions=escape(_versions()),
@@ -97,14 +97,21 @@ def _curves(runs: Sequence[Run]) -> str:
     )
 
 
-def _listen(runs: Sequence[Run]) -> str:
+def _answers_title(runs: Sequence[Run]) -> str:
+    spoken = any("wav" in sample for run in runs for sample in run.samples)
+    return "Listen" if spoken else "Answers"
+
+
+def _answers(runs: Sequence[Run]) -> str:
     cards = sample_cards(runs)
     if not cards:
         return ""
-    note = (
-        "Held-out prompts. <i>Wrote</i> is the text in the answer, <i>heard</i> is what the judge, "
-        "a speech recogniser, understood of its audio."
-    )
+    note = "Held-out prompts. <i>Wrote</i> is the text in the answer"
+    if any("heard" in sample for run in runs for sample in run.samples):
+        note += ", <i>heard</i> is what the judge, a speech recogniser, understood of its audio"
+    if any("reward" in sample for run in runs for sample in run.samples):
+        note += ", <i>reward</i> is what the reward function gave it, on its own scale"
+    note += "."
     return f'<p class="note">{note}</p>{cards}'
 
 

@@ -1,4 +1,4 @@
-"""Shows answers to listen to: the text of each model, and what the judge heard."""
+"""Shows answers to listen to or to read: the text of each model, and what the judge heard."""
 
 import base64
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wavalign_fast.report.audio import locate
-from wavalign_fast.report.formatting import escape
+from wavalign_fast.report.formatting import escape, short
 from wavalign_fast.report.runs import Run
 from wavalign_fast.report.tables import BASE_SWATCH, swatch
 
@@ -76,6 +76,8 @@ def _read_audio(run: Path, name: str | None) -> bytes | None:
 def _answer(answer: Answer, audio: bytes | None) -> str:
     name, sample = answer.model, answer.sample
     text, heard = sample.get("text", ""), sample.get("heard")
+    if heard is None and "wav" not in sample:
+        return _written(answer)
     right = (
         _mark(_same(text, sample["reference"]), "right", "wrong") if "reference" in sample else ""
     )
@@ -98,6 +100,23 @@ def _answer(answer: Answer, audio: bytes | None) -> str:
         f"<dt>wrote</dt><dd>{escape(text) or '<em>nothing</em>'} {right}</dd>"
         f"<dt>heard</dt><dd>{hearing}</dd></dl></div>"
     )
+
+
+def _written(answer: Answer) -> str:
+    """Shows an answer of a task without sound, whose reference need not be the only right one."""
+    text, reward = answer.sample.get("text", ""), answer.sample.get("reward")
+    rewarded = "" if reward is None else f"<dt>reward</dt><dd>{escape(_rounded(reward))}</dd>"
+    return (
+        f'<div class="answer"><h4>{answer.swatch}{escape(answer.model)}</h4><dl>'
+        f"<dt>wrote</dt><dd>{escape(text) or '<em>nothing</em>'}</dd>{rewarded}</dl></div>"
+    )
+
+
+def _rounded(number: str) -> str:
+    try:
+        return short(float(number))
+    except ValueError:  # the file is damaged
+        return number
 
 
 def _same(one: str, other: str) -> bool:

@@ -8,13 +8,14 @@ from wavalign_fast.report.statistics import difference_interval, mean_value
 
 TEXT, SPEECH, BOTH = "text_accuracy", "speech_matches_text", "speech_says_sum"
 GREEDY = "text_accuracy_greedy"
+REWARD, ENDED = "reward", "ended"
 
 
 def headline(runs: Sequence[Run]) -> str:
     """Returns a sentence about the arm with the most answers right in text and in speech."""
     judged = [run for run in runs if TEXT in run.final and SPEECH in run.final]
     if not judged:
-        return f"{_count(len(runs), 'run')}, not evaluated yet"
+        return _rewarded(runs) or f"{_count(len(runs), 'run')}, not evaluated yet"
     best = max(judged, key=_score)
     if TEXT not in best.base or SPEECH not in best.base:
         return (
@@ -49,6 +50,21 @@ def _before_after(run: Run, key: str) -> str:
     return f"{shares}; 95% interval {points(*_interval(run, key))}"
 
 
+def _rewarded(runs: Sequence[Run]) -> str:
+    """Returns a sentence about the arm with the highest mean reward; empty without rewards."""
+    having = [run for run in runs if REWARD in run.final]
+    if not having:
+        return ""
+    best = max(having, key=lambda run: run.final[REWARD])
+    return f"{best.name}: {_reward(best)}"
+
+
+def _reward(run: Run) -> str:
+    after = f"{short(run.final[REWARD])} after"
+    before = f"{short(run.base[REWARD])} before, " if REWARD in run.base else ""
+    return f"mean reward {before}{after} training"
+
+
 def lead(runs: Sequence[Run]) -> str:
     """Returns a sentence about arms, steps and time."""
     steps = sorted({run.steps for run in runs})
@@ -63,12 +79,15 @@ def lead(runs: Sequence[Run]) -> str:
 
 def findings(runs: Sequence[Run]) -> str:
     """Returns one line per arm: how text and speech changed, and whether beyond chance."""
-    lines = [f"<li>{_finding(run)}</li>" for run in runs if TEXT in run.final or run.curves]
+    lines = [f"<li>{_finding(run)}</li>" for run in runs if run.final or run.curves]
     return f'<ul class="findings">{"".join(lines)}</ul>'
 
 
 def _finding(run: Run) -> str:
     name = f"<b>{escape(run.name)}</b>"
+    if TEXT not in run.final and REWARD in run.final:
+        ended = [_change("answers that end", run, ENDED)] if ENDED in run.final else []
+        return f"{name}: {'; '.join([_reward(run), *ended])}."
     if TEXT not in run.final:
         rewards = run.curves.get("reward/mean")
         if not rewards:

@@ -242,8 +242,8 @@ def _sample_record(sample: SpokenSample, wav: str | None) -> dict[str, Any]:
         "reference": sample.reference,
         "text": sample.text,
         "heard": sample.heard,
-        "reward": sample.reward,
         "wav": wav,
+        "reward": sample.reward,
     }
 
 

@@ -39,6 +39,15 @@ class Rewards:
                     arguments=options.reward_arguments,
                 )
 
+    @property
+    def scale(self) -> str:
+        """What a reward in training means, for the report."""
+        name = "the reward function" if self.function is None else self.function.name
+        if self.range is None:
+            return f"as {name} gives it"
+        low, high = self.range
+        return f"{LOWEST:g} to {HIGHEST:g}, for {low:g} to {high:g} of {name}"
+
     def try_out(self, example: Example) -> None:
         """Calls the function once, on the example's own answer or an empty one.
 

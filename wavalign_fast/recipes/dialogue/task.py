@@ -66,6 +66,7 @@ class Dialogue:
         self.eos_id = self.tokens.ends
         self._reader = ExampleReader(self.tokens, self.options, max_new_tokens=max_new_tokens)
         self._rewards = Rewards(self.options, self.tokens)
+        self.reward_scale = self._rewards.scale
 
     @functools.cached_property
     def train_examples(self) -> tuple[Example, ...]:
