@@ -1,8 +1,9 @@
 """Every key of a run's configuration has an effect.
 
 The keys of ``optimizer`` are those of the update by hand in ``test_update.py``, those of ``model``
-are in ``test_model_setup.py``, those of ``parallel`` in ``test_policy.py``, and those of
-``telemetry`` in ``test_telemetry.py``.
+are in ``test_model_setup.py``, those of ``parallel`` in ``test_policy.py``, those of
+``telemetry`` in ``test_telemetry.py``, and ``method`` and those of ``dpo`` in
+``test_preference_step.py``.
 """
 
 import inspect
@@ -14,6 +15,7 @@ import yaml
 
 from wavalign_fast import recipes
 from wavalign_fast.cli import main
+from wavalign_fast.config.dpo import DPOConfig
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
@@ -115,13 +117,15 @@ RUN = {
     "train.max_nonfinite_steps": 19,
 }
 """Every other key, each with a different value."""
-ELSEWHERE = (LossConfig, ModelConfig, OptimizerConfig, ParallelConfig, TelemetryConfig)
+ELSEWHERE = (DPOConfig, LossConfig, ModelConfig, OptimizerConfig, ParallelConfig, TelemetryConfig)
 
 
 def leaves(group=RunConfig, prefix: str = ""):
     """Keys and defaults, without those of the loss, the model and the optimizer."""
     for name, field in group.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
+        if name == "method":
+            continue
         if inner is None:
             yield prefix + name, field.default
         elif field.annotation not in ELSEWHERE:
@@ -162,7 +166,7 @@ class Spy:
         self.wrap(policy, "hidden_states", self.blocks)
         self.wrap(training, "EvaluationSchedule", self.schedule)
         self.updates = []
-        self.wrap(training.Trainer, "_update", lambda it: self.updates.append(it.step))
+        self.wrap(training.Trainer, "_update", lambda it, **rest: self.updates.append(it.step))
         self.wrap(training.Trainer, "save", lambda it: self.saved.append(it.step))
 
     def wrap(self, owner, name, look) -> None:

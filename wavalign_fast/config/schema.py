@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from wavalign_fast.config.dpo import DPOConfig
 from wavalign_fast.config.group import (
     LARGEST,
     LONGEST_NAME,
@@ -210,6 +211,9 @@ class RunConfig(Group):
     """Variant of the recipe."""
     task: dict[str, Any] = Field(default={})
     """Options of the recipe. Unknown ones are refused."""
+    method: Literal["hybrid", "dpo"] = "hybrid"
+    """hybrid: the loss of ``loss`` over rollouts and demonstrations; dpo: preference pairs, by
+    ``dpo``, without ``anchor`` and of ``loss`` only its backend."""
     model: ModelConfig = ModelConfig()
     """The weights that are trained, and how they are computed with."""
     rollout: RolloutConfig = RolloutConfig()
@@ -218,6 +222,8 @@ class RunConfig(Group):
     """Demonstrations of the anchor."""
     loss: LossConfig = LossConfig()
     """The hybrid loss."""
+    dpo: DPOConfig = DPOConfig()
+    """Preference pairs and their loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its schedule."""
     parallel: ParallelConfig = ParallelConfig()
@@ -229,11 +235,17 @@ class RunConfig(Group):
 
     @model_validator(mode="after")
     def _has_something_to_learn(self) -> Self:
-        if not self.needs_rollouts and not self.needs_anchor:
+        if self.method == "hybrid" and not self.needs_rollouts and not self.needs_anchor:
             raise ValueError(
                 f"nothing to learn from: loss.mixing {self.loss.mixing} and anchor.rows "
                 f"{self.anchor.rows}; wanted a policy weight above 0 or demonstrations"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_can_be_sharded(self) -> Self:
+        if self.method == "dpo" and self.parallel.head == "sharded":
+            raise ValueError("parallel.head: sharded given with method dpo, wanted gathered")
         return self
 
     @model_validator(mode="after")
@@ -249,16 +261,20 @@ class RunConfig(Group):
     @property
     def needs_rollouts(self) -> bool:
         """Whether any term of the loss uses completions."""
+        if self.method == "dpo":
+            return self.dpo.pairs != "offline"
         return self.loss.mixing != 0.0 or self._has_separate_kl
 
     @property
     def needs_anchor(self) -> bool:
         """Whether any term of the loss uses demonstrations."""
-        return self.anchor.rows > 0 and self.loss.mixing != 1.0
+        return self.method == "hybrid" and self.anchor.rows > 0 and self.loss.mixing != 1.0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the KL needs a frozen copy of the base model."""
+        """Whether the KL or DPO needs a frozen copy of the base model."""
+        if self.method == "dpo":
+            return True
         return self.needs_rollouts and (self.loss.text_kl > 0 or self.loss.speech_kl > 0)
 
     @property

@@ -33,6 +33,17 @@ class Demonstration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preference:
+    """A prompt with a better and a worse answer; every id of an answer may carry loss."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    example_id: str | None = None
+    """``Example.id`` of the training example with this prompt, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """One rollout: the sampled ids, including the end-of-sequence id if it was sampled."""
 

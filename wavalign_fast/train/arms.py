@@ -29,6 +29,7 @@ from wavalign_fast.train.owned_files import (
     recorded_arms,
     set_aside,
 )
+from wavalign_fast.train.pairs import offline_pairs
 from wavalign_fast.train.provenance import record_start
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.result_table import result_table
@@ -105,7 +106,8 @@ def run_all(
             torch.set_num_threads(config.train.threads)
         with ranks.failing_together():
             task = spec.make_task()
-            data = fingerprint(task.train_examples)
+            pairs = offline_pairs(config.dpo, task) if config.method == "dpo" else []
+            data = fingerprint(task.train_examples, pairs)
             if resume and ranks.is_main:
                 check_same_data(spec.directory, data)
         _check_same_on_all(data, ranks)

@@ -23,13 +23,15 @@ class Collector:
     step and its place in the step, not on the rank it is sampled on.
     """
 
-    def __init__(self, config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> None:
+    def __init__(
+        self, config: RunConfig, task: Task, twin: Twin, ranks: Ranks, *, rewarded: bool = True
+    ) -> None:
         self.config = config.rollout
         self.seed = config.train.seed
         self.task = task
         self.ranks = ranks
         self.twin = twin
-        self.rewarder = Rewarder(task)
+        self.rewarder = Rewarder(task) if rewarded else None
         self.ends = end_ids(task.eos_id)
 
     def __call__(
@@ -49,7 +51,9 @@ class Collector:
             with clock("rollout"):
                 mine = self._sample(examples, step)
             with clock("reward"):
-                rewards = self.rewarder(mine)
+                rewards = torch.full((len(mine),), torch.nan)
+                if self.rewarder is not None:
+                    rewards = self.rewarder(mine)
         with clock("exchange"):
             return everywhere(mine, rewards, examples, self.config.group_size, self.ranks)
 

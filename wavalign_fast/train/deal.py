@@ -5,16 +5,31 @@ result, so the ranks need not agree on anything.
 """
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from wavalign_fast.train.token_blocks import Row
 
-MicroBatches = list[list[Row]]
+class Dealt(Protocol):
+    """A row, or rows that stay together."""
+
+    @property
+    def is_rollout(self) -> bool:
+        """Which of the two kinds it is; a micro-batch has one kind."""
+        ...
+
+    def __len__(self) -> int:
+        """Its positions."""
+        ...
+
+
+R = TypeVar("R", bound=Dealt)
+
+MicroBatches = list[list[R]]
 """The micro-batches of one rank: rows of one kind and of similar length, completions first."""
 
 
 def deal(
-    rows: Sequence[Row], *, world: int, block_tokens: int, packed: bool = False
-) -> list[MicroBatches]:
+    rows: Sequence[R], *, world: int, block_tokens: int, packed: bool = False
+) -> list[MicroBatches[R]]:
     """Returns the micro-batches of every rank.
 
     Args:
@@ -24,7 +39,7 @@ def deal(
     return [_micro_batches(part, block_tokens, packed) for part in _to_ranks(rows, world)]
 
 
-def rounds(dealt: Sequence[MicroBatches]) -> tuple[int, int]:
+def rounds(dealt: Sequence[MicroBatches[R]]) -> tuple[int, int]:
     """Returns how many micro-batches the busiest rank has, and how many of completions.
 
     All ranks run as many forward passes, because each one is a collective operation.
@@ -35,11 +50,11 @@ def rounds(dealt: Sequence[MicroBatches]) -> tuple[int, int]:
     )
 
 
-def _to_ranks(rows: Sequence[Row], world: int) -> list[list[Row]]:
+def _to_ranks(rows: Sequence[R], world: int) -> list[list[R]]:
     """Gives each row, the longest first, to the rank with the fewest tokens so far."""
     if world == 1:
         return [list(rows)]
-    parts: list[list[Row]] = [[] for _ in range(world)]
+    parts: list[list[R]] = [[] for _ in range(world)]
     tokens = [0] * world
     for row in sorted(rows, key=len, reverse=True):
         least = tokens.index(min(tokens))
@@ -48,9 +63,9 @@ def _to_ranks(rows: Sequence[Row], world: int) -> list[list[Row]]:
     return parts
 
 
-def _micro_batches(rows: Sequence[Row], block_tokens: int, packed: bool) -> MicroBatches:
+def _micro_batches(rows: Sequence[R], block_tokens: int, packed: bool) -> MicroBatches[R]:
     """Groups rows of one kind by descending length, so that a block needs little padding."""
-    groups: MicroBatches = []
+    groups: MicroBatches[R] = []
     for kind in (True, False):
         start = len(groups)
         for row in sorted((r for r in rows if r.is_rollout is kind), key=len, reverse=True):
@@ -60,5 +75,5 @@ def _micro_batches(rows: Sequence[Row], block_tokens: int, packed: bool) -> Micr
     return groups
 
 
-def _positions(group: Sequence[Row], packed: bool) -> int:
+def _positions(group: Sequence[R], packed: bool) -> int:
     return sum(map(len, group)) if packed else len(group) * len(group[0])

@@ -1,10 +1,9 @@
 """Names the rows of a step whose log-probs or gradients are not finite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from wavalign_fast.data.records import Completion
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.token_blocks import NOT_IN_A_ROW, RowTables
 
@@ -17,8 +16,9 @@ class NonFiniteRows:
     ``names`` reads the notes, and is asked only after a step whose gradient was not finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rollout_name: Callable[[int], str]) -> None:
         self._notes: list[tuple[RowTables, Tensor]] = []
+        self._rollout_name = rollout_name
 
     def watch(self, hidden: Tensor, tables: RowTables) -> None:
         """Notes the positions of ``hidden`` [T, H] that are not finite, or whose gradient is not.
@@ -31,7 +31,7 @@ class NonFiniteRows:
         if hidden.requires_grad:
             hidden.register_hook(lambda gradient: _note(broken, gradient))
 
-    def names(self, completions: Sequence[Completion], ranks: Ranks) -> list[str]:
+    def names(self, ranks: Ranks) -> list[str]:
         """Returns the names of the broken rows of all ranks, on every rank."""
         found = set()
         for tables, broken in self._notes:
@@ -42,9 +42,7 @@ class NonFiniteRows:
                 }
         every = sorted(set().union(*ranks.gather(found)))
         return [
-            f"rollout {row} (prompt {completions[row].example.id})"
-            if kind == "rollout"
-            else f"demonstration {row}"
+            self._rollout_name(row) if kind == "rollout" else f"demonstration {row}"
             for kind, row in every
         ]
 

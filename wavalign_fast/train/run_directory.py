@@ -15,7 +15,7 @@ from wavalign_fast.config.layers import differing_keys, dump_config, resolve_con
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.telemetry import TelemetryConfig
 from wavalign_fast.config.yaml import read_config_file
-from wavalign_fast.data.records import Evaluation, Example, SpokenSample
+from wavalign_fast.data.records import Evaluation, Example, Preference, SpokenSample
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.outputs import TEMPORARY
 from wavalign_fast.train.atomic_files import remove, write_json, write_text, write_wav
@@ -132,8 +132,10 @@ def remove_arm(path: Path, arm: str) -> None:
         remove(path / MARKER_FILE)
 
 
-def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
-    """Identifies a set of training examples by their number and a hash of their content."""
+def fingerprint(
+    examples: Iterable[Example], preferences: Iterable[Preference] = ()
+) -> dict[str, Any]:
+    """Identifies training examples and offline pairs by number and a hash of their content."""
     count, digest = 0, hashlib.sha256()
     for example in examples:
         count += 1
@@ -141,6 +143,9 @@ def fingerprint(examples: Iterable[Example]) -> dict[str, Any]:
         if example.answer_ids or example.record:
             record += repr((example.answer_ids, example.record))
         digest.update(record.encode("utf-8", "backslashreplace"))
+    for pair in preferences:
+        count += 1
+        digest.update(repr(pair).encode("utf-8", "backslashreplace"))
     return {"examples": count, "sha256": digest.hexdigest()}
 
 

@@ -1,8 +1,10 @@
 """Computes one optimizer step, up to and including the backward pass, on all ranks together."""
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +57,9 @@ class StepResult:
     """What an update computed besides the gradients; the same on all ranks."""
 
     metrics: dict[str, float]
-    completions: Sequence[Completion]
     broken: NonFiniteRows = field(repr=False)
+    empty: bool = False
+    """Whether nothing was learnt from, so that the weights must not move."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,19 @@ class TrainStep:
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
 
     @property
+    def data(self) -> Sequence[Example]:
+        """What ``examples_needed`` of are taken for a step."""
+        return self.task.train_examples
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a step changes besides the weights: the gate."""
+        return {"objective": copy.deepcopy(self.objective.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``."""
+        self.objective.load_state_dict(state["objective"])
+
+    @property
     def examples_needed(self) -> int:
         """Number of training examples per step; rollouts and anchor share the first ones."""
         prompts = self.config.rollout.prompts if self.config.needs_rollouts else 0
@@ -180,7 +196,8 @@ class TrainStep:
         The second and later ones of a batch are off-policy: their ratios are those to the policy
         before the first one.
         """
-        broken = NonFiniteRows()
+        examples = [done.example.id for done in batch.completions]
+        broken = NonFiniteRows(lambda row: f"rollout {row} (prompt {examples[row]})")
         totals = self._backward(batch, broken, clock)
         with clock("exchange"):
             totals = totals.with_vector(self.ranks.sum(totals.as_vector().cpu()))
@@ -194,7 +211,7 @@ class TrainStep:
         )
         metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
         values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
-        return StepResult(dict(zip(metrics, values, strict=True)), batch.completions, broken)
+        return StepResult(dict(zip(metrics, values, strict=True)), broken)
 
     def _rows(
         self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int

@@ -41,6 +41,11 @@ WITH_ROLLOUTS = {
     "clip_ratio/high_mean": "clip_ratio/high_mean",
 }
 MISMATCH = ("logp_diff/", "sampler_kl/", "importance/")
+PREFERENCES = {
+    "loss": "loss/total",
+    "chosen_logp": "logps/chosen",
+    "rejected_logp": "logps/rejected",
+}
 OF_REWARDS = ("reward/mean", "reward/std", "frac_reward_zero_std")
 BROADEST = {
     "kl": ("kl", "text_kl", "speech_kl"),
@@ -81,6 +86,25 @@ def mismatch_metrics(totals: MetricTotals) -> dict[str, Tensor]:
         for name, value in totals.means().items()
         if name.startswith(MISMATCH) and not bool(value.isnan())
     }
+
+
+def preference_metrics(totals: MetricTotals) -> dict[str, Tensor]:
+    """Returns the metrics of a preference loss under TRL's names; none of pairs without a pair."""
+    named = {PREFERENCES.get(name, name): value for name, value in totals.means().items()}
+    wanted = ("loss/", "logps/", "rewards/")
+    return {
+        name: value
+        for name, value in named.items()
+        if name.startswith(wanted) and not bool(value.isnan())
+    }
+
+
+def rewards_of_rollouts(metrics: dict[str, Tensor], rewards: Tensor) -> dict[str, Tensor]:
+    """Returns the metrics of rewards under the names that the trainer logs."""
+    named = {WITH_ROLLOUTS[name]: value for name, value in metrics.items()}
+    if bool(rewards.isnan().all()):
+        named |= {name: torch.full_like(named[name], math.nan) for name in OF_REWARDS}
+    return named
 
 
 def completion_metrics(completions: Sequence[Completion]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ class Task(Protocol):
     """A post-training task: everything that the trainer knows about a recipe.
 
     It may also have ``reward_scale``, a text that says what a reward means, such as "1 (wrong) to 5
-    (right)"; the report shows it.
+    (right)"; the report shows it. For DPO it may have ``preferences``, a sequence of
+    ``data.records.Preference``: its offline pairs.
     """
 
     layout: ModalityLayout

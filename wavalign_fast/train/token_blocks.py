@@ -87,8 +87,9 @@ def step_rows(
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
-    rows = [row for row in _cut(sampled, loss_ids.policy, True) if row.index not in skipped]
-    return rows + list(_cut(shown, loss_ids.anchor, False))
+    cut = cut_rows("rollout", sampled, loss_ids.policy, is_rollout=True)
+    rows = [row for row in cut if row.index not in skipped]
+    return rows + list(cut_rows("demonstration", shown, loss_ids.anchor, is_rollout=False))
 
 
 def count_tables(rows: Sequence[Row]) -> RowTables:
@@ -152,12 +153,22 @@ def _padded(rows: Sequence[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
-def _cut(
+def cut_rows(
+    kind: str,
     pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
     carries_loss: Sequence[bool],
+    *,
     is_rollout: bool,
 ) -> Iterator[Row]:
-    kind = "rollout" if is_rollout else "demonstration"
+    """Yields (prompt, answer) as rows, without those whose answer has no id that carries loss.
+
+    Args:
+        kind: what an error calls them.
+        carries_loss: one bool per id.
+
+    Raises:
+        UserError: an empty prompt, or an id outside the layout.
+    """
     for index, (prompt, answer) in enumerate(pairs):
         _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))
         end = max(

@@ -1,6 +1,5 @@
 """The training loop of one run: steps, checkpoints, metrics. It is the same for every recipe."""
 
-import copy
 import logging
 import math
 import random
@@ -24,8 +23,10 @@ from wavalign_fast.train.model_setup import compute_dtype, load_base_model, prep
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from wavalign_fast.train.pairs import offline_pairs
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.preference_step import PairBatch, PreferenceStep
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
@@ -61,7 +62,6 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0
-        self.sampler = PromptSampler(len(task.train_examples), config.train.seed)
         self.guard = NonFiniteGuard(config.train.max_nonfinite_steps)
         self.schedule = EvaluationSchedule(
             every=config.train.eval_every,
@@ -78,10 +78,22 @@ class Trainer:
         self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.policy, self.optimizer)
-        self.train_step = TrainStep(config, task, self.policy, reference, self.ranks)
+        self.train_step = self._build_step(reference)
+        self.sampler = PromptSampler(len(self.train_step.data), config.train.seed)
         if state is not None:
             with self.store.naming_an_older_one(), self.store.naming_damage():
                 self._load_state(state)
+
+    def _build_step(self, reference: Policy | None) -> Any:  # of two kinds, each with its batches
+        """Returns what a step of ``method`` is computed by."""
+        if self.config.method == "dpo":
+            assert reference is not None  # `needs_reference` says so
+            with self.ranks.failing_together():
+                offline = offline_pairs(self.config.dpo, self.task)
+                return PreferenceStep(
+                    self.config, self.task, self.policy, reference, self.ranks, offline
+                )
+        return TrainStep(self.config, self.task, self.policy, reference, self.ranks)
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -211,7 +223,7 @@ class Trainer:
         rows = ""
         broken = next((update.result for update in updates if not update.finite), None)
         if broken is not None:
-            rows = listed(broken.broken.names(broken.completions, self.ranks))
+            rows = listed(broken.broken.names(self.ranks))
             if self.ranks.is_main:
                 logger.warning("step %d is skipped, not finite: %s", self.step, rows)
         try:
@@ -226,7 +238,7 @@ class Trainer:
             self.save()
             raise
 
-    def _updates(self, clock: Stopwatch) -> "tuple[StepBatch, list[_Update]]":
+    def _updates(self, clock: Stopwatch) -> "tuple[StepBatch | PairBatch, list[_Update]]":
         """Makes the updates of a step; if the first fails, saves the steps before it."""
         before = self._position()
         step = self.step + 1
@@ -234,12 +246,12 @@ class Trainer:
         updates: list[_Update] = []
         try:
             taken = self.sampler.take(self.train_step.examples_needed)
-            examples = [self.task.train_examples[index] for index in taken]
+            examples = [self.train_step.data[index] for index in taken]
             batch = self.train_step.prepare(examples, step, clock)
             for _ in range(self.config.train.updates_per_rollout):
                 result = self.train_step.backward(batch, clock)
                 with clock("optimizer"):
-                    updates.append(_Update(result, *self._update()))
+                    updates.append(_Update(result, *self._update(skip=result.empty)))
             return batch, updates
         except Exception as error:
             self._load_position(before)
@@ -278,16 +290,20 @@ class Trainer:
     def _position(self) -> dict[str, Any]:
         """Returns the state that a step changes before it updates the weights."""
         return {
-            "objective": copy.deepcopy(self.train_step.objective.state_dict()),
+            **self.train_step.state_dict(),
             "sampler": self.sampler.state_dict(),
         }
 
     def _load_position(self, state: dict[str, Any]) -> None:
-        self.train_step.objective.load_state_dict(state["objective"])
+        self.train_step.load_state_dict(state)
         self.sampler.load_state_dict(state["sampler"])
 
-    def _update(self) -> tuple[float, float, bool]:
-        """Clips and applies the gradients if they are finite; returns (rate, norm, finite)."""
+    def _update(self, *, skip: bool = False) -> tuple[float, float, bool]:
+        """Clips and applies the gradients if they are finite; returns (rate, norm, finite).
+
+        Args:
+            skip: leave the weights alone, which the moments of the optimizer would move.
+        """
         optimizer = self.config.optimizer
         rate = learning_rate(optimizer, self.step + 1, self.config.train.steps)
         set_learning_rate(self.optimizer, rate)
@@ -296,7 +312,7 @@ class Trainer:
         # Of sharded gradients the norm is a DTensor; the whole one is the same on all ranks.
         norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
         finite = math.isfinite(norm)
-        if finite:
+        if finite and not skip:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return rate, norm, finite
