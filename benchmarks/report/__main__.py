@@ -25,6 +25,7 @@ NAMES = (
     "adversarial",
     "spoken_sums",
     "demo",
+    "grpo",
 )
 PLOTS = RESULTS.parent / "plots"
 PAGE = RESULTS.parent / "results.html"

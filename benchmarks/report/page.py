@@ -11,6 +11,7 @@ from typing import Any
 from wavalign_fast.outputs import write_whole
 
 from .adversarial import adversarial_section
+from .grpo import grpo_html
 from .notes import why
 from .plots import (
     NoMatplotlibError,
@@ -85,6 +86,8 @@ def _sections(records: Records, plots: dict[str, str]) -> Iterator[tuple[str, st
     for name, title in TITLES.items():
         yield title, _benchmark(cases_of(records, name), plots.get(name, ""))
     yield "Growth", plots.get("growth", "") + _slopes(records)
+    grpo = records.get("grpo")
+    yield "A step of GRPO", grpo_html(grpo) if grpo else ""
     adversarial, recipe = records.get("adversarial"), records.get("spoken_sums")
     yield "Who fails what", adversarial_section(adversarial) if adversarial else ""
     yield "The recipe spoken-sums", recipe_html(recipe) if recipe else ""

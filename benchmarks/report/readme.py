@@ -7,6 +7,7 @@ from typing import Any
 
 from .demo import demo_sentence
 from .gpu_check import gpu_block
+from .grpo import grpo_markdown
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
 from .provenance import uncommitted_note, where_measured
 from .recipe import recipe_markdown
@@ -112,6 +113,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
         "linear_logprob", "Log-probabilities of given ids, which every such trainer needs:"
     ),
     "growth": growth,
+    "grpo": lambda records: grpo_markdown(_record(records, "grpo")),
     "spoken_sums": spoken_sums,
     "demo": lambda records: demo_sentence(_record(records, "demo")),
     "gpu_check": lambda records: gpu_block(records.get("gpu_check")),
