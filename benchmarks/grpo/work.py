@@ -24,7 +24,7 @@ class RandomModel:
 
     vocabulary = 32768
     highest_prompt_id = 32000
-    shape: Mapping[str, int] = {  # noqa: RUF012
+    shape: Mapping[str, int] = {
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "intermediate_size": 1536,

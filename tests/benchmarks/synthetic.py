@@ -170,6 +170,41 @@ def demo() -> dict[str, Any]:
     }
 
 
+def grpo() -> dict[str, Any]:
+    """A step of GRPO of one size, by TRL and by us."""
+
+    def side(label: str, cpu: float, *, ours: bool) -> dict[str, Any]:
+        return {
+            "label": label,
+            "ours": ours,
+            "cpu_s": cpu,
+            "cpu_s_over_ours": {"median": cpu / 2, "range": [cpu / 2 - 0.1, cpu / 2 + 0.1]},
+            "phases_cpu_s": {"rollout": cpu / 2, "forward_backward": cpu / 2},
+            "peak_MiB": 100.0,
+            "gradient_error": 0.0 if ours else 2e-7,
+        }
+
+    return {
+        "benchmark": "grpo",
+        "sizes": {
+            "tiny": {
+                "size": {
+                    "title": "a <tiny> model",
+                    "prompts": 2,
+                    "group": 3,
+                    "length": 5,
+                    "steps": 2,
+                },
+                "machine": MACHINE | {"load": 1.5},
+                "versions": {"trl": "1.16.0", "transformers": "5.24.0"},
+                "rounds": 3,
+                "equal_groups": 0.25,
+                "sides": {"trl": side("TRL", 3.0, ours=False), "ours": side("us", 2.0, ours=True)},
+            }
+        },
+    }
+
+
 def records() -> dict[str, Any]:
     """A record of each benchmark."""
     return {
@@ -193,4 +228,5 @@ def records() -> dict[str, Any]:
         "adversarial": adversarial(),
         "spoken_sums": spoken_sums(),
         "demo": demo(),
+        "grpo": grpo(),
     }
