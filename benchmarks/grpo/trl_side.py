@@ -60,7 +60,7 @@ def prepare(
         args=trl.GRPOConfig(
             **arguments, gradient_accumulation_steps=size.completions // micro_batch
         ),
-        processing_class=tokenizer(size, task),
+        processing_class=tokenizer(task),
         train_dataset=Dataset.from_dict(columns | {"example": list(examples)}),
         rollout_func=None if completions is None else _replay(completions),
     )
@@ -69,21 +69,26 @@ def prepare(
 
 def as_text(ids: Sequence[int]) -> str:
     """A text that ``tokenizer`` turns into these ids."""
-    return " ".join(f"t{token}" for token in ids)
+    return " ".join(map(_word, ids))
 
 
-def tokenizer(size: Size, task: Recorded) -> Any:
-    """A tokenizer with the word ``t7`` for the id 7; nothing is downloaded."""
+def _word(token: int) -> str:
+    # In brackets, because special words are found inside others, such as 1 in 16.
+    return f"<{token}>"
+
+
+def tokenizer(task: Recorded) -> Any:
+    """A tokenizer with a word for each id; nothing is downloaded."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"t{token}": token for token in range(task.layout.vocab_size)}
-    inner = Tokenizer(models.WordLevel(words, unk_token=f"t{task.pad_id}"))
+    words = {_word(token): token for token in range(task.layout.vocab_size)}
+    inner = Tokenizer(models.WordLevel(words, unk_token=_word(task.pad_id)))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        pad_token=f"t{task.pad_id}",
-        eos_token=f"t{task.eos_id}",
+        pad_token=_word(task.pad_id),
+        eos_token=_word(task.eos_id),
         padding_side="left",
     )
 

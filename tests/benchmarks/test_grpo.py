@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import bench_grpo
-from benchmarks.grpo import sides
+from benchmarks.grpo import sides, trl_side
 from benchmarks.grpo.clock import PHASES, Clock
-from benchmarks.grpo.work import RandomModel, Size
+from benchmarks.grpo.work import RandomModel, Recorded, Size
 from benchmarks.report.grpo import grpo_html, grpo_markdown
 from tests.benchmarks.synthetic import MACHINE
 from wavalign_fast.losses import ModalityLayout
@@ -84,6 +84,12 @@ def test_a_second_call_of_rewards_in_a_step_is_refused():
     clock.rewarding(True)
     with pytest.raises(ValueError, match="rewards after 2 marks, want one call a step"):
         clock.rewarding(False)
+
+
+def test_trl_gets_the_same_ids():
+    ids = (1, 0, 2, 40, 12, 1, 47)
+    found = trl_side.tokenizer(Recorded(TinyModel()))(text=[trl_side.as_text(ids)])
+    assert found["input_ids"] == [list(ids)]
 
 
 def test_our_trainer_runs_and_is_timed():
