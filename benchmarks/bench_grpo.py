@@ -36,15 +36,13 @@ class WrongWorkError(Exception):
 
 def child(what: str, side: str, size: Size, seed: int) -> Any:
     """The result of one process on one thread."""
-    command = [sys.executable, "-m", f"{__package__}.bench_grpo"]
-    command += [what, side, size.name, str(seed)]
+    words = [sys.executable, "-m", f"{__package__}.bench_grpo"]
+    words += [what, side, size.name, str(seed)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     if done.returncode != 0:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-800:]}"
-        )
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-800:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -162,6 +160,14 @@ def measure(size: Size, sides: Sequence[str], rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def command(arguments: argparse.Namespace) -> str:
+    """What to type to measure this again."""
+    words = ["python -m benchmarks.bench_grpo"]
+    for flag in ("size", "side"):
+        words += [f"--{flag} {value}" for value in getattr(arguments, flag) or ()]
+    return " ".join([*words, f"--rounds {arguments.rounds}", "--save"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(grpo_markdown({"sizes": {name: found}}))
         if arguments.save:
             record = load(NAME) or {"benchmark": NAME, "sizes": {}}
-            record["sizes"][name] = found | {"command": "python -m benchmarks.bench_grpo"}
+            record["sizes"][name] = found | {"command": command(arguments)}
             print(f"wrote {save(NAME, record)}")
     return 0
 

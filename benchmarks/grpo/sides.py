@@ -16,8 +16,8 @@ from torch import Tensor
 from .clock import Clock
 from .work import Ready, Recorded, Size
 
-WARM = 2
-"""First steps that are not timed."""
+WARM = 1
+"""First steps that are not timed: they fill caches."""
 TRL_PACKAGES = ("trl", "datasets", "accelerate")
 
 

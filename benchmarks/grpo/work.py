@@ -99,11 +99,11 @@ SIZES = {
     for size in (
         Size(
             name="recipe", title="the model of spoken-sums (H 128, 4 layers, V 296)",
-            prompts=8, group=8, length=72, steps=14, make_task=spoken_sums,
+            prompts=8, group=8, length=72, steps=8, make_task=spoken_sums,
         ),
         Size(
             name="medium", title="a random Qwen2 (H 512, 8 layers, V 32768)",
-            prompts=4, group=4, length=64, steps=3, make_task=RandomModel,
+            prompts=4, group=4, length=64, steps=2, make_task=RandomModel,
         ),
     )
 }  # fmt: skip
