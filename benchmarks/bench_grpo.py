@@ -54,6 +54,9 @@ def check_gradients(sides: Sequence[str], size: Size) -> dict[str, float]:
     """
     errors = {}
     for side in sides:
+        if side == BASELINE:
+            errors[side] = 0.0
+            continue
         errors[side] = child("--check", side, size, 0)
         print(f"{size.name} {side}: gradient off by {errors[side]:.1e}", flush=True)
         if not errors[side] <= SIDES[side].tolerance:
