@@ -13,11 +13,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, deadline: float = 60) -> list:
-    """Calls ``function(*args)`` on each of ``world`` ranks, inside a gloo group of theirs.
+def run_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    deadline: float = 60,
+    device: str = "cpu",
+) -> list:
+    """Calls ``function(*args)`` on each of ``world`` ranks, inside a process group of theirs.
 
     Forked, the ranks have what this process has imported and made: a pair costs a second. Each has
-    one thread.
+    one thread. On ``cuda`` each has a GPU of its own and imports anew, because CUDA forbids forks.
 
     Args:
         deadline: seconds, after which the ranks are killed and the test fails.
@@ -35,11 +41,11 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, deadline: fl
         warnings.simplefilter("ignore", DeprecationWarning)
         ranks = mp.start_processes(
             _rank,
-            (world, folder, deadline, function, args),
+            (world, folder, deadline, device, function, args),
             world,
             join=False,
             daemon=True,
-            start_method="fork",
+            start_method="fork" if device == "cpu" else "spawn",
         )
         try:
             end = time.monotonic() + deadline
@@ -55,12 +61,24 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, deadline: fl
 
 
 def _rank(
-    rank: int, world: int, folder: str, deadline: float, function: Callable[..., Any], args: tuple
+    rank: int,
+    world: int,
+    folder: str,
+    deadline: float,
+    device: str,
+    function: Callable[..., Any],
+    args: tuple,
 ) -> None:
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=deadline)
+    if device == "cuda":
+        torch.cuda.set_device(rank)  # before NCCL starts, which takes the current device
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=limit
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=limit,
     )
     try:
         torch.save(function(*args), Path(folder, f"rank {rank}"))

@@ -16,17 +16,17 @@ tools/gpu_check.sh save DIR              saves the results in DIR as benchmarks/
   --commit NAME   the commit that is measured, where git does not know it
   --rehearse      runs all stages on a pretended GPU with tiny shapes: no figure means anything
 
-Stages: versions build tests hybrid large kernels compiled profile memcheck racecheck. "bench" means
+Stages: versions build tests trainer hybrid large kernels compiled profile memcheck racecheck. "bench" means
 hybrid, large, kernels and compiled. See tools/README.md.
 TEXT
 }
 
 PYTHON=${PYTHON:-python3}
 CARRIED=.gpu_check
-STAGES=(versions build tests hybrid large kernels compiled profile memcheck racecheck)
+STAGES=(versions build tests trainer hybrid large kernels compiled profile memcheck racecheck)
 # Seconds of each stage. Later stages share what an earlier one does not use.
 declare -A BUDGET=(
-  [versions]=20 [build]=80 [tests]=130 [hybrid]=50 [large]=55 [kernels]=45 [compiled]=35
+  [versions]=20 [build]=80 [tests]=130 [trainer]=60 [hybrid]=50 [large]=55 [kernels]=45 [compiled]=35
   [profile]=30 [memcheck]=45 [racecheck]=25
 )
 RESULTS=(summary.txt log.txt {machine,tests,hybrid_loss,linear_logprob,profile,sanitizer}.json)
@@ -95,7 +95,7 @@ pytest_gpu() {
 tests() {
   local failed=0 files clock=tests/benchmarks/test_gpu.py workers=()
   # Files without GPU tests may import what is not installed here.
-  mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | grep -v "^$clock$" | sort)
+  mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | grep -v -e "^$clock$" -e "^$TRAINER/" | sort)
   # Several processes share the GPU: most of the time goes to Triton's compiler and Python.
   "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$WORKERS")
   [ "$REHEARSE" = true ] && files=("${REHEARSED_TESTS[@]}")
@@ -104,6 +104,13 @@ tests() {
   # The clock is tested alone, because other tests would add to its times.
   pytest_gpu alone "$clock" || failed=1
   return $failed
+}
+
+# One process: some of these tests start ranks, and some measure memory.
+trainer() {
+  local files=("$TRAINER")
+  [ "$REHEARSE" = true ] && files=("${REHEARSED_TRAINER[@]}")
+  pytest_gpu trainer "${files[@]}"
 }
 
 hybrid() { py tools.gpu_check.bench hybrid "$OUT"; }
@@ -252,6 +259,8 @@ run_stages() {
 [ "${1:-}" = save ] && exec "$PYTHON" -m tools.gpu_check.results save "$(from "${2:-}")" "${@:3}"
 OUT=build/gpu_check LIMIT=540 COMMIT='' REHEARSE=false PRETENDED=() WORKERS=6
 REHEARSED_TESTS=(tests/gpu/chunk_loop/test_chunk_loop.py -k "triton-float32 and nothing_to_do")
+REHEARSED_TRAINER=(tests/gpu/trainer/test_state.py -k random_numbers)
+TRAINER=tests/gpu/trainer
 chosen=()
 while [ $# -gt 0 ]; do
   case $1 in

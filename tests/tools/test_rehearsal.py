@@ -30,7 +30,7 @@ def test_all_stages_run_to_their_end_and_give_no_measurement(tmp_path):
     )
     log = (tmp_path / "log.txt").read_text()
     stages = re.findall(r"^stage (\w+) rc=(\d+)", done.stdout, re.MULTILINE)
-    assert len(dict(stages)) == 10 and {code for _, code in stages} == {"0"}, log[-6000:]
+    assert len(dict(stages)) == 11 and {code for _, code in stages} == {"0"}, log[-6000:]
     assert done.returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
@@ -39,8 +39,9 @@ def test_all_stages_run_to_their_end_and_give_no_measurement(tmp_path):
         assert (record["run"]["rehearsed"], record["run"]["commit"]) == (True, "abc1234")
     assert records["machine"]["backends"]["cuda"] == "it is only pretended"
     assert records["machine"]["nvidia_smi"]["driver_version"] == "0.0"
-    ran = records["tests"]["runs"]["together"]
-    assert ran["finished"] and ran["passed"] > 0 and not ran["failed"] + ran["errors"]
+    for name in ("together", "trainer"):
+        ran = records["tests"]["runs"][name]
+        assert ran["finished"] and ran["passed"] > 0 and not ran["failed"] + ran["errors"]
     assert {name: tool["outcome"] for name, tool in records["sanitizer"]["tools"].items()} == {
         "memcheck": "clean",
         "racecheck": "clean",

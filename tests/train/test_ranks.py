@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
+from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.errors import OtherRankError, UserError, is_shared
 from wavalign_fast.train.exchange import everywhere, own_prompts
-from wavalign_fast.train.ranks import Ranks, started_ranks
+from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.ranks import Ranks, backend_of, started_ranks
 from wavalign_fast.train.torchrun import VARIABLES
 
 
@@ -144,3 +146,24 @@ def test_a_mistake_is_reported_before_torchrun_ends_the_ranks(tmp_path):
     assert lines and run.returncode != 0, run.stderr
     for line in lines:
         assert line.endswith(f"nothing to resume in {tmp_path}/spoken-sums-wavalign")
+
+
+def test_tensors_on_a_gpu_go_through_nccl_and_others_through_gloo():
+    assert backend_of(torch.device("cpu")) == "gloo"
+    assert backend_of(torch.device("cuda", 1)) == "cpu:gloo,cuda:nccl"
+
+
+def test_a_process_alone_with_two_dtypes_starts_the_backend_of_its_device(monkeypatch):
+    seen = []
+
+    def started(backend, **options):
+        seen.append(backend)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(dist, "init_process_group", started)
+    policy = Policy(torch.nn.Linear(2, 2))
+    for device in ("cpu", "cuda:0"):
+        with pytest.raises(RuntimeError, match="far enough"):
+            ranks = Ranks(device=torch.device(device))
+            wrapped(policy, ParallelConfig(), ranks, compute_dtype=torch.bfloat16)
+    assert seen == ["gloo", "cpu:gloo,cuda:nccl"]

@@ -30,7 +30,7 @@ from wavalign_fast.models import (
 )
 from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.sharded.head import sum_over_copies
-from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.ranks import Ranks, backend_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +117,8 @@ def wrapped(
     if ranks.world == 1 and compute_dtype == weights_dtype:
         return policy
     if not dist.is_initialized():  # alone, only for the two dtypes
-        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+        backend, store = backend_of(ranks.device), dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, rank=0, world_size=1, store=store)
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     if weights_dtype == compute_dtype:

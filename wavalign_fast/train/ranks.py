@@ -146,12 +146,16 @@ def started_ranks(timeout_s: float) -> Iterator[Ranks]:
         yield Ranks(device=_device(0))
         return
     device = _device(int(os.environ["LOCAL_RANK"]))
-    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend_of(device), timeout=timedelta(seconds=timeout_s))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_s=timeout_s)
     finally:
         dist.destroy_process_group()
+
+
+def backend_of(device: torch.device) -> str:
+    """Returns the backend of a process group whose ranks compute on such a device."""
+    return "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
 
 
 def _device(local_rank: int) -> torch.device:

@@ -24,7 +24,7 @@ from wavalign_fast.losses import (
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import HeadShard
-from wavalign_fast.ops.transfer import copied_together
+from wavalign_fast.ops.transfer import copied_to, copied_together
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.collect import Collector
 from wavalign_fast.train.deal import deal, rounds
@@ -301,7 +301,8 @@ class TrainStep:
                     logp = score_rollouts(
                         self.policy, micro, temperature=temperature, options=options
                     )
-                micro.importance = truncated_importance(logp, micro.sampler_logp.to(logp), cap)
+                sampler_logp = copied_to(micro.sampler_logp, logp.device)
+                micro.importance = truncated_importance(logp, sampler_logp, cap)
 
     def _mismatch(self, micro: MicroBatch, logp: Tensor, rewards: Tensor) -> MetricTotals:
         """Compares the trainer's log-probs of sampled tokens that carry loss with the sampler's."""
