@@ -75,7 +75,7 @@ def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
     """Makes a run's model without its weights, on the device or in the mode of the caller."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     cast_weights(model, run.weights_dtype)
     if run.checkpointing:
         recompute_activations(model)

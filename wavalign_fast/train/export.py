@@ -231,7 +231,9 @@ def _empty_model(
         if tied is not None:
             config.tie_word_embeddings = tied
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype or config.dtype, trust_remote_code=False
+            )
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(
                 directory, local_files_only=True
