@@ -28,6 +28,7 @@ from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
 from wavalign_fast.standard_streams import standard_streams
+from wavalign_fast.train.torchrun import tell_torchrun
 
 BAD_INPUT = 2
 MAIN_RANK_REPORTS_S = 1.5
@@ -119,6 +120,7 @@ def _fail(message: str) -> int:
     rank = os.environ.get("RANK", "0")
     which = "" if rank == "0" else f" on rank {rank}"
     print(f"wavalign-fast: error{which}: {message}", file=sys.stderr)
+    tell_torchrun(message)
     return BAD_INPUT
 
 

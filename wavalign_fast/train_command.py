@@ -34,7 +34,7 @@ from wavalign_fast.outputs import check_output
 from wavalign_fast.train.directory_lock import check_free, locked
 from wavalign_fast.train.owned_files import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
 from wavalign_fast.train.run_directory import check_folder_of_arms, check_run
-from wavalign_fast.train.torchrun import several_ranks
+from wavalign_fast.train.torchrun import launcher, several_ranks, tell_torchrun
 
 if TYPE_CHECKING:
     from wavalign_fast.train.ranks import Ranks
@@ -147,7 +147,9 @@ class _Run:
         except Stopped as stopped:
             if ranks.is_main:
                 again = resume_command(self.words, self.args.inputs, None if several else self.root)
-                print(f"wavalign-fast: {stopped}; continue with: {again}", file=sys.stderr)
+                message = f"{stopped}; continue with: {again}"
+                print(f"wavalign-fast: {message}", file=sys.stderr)
+                tell_torchrun(message)
             return 128 + stopped.signal_number
         if ranks.is_main:
             print(f"run:    {self.root}")
@@ -229,7 +231,7 @@ def resume_command(words: Sequence[str], inputs: Sequence[str], run: Path | None
         kept.append(str(run / CONFIG_FILE) if piped and run is not None else word)
     if "--resume" not in kept:
         kept.append("--resume")
-    return shlex.join(["wavalign-fast", words[0], *kept])
+    return shlex.join([*launcher(), words[0], *kept])
 
 
 def task_maker(config: RunConfig) -> "Callable[[], Task]":

@@ -16,6 +16,7 @@ from wavalign_fast.train.exchange import everywhere, own_prompts
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks, backend_of, started_ranks
 from wavalign_fast.train.torchrun import VARIABLES
+from wavalign_fast.train_command import resume_command
 
 
 def here() -> Ranks:
@@ -127,6 +128,28 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch, given, message):
         pass
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "wavalign-fast"),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "wavalign-fast"),
+        (
+            {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"},
+            "torchrun --nproc-per-node 3 -m wavalign_fast",
+        ),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "torchrun ... -m wavalign_fast"),
+        ({"WORLD_SIZE": "4"}, "torchrun ... -m wavalign_fast"),
+    ],
+)
+def test_the_command_that_continues_a_run_starts_the_same_ranks(monkeypatch, given, words):
+    for name in (*VARIABLES, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (dict.fromkeys(VARIABLES, "0") | given if given else {}).items():
+        monkeypatch.setenv(name, value)
+    command = resume_command(["train", "run.yaml", "--overwrite"], ["run.yaml"], None)
+    assert command == f"{words} train run.yaml --resume"
+
+
 def test_alone_nothing_is_started():
     with started_ranks(1.0) as ranks:
         assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
@@ -146,6 +169,8 @@ def test_a_mistake_is_reported_before_torchrun_ends_the_ranks(tmp_path):
     assert lines and run.returncode != 0, run.stderr
     for line in lines:
         assert line.endswith(f"nothing to resume in {tmp_path}/spoken-sums-wavalign")
+    cause = run.stderr.partition("Root Cause")[2]  # the end of torchrun's report
+    assert f"nothing to resume in {tmp_path}/spoken-sums-wavalign" in cause
 
 
 def test_tensors_on_a_gpu_go_through_nccl_and_others_through_gloo():
