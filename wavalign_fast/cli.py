@@ -29,6 +29,7 @@ from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
 from wavalign_fast.standard_streams import standard_streams
 from wavalign_fast.train.torchrun import tell_torchrun
+from wavalign_fast.train.waiting import LostRankError
 
 BAD_INPUT = 2
 MAIN_RANK_REPORTS_S = 1.5
@@ -64,8 +65,10 @@ def _run(argv: Sequence[str] | None) -> int:
         reason = one_line(error) if ours else explain_environment_error(error)
         if reason is None:
             raise
-        _let_other_ranks_report(error)
-        return BAD_INPUT if isinstance(error, OtherRankError) else _fail(reason)
+        if not _is_first_report(error) or isinstance(error, OtherRankError):
+            return BAD_INPUT
+        # torchrun shows as the cause what it is told first.
+        return _fail(reason, is_cause=not isinstance(error, LostRankError))
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
 
@@ -105,22 +108,30 @@ def _setting_hint(option: str) -> str:
     return f"; did you mean {keys[0]}=VALUE, without dashes?" if word and keys else ""
 
 
-def _let_other_ranks_report(error: Exception) -> None:
+def _is_first_report(error: Exception) -> bool:
     """Waits where another rank has the better message: torchrun ends all once one rank exits.
 
-    A mistake in the arguments is made on every rank, and the main one reports it.
+    A mistake in the arguments is made on every rank, and the main one reports it. Returns whether
+    the wait came to its end: if a signal of torchrun ends it, another rank has reported.
     """
-    if isinstance(error, OtherRankError):
-        time.sleep(OTHER_RANK_REPORTS_S)
+    seconds = 0.0
+    if isinstance(error, OtherRankError | LostRankError):
+        seconds = OTHER_RANK_REPORTS_S
     elif os.environ.get("RANK", "0") != "0" and not is_shared(error):
-        time.sleep(MAIN_RANK_REPORTS_S)
+        seconds = MAIN_RANK_REPORTS_S
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, *, is_cause: bool = True) -> int:
     rank = os.environ.get("RANK", "0")
     which = "" if rank == "0" else f" on rank {rank}"
     print(f"wavalign-fast: error{which}: {message}", file=sys.stderr)
-    tell_torchrun(message)
+    if is_cause:
+        tell_torchrun(message)
     return BAD_INPUT
 
 

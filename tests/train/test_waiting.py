@@ -1,6 +1,7 @@
 """A rank that waits in vain says for what, and does not hang."""
 
 import os
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
+from wavalign_fast import cli
 from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.torchrun import ERROR_FILE
 from wavalign_fast.train.waiting import WaitError, naming_the_wait
 
 TIMEOUT_S = 1.0
@@ -61,7 +64,8 @@ def test_a_rank_that_is_gone_is_said_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="rank 1"):  # it left without a result
         run_ranks(2, one_leaves, str(tmp_path / "message"))
     assert (tmp_path / "message").read_text() == (
-        "rank 0 waited for the rewards of step 3: a rank has ended; its own message says why True"
+        "rank 0 waited for the rewards of step 3: a rank has ended; its own message, or "
+        "torchrun's report, says why True"
     )
 
 
@@ -79,6 +83,44 @@ def test_what_torch_says_is_understood(text, said):
         naming_the_wait("it", rank=3, timeout_s=5),
     ):
         raise RuntimeError(text)
+
+
+def test_a_lost_connection_of_a_ranks_own_work_is_no_lost_rank():
+    with (
+        pytest.raises(RuntimeError, match="connection refused: judge") as error,
+        naming_the_wait("it", rank=3, timeout_s=5),
+        Ranks().failing_together(),
+    ):
+        raise RuntimeError("connection refused: judge")
+    assert type(error.value) is RuntimeError
+
+
+def test_what_ended_a_lost_rank_is_told_before_that_it_is_lost(monkeypatch, tmp_path, capsys):
+    """The rank that is lost may be about to print; torchrun takes what it is told as the cause."""
+
+    def lost(args):
+        with naming_the_wait("it", rank=0, timeout_s=5):
+            raise RuntimeError("Connection closed by peer")
+
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(cli, "_doctor", lost)
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
+    assert cli.main(["doctor"]) == cli.BAD_INPUT
+    assert slept == [cli.OTHER_RANK_REPORTS_S]
+    assert "rank 0 waited for it: a rank has ended" in capsys.readouterr().err
+    assert not (tmp_path / "error.json").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "too"])
+    assert "unknown argument too" in (tmp_path / "error.json").read_text()
+
+
+def test_a_rank_that_torchrun_ends_while_it_waits_to_report_says_nothing(monkeypatch, capfd):
+    """Rank 1 of 2 that make the same mistake; a traceback would hide the report of rank 0."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["say", "hello", "--run", "no/run"]) == cli.BAD_INPUT
+    assert capfd.readouterr() == ("", "")
 
 
 def test_other_errors_stay_as_they_are():

@@ -247,11 +247,12 @@ class Trainer:
         try:
             taken = self.sampler.take(self.train_step.examples_needed)
             examples = [self.train_step.data[index] for index in taken]
-            batch = self.train_step.prepare(examples, step, clock)
-            for _ in range(self.config.train.updates_per_rollout):
-                result = self.train_step.backward(batch, clock)
-                with clock("optimizer"):
-                    updates.append(_Update(result, *self._update(skip=result.empty)))
+            with self.ranks.waiting_for("the other ranks"):
+                batch = self.train_step.prepare(examples, step, clock)
+                for _ in range(self.config.train.updates_per_rollout):
+                    result = self.train_step.backward(batch, clock)
+                    with clock("optimizer"):
+                        updates.append(_Update(result, *self._update(skip=result.empty)))
             return batch, updates
         except Exception as error:
             self._load_position(before)

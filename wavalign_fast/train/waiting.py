@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, is_shared
 
 # gloo: "Timed out waiting 3000ms for recv operation"; the store: "wait timeout after 3000ms"
 TIMED_OUT = re.compile(r"timed out|time ?out", re.IGNORECASE)
@@ -14,6 +14,10 @@ LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe", re.IG
 
 class WaitError(UserError):
     """The other ranks did not come, or one is gone; nothing that communicates can go on."""
+
+
+class LostRankError(WaitError):
+    """Another rank has ended. What ended it, not this error, is what the user must know."""
 
 
 @contextmanager
@@ -32,14 +36,18 @@ def naming_the_wait(what: str, *, rank: int, timeout_s: float) -> Iterator[None]
     except WaitError:
         raise  # an inner block has said it more precisely
     except RuntimeError as error:
+        if is_shared(error):
+            raise  # of the work of a rank, such as a judge that cannot be reached
         text = str(error)
+        waited = f"rank {rank} waited for {what}"
         if LOST.search(text):
-            reason = "a rank has ended; its own message says why"
-        elif TIMED_OUT.search(text):
+            raise LostRankError(
+                f"{waited}: a rank has ended; its own message, or torchrun's report, says why"
+            ) from error
+        if TIMED_OUT.search(text):
             reason = (
                 f"a rank did not come within {timeout_s:g} s (parallel.timeout_s): "
                 "it hangs, or its work takes longer"
             )
-        else:
-            raise
-        raise WaitError(f"rank {rank} waited for {what}: {reason}") from error
+            raise WaitError(f"{waited}: {reason}") from error
+        raise
