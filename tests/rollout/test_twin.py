@@ -1,6 +1,7 @@
 """The copy that samples: its weights, their storage, and the collectives that fill it."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -51,8 +52,9 @@ def test_a_whole_model_of_the_right_dtype_samples_itself():
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_copy_has_the_weights_of_now_in_the_same_storage(tied):
     model = tiny(tied=tied)
-    twin = Twin(model, torch.bfloat16)
+    twin = Twin(model, torch.bfloat16, keep=True)
     assert twin.is_copy and not twin.model.training
+    twin.refresh()
     places = {name: it.data_ptr() for name, it in twin.model.named_parameters()}
     assert ("lm_head.weight" in places) is not tied
     for _ in range(2):
@@ -65,6 +67,7 @@ def test_a_copy_has_the_weights_of_now_in_the_same_storage(tied):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
         assert {name: it.data_ptr() for name, it in found.items()} == places
+        twin.release()
     assert not any(it.requires_grad for it in twin.model.parameters())
     frequencies = twin.model.model.rotary_emb.inv_freq
     assert torch.equal(frequencies, model.model.rotary_emb.inv_freq), "float32, not rounded"
@@ -105,6 +108,58 @@ def test_adapters_are_merged_into_the_copy_and_frozen_weights_sent_once(monkeypa
         torch.testing.assert_close(found.float(), wanted, atol=2e-5, rtol=1e-4)
     adapted_layers = 2 * 2 + 1
     assert sent == [len(list(twin.model.parameters())), adapted_layers]
+
+
+def memory_of(model) -> list[weakref.ref]:
+    """The storages of the weights, as long as anything holds them."""
+    return [weakref.ref(it.untyped_storage()) for it in model.parameters() if not it.is_meta]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_released_copy_has_no_memory_and_samples_the_same_after_a_refresh(tied):
+    model = tiny(tied=tied)
+    copies = [Twin(model, torch.bfloat16, keep=keep) for keep in (False, True)]
+    for step in range(2):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + step)
+        sampled = []
+        for twin in copies:
+            assert bool(memory_of(twin.model)) is (twin.keep and step > 0)
+            twin.refresh()
+            held = memory_of(twin.model)
+            assert len(held) == len(list(model.parameters()))
+            sampled.append(completions(twin.model))
+            twin.release()
+            assert all((it() is not None) is twin.keep for it in held)
+        assert sampled[0] == sampled[1]
+
+
+def test_a_released_copy_cannot_sample():
+    twin = Twin(tiny(), torch.bfloat16)
+    for _ in range(2):  # before the first refresh, and after a release
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            completions(twin.model)
+        twin.refresh()
+        completions(twin.model)
+        twin.release()
+
+
+def test_a_released_copy_gets_its_frozen_weights_again():
+    model = tiny()
+    model.requires_grad_(False)
+    twin = Twin(model, torch.float64)
+    for _ in range(2):
+        twin.refresh()
+        own = dict(twin.model.named_parameters())
+        assert all(torch.equal(own[name], it.double()) for name, it in model.named_parameters())
+        twin.release()
+
+
+def test_releasing_leaves_a_policy_that_samples_itself_alone():
+    model = tiny()
+    Twin(model).release()
+    assert not any(it.is_meta for it in model.parameters())
 
 
 def test_adapters_that_cannot_be_merged_are_refused():

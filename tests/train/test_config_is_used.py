@@ -98,6 +98,7 @@ RUN = {
     "rollout.temperature": 0.6,
     "rollout.max_new_tokens": 5,
     "rollout.dtype": "bfloat16",
+    "rollout.keep_copy": True,
     "anchor.rows": 4,
     "train.steps": 7,
     "train.updates_per_rollout": 2,
@@ -164,6 +165,7 @@ class Spy:
         )
         self.wrap(collect, "sample_with_logps", self.sampled)
         self.wrap(policy, "hidden_states", self.blocks)
+        self.wrap(collect, "Twin", lambda *_, keep, **__: self.set("rollout.keep_copy", keep))
         self.wrap(training, "EvaluationSchedule", self.schedule)
         self.updates = []
         self.wrap(training.Trainer, "_update", lambda it, **rest: self.updates.append(it.step))

@@ -49,6 +49,9 @@ class RolloutConfig(Group):
     dtype: Literal["same", "float32", "bfloat16"] = "same"
     """Dtype of the weights that sample, by default that of the forward pass in training. Another
     dtype than that of the stored weights takes a copy of them."""
+    keep_copy: bool = False
+    """Keep the memory of the whole copy that samples for a sharded model, or for one that computes
+    in another dtype. false: it is freed before the backward pass and sent again for each step."""
 
     @model_validator(mode="after")
     def _ids_fit_into_memory(self) -> Self:

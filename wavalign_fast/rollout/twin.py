@@ -27,10 +27,13 @@ class Twin:
         dtype: dtype of the copy's floating weights; with ``None`` each has that of its source.
         root: the module whose units FSDP2 has sharded, which holds ``source``; by default
             ``source``.
+        keep: whether the copy keeps its memory in ``release``. Its weights then stay in the same
+            storage, as CUDA graphs of its forward pass need, and frozen ones are sent only once.
 
     Attributes:
-        model: what samples, in eval mode if it is a copy. Its weights stay in the same storage, so
-            that CUDA graphs of its forward pass stay valid.
+        model: what samples, in eval mode if it is a copy. The weights of a copy are on the meta
+            device before ``refresh`` and after ``release``: they have no memory, and a forward pass
+            raises.
         is_copy: whether it is a copy, which needs ``refresh``.
     """
 
@@ -39,10 +42,13 @@ class Twin:
         source: "PreTrainedModel",
         dtype: torch.dtype | None = None,
         root: nn.Module | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self.source = source
         self.root = source if root is None else root
         self.dtype = dtype
+        self.keep = keep
         self.is_copy = any(_needs_copy(weight, dtype) for weight in source.parameters())
         self.model = _empty_copy(source, dtype) if self.is_copy else source
         self._sent: set[str] = set()
@@ -50,11 +56,14 @@ class Twin:
     def refresh(self) -> None:
         """Copies the policy's weights of now into ``model``. A collective: all ranks call it.
 
-        Weights that are not trained are sent once. Call it outside of ``torch.inference_mode``.
+        Weights that are not trained are sent once, or after each ``release`` that has freed the
+        copy. Call it outside of ``torch.inference_mode``.
         """
         if not self.is_copy:
             return
         _reshard(self.root)
+        if next(self.model.parameters()).is_meta:
+            _put_empty(self.model, next(self.source.parameters()).device)
         weights = merged_weights(self.source)
         targets = dict(self.model.named_parameters())
         names = [name for name in targets if name not in self._sent]
@@ -68,6 +77,27 @@ class Twin:
                 own[name].copy_(buffer)
         self._sent |= {name for name in names if _is_frozen(weights[name])}
 
+    def release(self) -> None:
+        """Frees the copy's weights until the next ``refresh``, unless they are to be kept.
+
+        Training then has the memory. Nothing happens where the policy's own model samples.
+        """
+        if self.is_copy and not self.keep:
+            _put_empty(self.model, torch.device("meta"))
+            self._sent.clear()
+
+
+def _put_empty(model: nn.Module, device: torch.device) -> None:
+    """Replaces each weight by one without values, on ``device``; tied weights stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for leaf, weight in module._parameters.items():
+            if weight is not None:
+                empty = torch.empty_like(weight, device=device)
+                module._parameters[leaf] = made.setdefault(
+                    weight, nn.Parameter(empty, requires_grad=False)
+                )
+
 
 def _needs_copy(weight: torch.Tensor, dtype: torch.dtype | None) -> bool:
     other = dtype is not None and weight.is_floating_point() and weight.dtype != dtype
@@ -80,9 +110,8 @@ def _is_frozen(weight: torch.Tensor) -> bool:
 
 
 def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTrainedModel":
-    """The architecture of ``source`` on its device, with weights to be filled in."""
+    """The architecture of ``source``, with weights on the meta device."""
     base = base_of(source)
-    device = next(base.parameters()).device
     with torch.device("meta"):
         model = _plain_class(base)(copy.deepcopy(base.config))
     sources = merged_weights(source)
@@ -92,7 +121,7 @@ def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTra
             if weight is not None:
                 own = _find(sources, f"{prefix}.{leaf}", source)
                 kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
-                empty = torch.empty(weight.shape, dtype=kind, device=device)
+                empty = torch.empty(weight.shape, dtype=kind, device="meta")
                 module._parameters[leaf] = made.setdefault(
                     id(own), nn.Parameter(empty, requires_grad=False)
                 )

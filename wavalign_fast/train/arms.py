@@ -245,9 +245,8 @@ def _train(
             if new_arm:
                 remove_arm(folder, directory.name)
         raise
-    model = trainer.whole_model()
 
-    def evaluated() -> dict[str, float]:
+    def evaluated(model: "PreTrainedModel") -> dict[str, float]:
         if is_sharded(trainer.store.newest):
             began_with = partial(load_base_model, spec.config.model, arm.task)
             model_in = export_run(directory, base=began_with)
@@ -256,8 +255,8 @@ def _train(
         write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
         return final.metrics if final else {}
 
-    with ranks.waiting_for("the evaluation on rank 0"):
-        return ranks.on_main(evaluated)
+    with trainer.whole_model() as model, ranks.waiting_for("the evaluation on rank 0"):
+        return ranks.on_main(partial(evaluated, model))
 
 
 def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:

@@ -10,10 +10,17 @@ from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.rollout import end_ids, sample_with_logps, uniforms
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.exchange import everywhere, own_prompts
+from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.phases import Stopwatch
+from wavalign_fast.train.policy import Policy
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.rewards import Rewarder
 from wavalign_fast.train.task_protocol import Task
+
+
+def sampling_twin(policy: Policy, config: RunConfig) -> Twin:
+    """Makes the model that samples for a policy, in the dtype of the configuration."""
+    return Twin(policy.model, sampling_dtype(config), root=policy, keep=config.rollout.keep_copy)
 
 
 class Collector:
@@ -50,6 +57,7 @@ class Collector:
         with self.ranks.failing_together():
             with clock("rollout"):
                 mine = self._sample(examples, step)
+                self.twin.release()  # before the judge, which may need memory too
             with clock("reward"):
                 rewards = torch.full((len(mine),), torch.nan)
                 if self.rewarder is not None:

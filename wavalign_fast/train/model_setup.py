@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wavalign_fast.config.model import ModelConfig
+from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import naming
 from wavalign_fast.models import (
     cast_weights,
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 def compute_dtype(config: ModelConfig) -> torch.dtype | None:
     """Returns the dtype of forward and backward passes, ``None`` if it is that of the weights."""
     return None if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+
+
+def sampling_dtype(config: RunConfig) -> torch.dtype | None:
+    """Returns the dtype of the weights that sample, ``None`` if it is that of the stored ones."""
+    named = config.rollout.dtype
+    return compute_dtype(config.model) if named == "same" else getattr(torch, named)
 
 
 def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":

@@ -14,8 +14,7 @@ from wavalign_fast.losses import SPEECH, DPOOutput, MetricTotals, fused_dpo_loss
 from wavalign_fast.losses.metrics import reward_metrics
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions
-from wavalign_fast.rollout.twin import Twin
-from wavalign_fast.train.collect import Collector
+from wavalign_fast.train.collect import Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
@@ -124,7 +123,7 @@ class PreferenceStep:
         in_scope = {"all": speech | ~speech, "speech": speech, "text": ~speech}
         self.counts: list[bool] = in_scope[config.dpo.scope].tolist()
         self.rewarded = config.dpo.chosen == "best"
-        self.twin = Twin(policy.model, root=policy)
+        self.twin = sampling_twin(policy, config)
         self.collect = Collector(config, task, self.twin, ranks, rewarded=self.rewarded)
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
         self.packed = config.model.attention in TAKES_BORDERS

@@ -25,12 +25,10 @@ from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.transfer import copied_to, copied_together
-from wavalign_fast.rollout.twin import Twin
-from wavalign_fast.train.collect import Collector
+from wavalign_fast.train.collect import Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
-from wavalign_fast.train.model_setup import compute_dtype
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
@@ -117,9 +115,7 @@ class TrainStep:
         self.ranks = ranks
         self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
         self.loss_ids = find_loss_ids(self.objective)
-        named = config.rollout.dtype
-        dtype = compute_dtype(config.model) if named == "same" else getattr(torch, named)
-        self.twin = Twin(policy.model, dtype, root=policy)
+        self.twin = sampling_twin(policy, config)
         self.collect = Collector(config, task, self.twin, ranks)
         self.packed = config.model.attention in TAKES_BORDERS
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)

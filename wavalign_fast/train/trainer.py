@@ -4,7 +4,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,10 +101,15 @@ class Trainer:
         """The model that is trained."""
         return self.policy.model
 
-    def whole_model(self) -> "PreTrainedModel":
-        """Returns the model with whole weights. Every rank must call this."""
-        self.train_step.twin.refresh()
-        return self.train_step.twin.model
+    @contextmanager
+    def whole_model(self) -> "Iterator[PreTrainedModel]":
+        """Lends the model with whole weights to a block. Every rank must enter it."""
+        twin = self.train_step.twin
+        twin.refresh()
+        try:
+            yield twin.model
+        finally:
+            twin.release()
 
     def fit(self, console: Console) -> None:
         """Trains up to ``train.steps`` or an early stop.
@@ -205,13 +211,13 @@ class Trainer:
         if not self.schedule.due(self.step):
             return {}
         start = time.perf_counter()
-        model = self.whole_model()
+        with self.whole_model() as model:
 
-        def metrics_of() -> dict[str, float]:
-            found = evaluate(self.config.train, self.task, model)
-            return found.metrics if found else {}
+            def metrics_of() -> dict[str, float]:
+                found = evaluate(self.config.train, self.task, model)
+                return found.metrics if found else {}
 
-        found = self.ranks.on_main(metrics_of)
+            found = self.ranks.on_main(metrics_of)
         self.schedule.record(self.step, found)
         seconds = time.perf_counter() - start
         return {f"eval/{name}": value for name, value in found.items()} | {
