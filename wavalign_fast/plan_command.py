@@ -75,7 +75,7 @@ def plan_run(args: argparse.Namespace) -> int:
             planned_run(plan.config, ranks=plan.ranks, prompt_tokens=args.prompt_tokens)
         )
 
-    plan = Plan(config, args.ranks)
+    plan = Plan(config, args.ranks, tied=model.get_text_config().tie_word_embeddings)
     found = of_plan(plan)
     changes = [] if found.needed <= gpu_bytes else advice(plan, of_plan, gpu_bytes)
     if args.json:

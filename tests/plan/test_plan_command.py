@@ -12,6 +12,7 @@ LARGE = dict(
     vocab_size=30_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=1,
     num_attention_heads=8, num_key_value_heads=2,
 )  # fmt: skip
+SHARDED = ["parallel.head=sharded"]
 RUN = ["--recipe", "spoken-sums", "rollout.max_new_tokens=512", "train.block_tokens=4096"]
 
 
@@ -25,6 +26,7 @@ def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     write_config(root / "small", **SMALL)
     write_config(root / "large", **LARGE)
+    write_config(root / "tied", **SMALL, tie_word_embeddings=True)
     return root
 
 
@@ -51,6 +53,18 @@ def test_a_compute_dtype_of_its_own_is_planned(capsys, directories):
     phases = json.loads(plan(capsys, directories / "small", *words))["phases"]
     held = phases["rollout"]["tensors_bytes"]
     assert held["whole copy for rollouts"] == held["weights"] / 2
+    assert "whole copy for rollouts" not in phases["training"]["tensors_bytes"]
+    words += ("rollout.keep_copy=true",)
+    kept = json.loads(plan(capsys, directories / "small", *words))["phases"]
+    assert kept["rollout"] == phases["rollout"]
+    assert all("whole copy for rollouts" in phase["tensors_bytes"] for phase in kept.values())
+
+
+def test_a_dtype_of_rollouts_is_planned(capsys, directories):
+    words = ("--json", "rollout.dtype=bfloat16")
+    phases = json.loads(plan(capsys, directories / "small", *words))["phases"]
+    held = phases["rollout"]["tensors_bytes"]
+    assert held["whole copy for rollouts"] == held["weights"] / 2
 
 
 def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
@@ -61,6 +75,28 @@ def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
     after = json.loads(plan(capsys, directories / "large", *words, *change["words"]))
     assert after["fits"]
     assert after["needed_bytes"] == change["needed_bytes"] < found["needed_bytes"]
+
+
+def test_a_sharded_head_is_planned_and_advised(capsys, directories):
+    words = ("--json", "--ranks", "64", "train.block_tokens=512")
+    whole = json.loads(plan(capsys, directories / "large", *words))
+    words += ("--gpu-memory", str(whole["needed_bytes"] / 2**30 - 0.01))
+    found = json.loads(plan(capsys, directories / "large", *words))
+    assert not found["fits"]
+    advised = [change for change in found["changes"] if change["words"] == SHARDED]
+    after = json.loads(plan(capsys, directories / "large", *words, *SHARDED))
+    assert [after["needed_bytes"]] == [change["needed_bytes"] for change in advised]
+    assert after["needed_bytes"] < whole["needed_bytes"]
+    assert "head sharded" in plan(capsys, directories / "large", "--ranks", "64", *SHARDED)
+
+
+def test_a_tied_head_is_not_sharded(capsys, directories):
+    path = f"model.path={directories / 'tied'}"
+    assert main(["plan", *RUN, path, "--ranks", "2", *SHARDED]) == 2
+    assert "parallel.head: sharded output head: got a head tied" in capsys.readouterr().err
+    words = ("--json", "--ranks", "2", "--gpu-memory", "2.001")
+    changes = json.loads(plan(capsys, directories / "tied", *words))["changes"]
+    assert changes and not any("parallel.head=sharded" in change["words"] for change in changes)
 
 
 def test_the_trace_is_left_out_where_what_lasts_is_too_much(capsys, directories):
@@ -80,7 +116,6 @@ def test_the_recipe_s_own_model(capsys):
         (["--ranks", "0"], "'0' given, wanted a whole number >= 1"),
         (["--gpu-memory", "lots"], "'lots' given, wanted GiB, e.g. 80"),
         (["model.path=nowhere"], "no config.json in nowhere"),
-        (["parallel.head=sharded"], "sharded given, which the plan cannot estimate"),
         (["train.block=3"], "unknown key train.block"),
     ],
 )

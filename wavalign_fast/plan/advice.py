@@ -6,6 +6,7 @@ from typing import NamedTuple
 from wavalign_fast.config.layers import merge, parse_overrides, settle
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.plan.estimate import Estimate
+from wavalign_fast.train.policy import mesh_shape
 
 MOST_RANKS = 64
 """More ranks than this are not suggested."""
@@ -18,6 +19,8 @@ class Plan(NamedTuple):
 
     config: RunConfig
     ranks: int
+    tied: bool = False
+    """Whether the model's output head is its input embedding, which cannot be sharded."""
 
 
 class Change(NamedTuple):
@@ -80,6 +83,12 @@ def _checkpointing(plan: Plan) -> Candidates:
         yield _set(plan, "model.activation_checkpointing=true")
 
 
+def _sharded_head(plan: Plan) -> Candidates:
+    parallel = plan.config.parallel
+    if parallel.head == "gathered" and not plan.tied and mesh_shape(parallel, plan.ranks)[1] > 1:
+        yield _set(plan, "parallel.head=sharded")
+
+
 def _smaller_blocks(plan: Plan) -> Candidates:
     tokens = plan.config.train.block_tokens
     while tokens > plan.config.rollout.max_new_tokens:
@@ -103,6 +112,7 @@ def _fewer_bytes(plan: Plan) -> Candidates:
 KINDS: Sequence[Callable[[Plan], Candidates]] = (
     _checkpointing,
     _more_ranks,
+    _sharded_head,
     _smaller_blocks,
     _fewer_bytes,
 )

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from wavalign_fast.errors import naming
+from wavalign_fast.models import check_head_can_be_sharded
 from wavalign_fast.plan import state
 from wavalign_fast.plan.planned_run import PlannedRun
 from wavalign_fast.plan.training_peak import planned_model, training_peak
@@ -67,15 +69,24 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
         config: of a transformers causal LM.
         at_most: bytes of the GPU. If what lasts needs more, the forward and backward pass, which
             takes seconds to trace, is left out: the run does not fit anyway.
+
+    Raises:
+        UserError: a head that is to be sharded and cannot be.
     """
     with torch.device("meta"):
         model = planned_model(config, run)
+    if run.head == "sharded" and run.world > 1:
+        with naming("parallel.head"):
+            check_head_can_be_sharded(model)
     weights = state.weight_bytes(model, run)
     lasting = {"weights": weights, "optimizer": state.moment_bytes(model, run)}
     if run.reference:
         lasting["reference"] = state.reference_bytes(model, run)
+    copy = {}
     if run.samples_a_copy:
-        lasting["whole copy for rollouts"] = state.twin_bytes(model, run)
+        copy["whole copy for rollouts"] = state.twin_bytes(model, run)
+    if run.keep_copy:
+        lasting |= copy
     update = {"gradients": state.gradient_bytes(model, run)}
     if scratch := state.update_bytes(model, run):
         update["whole matrix for Muon"] = scratch
@@ -85,7 +96,7 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
             "keys and values": state.cache_bytes(config, run),
             "logits": state.decode_bytes(model.get_output_embeddings().weight.shape[0], run),
         }
-        phases.append(Phase("rollout", lasting | rollout))
+        phases.append(Phase("rollout", lasting | copy | rollout))
     if at_most is None or max(phase.needed for phase in phases) <= at_most:
         passing = training_peak(config, run) - weights
         phases.insert(0, Phase("training", {**lasting, "activations and gradients": passing}))

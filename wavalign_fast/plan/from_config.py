@@ -10,6 +10,7 @@ import torch
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.policy import mesh_shape
 
 
@@ -23,7 +24,7 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
         prompt_tokens: length of the longest prompt, which the configuration does not know.
 
     Raises:
-        UserError: a key whose memory is not estimated, or ranks that do not divide as asked.
+        UserError: ranks that do not divide as asked.
     """
     rollout = config.rollout
     length = prompt_tokens + rollout.max_new_tokens - 1  # the last id is a target only
@@ -33,19 +34,15 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
     # A micro-batch has rows of one kind; the row that fills it closes it.
     rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
     replicate, shard = mesh_shape(config.parallel, ranks)
-    if config.parallel.head != "gathered":
-        raise UserError(
-            f"parallel.head: {config.parallel.head} given, which the plan cannot estimate, wanted "
-            "gathered; sharded needs less"
-        )
     computed = getattr(torch, config.model.compute_dtype or config.model.dtype)
     return PlannedRun(
         replicate=replicate,
         shard=shard,
+        head=config.parallel.head,
         reshard=config.parallel.reshard,
         weights_dtype=getattr(torch, config.model.dtype),
         compute_dtype=computed,
-        sampling_dtype=computed,
+        sampling_dtype=sampling_dtype(config) or getattr(torch, config.model.dtype),
         optimizer=config.optimizer.name,
         checkpointing=config.model.activation_checkpointing,
         reference=config.needs_reference,
@@ -55,6 +52,7 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
         micro_batches=sum(math.ceil(count / rows) for count in kinds),
         sampled=math.ceil(rollout.prompts / ranks) * rollout.group_size if completions else 0,
         sampled_length=prompt_tokens + rollout.max_new_tokens,
+        keep_copy=rollout.keep_copy,
     )
 
 

@@ -25,7 +25,8 @@ def table(estimate: Estimate, *, title: str, gpu_gib: float, changes: Sequence[C
     run = estimate.run
     head = [
         f"{title}: {_count(estimate.parameters)} weights in {_name(run.weights_dtype)}, "
-        f"{run.optimizer}, {_ranks(run.replicate, run.shard)}",
+        f"{run.optimizer}, {_ranks(run.replicate, run.shard)}"
+        + (", head sharded" if run.head == "sharded" and run.world > 1 else ""),
         f"micro-batch: {run.rows} rows × {run.length} tokens, {run.live} with loss"
         + (", activations recomputed" if run.checkpointing else ""),
     ]

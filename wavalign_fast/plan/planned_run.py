@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -40,12 +41,16 @@ class PlannedRun:
     """Tokens of a micro-batch that carry loss."""
     micro_batches: int = 1
     """Micro-batches of a step; the gradients of the earlier ones wait for the last."""
+    head: Literal["gathered", "sharded"] = "gathered"
+    """Whether each rank multiplies with the whole output head or with its slice of it."""
     reshard: bool = True
     """Whether the gathered weights of a block are freed after its forward pass."""
     sampled: int = 0
     """Completions that a rank decodes at once."""
     sampled_length: int = 0
     """Tokens of a prompt and its completion."""
+    keep_copy: bool = False
+    """Whether the whole copy of the weights that samples stays while the run trains."""
 
     def __post_init__(self) -> None:
         if not 0 < self.live <= self.rows * self.length:

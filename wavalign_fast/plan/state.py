@@ -62,7 +62,7 @@ def reference_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
 
 
 def twin_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
-    """Bytes of the whole copy of the weights that samples, which is kept from step to step."""
+    """Bytes of the whole copy of the weights that samples."""
     if not run.samples_a_copy:
         return 0
     return sum(w.numel() for w in model.parameters()) * _item(run.sampling_dtype)

@@ -23,9 +23,11 @@ from wavalign_fast.models import (
     recompute_activations,
 )
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
-from wavalign_fast.ops.chunked.chunks import ChunkOptions, chunks_of
+from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of, pitch_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
 from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.sharded.head import local_slice
+from wavalign_fast.ops.sharded.steps import chunk_places
 from wavalign_fast.plan.live_bytes import LiveBytes
 from wavalign_fast.plan.planned_run import PlannedRun
 from wavalign_fast.train.policy import Blocks, Policy, wrapped
@@ -60,14 +62,23 @@ def peak_of(policy: Policy, run: PlannedRun) -> int:
     held = LiveBytes()
     gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
     held.track([*policy.parameters(), *policy.buffers(), *gradients, ids, live])
+    vocab = policy.model.get_output_embeddings().weight.shape[0]
+
+    def score(hidden: Tensor, weight: Any, _: Tensor | None) -> Any:
+        if policy.head_is_sharded:
+            return FusedShardedLoss.apply(hidden, weight, live, vocab, run.shard)
+        return FusedLoss.apply(hidden, weight, live)
+
     with held:
-        policy([ids], lambda hidden, weight, _: FusedLoss.apply(hidden, weight, live)).backward()
+        policy([ids], score).backward()
     return held.peak
 
 
 def sharded(policy: Policy, run: PlannedRun) -> Policy:
     """Shards the policy as the trainer does, over the ranks of the process group."""
-    parallel = ParallelConfig(replicate=run.replicate, shard=run.shard, reshard=run.reshard)
+    parallel = ParallelConfig(
+        replicate=run.replicate, shard=run.shard, reshard=run.reshard, head=run.head
+    )
     return wrapped(policy, parallel, Ranks(world=run.world), compute_dtype=run.compute_dtype)
 
 
@@ -86,7 +97,9 @@ class _Policy(Policy):
     def forward(self, blocks: Blocks, score: Any, height: int = 0) -> Any:
         """As the trainer's, without its checks of the head, which refuse fake tensors."""
         head = self.model.get_output_embeddings()
-        return score(hidden_states(self.model, blocks), head.weight, head.bias)
+        hidden = hidden_states(self.model, blocks)
+        weight = local_slice(head.weight, hidden.dtype) if self.head_is_sharded else head.weight
+        return score(hidden, weight, None)
 
 
 class FusedLoss(torch.autograd.Function):
@@ -118,9 +131,50 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight, live = ctx.saved_tensors
-        spread = of_hidden.new_zeros(ctx.shape).index_copy(0, live, of_hidden)
-        return spread, of_weight, None
+        return *_kept_gradients(ctx), None
+
+
+class FusedShardedLoss(torch.autograd.Function):
+    """The same for a slice [V_r, H] of the head and the rows of all ranks (``ops.sharded.steps``).
+
+    What that loop holds until its next turn is held here, in variables of the same names.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, live: Tensor, vocab: int, world: int
+    ) -> Tensor:
+        own = hidden[live]
+        wide = statistics_dtype(hidden.dtype)
+        row_bytes = pitch_of(-(-vocab // world)) * wide.itemsize
+        places = chunk_places(len(live), world, row_bytes, DEFAULT_MEMORY_BUDGET)
+        height = -(-places[0].stop * world // PRODUCT_ROWS) * PRODUCT_ROWS
+        logits = hidden.new_empty((height, pitch_of(len(weight))), dtype=wide)
+        direct = len(places) == 1 and weight.numel() >= DIRECT_FROM
+        of_weight, of_states = None, []
+        for place in places:
+            count = place.stop - place.start
+            rows = own.new_empty((count * world, own.shape[1]))
+            states = torch.empty_like(rows, dtype=wide)
+            if of_weight is None and ctx.needs_input_grad[1]:
+                of_weight = torch.empty_like(weight, dtype=weight.dtype if direct else wide)
+            of_states.append(states.new_empty((count, own.shape[1])))
+        if of_weight is not None:
+            of_weight = of_weight.to(weight.dtype)
+        ctx.save_for_backward(torch.cat(of_states).to(hidden.dtype), of_weight, live)
+        ctx.shape = hidden.shape
+        del logits
+        return hidden.new_zeros((), dtype=wide)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_kept_gradients(ctx), None, None, None
+
+
+def _kept_gradients(ctx: Any) -> tuple[Tensor, Tensor | None]:
+    """The gradients of hidden states and head that the forward pass of a loss has made."""
+    of_hidden, of_weight, live = ctx.saved_tensors
+    return of_hidden.new_zeros(ctx.shape).index_copy(0, live, of_hidden), of_weight
 
 
 @contextmanager

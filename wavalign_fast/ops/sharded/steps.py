@@ -62,10 +62,7 @@ class ShardedCall(NamedTuple):
         if self.chunks is None:
             return [slice(0, height)]
         row_bytes = pitch_of(-(-self.shard.vocab_size // world)) * head.stats_dtype.itemsize
-        most = max(PRODUCT_ROWS, self.chunks.memory_budget // row_bytes) // world
-        count = -(-height // max(1, most))
-        size = -(-height // count)
-        return [slice(first, min(first + size, height)) for first in range(0, height, size)]
+        return chunk_places(height, world, row_bytes, self.chunks.memory_budget)
 
     def own_rows(self, place: slice) -> slice:
         """This rank's rows among those gathered of a chunk."""
@@ -82,6 +79,14 @@ class ShardedCall(NamedTuple):
             )
         widths = (0, 0) * (rows.dim() - 1) + (0, missing)
         return torch.nn.functional.pad(rows, widths, value=value) if missing else rows
+
+
+def chunk_places(height: int, world: int, row_bytes: int, memory_budget: int) -> list[slice]:
+    """Cuts ``height`` rows of each of ``world`` ranks; ``row_bytes`` of logits belong to a row."""
+    most = max(PRODUCT_ROWS, memory_budget // row_bytes) // world
+    count = -(-height // max(1, most))
+    size = -(-height // count)
+    return [slice(first, min(first + size, height)) for first in range(0, height, size)]
 
 
 def sharded_logprob(head: Head, call: ShardedCall) -> tuple[Tensor, Tensor, Tensor]:
