@@ -10,9 +10,9 @@ cd "$(dirname "$0")/.."
 checkout=$PWD name=${1:?"want floors or newest, then arguments of pytest"}
 shift
 venv=$checkout/.venv-$name list=$checkout/tools/releases/$name.txt copy=$checkout/.venv-$name/checkout
-# The tests that depend on these releases.
+# The tests that depend on these releases, without those that CI runs once, with the pinned ones.
 if [[ " $* " != *" tests"* ]]; then # options of pytest alone leave the choice here
-  set -- "$@" tests/ops tests/losses tests/models tests/rollout tests/train \
+  set -- "$@" -m "not slow" tests/ops tests/losses tests/models tests/rollout tests/train \
     tests/gpu/conformance/extension tests/gpu/conformance/interpreter tests/gpu/chunk_loop \
     tests/gpu/budgets/triton
 fi
@@ -41,7 +41,7 @@ copy_checkout() {
   mkdir -p "$copy"
   # Keeps built modules and objects; a file deleted here is deleted there.
   find "$copy" -type f ! -name '*.so' ! -path "$copy/build/*" -delete
-  tar -c --exclude='*.so' --exclude=__pycache__ wavalign_fast csrc tests tools benchmarks docs \
+  tar -c --exclude='*.so' --exclude=__pycache__ wavalign_fast csrc tests tools benchmarks docs examples \
     pyproject.toml setup.py README.md LICENSE | tar -x -C "$copy"
 }
 

@@ -65,7 +65,7 @@ OUTSIDE = {"importance_cap": "test_off_policy.py"}
 """Keys of the loss that are no setting of the objective, and where they are tested."""
 
 
-@pytest.mark.parametrize("name", LossConfig.model_fields.keys() - OUTSIDE)
+@pytest.mark.parametrize("name", sorted(LossConfig.model_fields.keys() - OUTSIDE))
 def test_every_key_of_the_loss_reaches_the_objective(toy_task, name):
     value, held = LOSS[name]
     assert value != getattr(LossConfig(), name)
