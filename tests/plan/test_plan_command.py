@@ -116,6 +116,7 @@ def test_the_recipe_s_own_model(capsys):
         (["--ranks", "0"], "'0' given, wanted a whole number >= 1"),
         (["--gpu-memory", "lots"], "'lots' given, wanted GiB, e.g. 80"),
         (["model.path=nowhere"], "no config.json in nowhere"),
+        (["model.lora.rank=8"], "model.lora.rank: 8 given, which the plan cannot estimate"),
         (["train.block=3"], "unknown key train.block"),
     ],
 )

@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.errors import UserError
-from wavalign_fast.models import decoder_layers
+from wavalign_fast.models import decoder_layers, has_lora
 from wavalign_fast.train.model_setup import load_base_model
 from wavalign_fast.train.trainer import Trainer
 
@@ -52,8 +52,11 @@ KEYS = {
     "attention": ("sdpa", "eager", lambda it: it.model.config._attn_implementation),
     "activation_checkpointing": (False, True, is_checkpointed),
     "compile": (False, True, is_compiled),
+    "lora": (False, "{rank: 2}", lambda it: has_lora(it.model)),
 }
 """For every key what is seen by default, another value, and how to read it from a trainer."""
+SEEN = {"lora": True}
+"""What is seen of a value that is not itself seen. The keys of ``lora`` are in ``test_lora.py``."""
 
 
 @pytest.fixture
@@ -72,8 +75,10 @@ def make_trainer(make_config, toy_task, tmp_path):
 def test_every_key_reaches_the_model(make_trainer, directory, monkeypatch, name):
     monkeypatch.chdir(directory.parent)
     default, value, read = KEYS[name]
+    if name == "lora":
+        pytest.importorskip("peft")
     assert read(make_trainer()) == default
-    assert read(make_trainer(f"model.{name}={value}")) == value
+    assert read(make_trainer(f"model.{name}={value}")) == SEEN.get(name, value)
 
 
 def test_float32_cannot_be_computed_from_bfloat16(make_config):

@@ -8,6 +8,32 @@ from typing_extensions import Self
 from wavalign_fast.config.group import Group
 
 Dtype = Literal["float32", "bfloat16"]
+MOST_RANK = 1_000_000
+
+
+class LoraConfig(Group):
+    """Adapters of low rank beside frozen weights (package peft); without dropout."""
+
+    rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
+    """Rank of every adapter; they are float32 and alone are trained. 0 = none: all weights are."""
+    alpha: Annotated[int, Field(ge=1, le=MOST_RANK)] = 16
+    """An adapter adds alpha/rank · B A to its weight."""
+    targets: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Names of the linear layers inside the decoder layers that get one, such as q_proj; by default
+    all of them."""
+    head: bool = False
+    """Whether the output head gets one, too."""
+
+    @model_validator(mode="after")
+    def _has_a_rank(self) -> Self:
+        given = [
+            name
+            for name, key in type(self).model_fields.items()
+            if name != "rank" and getattr(self, name) != key.default
+        ]
+        if self.rank == 0 and given:
+            raise ValueError(f"{given[0]} given with rank 0, wanted a rank of 1 or more")
+        return self
 
 
 class ModelConfig(Group):
@@ -28,6 +54,8 @@ class ModelConfig(Group):
     """Recompute the activations of each layer in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile each layer with torch.compile in training. Costs seconds once, at the first step."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters instead of the weights."""
 
     @model_validator(mode="after")
     def _computes_with_the_digits_there_are(self) -> Self:

@@ -16,12 +16,14 @@ from wavalign_fast.models.loading import (
     load_checkpoint,
     shapes_of,
 )
+from wavalign_fast.models.lora import add_lora, has_lora, without_lora
 from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
     "OutputHead",
     "PackedRows",
+    "add_lora",
     "cast_weights",
     "check_head_can_be_sharded",
     "check_same_shapes",
@@ -29,6 +31,7 @@ __all__ = [
     "compile_layers",
     "decoder_layers",
     "frozen_copy",
+    "has_lora",
     "hidden_states",
     "is_adapted",
     "load_checkpoint",
@@ -37,4 +40,5 @@ __all__ = [
     "set_attention",
     "shapes_of",
     "sharded_head",
+    "without_lora",
 ]

@@ -34,6 +34,11 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
     # A micro-batch has rows of one kind; the row that fills it closes it.
     rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
     replicate, shard = mesh_shape(config.parallel, ranks)
+    if config.model.lora.rank:
+        raise UserError(
+            f"model.lora.rank: {config.model.lora.rank} given, which the plan cannot estimate, "
+            "wanted 0; adapters need less"
+        )
     computed = getattr(torch, config.model.compute_dtype or config.model.dtype)
     return PlannedRun(
         replicate=replicate,

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from wavalign_fast.errors import DamagedFileError
-from wavalign_fast.models import check_same_shapes, is_adapted, load_checkpoint, shapes_of
+from wavalign_fast.models import check_same_shapes, has_lora, load_checkpoint, shapes_of
 from wavalign_fast.train.export import WEIGHTS, copy_companions, save_configs
 from wavalign_fast.train.optimizer import set_learning_rate
 from wavalign_fast.train.sharded_files import PartError, load_tensors, save_tensors, saved_tensors
@@ -33,12 +33,7 @@ OPTIMIZER = "optimizer"
 
 def is_plain(policy: "Policy", ranks: "Ranks") -> bool:
     """Whether a checkpoint of ``policy`` is a transformers directory."""
-    return ranks.world == 1 and not is_adapted_somewhere(policy)
-
-
-def is_adapted_somewhere(policy: "Policy") -> bool:
-    """Whether a layer has a LoRA adapter."""
-    return any(is_adapted(module) for module in policy.modules())
+    return ranks.world == 1 and not has_lora(policy)
 
 
 def plain_writer(policy: "Policy", optimizer: torch.optim.Optimizer, *, copied: bool) -> Writer:
@@ -96,7 +91,7 @@ def weights_of(policy: "Policy") -> dict[str, Tensor]:
 
     Of a model with LoRA they are the adapters: the weights below them are not trained.
     """
-    adapters_alone = is_adapted_somewhere(policy)
+    adapters_alone = has_lora(policy)
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     # The root is asked, for its hook puts away whole weights that a forward pass has left.

@@ -9,7 +9,7 @@ from torch import Tensor
 from wavalign_fast.data.records import Completion
 from wavalign_fast.losses import HybridBatch
 from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions, linear_logprob
-from wavalign_fast.train.policy import Policy
+from wavalign_fast.train.policy import Policy, WithoutLora
 from wavalign_fast.train.token_blocks import Row, TokenBlock
 
 
@@ -66,7 +66,11 @@ class MicroBatch:
 
 @torch.no_grad()
 def score_rollouts(
-    policy: Policy, micro: MicroBatch, *, temperature: float, options: LossOptions | None
+    policy: Policy | WithoutLora,
+    micro: MicroBatch,
+    *,
+    temperature: float,
+    options: LossOptions | None,
 ) -> Tensor:
     """Returns the log-probs [T] of the sampled ids of ``micro`` under ``policy``; 0 elsewhere.
 

@@ -9,6 +9,7 @@ from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import naming
 from wavalign_fast.models import (
+    add_lora,
     cast_weights,
     compile_layers,
     load_checkpoint,
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 def compute_dtype(config: ModelConfig) -> torch.dtype | None:
     """Returns the dtype of forward and backward passes, ``None`` if it is that of the weights."""
-    return None if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+    if config.compute_dtype in (None, config.dtype):
+        return None
+    return getattr(torch, config.compute_dtype)
 
 
 def sampling_dtype(config: RunConfig) -> torch.dtype | None:
@@ -52,11 +55,29 @@ def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
     return model
 
 
-def prepare_model(model: "PreTrainedModel", config: ModelConfig) -> "PreTrainedModel":
+def prepare_model(
+    model: "PreTrainedModel", config: ModelConfig, *, seed: int = 0
+) -> "PreTrainedModel":
     """Sets a loaded model up for training, before anything wraps it.
 
     Checkpointing is inside what is compiled, and both are inside the hooks that gather shards.
+
+    Args:
+        seed: of the first values of adapters.
+
+    Raises:
+        UserError: adapters are wanted, but not possible.
     """
+    if config.lora.rank:
+        with naming("model.lora"):
+            add_lora(
+                model,
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
+                targets=config.lora.targets,
+                head=config.lora.head,
+                seed=seed,
+            )
     if config.activation_checkpointing:
         recompute_activations(model)
     if config.compile:

@@ -27,6 +27,7 @@ from wavalign_fast.models import (
     hidden_states,
     output_head,
     sharded_head,
+    without_lora,
 )
 from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.sharded.head import sum_over_copies
@@ -70,7 +71,9 @@ class Policy(nn.Module):
         hidden = hidden_states(self.model, placed)
         if self.head_is_sharded:
             return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))
-        return score(hidden, *output_head(self.model))
+        weight, bias = output_head(self.model)
+        # Adapters of a head in bfloat16 are float32, and so is their sum.
+        return score(hidden.to(weight.dtype), weight, bias)
 
     def within(self, call: "Callable[[PreTrainedModel], T]") -> T:
         """Returns ``call(model)`` while FSDP2 gathers the weights that it uses.
@@ -79,6 +82,27 @@ class Policy(nn.Module):
         forward runs first for the root of all.
         """
         return call(self.model)
+
+
+class WithoutLora:
+    """A policy with its adapters off, in eval mode: the reference of a run that trains adapters.
+
+    It has no weights of its own.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __call__(self, blocks: "Blocks", score: "Score[T]", height: int = 0) -> T:
+        """Returns what the policy would, were it the model that training began with."""
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            with without_lora(self.policy.model):
+                result: T = self.policy(blocks, score, height)
+                return result
+        finally:
+            self.policy.train(training)
 
 
 def mesh_shape(config: ParallelConfig, world: int) -> tuple[int, int]:
@@ -111,6 +135,7 @@ def wrapped(
             process that is alone needs no wrapper otherwise, for its hooks cost a tiny model half
             of its time.
     """
+    # The first weight is an embedding. Adapters, which can have another dtype, come later.
     weights_dtype = next(policy.parameters()).dtype
     compute_dtype = compute_dtype or weights_dtype
     shape = mesh_shape(config, ranks.world)
@@ -121,7 +146,7 @@ def wrapped(
         dist.init_process_group(backend, rank=0, world_size=1, store=store)
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    if weights_dtype == compute_dtype:
+    if all(weight.dtype == compute_dtype for weight in policy.parameters()):
         precision = MixedPrecisionPolicy()
     if config.head == "sharded" and ranks.world > 1:
         with naming("parallel.head"):
@@ -206,4 +231,5 @@ class GradientAccumulation:
         if self._policy.head_is_sharded:
             # FSDP2 reduces the gradients of what it has gathered, and it never gathers this head.
             for parameter in self._policy.model.get_output_embeddings().parameters():
-                sum_over_copies(parameter)
+                if parameter.requires_grad:
+                    sum_over_copies(parameter)

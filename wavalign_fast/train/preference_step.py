@@ -27,7 +27,7 @@ from wavalign_fast.train.pairs import (
     with_demonstrations,
 )
 from wavalign_fast.train.phases import Stopwatch
-from wavalign_fast.train.policy import GradientAccumulation, Policy
+from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult
 from wavalign_fast.train.step_metrics import (
@@ -105,7 +105,7 @@ class PreferenceStep:
         config: RunConfig,
         task: Task,
         policy: Policy,
-        reference: Policy,
+        reference: Policy | WithoutLora,
         ranks: Ranks,
         offline: Sequence[Preference],
     ) -> None:
@@ -235,11 +235,15 @@ class PreferenceStep:
         return StepResult(dict(zip(metrics, values, strict=True)), broken, empty=batch.pairs == 0)
 
     def _loss(
-        self, model: Policy, block: PairBlock, pairs: int, broken: NonFiniteRows | None = None
+        self,
+        model: Policy | WithoutLora,
+        block: PairBlock,
+        pairs: int,
+        broken: NonFiniteRows | None = None,
     ) -> DPOOutput:
         dpo = self.config.dpo
 
-        def score(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> DPOOutput:
+        def score(hidden: Tensor, weight: Any, bias: Tensor | None) -> DPOOutput:
             if broken is not None:
                 broken.watch(hidden, block.block.tables)
             return fused_dpo_loss(

@@ -32,7 +32,7 @@ from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
-from wavalign_fast.train.policy import GradientAccumulation, Policy
+from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_metrics import (
     completion_metrics,
@@ -105,7 +105,7 @@ class TrainStep:
         config: RunConfig,
         task: Task,
         policy: Policy,
-        reference: Policy | None,
+        reference: Policy | WithoutLora | None,
         ranks: Ranks,
     ) -> None:
         self.config = config

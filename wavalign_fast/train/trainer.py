@@ -26,7 +26,7 @@ from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from wavalign_fast.train.pairs import offline_pairs
 from wavalign_fast.train.phases import Stopwatch
-from wavalign_fast.train.policy import Policy, wrapped
+from wavalign_fast.train.policy import Policy, WithoutLora, wrapped
 from wavalign_fast.train.preference_step import PairBatch, PreferenceStep
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
@@ -74,8 +74,15 @@ class Trainer:
             base = load_base_model(config.model, task)
             check_vocabulary(base, task.layout)
             base.to(self.ranks.device)
-        reference = self._wrapped(frozen_copy(base)) if config.needs_reference else None
-        self.policy = self._wrapped(prepare_model(base, config.model))
+        reference: Policy | WithoutLora | None = None
+        adapted = config.model.lora.rank > 0
+        if config.needs_reference and not adapted:
+            reference = self._wrapped(frozen_copy(base))
+        with self.ranks.failing_together():
+            prepared = prepare_model(base, config.model, seed=config.train.seed)
+        self.policy = self._wrapped(prepared)
+        if config.needs_reference and adapted:
+            reference = WithoutLora(self.policy)
         self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.policy, self.optimizer)
@@ -85,7 +92,7 @@ class Trainer:
             with self.store.naming_an_older_one(), self.store.naming_damage():
                 self._load_state(state)
 
-    def _build_step(self, reference: Policy | None) -> Any:  # of two kinds, each with its batches
+    def _build_step(self, reference: Policy | WithoutLora | None) -> Any:  # one of two kinds
         """Returns what a step of ``method`` is computed by."""
         if self.config.method == "dpo":
             assert reference is not None  # `needs_reference` says so
