@@ -86,26 +86,36 @@ def test_a_call_on_the_main_rank_gives_its_value_and_its_error_to_all():
 
 
 def exchanged(count: int, group: int):
-    """All completions of a step as (prompt, ids, ended), and the rewards."""
+    """All completions of a step as (prompt, ids, ended, log-probs), and the rewards."""
     ranks = here()
     examples = [
         Example(id=str(i), prompt="", prompt_ids=(i + 1,), reference="") for i in range(count)
     ]
     mine = [
-        Completion(example=examples[p], ids=tuple(range(p + g)), ended=bool(g % 2))
+        Completion(
+            example=examples[p],
+            ids=tuple(range(p + g)),
+            ended=bool(g % 2),
+            logps=-torch.arange(p + g, dtype=torch.float32),
+        )
         for p in own_prompts(count, ranks)
         for g in range(group)
     ]
     rewards = torch.tensor([float(len(done.ids)) for done in mine])
     rewards[rewards == 3] = torch.nan
     found, table = everywhere(mine, rewards, examples, group, ranks)
-    return [[(done.example.id, done.ids, done.ended) for done in found], table]
+    rows = [(done.example.id, done.ids, done.ended, done.logps.tolist()) for done in found]
+    return [rows, table]
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_every_rank_has_every_completion_and_reward(count):
-    wanted = [(str(p), tuple(range(p + g)), bool(g % 2)) for p in range(count) for g in range(2)]
-    lengths = torch.tensor([float(len(ids)) for _, ids, _ in wanted]).view(count, 2)
+    wanted = [
+        (str(p), tuple(range(p + g)), bool(g % 2), [-float(i) for i in range(p + g)])
+        for p in range(count)
+        for g in range(2)
+    ]
+    lengths = torch.tensor([float(len(ids)) for _, ids, *_ in wanted]).view(count, 2)
     for found, rewards in run_ranks(3, exchanged, count, 2):
         assert found == wanted
         assert torch.equal(rewards.nan_to_num(3.0), lengths)
