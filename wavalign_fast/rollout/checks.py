@@ -1,14 +1,14 @@
-"""Checks the arguments of sampling before the model runs."""
+"""Checks the arguments of sampling before the model runs, and says what is wrong with logits."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from wavalign_fast.errors import shown
+from wavalign_fast.errors import UserError, shown
 from wavalign_fast.ops.inputs import SMALLEST_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -112,6 +112,16 @@ def check_ids(
                 )
         prompts.append(ids)
     return prompts
+
+
+def refuse_logits(logits: Tensor, row: int, step: int, group_size: int) -> NoReturn:
+    """Raises ``UserError`` about the logits [V] of a completion, which are no distribution."""
+    counts = [int(kind(logits).sum()) for kind in (torch.isnan, torch.isposinf, torch.isfinite)]
+    raise UserError(
+        f"completion {row} (of prompt {row // group_size}), token {step}: its {len(logits)} logits "
+        f"are {counts[0]} NaN, {counts[1]} inf, {counts[2]} finite, wanted finite ones; a weight "
+        "of the model is not finite, or its dtype overflows"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -40,7 +40,7 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
     """
     if uniform is None:
         best = logits.max(-1)
-        ids = best.indices.where(best.values.isfinite(), NO_TOKEN)
+        ids = best.indices.masked_fill(~best.values.isfinite(), NO_TOKEN)
         return Chosen(ids, torch.zeros_like(best.values, dtype=torch.float32))
     if kernels_take(logits):
         return Chosen(*torch.ops.wavalign_fast.choose_tokens(logits, uniform, temperature))
@@ -67,7 +67,8 @@ def _choose_by_torch(logits: Tensor, temperature: float, uniform: Tensor) -> Cho
         ids = (block * BLOCK + place).clamp_(max=logits.shape[-1] - 1)
     score = _scores(logits.gather(1, ids[:, None]), top, temperature)[:, 0]
     logps = (score.double() - total.log()).float()
-    return Chosen(ids.where(total.isfinite(), NO_TOKEN), logps)
+    # ``where`` would copy the number to the device, which is a host sync.
+    return Chosen(ids.masked_fill(~total.isfinite(), NO_TOKEN), logps)
 
 
 def _scores(logits: Tensor, top: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:

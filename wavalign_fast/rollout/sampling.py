@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import torch
 
-from wavalign_fast.errors import UserError
-from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, end_ids
+from wavalign_fast.rollout.checks import (
+    check_draws,
+    check_ids,
+    check_numbers,
+    end_ids,
+    refuse_logits,
+)
 from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
 from wavalign_fast.rollout.lean_decode import LeanDecode
 from wavalign_fast.rollout.plain_decode import PlainDecode
-from wavalign_fast.rollout.prefill import prefill
+from wavalign_fast.rollout.prefill import Prefix, prefill
+from wavalign_fast.rollout.settings import Settings
+from wavalign_fast.rollout.static_decode import Decoded, static_decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +60,8 @@ def sample_with_logps(
         eos_id: the id that ends a completion, or several in any container, tensor or array. With
             ``None`` or -1 every completion has ``max_new_tokens`` ids.
         pad_id: any id of the vocabulary, for the padding that nothing attends to.
-        generator: source of randomness on the model's device; one draw per row and step.
+        generator: source of randomness on the model's device; one draw per row and step. A decode
+            on a GPU makes those of all ``max_new_tokens`` steps at once.
         draws: uniform numbers in [0, 1) in place of a generator, float64
             [B * group_size, max_new_tokens]: completion n takes ``draws[n, t]`` for its token t,
             whatever the other completions are. ``rollout.draws.uniforms`` makes them.
@@ -71,35 +79,45 @@ def sample_with_logps(
         draws = draws.to(model.device)
     if not prompts:
         return Sampled([], [])
+    settings = Settings(group_size, max_new_tokens, ends, temperature)
     was_training = model.training
     model.eval()
     try:
-        return _decode(
-            model, prompts, group_size, max_new_tokens, ends, pad_id, temperature, generator, draws
-        )
+        prefix = prefill(model, prompts, pad_id)
+        static = static_decode(model, prefix, settings)
+        if static is None:
+            decoded = _decode(model, prefix, settings, generator, draws)
+        else:
+            if draws is None and temperature > 0:
+                steps = range(max_new_tokens)
+                total = len(prompts) * group_size
+                draws = torch.stack([_drawn(total, generator, prefix) for _ in steps], 1)
+            decoded = static(model, prefix, draws)
     finally:
         model.train(was_training)
+    lengths = decoded.lengths.tolist()
+    return Sampled(
+        [row[:length] for row, length in zip(decoded.ids.tolist(), lengths, strict=True)],
+        [row[:length] for row, length in zip(decoded.logps.cpu(), lengths, strict=True)],
+    )
 
 
 def _decode(
     model: "PreTrainedModel",
-    prompts: Sequence[Sequence[int]],
-    group_size: int,
-    max_new_tokens: int,
-    ends: frozenset[int],
-    pad_id: int,
-    temperature: float,
+    prefix: Prefix,
+    settings: Settings,
     generator: torch.Generator | None,
     draws: torch.Tensor | None,
-) -> Sampled:
-    prefix = prefill(model, prompts, pad_id)
+) -> Decoded:
+    """Decodes token by token, asks after each for ends and failures, and drops ended rows."""
+    group_size, max_new_tokens, ends, temperature = settings
     logits = prefix.logits.repeat_interleave(group_size, 0)
     total = len(logits)
     rows = torch.arange(total, device=logits.device)  # that are being decoded
     decode = LeanDecode.of(model, prefix, group_size, max_new_tokens) or PlainDecode(
         model, prefix, group_size
     )
-    written = torch.full((total, max_new_tokens), pad_id, device=logits.device)
+    written = torch.zeros((total, max_new_tokens), dtype=torch.int64, device=logits.device)
     logps = torch.zeros((total, max_new_tokens), device=logits.device)
     lengths = torch.full((total,), max_new_tokens, device=logits.device)
     live = torch.ones(total, dtype=torch.bool, device=logits.device)  # over rows
@@ -109,9 +127,7 @@ def _decode(
         if draws is not None:
             uniform = draws[rows, step]
         elif temperature > 0:
-            uniform = torch.rand(
-                total, generator=generator, dtype=torch.float64, device=logits.device
-            )[rows]
+            uniform = _drawn(total, generator, prefix)[rows]
         tokens, token_logps = choose_tokens(logits, temperature, uniform)
         written[rows, step] = tokens
         logps[rows, step] = token_logps
@@ -121,7 +137,8 @@ def _decode(
         live &= ~ended
         remaining, failed = torch.stack([live.sum(), broken.sum()]).tolist()
         if failed:
-            _refuse(logits, broken, rows, step, group_size)
+            place = int(broken.nonzero()[0, 0])
+            refuse_logits(logits[place], int(rows[place]), step, group_size)
         if remaining == 0 or step + 1 == max_new_tokens:
             break
         if remaining < len(live) and len(live) - remaining >= decode.drop_share * len(live):
@@ -130,11 +147,13 @@ def _decode(
             rows, tokens, live = rows[kept], tokens[kept], live[kept]
         # A finished row may have NO_TOKEN; feed it any id, because its output is not used.
         logits = decode.logits(tokens.clamp(min=0))
-    kept_lengths = lengths.tolist()
-    return Sampled(
-        [row[:length] for row, length in zip(written.tolist(), kept_lengths, strict=True)],
-        [row[:length] for row, length in zip(logps.cpu(), kept_lengths, strict=True)],
-    )
+    return Decoded(written, logps, lengths)
+
+
+def _drawn(rows: int, generator: torch.Generator | None, prefix: Prefix) -> torch.Tensor:
+    """A uniform number a row for one token, float64 [N]."""
+    device = prefix.logits.device
+    return torch.rand(rows, generator=generator, dtype=torch.float64, device=device)
 
 
 def _ids_only(sample: Callable[Arguments, Sampled]) -> Callable[Arguments, list[list[int]]]:
@@ -147,17 +166,3 @@ def _ids_only(sample: Callable[Arguments, Sampled]) -> Callable[Arguments, list[
 
 
 sample_completions = _ids_only(sample_with_logps)
-
-
-def _refuse(
-    logits: torch.Tensor, broken: torch.Tensor, rows: torch.Tensor, step: int, group_size: int
-) -> None:
-    """Raises ``UserError`` about the first row whose logits are not a distribution."""
-    place = int(broken.nonzero()[0, 0])
-    row, seen = int(rows[place]), logits[place]
-    counts = [int(seen.isnan().sum()), int(seen.isposinf().sum()), int(seen.isfinite().sum())]
-    raise UserError(
-        f"completion {row} (of prompt {row // group_size}), token {step}: its {len(seen)} logits "
-        f"are {counts[0]} NaN, {counts[1]} inf, {counts[2]} finite, wanted finite ones; a weight "
-        "of the model is not finite, or its dtype overflows"
-    )
