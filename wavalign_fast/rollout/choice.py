@@ -83,7 +83,7 @@ def _blocks(logits: Tensor, top: Tensor, temperature: float) -> Tensor:
     rows, size = logits.shape
     weights = top.new_empty(rows, -(-size // BLOCK) * BLOCK)
     _scores(logits, top, temperature, out=weights[:, :size]).exp_()
-    weights[:, size:] = 0.0
+    weights[:, size:].zero_()
     return weights.view(rows, -1, BLOCK)
 
 

@@ -50,8 +50,9 @@ KEPT_BYTES = 2**30
 """A cache up to this size stays for the next call, with its graph. A larger one is freed, because
 training needs the memory more: capturing again costs about as much as one step without a graph."""
 
-ATTENTIONS = ("sdpa", "eager", "varlen")
-"""Attentions that take a mask over a cache of fixed size."""
+ATTENTIONS = ("sdpa", "varlen")
+"""Attentions that take a mask over a cache of fixed size. ``eager`` copies numbers of the host into
+its mask, which no graph records."""
 
 
 class Decoded(NamedTuple):
