@@ -177,12 +177,12 @@ def test_it_stops_at_the_question_after_the_last_end(monkeypatch):
 
 
 def spoil_on(monkeypatch, at, value, row=1):
-    """Spoils a logit of a row when the decode has chosen ``at`` tokens."""
+    """Spoils a logit of the rows from ``row`` on, from token ``at`` on."""
     choose = static_decode.StaticDecode._choose
 
     def spoilt(self, logits):
         logits = logits.clone()
-        if int(self.step) == at:
+        if int(self.step) >= at:
             logits[row:, 3] = value
         choose(self, logits)
 
