@@ -4,7 +4,8 @@ python -m benchmarks.scaling [--measure] [--save]
 
 Counts operations and bytes of a step of the paper's model and divides them by rates. Nothing here
 has run on a GPU. ``--measure`` times on this machine's CPU what the CPU does in every step, and
-keeps it in results/scaling.json; ``--save`` writes docs/scaling.md from that and the arithmetic.
+keeps it in results/scaling.json; ``--save`` writes docs/scaling.md from that, the arithmetic and
+results/memory.json.
 """
 
 import argparse
@@ -244,7 +245,7 @@ def main() -> None:
         torch.set_num_threads(1)
         found = measured(Step())
         save("scaling", {"command": "python -m benchmarks.scaling --measure --save", **found})
-    text = page(load("scaling") or {})
+    text = page(load("scaling") or {}, load("memory") or {})
     if args.save:
         write_whole(PAGE, text.encode())
     else:

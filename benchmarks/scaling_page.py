@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import scaling
+from .memory_section import section
 from .scaling import GPU, NETWORK, NODE, NVLINK, Step, Times
 
 WORLDS = (1, 8, 64)
@@ -15,8 +16,8 @@ JUDGES = 16
 HEAD_ROWS = (500, 2000, 8000)
 
 
-def page(measured: dict[str, Any]) -> str:
-    """The whole page, from the record of ``scaling.measured``."""
+def page(measured: dict[str, Any], memory: dict[str, Any]) -> str:
+    """The whole page, from the records of ``scaling.measured`` and of ``bench_memory``."""
     step = Step()
     times = [scaling.step_times(gpus, step) for gpus in WORLDS]
     parts = [
@@ -27,6 +28,7 @@ def page(measured: dict[str, Any]) -> str:
         f"## What a judge costs\n{_judge_text()}" + _judges(times, step),
         "## Several nodes: one copy each, or one over all\n" + _nodes(step),
         "## When to shard the output head\n" + _heads(),
+        section(memory),
         _sources(measured),
     ]
     return _filled("\n".join(parts))
@@ -151,8 +153,7 @@ with loss on a GPU.
     seconds = scaling.micro_batch_seconds()
     return f"""{text}{_table(heading, lines)}
 The arithmetic of a micro-batch takes {seconds:.1f} s, so with NVLink neither matters. Shard the
-head between GPUs without NVLink, where memory is short, or where few rows carry loss; not over
-many nodes.
+head between GPUs without NVLink, or where few rows carry loss; not over many nodes.
 """
 
 

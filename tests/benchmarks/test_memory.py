@@ -1,8 +1,10 @@
-"""The memory of planned runs, on a tiny model."""
+"""The memory of planned runs, on a tiny model, and the section that shows it."""
 
 import pytest
 
 from benchmarks import bench_memory
+from benchmarks.memory_section import DESIGN, section
+from benchmarks.record import load
 from tests.plan.tiny import tiny_config
 
 
@@ -10,6 +12,11 @@ from tests.plan.tiny import tiny_config
 def record():
     sizes = bench_memory.Sizes(rows=2, length=24, live=30, sampled=4, sampled_length=24)
     return {"cases": bench_memory.measured(tiny_config(), bench_memory.runs(sizes))}
+
+
+def test_every_run_of_the_design_is_measured(record):
+    assert {case["name"] for case in record["cases"]} == DESIGN.keys()
+    assert {case["name"] for case in load("memory")["cases"]} == DESIGN.keys()
 
 
 def test_a_tiny_model(record):
@@ -24,3 +31,11 @@ def test_a_tiny_model(record):
     kept = phases["4 GPUs, copy kept"]
     assert kept["training"] == phases["4 GPUs"]["training"] | {copy: kept["rollout"][copy]}
     assert lasting["4 GPUs, reference policy"] > four
+
+
+def test_the_section_has_the_numbers_of_the_record(record):
+    case = record["cases"][2]
+    case["lasting_bytes"] = 12345 * 2**30
+    line = next(line for line in section(record).splitlines() if line.startswith("| 4 GPUs |"))
+    assert "12345.0" in line
+    assert str(DESIGN["4 GPUs"].lasting) in line

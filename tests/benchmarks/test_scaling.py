@@ -21,11 +21,11 @@ def sizes_once():
 
 def test_the_page_is_up_to_date():
     """If this fails, run: python -m benchmarks.scaling --save"""
-    assert scaling.PAGE.read_text(encoding="utf-8") == page(load("scaling"))
+    assert scaling.PAGE.read_text(encoding="utf-8") == page(load("scaling"), load("memory"))
 
 
 def test_the_page_says_what_it_is():
-    text = " ".join(page(load("scaling")).split())
+    text = " ".join(page(load("scaling"), load("memory")).split())
     assert "No GPU has run any of this" in text
     assert "not a measurement" in text
 
