@@ -21,8 +21,8 @@ def fail(*args, **kwargs):
 def computed(monkeypatch):
     """Records the evaluations that were computed."""
     calls = []
-    evaluate = arms._evaluate
-    monkeypatch.setattr(arms, "_evaluate", lambda *a: calls.append("eval") or evaluate(*a))
+    evaluate = arms.evaluate
+    monkeypatch.setattr(arms, "evaluate", lambda *a: calls.append("eval") or evaluate(*a))
     return calls
 
 
@@ -156,7 +156,7 @@ def test_the_second_of_two_processes_is_refused(
     in_tmp_path, refused, train_toy, monkeypatch, which
 ):
     seen = []
-    evaluate = arms._evaluate
+    evaluate = arms.evaluate
 
     def meanwhile(*args):
         if not seen:
@@ -165,7 +165,7 @@ def test_the_second_of_two_processes_is_refused(
                 seen.append(refused("--name", "one", *which, *argv))
         return evaluate(*args)
 
-    monkeypatch.setattr(arms, "_evaluate", meanwhile)
+    monkeypatch.setattr(arms, "evaluate", meanwhile)
     assert train_toy("--name", "one", "train.steps=1", *which) == 0
     assert len(seen) == 4
     for line in seen[1:]:
