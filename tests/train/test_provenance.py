@@ -84,6 +84,7 @@ def test_every_arm_keeps_the_answers_of_the_base(in_tmp_path, train_toy):
             "reference": "r",
             "text": "t",
             "heard": "h",
+            "reward": None,
             "wav": "wav/base-000.wav",
         }
         assert all((run / sample["wav"]).is_file() for sample in samples)
