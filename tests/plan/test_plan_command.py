@@ -77,6 +77,16 @@ def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
     assert after["needed_bytes"] == change["needed_bytes"] < found["needed_bytes"]
 
 
+def test_more_ranks_are_advised_where_the_shards_are_fixed(capsys, directories):
+    run = (directories / "large", "--json", "--gpu-memory", "2.5")
+    found = json.loads(plan(capsys, *run, "--ranks", "2", "parallel.shard=2"))
+    change = next(c for c in found["changes"] if c["words"][0].startswith("--ranks"))
+    ranks, setting = change["words"]
+    after = json.loads(plan(capsys, *run, *ranks.split(), setting))
+    assert after["needed_bytes"] == change["needed_bytes"] < found["needed_bytes"]
+    assert after["ranks"] > 2
+
+
 def test_a_sharded_head_is_planned_and_advised(capsys, directories):
     words = ("--json", "--ranks", "64", "train.block_tokens=512")
     whole = json.loads(plan(capsys, directories / "large", *words))

@@ -97,9 +97,11 @@ def _smaller_blocks(plan: Plan) -> Candidates:
 
 
 def _more_ranks(plan: Plan) -> Candidates:
+    """Shards each copy over more ranks; a fixed number of them gives way to all."""
+    words, plan = _set(plan, *(["parallel.shard=0"] if plan.config.parallel.shard else []))
     ranks = 2 * plan.ranks
     while ranks <= MOST_RANKS:
-        yield (f"--ranks {ranks}",), plan._replace(ranks=ranks)
+        yield (f"--ranks {ranks}", *words), plan._replace(ranks=ranks)
         ranks *= 2
 
 

@@ -3,7 +3,6 @@
 Tests count the bytes of real weights, gradients, optimizer states and caches beside it.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +24,17 @@ QUANTISED_FROM, BLOCK = 4096, 256
 
 def weight_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the weights on a rank."""
-    return sum(run.local_elements(w.shape) for w in model.parameters()) * _item(run.weights_dtype)
+    return sum(run.local_elements(w.shape) for w in model.parameters()) * run.weights_dtype.itemsize
 
 
 def gradient_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the gradients on a rank, as they wait for the optimizer in the weights' dtype."""
-    return sum(map(run.local_elements, _trained_shapes(model))) * _item(run.weights_dtype)
+    return sum(map(run.local_elements, _trained_shapes(model))) * run.weights_dtype.itemsize
 
 
 def moment_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the optimizer's state on a rank."""
-    item = _item(run.weights_dtype)
+    item = run.weights_dtype.itemsize
     by_muon = {id(w) for w in body_matrices(model)} if run.optimizer == "muon" else set()
     total = 0
     for weight in model.parameters():
@@ -53,7 +52,7 @@ def update_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     if run.optimizer != "muon":
         return 0
     copies = 5 if run.shard > 1 else 4
-    return copies * max(w.numel() for w in body_matrices(model)) * _item(run.weights_dtype)
+    return copies * max(w.numel() for w in body_matrices(model)) * run.weights_dtype.itemsize
 
 
 def reference_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
@@ -65,7 +64,7 @@ def twin_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the whole copy of the weights that samples."""
     if not run.samples_a_copy:
         return 0
-    return sum(w.numel() for w in model.parameters()) * _item(run.sampling_dtype)
+    return sum(w.numel() for w in model.parameters()) * run.sampling_dtype.itemsize
 
 
 def cache_bytes(config: Any, run: PlannedRun) -> int:
@@ -74,7 +73,7 @@ def cache_bytes(config: Any, run: PlannedRun) -> int:
     Args:
         config: of the model; a layer with a sliding window keeps its window only.
     """
-    return run.sampled * cached_values(config, run.sampled_length) * _item(run.sampling_dtype)
+    return run.sampled * cached_values(config, run.sampled_length) * run.sampling_dtype.itemsize
 
 
 def cached_values(config: Any, length: int) -> int:
@@ -86,7 +85,7 @@ def cached_values(config: Any, length: int) -> int:
 
 def decode_bytes(vocab: int, run: PlannedRun) -> int:
     """Bytes of one decoding step: logits, their float32 copy and the probabilities."""
-    return run.sampled * vocab * (_item(run.sampling_dtype) + 4 + 4)
+    return run.sampled * vocab * (run.sampling_dtype.itemsize + 4 + 4)
 
 
 def _adamw(elements: int, item: int) -> int:
@@ -115,12 +114,3 @@ for matrices of the layers; what else there is has AdamW."""
 
 def _trained_shapes(model: nn.Module) -> Iterable[torch.Size]:
     return (weight.shape for weight in model.parameters() if weight.requires_grad)
-
-
-def _item(dtype: torch.dtype) -> int:
-    return dtype.itemsize
-
-
-def gib(size: float) -> float:
-    """Bytes in GiB."""
-    return size / math.pow(2, 30)

@@ -17,11 +17,7 @@ from torch.distributed._tools import fake_collectives  # noqa: F401  collectives
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from wavalign_fast.config.parallel import ParallelConfig
-from wavalign_fast.models import (
-    cast_weights,
-    hidden_states,
-    recompute_activations,
-)
+from wavalign_fast.models import cast_weights, hidden_states, recompute_activations
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of, pitch_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
@@ -53,7 +49,7 @@ def training_peak(config: Any, run: PlannedRun) -> int:
 
 
 def peak_of(policy: Policy, run: PlannedRun) -> int:
-    """Returns the most bytes that one forward and backward pass of ``planned_policy`` holds."""
+    """Returns the most bytes that one forward and backward pass of ``policy`` holds."""
     ids = torch.zeros((run.rows, run.length), dtype=torch.int64)
     live = torch.arange(run.live)
     if run.micro_batches > 1:  # those before have left their gradients
