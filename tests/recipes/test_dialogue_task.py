@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from tests.ranks import run_ranks
 from wavalign_fast.data.records import Completion
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import load_checkpoint
@@ -56,6 +57,7 @@ def task(folder, model_directory):
     run = {
         "model_path": str(model_directory), "prompts": 2, "group_size": 2, "max_new_tokens": 8,
         "needs_rollouts": True, "needs_anchor": True, "eval_items": 4,
+        "timeout_s": 100,
     }  # fmt: skip
     own = {
         "data": "train.jsonl", "eval_data": "held_out.jsonl", "reward": "mine.py:length",
@@ -141,6 +143,23 @@ def test_a_wrong_setting_is_refused_before_data_and_model_are_read(task, options
 def test_what_is_not_needed_may_be_missing(task):
     made = task(reward=None, needs_rollouts=False, eval_data=None, eval_items=0)
     assert len(made.train_examples) == 12
+
+
+def test_other_ranks_wait_longer_than_a_call_of_the_function_may_take(task):
+    def made(reward_timeout_s, reward="mine.py:length"):
+        try:
+            task(reward_timeout_s=reward_timeout_s, reward=reward, needs_rollouts=False)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    assert made(100) == ""  # no other rank waits
+    message = (
+        "task.reward_timeout_s: 100 given, wanted less than 100, the seconds that other ranks wait "
+        "(parallel.timeout_s)"
+    )
+    cases = lambda: [made(99), made(100), made(100, None)]  # noqa: E731
+    assert run_ranks(2, cases) == [["", message, ""]] * 2
 
 
 def test_a_directory_without_a_tokenizer_takes_ids(model_directory, tmp_path):

@@ -14,6 +14,7 @@ FROM_RUN = {
     "needs_rollouts": "needs_rollouts",
     "needs_anchor": "needs_anchor",
     "eval_items": "train.eval_items",
+    "timeout_s": "parallel.timeout_s",
 }
 """What the task takes from other keys of the run's configuration, by the names it has for them."""
 

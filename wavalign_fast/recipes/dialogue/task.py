@@ -44,6 +44,7 @@ class Dialogue:
         needs_rollouts: bool,
         needs_anchor: bool,
         eval_items: int,
+        timeout_s: float,
         **options: Any,
     ) -> None:
         self.options = Options(**options)
@@ -60,6 +61,8 @@ class Dialogue:
                 "task.eval_data: nothing given, wanted a JSONL file, or train.eval_items=0 "
                 f"instead of {eval_items}"
             )
+        if self.options.reward is not None:
+            _check_that_ranks_wait(self.options.reward_timeout_s, timeout_s)
         self.tokens = load_tokens(self.directory, self.options)
         self.layout = self.tokens.layout
         self.pad_id = self.tokens.pad_id
@@ -143,6 +146,21 @@ class Dialogue:
         return Evaluation(
             metrics=answer_metrics([done], self.tokens),
             samples=[shown_sample(done, self.tokens, None)],
+        )
+
+
+def _check_that_ranks_wait(reward_timeout_s: float, timeout_s: float) -> None:
+    """Raises ``UserError`` if other ranks give up before a call of the reward function does.
+
+    They wait for its rank meanwhile, and would end the run without naming the function.
+    """
+    from torch import distributed
+
+    several = distributed.is_available() and distributed.is_initialized()
+    if several and distributed.get_world_size() > 1 and reward_timeout_s >= timeout_s:
+        raise UserError(
+            f"task.reward_timeout_s: {reward_timeout_s:g} given, wanted less than {timeout_s:g}, "
+            "the seconds that other ranks wait (parallel.timeout_s)"
         )
 
 
