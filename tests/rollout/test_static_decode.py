@@ -268,6 +268,15 @@ def test_a_graph_is_captured_once_for_weights_that_stay_where_they_are(captures,
     assert captures["captured"] == 4, "the graph was freed"
 
 
+def test_a_copy_without_memory_keeps_no_cache_and_no_graph(captures):
+    for keep in (True, False):
+        twin = Twin(qwen2(), torch.float64, keep=keep)
+        twin.refresh()
+        sample(twin.model, draws=DRAWS)
+        twin.release()
+        assert (twin.model in static_decode._kept) is keep
+
+
 def test_a_cache_that_training_needs_the_memory_of_is_freed(captures, monkeypatch):
     model = qwen2()
     columns = static_decode.COLUMNS

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.rollout import static_decode
 from wavalign_fast.rollout.weights import base_of, is_sharded, merged_weights, whole_tensors
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ class Twin:
     def release(self) -> None:
         """Frees the copy's weights until the next ``refresh``, unless they are to be kept.
 
-        Training then has the memory. Nothing happens where the policy's own model samples.
+        Training then has their memory, and that of a decode that waits for the next call with their
+        addresses in its graph. Nothing happens where the policy's own model samples.
         """
         if self.is_copy and not self.keep:
+            static_decode.release(self.model)
             _put_empty(self.model, torch.device("meta"))
             self._sent.clear()
 
