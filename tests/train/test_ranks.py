@@ -160,6 +160,22 @@ def test_the_command_that_continues_a_run_starts_the_same_ranks(monkeypatch, giv
     assert command == f"{words} train run.yaml --resume"
 
 
+def test_a_group_of_one_that_the_run_needed_ends_with_it():
+    with started_ranks(1.0):
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    assert not dist.is_initialized()
+
+
+def test_a_group_that_was_there_before_stays():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        with started_ranks(1.0):
+            pass
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_alone_nothing_is_started():
     with started_ranks(1.0) as ranks:
         assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)

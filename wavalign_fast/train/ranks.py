@@ -143,7 +143,13 @@ def started_ranks(timeout_s: float) -> Iterator[Ranks]:
             machine than GPUs.
     """
     if not several_ranks():
-        yield Ranks(device=_device(0))
+        had_group = dist.is_initialized()
+        try:
+            yield Ranks(device=_device(0))
+        finally:
+            # `policy.wrapped` starts a group of one for two dtypes.
+            if dist.is_initialized() and not had_group:
+                dist.destroy_process_group()
         return
     device = _device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend_of(device), timeout=timedelta(seconds=timeout_s))
