@@ -9,7 +9,7 @@ from wavalign_fast.models.head import (
     output_head,
     sharded_head,
 )
-from wavalign_fast.models.layers import compile_layers, decoder_layers
+from wavalign_fast.models.layers import compile_layers, decoder_layers, unsplit_modules
 from wavalign_fast.models.loading import (
     cast_weights,
     check_same_shapes,
@@ -40,5 +40,6 @@ __all__ = [
     "set_attention",
     "shapes_of",
     "sharded_head",
+    "unsplit_modules",
     "without_lora",
 ]

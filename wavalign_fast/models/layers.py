@@ -11,27 +11,39 @@ from wavalign_fast.errors import UserError
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Returns the decoder layers of a model, or of a module around one, first to last.
 
-    They are the modules that transformers itself never splits over devices (``_no_split_modules``).
-
     Raises:
         UserError: the model names no such layer.
     """
-    modules = list(model.modules())
-    kinds = {
-        kind for module in modules for kind in getattr(module, "_no_split_modules", None) or ()
-    }
-    # All bases, because FSDP2 gives a module that it shards a class of its own.
-    layers = [
-        module
-        for module in modules
-        if not kinds.isdisjoint(base.__name__ for base in type(module).__mro__)
-    ]
+    layers = unsplit_modules(model)
     if not layers:
         raise UserError(
-            f"decoder layers of {type(model).__name__}: found none of {sorted(kinds)}, wanted a "
-            "model of transformers that names them in _no_split_modules"
+            f"decoder layers of {type(model).__name__}: found none of "
+            f"{sorted(_unsplit_kinds(model))}, wanted a model of transformers that names them in "
+            "_no_split_modules"
         )
     return layers
+
+
+def unsplit_modules(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules that transformers itself never splits over devices, first to last.
+
+    A model lists their classes in ``_no_split_modules``; one that lists none has none.
+    """
+    kinds = _unsplit_kinds(model)
+    # All bases, because FSDP2 gives a module that it shards a class of its own.
+    return [
+        module
+        for module in model.modules()
+        if not kinds.isdisjoint(base.__name__ for base in type(module).__mro__)
+    ]
+
+
+def _unsplit_kinds(model: nn.Module) -> set[str]:
+    return {
+        kind
+        for module in model.modules()
+        for kind in getattr(module, "_no_split_modules", None) or ()
+    }
 
 
 def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:

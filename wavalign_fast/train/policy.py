@@ -27,6 +27,7 @@ from wavalign_fast.models import (
     hidden_states,
     output_head,
     sharded_head,
+    unsplit_modules,
     without_lora,
 )
 from wavalign_fast.ops import HeadShard
@@ -187,9 +188,7 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
     forward nothing calls in training, so that nothing gathers it.
     """
     model: Any = policy.model
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
-    units = [[block] for block in blocks]
+    units = [[module] for module in unsplit_modules(model)]
     if policy.head_is_sharded:
         return [*units, [model.get_output_embeddings()]]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
