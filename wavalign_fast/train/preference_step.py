@@ -31,7 +31,9 @@ from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult
 from wavalign_fast.train.step_metrics import (
+    as_floats,
     completion_metrics,
+    over_ranks,
     preference_metrics,
     rewards_of_rollouts,
 )
@@ -227,12 +229,10 @@ class PreferenceStep:
                 out.loss.backward()
             totals.append(out.totals)
         self.accumulation.after()
-        summed = sum(totals[1:], totals[0])
         with clock("exchange"):
-            summed = summed.with_vector(self.ranks.sum(summed.as_vector().cpu()))
+            summed = over_ranks(totals, self.ranks)
         metrics = preference_metrics(summed) | batch.constants
-        values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
-        return StepResult(dict(zip(metrics, values, strict=True)), broken, empty=batch.pairs == 0)
+        return StepResult(as_floats(metrics), broken, empty=batch.pairs == 0)
 
     def _loss(
         self,

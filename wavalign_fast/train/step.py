@@ -35,9 +35,11 @@ from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_metrics import (
+    as_floats,
     completion_metrics,
     mismatch_metrics,
     named_metrics,
+    over_ranks,
 )
 from wavalign_fast.train.step_work import step_work
 from wavalign_fast.train.task_protocol import Task
@@ -194,9 +196,9 @@ class TrainStep:
         """
         examples = [done.example.id for done in batch.completions]
         broken = NonFiniteRows(lambda row: f"rollout {row} (prompt {examples[row]})")
-        totals = self._backward(batch, broken, clock)
+        parts = self._backward(batch, broken, clock)
         with clock("exchange"):
-            totals = totals.with_vector(self.ranks.sum(totals.as_vector().cpu()))
+            totals = over_ranks(parts, self.ranks)
         batch.updates += 1
         rewards = batch.mixture.rewards
         metrics = named_metrics(
@@ -206,8 +208,7 @@ class TrainStep:
             anchored=batch.anchored,
         )
         metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
-        values = torch.stack([value.double().cpu() for value in metrics.values()]).tolist()
-        return StepResult(dict(zip(metrics, values, strict=True)), broken)
+        return StepResult(as_floats(metrics), broken)
 
     def _rows(
         self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int
@@ -253,8 +254,10 @@ class TrainStep:
         normalisers = self.objective.normalisers(count_tables(rows).batch(rewards))
         return _Mixture(rewards, rl_weight, normalisers), gate_metrics
 
-    def _backward(self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch) -> MetricTotals:
-        """Runs forward and backward over this rank's micro-batches; returns sums of metrics."""
+    def _backward(
+        self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch
+    ) -> list[MetricTotals]:
+        """Runs forward and backward over this rank's micro-batches; returns the metrics of each."""
         self.policy.train()
         first = batch.updates == 0
         again = batch.updates + 1 < self.config.train.updates_per_rollout
@@ -272,7 +275,7 @@ class TrainStep:
             if first and again:
                 micro.old_logp = out.logp
         self.accumulation.after()
-        return sum(totals[1:], totals[0])
+        return totals
 
     def _score(self, micro: MicroBatch, *, run: bool, clock: Stopwatch) -> None:
         """Computes the log-probs that are constants of the updates, of one micro-batch.

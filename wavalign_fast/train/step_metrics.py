@@ -9,6 +9,7 @@ from torch import Tensor
 from wavalign_fast.data.records import Completion
 from wavalign_fast.losses import MetricTotals
 from wavalign_fast.losses.metric_names import RELEASED_NAMES
+from wavalign_fast.train.ranks import Ranks
 
 ALWAYS = {
     "loss": "loss/total",
@@ -114,3 +115,14 @@ def completion_metrics(completions: Sequence[Completion]) -> dict[str, Tensor]:
     lengths = torch.tensor([float(len(done.ids)) for done in completions])
     ended = torch.tensor([float(done.ended) for done in completions])
     return {"completion_length": lengths.mean(), "completion_clipped": 1.0 - ended.mean()}
+
+
+def over_ranks(parts: Sequence[MetricTotals], ranks: Ranks) -> MetricTotals:
+    """Returns the sum of the parts of all ranks, on the CPU; the same bits on every rank."""
+    totals = sum(parts[1:], parts[0])
+    return totals.with_vector(ranks.sum(totals.as_vector().cpu()))
+
+
+def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Returns 0-d tensors as Python's floats."""
+    return {name: float(value) for name, value in metrics.items()}
