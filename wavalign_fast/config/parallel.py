@@ -19,8 +19,8 @@ class ParallelConfig(Group):
     """Ranks that share one copy of weights and optimizer state; 0 = all ranks / replicate."""
     head: Literal["gathered", "sharded"] = "gathered"
     """gathered: each rank multiplies its rows with the whole output head, which is sent to it for
-    each micro-batch. sharded: each rank keeps its slice of the vocabulary and gets all ranks' rows:
-    less memory, and less to send where rows are few; not for a tied head or one with a LoRA."""
+    each micro-batch. sharded: each rank keeps its slice of the vocabulary and gets all ranks' rows,
+    which is less to send where rows are few; not for a tied head or one with a LoRA."""
     reshard: bool = True
     """Free the whole weights of a block after its forward pass. false keeps them until the last
     backward pass of the step: more memory, fewer gathers."""
