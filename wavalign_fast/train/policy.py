@@ -12,12 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
@@ -75,14 +70,6 @@ class Policy(nn.Module):
         weight, bias = output_head(self.model)
         # Adapters of a head in bfloat16 are float32, and so is their sum.
         return score(hidden.to(weight.dtype), weight, bias)
-
-    def within(self, call: "Callable[[PreTrainedModel], T]") -> T:
-        """Returns ``call(model)`` while FSDP2 gathers the weights that it uses.
-
-        Any use of the model beside ``forward`` goes through here: FSDP2 takes the module whose
-        forward runs first for the root of all.
-        """
-        return call(self.model)
 
 
 class WithoutLora:
@@ -161,7 +148,6 @@ def wrapped(
             module.set_gradient_divide_factor(1.0)
             # Else the reduction is PREMUL_SUM, which gloo's all-reduce does not have.
             module.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(policy, "within")
     return policy
 
 
