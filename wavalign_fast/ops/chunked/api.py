@@ -45,24 +45,31 @@ def gpu_hybrid_step(
     """
     assert live.table is not None
     head = _live_head(operands, live, 1.0, IGNORE_INDEX)
-    leaves = (head.hidden, head.weight, head.bias)
-    needs = Needs(*(wants_grad(leaf) for leaf in leaves))
-    constant = head._replace(
-        hidden=head.hidden.detach(),
-        weight=head.weight.detach(),
-        bias=None if head.bias is None else head.bias.detach(),
-    )
+    needs = needs_of(head)
     scores, gradients = autograd.chunked_hybrid_step(
-        constant, live.table, clip, needs, chunk_options(operands, live)
+        head.detached(), live.table, clip, needs, chunk_options(operands, live)
     )
+    logp, entropy, lse = live.scatter(scores)
+    return logp, entropy, lse, attaching(head, gradients, needs, operands.backend)
+
+
+def needs_of(head: Head) -> Needs:
+    """The gradients that autograd wants of a head's operands."""
+    return Needs(*(wants_grad(leaf) for leaf in (head.hidden, head.weight, head.bias)))
+
+
+def attaching(
+    head: Head, gradients: tuple[Tensor | None, ...], needs: Needs, backend: str
+) -> Attach:
+    """A function that gives a loss, 0-d, its gradients to hidden, weight and bias."""
+    leaves = (head.hidden, head.weight, head.bias)
 
     def attach(loss: Tensor) -> Tensor:
         wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
-        found = [g for g, need in zip(gradients, needs, strict=True) if need]
-        return autograd.with_gradients(loss.detach(), wanted, found, operands.backend)
+        found = [g for g, need in zip(gradients, needs, strict=True) if need and g is not None]
+        return autograd.with_gradients(loss.detach(), wanted, found, backend)
 
-    logp, entropy, lse = live.scatter(scores)
-    return logp, entropy, lse, attach
+    return attach
 
 
 def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_index: int) -> Head:

@@ -36,6 +36,14 @@ class Head(NamedTuple):
         """The dtype of logits and statistics."""
         return statistics_dtype(self.hidden.dtype)
 
+    def detached(self) -> "Head":
+        """The same values without autograd."""
+        return self._replace(
+            hidden=self.hidden.detach(),
+            weight=self.weight.detach(),
+            bias=None if self.bias is None else self.bias.detach(),
+        )
+
 
 class Needs(NamedTuple):
     """Which gradients are wanted."""

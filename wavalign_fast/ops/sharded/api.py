@@ -1,18 +1,13 @@
 """The public functions over a sharded head, on every backend."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from wavalign_fast.ops.chunked import autograd
-from wavalign_fast.ops.chunked.api import chunk_options
-from wavalign_fast.ops.chunked.chunks import Head, Needs
+from wavalign_fast.ops.chunked.api import Attach, attaching, chunk_options, needs_of
+from wavalign_fast.ops.chunked.chunks import Head
 from wavalign_fast.ops.chunked.compaction import LiveRows, gather_live_rows
-from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
+from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
 from wavalign_fast.ops.sharded.steps import ShardedCall, sharded_hybrid_step, sharded_logprob
-
-Attach = Callable[[Tensor], Tensor]
 
 
 def sharded_logprobs(
@@ -33,25 +28,13 @@ def sharded_step(
     """
     assert live.table is not None
     head = _live_head(operands, live, 1.0, IGNORE_INDEX)
-    leaves = (head.hidden, head.weight, head.bias)
-    needs = Needs(*(wants_grad(leaf) for leaf in leaves))
+    needs = needs_of(head)
     with torch.no_grad():
-        constant = head._replace(
-            hidden=head.hidden.detach(),
-            weight=head.weight.detach(),
-            bias=None if head.bias is None else head.bias.detach(),
-        )
         scores, gradients = sharded_hybrid_step(
-            constant, live.table, clip, needs, _call(operands, live)
+            head.detached(), live.table, clip, needs, _call(operands, live)
         )
-
-    def attach(loss: Tensor) -> Tensor:
-        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
-        found = [g for g in gradients if g is not None]
-        return autograd.with_gradients(loss.detach(), wanted, found, operands.backend)
-
     logp, entropy, lse = live.scatter(scores)
-    return logp, entropy, lse, attach
+    return logp, entropy, lse, attaching(head, gradients, needs, operands.backend)
 
 
 def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_index: int) -> Head:

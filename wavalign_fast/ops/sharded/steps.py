@@ -137,11 +137,7 @@ class _ShardedLogProb(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, call: ShardedCall
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = Needs(*ctx.needs_input_grad[:3])
-        head = head._replace(
-            hidden=hidden.detach(),
-            weight=weight.detach(),
-            bias=None if bias is None else bias.detach(),
-        )
+        head = head._replace(hidden=hidden, weight=weight, bias=bias).detached()
         own_slice = call.slice_of(head, needs, learning=any(needs))
         found, chunks = [], []
         for place, rows in _gathered_chunks(head, call):
