@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from wavalign_fast.models.head import is_adapted, output_head
+from wavalign_fast.ops.sharded.exchange import gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +59,7 @@ def whole_tensors(weights: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> I
     for bucket in _buckets(weights, dtypes):
         weight, dtype = bucket[0]
         if _route(weight) is not None:
-            yield from _gathered([it for it, _ in bucket], dtype)
+            yield from _whole_of_shards([it for it, _ in bucket], dtype)
             continue
         whole: Tensor = weight.full_tensor() if is_sharded(weight) else weight  # type: ignore[attr-defined]
         yield whole.to(dtype)
@@ -98,7 +98,7 @@ def _route(weight: Any) -> tuple[Any, int] | None:
     return (weight.device_mesh, cut[0]) if type(places[cut[0]]).__name__ == "Shard" else None
 
 
-def _gathered(weights: Sequence[Any], dtype: torch.dtype) -> Iterator[Tensor]:
+def _whole_of_shards(weights: Sequence[Any], dtype: torch.dtype) -> Iterator[Tensor]:
     """Whole tensors of DTensors of one route, by one all-gather."""
     mesh, axis = _route(weights[0])  # type: ignore[misc]
     ranks = mesh.size(axis)
@@ -108,10 +108,6 @@ def _gathered(weights: Sequence[Any], dtype: torch.dtype) -> Iterator[Tensor]:
     for part, weight in zip(mine.split(sizes), weights, strict=True):
         local = weight.to_local().flatten()
         part[: len(local)] = local
-    everyone = mine.new_empty(ranks * len(mine))
-    # Release 2.13 of torch renamed it.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(everyone, mine, group=mesh.get_group(axis))
-    parts = everyone.view(ranks, -1).split(sizes, 1)
+    parts = gathered(mine, mesh.get_group(axis)).view(ranks, -1).split(sizes, 1)
     for part, weight in zip(parts, weights, strict=True):
         yield part.flatten()[: weight.numel()].view(weight.shape)
