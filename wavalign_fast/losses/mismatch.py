@@ -65,7 +65,7 @@ def mismatch_totals(
         ValueError: an argument that does not fit.
     """
     check_type("layout", layout, ModalityLayout)
-    gap = torch.where(where, _gap(logp, sampler_logp), 0.0)
+    gap = _gap(logp, sampler_logp)
     speech = layout.classify_as("targets", torch.where(where, targets, 0)) == SPEECH
     names = ("text", "speech", "all")
     masks = torch.stack([where & ~speech, where & speech, where]).to(torch.float64)
