@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.models.layers import plain_class
 from wavalign_fast.ops.sharded.head import HeadShard, local_slice
 
 # Names instead of classes, because peft is not a dependency.
@@ -48,8 +49,7 @@ def output_head(module: nn.Module) -> OutputHead:
             dropout on an adapter in training, a quantised base, hooks but FSDP2's). The message
             names the cause.
     """
-    find = getattr(module, "get_output_embeddings", None)
-    return _head(module if find is None else find())
+    return _head(_output_module(module))
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -86,18 +86,22 @@ def check_head_can_be_sharded(module: nn.Module) -> None:
     Raises:
         ValueError: the message says what the head is.
     """
-    find = getattr(module, "get_output_embeddings", None)
-    head = module if find is None else find()
-    cause = None
+    head, cause = _output_module(module), None
     if is_adapted(head):
         cause = f"a {_kind(head)}"
-    elif find is not None and _is_tied(module, head):
+    elif head is not module and _is_tied(module, head):
         cause = "a head tied to the input embedding"
     if cause is not None:
         raise UserError(
             f"sharded output head: got {cause}, want an nn.Linear with a weight of its own; such a "
             "head must be gathered"
         )
+
+
+def _output_module(module: nn.Module) -> Any:
+    """The head of a model, or the head itself."""
+    find = getattr(module, "get_output_embeddings", None)
+    return module if find is None else find()
 
 
 def _is_tied(model: Any, head: Any) -> bool:
@@ -113,10 +117,7 @@ def _head(module: Any) -> OutputHead:
 
 
 def _kind(module: Any) -> str:
-    kind = type(module)
-    # `fully_shard` gives a module a class of its own, derived from FSDPModule and the module's.
-    if len(kind.__bases__) == 2 and kind.__bases__[0].__name__ == "FSDPModule":
-        kind = kind.__bases__[1]
+    kind = plain_class(module)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

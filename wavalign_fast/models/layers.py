@@ -30,12 +30,7 @@ def unsplit_modules(model: nn.Module) -> list[nn.Module]:
     A model lists their classes in ``_no_split_modules``; one that lists none has none.
     """
     kinds = _unsplit_kinds(model)
-    # All bases, because FSDP2 gives a module that it shards a class of its own.
-    return [
-        module
-        for module in model.modules()
-        if not kinds.isdisjoint(base.__name__ for base in type(module).__mro__)
-    ]
+    return [module for module in model.modules() if plain_class(module).__name__ in kinds]
 
 
 def _unsplit_kinds(model: nn.Module) -> set[str]:
@@ -44,6 +39,15 @@ def _unsplit_kinds(model: nn.Module) -> set[str]:
         for module in model.modules()
         for kind in getattr(module, "_no_split_modules", None) or ()
     }
+
+
+def plain_class(module: Any) -> type:
+    """The class of a module before FSDP2 put its own in front of it.
+
+    ``fully_shard`` gives a module a class that is derived from FSDPModule and the module's.
+    """
+    own, *bases = type(module).__mro__
+    return bases[1] if bases[0].__name__ == "FSDPModule" else own
 
 
 def compile_layers(model: nn.Module, *, backend: str = "inductor") -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.models.layers import plain_class
 from wavalign_fast.rollout import static_decode
 from wavalign_fast.rollout.weights import base_of, is_sharded, merged_weights, whole_tensors
 
@@ -116,7 +117,7 @@ def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTra
     """The architecture of ``source``, with weights on the meta device."""
     base = base_of(source)
     with torch.device("meta"):
-        model = _plain_class(base)(copy.deepcopy(base.config))
+        model = plain_class(base)(copy.deepcopy(base.config))
     sources = merged_weights(source)
     made: dict[int, nn.Parameter] = {}  # what is one weight in the source is one in the copy
     for prefix, module in model.named_modules():
@@ -142,12 +143,6 @@ def _find(sources: dict[str, torch.Tensor], name: str, model: nn.Module) -> torc
             "wanted a model of transformers, with no adapters but LoRA on linear layers"
         )
     return sources[name]
-
-
-def _plain_class(model: Any) -> Any:
-    """The class of a model before FSDP2 put its own in front of it."""
-    kinds = type(model).__mro__
-    return kinds[2] if kinds[1].__name__ == "FSDPModule" else kinds[0]
 
 
 def _reshard(root: nn.Module) -> None:
