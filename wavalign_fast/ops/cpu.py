@@ -163,9 +163,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    hidden, weight, targets, bias, logp, entropy, *rest = ctx.saved_tensors
-    norm, store, skipped = rest
+    hidden, weight, targets, bias, logp, entropy, norm, store, skipped = ctx.saved_tensors
     needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 3)))
+    # No gradient reads lse; the log-probs fill its place.
     results = CpuResults(logp, entropy, logp, norm, store, skipped, ctx.prob_buffer)
     if needs.weight and not torch.is_grad_enabled():
         # `ctx` must not hold the gradient too, or autograd copies it.
