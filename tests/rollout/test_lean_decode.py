@@ -153,10 +153,7 @@ OTHERS = {
         MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)
     ),
     "angles that depend on the length": lambda: build(
-        LlamaForCausalLM,
-        LlamaConfig(
-            **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-        ),
+        LlamaForCausalLM, LlamaConfig(**SIZES, rope_parameters=DYNAMIC)
     ),
     "another activation": lambda: build(Qwen2ForCausalLM, Qwen2Config(**QWEN2, hidden_act="gelu")),
     "a class of its own": lambda: build(OwnModel, Qwen2Config(**QWEN2)),

@@ -1,7 +1,7 @@
 """The model that samples: the policy's own, or a copy of it without hooks."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
