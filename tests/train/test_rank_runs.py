@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -111,6 +112,40 @@ def test_a_judge_that_fails_on_one_rank_ends_all_with_the_last_step_saved(
     assert (main, other) == (2, 2) and (main_kind, kind) == ("OtherRankError", "UserError")
     assert message == f"{saved}: no judge here"
     assert main_message == f"{saved}: rank 1 of 2 failed: no judge here"
+
+
+def mistaken(task, config, directory):
+    """Returns kind and message of what ends the setup of a run whose head is tied."""
+    load = task.load_model
+
+    def tied():
+        model = load()
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        return model
+
+    task.load_model = tied
+    with pytest.raises(UserError) as ended:
+        trained(task, config, directory)
+    return [ended.type.__name__, str(ended.value)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("parallel.replicate=3", "parallel: replicate 3 × shard all given for 2 ranks"),
+        ("parallel.head=sharded", "parallel.head: sharded output head: got a head tied"),
+        ("optimizer.name=adamw8bit", "adamw8bit needs the package torchao"),
+    ],
+)
+def test_of_a_mistake_in_setup_that_all_ranks_find_one_has_the_report(
+    toy_task, make_config, tmp_path, monkeypatch, setting, message
+):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    main, other = run_ranks(2, mistaken, toy_task(), make_config(setting), tmp_path)
+    assert main[0] == "UserError" and message in main[1]
+    assert other == ["OtherRankError", f"rank 0 of 2 failed: {main[1]}"]
 
 
 def lost_rank(task, config, directory):

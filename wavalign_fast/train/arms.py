@@ -83,9 +83,10 @@ def run_all(
     All ranks train. The main rank alone evaluates and writes files, and its ``console`` alone
     prints. The caller holds the lock of every directory and has checked that it can take its run.
     """
-    for spec in specs:
-        _check_backend(spec.config.loss.backend)
-        check_tracker(spec.config.telemetry.tracker)
+    with ranks.failing_together():
+        for spec in specs:
+            _check_backend(spec.config.loss.backend)
+            check_tracker(spec.config.telemetry.tracker)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_what_is_clipped(specs)
     bases: dict[tuple[Any, ...], Evaluation | None] = {}
@@ -137,12 +138,14 @@ def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
 def _check_same_on_all(data: dict[str, Any], ranks: Ranks) -> None:
     """Raises ``UserError`` if the ranks have different training examples."""
     first, *others = ranks.gather(data)
-    for rank, other in enumerate(others, start=1):
-        if other != first:
-            raise UserError(
-                f"training data: {first['examples']} examples on rank 0 and {other['examples']} on "
-                f"rank {rank}, contents differ; wanted the same files on every machine"
-            )
+    with ranks.failing_together():
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise UserError(
+                    f"training data: {first['examples']} examples on rank 0 and "
+                    f"{other['examples']} on rank {rank}, contents differ; wanted the same files "
+                    "on every machine"
+                )
 
 
 def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:

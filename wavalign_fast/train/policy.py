@@ -122,11 +122,20 @@ def wrapped(
             the optimizer sees keep theirs. ``None`` or the weights' own dtype changes nothing. A
             process that is alone needs no wrapper otherwise, for its hooks cost a tiny model half
             of its time.
+
+    Raises:
+        UserError: ``parallel`` does not fit the ranks or the model; ``OtherRankError`` on all ranks
+            but the first.
     """
     # The first weight is an embedding. Adapters, which can have another dtype, come later.
     weights_dtype = next(policy.parameters()).dtype
     compute_dtype = compute_dtype or weights_dtype
-    shape = mesh_shape(config, ranks.world)
+    with ranks.failing_together():  # every rank finds the same mistakes, and one reports them
+        shape = mesh_shape(config, ranks.world)
+        policy.head_is_sharded = config.head == "sharded" and ranks.world > 1
+        if policy.head_is_sharded:
+            with naming("parallel.head"):
+                check_head_can_be_sharded(policy.model)
     if ranks.world == 1 and compute_dtype == weights_dtype:
         return policy
     if not dist.is_initialized():  # alone, only for the two dtypes
@@ -136,10 +145,6 @@ def wrapped(
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     if all(weight.dtype == compute_dtype for weight in policy.parameters()):
         precision = MixedPrecisionPolicy()
-    if config.head == "sharded" and ranks.world > 1:
-        with naming("parallel.head"):
-            check_head_can_be_sharded(policy.model)
-        policy.head_is_sharded = True
     for modules in _units(policy):
         _shard(modules, mesh, precision, config)
     fully_shard(policy, mesh=mesh, mp_policy=precision)

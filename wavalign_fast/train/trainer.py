@@ -83,13 +83,18 @@ class Trainer:
         self.policy = self._wrapped(prepared)
         if config.needs_reference and adapted:
             reference = WithoutLora(self.policy)
-        self.optimizer = build_optimizer(self.policy, config.optimizer)
+        with self.ranks.failing_together():
+            self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.policy, self.optimizer)
         self.train_step = self._build_step(reference)
         self.sampler = PromptSampler(len(self.train_step.data), config.train.seed)
         if state is not None:
-            with self.store.naming_an_older_one(), self.store.naming_damage():
+            with (
+                self.ranks.failing_together(),
+                self.store.naming_an_older_one(),
+                self.store.naming_damage(),
+            ):
                 self._load_state(state)
 
     def _build_step(self, reference: Policy | WithoutLora | None) -> Any:  # one of two kinds
