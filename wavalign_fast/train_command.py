@@ -172,7 +172,10 @@ def quiet_libraries() -> None:
 
 
 def quiet_rank() -> None:
-    """Silences warnings that the main rank shows too. Errors are still printed."""
+    """Silences warnings that the main rank shows too.
+
+    What may happen on one rank alone, such as a failure of its judge, is logged as an error.
+    """
     logging.getLogger("wavalign_fast").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 

@@ -193,7 +193,7 @@ def test_a_failure_in_a_worker_is_none_and_said_too(monkeypatch, caplog):
     monkeypatch.setattr(judging, "check_recogniser", lambda: None)
     assert judge.hear(ANSWERS).count(None) == 8
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    assert record.levelno == logging.ERROR
     assert record.getMessage() == "the judge failed on 8 of 40 answers: ended with status 9"
 
 

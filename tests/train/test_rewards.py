@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.train.rewards import Rewarder
+from wavalign_fast.train_command import quiet_rank
 
 NAN, INF = math.nan, math.inf
 
@@ -63,8 +65,21 @@ def test_a_reward_that_is_not_finite_is_a_missing_one_and_said_once(value, caplo
         rewards = rewarder([SimpleNamespace()] * 4)
         assert rewards[[0, 2]].tolist() == [1.0, 3.0] and rewards[[1, 3]].isnan().all()
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    assert record.levelno == logging.ERROR
     assert "given for completion 1; a reward that is not finite is a missing one" in record.message
+
+
+def test_it_is_said_on_a_rank_whose_warnings_are_silenced(caplog):
+    package = logging.getLogger("wavalign_fast")
+    try:
+        with warnings.catch_warnings():
+            quiet_rank()
+            package.getChild("train").warning("the main rank says this too")
+            rewards_of([NAN])
+    finally:
+        package.setLevel(logging.NOTSET)
+    (record,) = caplog.records
+    assert "a reward that is not finite is a missing one" in record.message
 
 
 def test_none_is_a_failure_that_the_task_has_told_of(caplog):

@@ -82,7 +82,8 @@ class Rewarder:
         if abs(number) <= LARGEST:
             return number
         if not self._warned:
-            logger.warning(
+            # An error, for only warnings of the main rank are shown, and each rank judges its own.
+            logger.error(
                 "rewards of %s: %s given for completion %d; a reward that is not finite is a "
                 "missing one, counted as reward/failed",
                 self.name,

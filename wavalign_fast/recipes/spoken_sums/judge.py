@@ -49,7 +49,8 @@ class Judge:
             heard, failure = hear_each(self._recogniser, new)
             failures = [failure] if failure else []
         if failures:
-            logger.warning(
+            # An error, for only warnings of the main rank are shown, and each rank judges its own.
+            logger.error(
                 "the judge failed on %d of %d answers: %s",
                 heard.count(None),
                 len(new),
