@@ -26,8 +26,8 @@ DESIGN = {
     ),
     "4 GPUs": Designed(
         28.8, 39, 43,
-        "the last norm and the head are a unit of their own here, which takes 1.8 off, and the "
-        "logits, for which the design added 1.5, are gone when the peak comes",
+        "the last norm and the head are a unit of their own here, and the logits, which the design "
+        "added, are gone when the peak comes",
     ),
     "4 GPUs, head sharded": Designed(
         None, 37, None,
@@ -54,8 +54,8 @@ def section(record: dict[str, Any]) -> str:
     heading = ["", "lasting", "design", "forward + backward", "design", "rollout", "design"]
     lines = [_row(heading), _row(["---", *["---:"] * 6])]
     lines += [_row(_cells(case, DESIGN[name])) for name, case in cases.items()]
-    heads = (_tensors(cases[name], "training") for name in ("4 GPUs", "4 GPUs, head sharded"))
-    whole, sliced = (size or math.nan for size in heads)
+    heads = ("4 GPUs", "4 GPUs, head sharded")
+    whole, sliced = (_tensors(cases[name], "training") or math.nan for name in heads)
     saved = round(whole - sliced, 1) + 0.0  # no minus before a zero
     reasons = "\n".join(f"- {name}: {d.why}." for name, d in DESIGN.items() if d.why)
     return f"""## What a GPU must hold
@@ -70,8 +70,8 @@ tracker before the trainer was written. Written from `benchmarks/results/memory.
 
 {chr(10).join(lines)}
 
-A sharded head saves {saved:.1f} GiB of the forward and backward pass on 4 GPUs; the design
-expected 2.3. The design's row for LoRA is left out. Why numbers differ from the design:
+A sharded head saves {saved:.1f} GiB of the forward and backward pass on 4 GPUs. The
+design's row for LoRA is left out. Why numbers differ from the design:
 
 {reasons}
 """

@@ -115,7 +115,7 @@ answers were judged while others still decode; the trainer judges after the roll
 
 def _judges(times: Sequence[Times], step: Step) -> str:
     heading = ["a judgement"]
-    heading += [text for t in times for text in (f"{t.gpus} GPUs", "waiting", "overlapped")]
+    heading += [text for t in times for text in (_gpus(t), "waiting", "overlapped")]
     lines = []
     for seconds in JUDGE_SECONDS:
         line = [f"{seconds:g} s"]
@@ -178,6 +178,10 @@ rows to {NODE} GPUs {1e3 * measured["dealing_s"]:.0f} ms. Neither matters beside
 - **Left out**: launches, host syncs, checkpoints, evaluation, and the time that
 ranks wait for each other.
 """
+
+
+def _gpus(times: Times) -> str:
+    return f"{times.gpus} GPU" + "s" * (times.gpus > 1)
 
 
 def _gpu_seconds(times: Times) -> float:
