@@ -224,6 +224,14 @@ def test_links_and_pictures_lead_somewhere():
             assert (ROOT / link).exists(), link
 
 
+def test_every_page_is_linked_and_every_folder_is_on_the_map():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name}" in TEXT, page.name
+    for folder in (ROOT / "wavalign_fast").iterdir():
+        if (folder / "__init__.py").exists():
+            assert re.search(rf"^wavalign_fast/{folder.name}/ ", TEXT, re.MULTILINE), folder.name
+
+
 def test_the_picture_of_the_report_is_small():
     assert (ROOT / "docs" / "images" / "report.png").stat().st_size < 250_000
 
