@@ -9,7 +9,7 @@ from transformers import masking_utils
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import PackedRows, hidden_states, recompute_activations, set_attention
-from wavalign_fast.models import attention as ours
+from wavalign_fast.models import varlen as ours
 
 from .tiny import gradients, rows_of, tiny_model
 
