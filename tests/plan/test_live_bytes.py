@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 from wavalign_fast.plan.live_bytes import LiveBytes
+from wavalign_fast.plan.pretended_ranks import pretended_ranks
 
 
 def test_a_storage_counts_until_it_is_freed():
@@ -54,9 +53,8 @@ class Net(nn.Module):
 
 @pytest.fixture
 def two_ranks():
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield init_device_mesh("cpu", (2,))
-    dist.destroy_process_group()
+    with pretended_ranks(2):
+        yield init_device_mesh("cpu", (2,))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

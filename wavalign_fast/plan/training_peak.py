@@ -5,16 +5,12 @@ is allocated and no weight is read. The fused loss is replaced by what it holds 
 after the other: its kernels have no fake form that shows their scratch memory.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools import fake_collectives  # noqa: F401  collectives of fake tensors
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.models import cast_weights, hidden_states, recompute_activations
@@ -26,6 +22,7 @@ from wavalign_fast.ops.sharded.head import local_slice
 from wavalign_fast.ops.sharded.steps import chunk_places
 from wavalign_fast.plan.live_bytes import LiveBytes
 from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.plan.pretended_ranks import pretended_ranks
 from wavalign_fast.train.policy import Blocks, Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
 
@@ -39,7 +36,7 @@ def training_peak(config: Any, run: PlannedRun) -> int:
     Args:
         config: of a transformers causal LM.
     """
-    with _pretended_ranks(run.world):
+    with pretended_ranks(run.world):
         mode = FakeTensorMode()
         with mode:
             made = _Policy(planned_model(config, run))
@@ -171,13 +168,3 @@ def _kept_gradients(ctx: Any) -> tuple[Tensor, Tensor | None]:
     """The gradients of hidden states and head that the forward pass of a loss has made."""
     of_hidden, of_weight, live = ctx.saved_tensors
     return of_hidden.new_zeros(ctx.shape).index_copy(0, live, of_hidden), of_weight
-
-
-@contextmanager
-def _pretended_ranks(world: int) -> Iterator[None]:
-    """A process group of ``world`` ranks whose collectives do nothing; this process is rank 0."""
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
