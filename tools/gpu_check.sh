@@ -26,8 +26,8 @@ CARRIED=.gpu_check
 STAGES=(versions build tests trainer hybrid large kernels compiled profile memcheck racecheck)
 # Seconds of each stage. Later stages share what an earlier one does not use.
 declare -A BUDGET=(
-  [versions]=20 [build]=80 [tests]=130 [trainer]=60 [hybrid]=50 [large]=55 [kernels]=45 [compiled]=35
-  [profile]=30 [memcheck]=45 [racecheck]=25
+  [versions]=20 [build]=80 [tests]=110 [trainer]=50 [hybrid]=50 [large]=45 [kernels]=40 [compiled]=35
+  [profile]=25 [memcheck]=40 [racecheck]=25
 )
 RESULTS=(summary.txt log.txt {machine,tests,hybrid_loss,linear_logprob,profile,sanitizer}.json)
 RESERVE=10 # seconds for the summary

@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.sh"
 STAGES = [
-    "versions", "build", "tests", "hybrid", "large", "kernels", "compiled", "profile", "memcheck",
-    "racecheck",
+    "versions", "build", "tests", "trainer", "hybrid", "large", "kernels", "compiled", "profile",
+    "memcheck", "racecheck",
 ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_all_stages_run_in_order(check):
 
 def test_a_stage_that_fails_leaves_the_others_alone(check):
     found = check(cases="*bench*hybrid*) exit 3 ;;\n*machine*facts*) kill -SEGV $$ ;;")
-    assert [found.code(stage) for stage in STAGES] == [139, 0, 0, 3, 0, 0, 0, 0, 0, 0]
+    assert [found.code(stage) for stage in STAGES] == [139, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0]
     assert found.status == 1
 
 
@@ -127,21 +127,24 @@ def test_the_budgets_fit_into_nine_minutes(check):
 
 
 def test_bench_stands_for_its_parts(check):
-    assert list(check("bench", "profile").stages) == [*STAGES[3:7], "profile"]
+    assert list(check("bench", "profile").stages) == [*STAGES[4:8], "profile"]
 
 
 def test_all_gpu_tests_are_found_and_the_clock_is_tested_alone(check, tmp_path):
-    found = check("tests", cases='*"-m pytest"*) echo "$*" >>"$NOTES" ;;')
-    together, alone = (tmp_path / "notes").read_text().splitlines()
+    found = check("tests", "trainer", cases='*"-m pytest"*) echo "$*" >>"$NOTES" ;;')
+    together, alone, trainer = (tmp_path / "notes").read_text().splitlines()
     clock = "tests/benchmarks/test_gpu.py"
     marked = {
         str(path.relative_to(ROOT))
         for path in ROOT.glob("tests/**/test_*.py")
         if "mark." + "gpu" in path.read_text()
     }
-    assert {word for word in together.split() if word.endswith(".py")} == marked - {clock}
+    of_trainer = {path for path in marked if path.startswith("tests/gpu/trainer/")}
+    in_one_run = {word for word in together.split() if word.endswith(".py")}
+    assert of_trainer and in_one_run == marked - of_trainer - {clock}
     assert "-n 6" in together and "-n " not in alone and alone.endswith(clock)
-    for words in (together, alone):
+    assert "-n " not in trainer and trainer.endswith("tests/gpu/trainer")
+    for words in (together, alone, trainer):
         assert "-m gpu" in words and "--continue-on-collection-errors" in words
     assert found.status == 0
 
