@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from wavalign_fast.rollout import cuda_graphs
 from wavalign_fast.train import checkpoint_layouts, policy, telemetry
 
 DEVICE = torch.device("cuda:0")
@@ -210,6 +211,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         mock.patch.object(torch, "tensor", _tensor),
+        # A step of a decode is launched call by call instead.
+        mock.patch.object(cuda_graphs, "run_aside", lambda step: step()),
+        mock.patch.object(cuda_graphs, "capture", lambda step: step),
         # It takes no tensor of an unknown class.
         mock.patch.object(policy, "output_head", _plain_head),
         # What writes files reads memory, which these tensors have inside.
