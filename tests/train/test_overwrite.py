@@ -187,6 +187,17 @@ def test_a_process_killed_while_it_overwrites_loses_nothing(run, train_toy, monk
     assert tree(run) == before
 
 
+@pytest.mark.parametrize("again", ["--overwrite", "--resume"])
+def test_half_written_files_of_a_killed_process_go_away(run, train_toy, again):
+    (run / "wav").mkdir(exist_ok=True)
+    left = [run / ".wavalign-7.tmp", run / "wav" / ".wavalign-8.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    (run / "evaluation.json").unlink()  # so that the run goes on
+    assert train_toy("--name", "one", again, *SHORT) == 0
+    assert not any(path.exists() for path in left)
+
+
 def test_what_is_left_of_an_overwritten_run_is_ours(run):
     set_aside(run)
     os.replace(run / ".replaced", run / ".dropped")

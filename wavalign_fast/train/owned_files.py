@@ -25,6 +25,7 @@ PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 PROFILE = "profile"
+SOUNDS = "wav"
 CHECKPOINT = "checkpoint"
 OLDER_CHECKPOINTS = "checkpoints"
 PARKED_CHECKPOINT = "checkpoint.old"
@@ -131,6 +132,14 @@ def own_paths(run: Path) -> list[Path]:
     return own
 
 
+def remove_half_written(run: Path) -> None:
+    """Removes the temporary files that a killed process left in a run."""
+    for folder in (run, run / SOUNDS):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if TEMPORARY.fullmatch(path.name):
+                remove(path)
+
+
 def foreign_file(folder: Path, kind: str) -> Path | None:
     """Returns a file in ``folder``, one of ours of that name, that this program did not write."""
     return next(FOLDERS[kind](folder), None) if folder.is_dir() else None
@@ -179,7 +188,8 @@ def has_replaced(run: Path) -> bool:
 
 
 def _foreign_files(folder: Path, own: re.Pattern[str]) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not own.fullmatch(path.name))
+    ours = re.compile(f"{own.pattern}|{TEMPORARY.pattern}")
+    return (path for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
 def _foreign_in_checkpoint(folder: Path) -> Iterator[Path]:
@@ -203,7 +213,7 @@ FOLDERS = {
     PARKED_EXPORT: _foreign_in_checkpoint,
     OLDER_CHECKPOINTS: _foreign_in_checkpoints,
     "tensorboard": lambda folder: _foreign_files(folder, EVENTS),
-    "wav": lambda folder: _foreign_files(folder, SOUND),
+    SOUNDS: lambda folder: _foreign_files(folder, SOUND),
     PROFILE: lambda folder: _foreign_files(folder, TRACE),
     "wandb": lambda folder: _foreign_files(folder, WANDB),
 }

@@ -34,6 +34,7 @@ from wavalign_fast.train.owned_files import (
     read_json_object,
     read_marker,
     recorded_arms,
+    remove_half_written,
     write_marker,
 )
 
@@ -111,6 +112,7 @@ def check_folder_of_arms(path: Path, *, resume: bool) -> None:
 
 def start_run(path: Path, config: RunConfig, *, data: dict[str, Any]) -> None:
     """Marks the directory as a run over ``data`` (a fingerprint) and writes its config."""
+    remove_half_written(path)
     write_marker(path, data=data)
     write_text(path / CONFIG_FILE, dump_config(config))
 
