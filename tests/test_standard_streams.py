@@ -3,6 +3,7 @@
 ``standard_streams.py`` needs the standard library alone, so the processes here start in no time.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -100,13 +101,17 @@ def test_what_a_stream_cannot_encode_is_spelled(encoding, shown):
 
 
 def test_every_sign_that_is_printed_has_a_spelling():
-    """Checks the files whose texts are printed; the report's page is UTF-8 anyway."""
+    """Checks the package's strings but docstrings; the report's page is UTF-8 anyway."""
     package = Path(module.__file__).parent
-    printed = [package / "doctor.py", package / "cli.py", *(package / "train").glob("*.py")]
-    printed += [*package.glob("recipes/**/*.py"), *(package / "rollout").glob("*.py")]
-    signs = {
-        sign for path in printed for sign in path.read_text(encoding="utf-8") if ord(sign) > 127
-    }
+    signs = set()
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "report") or path.samefile(module.__file__):
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = (n.value for n in nodes if isinstance(n, ast.Constant) and id(n) not in docs)
+        shown = "".join(text for text in texts if isinstance(text, str))
+        signs |= {sign for sign in shown if ord(sign) > 127 and sign.isprintable()}
     assert {"λ", "→"} <= signs
     assert signs - set(module.SPELLED) == set()
 

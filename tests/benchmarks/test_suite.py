@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bench_adversarial, bench_dpo
-from wavalign_fast import cli
+from wavalign_fast import bench_command, cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def suite(monkeypatch):
     """The module, with a page without plots, which take seconds and are tested elsewhere."""
-    monkeypatch.setattr(cli._benchmarks("report.page"), "figures", lambda records: {})
-    return cli._benchmarks("suite")
+    monkeypatch.setattr(bench_command._benchmarks("report.page"), "figures", lambda records: {})
+    return bench_command._benchmarks("suite")
 
 
 class Bench:
@@ -61,7 +61,7 @@ def test_an_installed_copy_comes_before_the_checkout(tmp_path, monkeypatch):
     with mock.patch.dict(sys.modules):
         for name in [name for name in sys.modules if name.startswith("wavalign_fast.benchmarks")]:
             del sys.modules[name]
-        assert cli._benchmarks("suite").MARK == "installed"
+        assert bench_command._benchmarks("suite").MARK == "installed"
     left = sys.modules.get("wavalign_fast.benchmarks.suite")
     assert left is None or not hasattr(left, "MARK")
 

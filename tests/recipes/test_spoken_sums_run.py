@@ -62,7 +62,7 @@ def test_its_page_shows_all_of_it(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<(style|script)>.*?</\1>|<[^>]+>", " ", page, flags=re.S))
     assert 'id="notes"' not in page, text
-    sections = ["results", "curves", "samples", "times", "configs"]
+    sections = ["results", "curves", "samples", "times", "provenance", "configs"]
     assert re.findall(r'<section id="(\w+)">', page) == sections
     assert "Two arms from one base model, 3 steps each" in text
     for arm in ("wavalign", "sft-imperfect"):
@@ -71,7 +71,8 @@ def test_its_page_shows_all_of_it(run):
         assert f"{100 * final['text_accuracy_greedy']:.0f}%" in text
         for sample in read(run / arm / "samples.json"):
             assert sample["text"] in text and sample["heard"] in text
-    assert page.count("data:audio/wav;base64,") == 12
+    # Six answers of each arm, and those of the base model that both started from.
+    assert page.count("data:audio/wav;base64,") == 18
     charts = {title.strip() for title in re.findall(r"<figcaption>([^<]*)<", page)}
     assert {"Reward", "Mixing weight λ", "Policy loss", "Anchor loss"} <= charts
     assert "asr_reward: 0.25" in text and "rollout" in text

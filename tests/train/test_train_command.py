@@ -34,6 +34,7 @@ def test_a_run_directory_is_complete(in_tmp_path, no_report, train_toy):
         "text": "t",
         "heard": "h",
         "wav": "wav/001.wav",
+        "reward": None,
     }
     with wave.open(str(run / samples[1]["wav"])) as file:
         assert file.getframerate() == 8000 and file.getnframes() == 80
