@@ -42,7 +42,7 @@ def test_a_step_with_tables_on_the_cpu(batch, config, most):
 
 
 @pytest.mark.parametrize(
-    ("batch", "config", "most"), [(PLAIN, {}, 353), (BATCH, EVERYTHING, 494)], ids=["plain", "all"]
+    ("batch", "config", "most"), [(PLAIN, {}, 363), (BATCH, EVERYTHING, 504)], ids=["plain", "all"]
 )
 def test_a_step_with_tables_on_the_device(batch, config, most):
     with gpu_pretended() as device:
