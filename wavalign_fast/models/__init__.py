@@ -18,6 +18,7 @@ from wavalign_fast.models.loading import (
 )
 from wavalign_fast.models.lora import add_lora, has_lora, without_lora
 from wavalign_fast.models.packing import PackedRows
+from wavalign_fast.models.shard_loading import empty_model, fill_shards
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "check_vocabulary",
     "compile_layers",
     "decoder_layers",
+    "empty_model",
+    "fill_shards",
     "frozen_copy",
     "has_lora",
     "hidden_states",

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,8 @@ def load_checkpoint(
     """
     from transformers import AutoModelForCausalLM
 
-    if not (directory / "config.json").is_file():
-        raise UserError(f"no checkpoint in {directory}: config.json is missing")
-    _say_that_code_is_not_run(directory)
-    try:
+    with reading(directory):
+        say_that_code_is_not_run(directory)
         model = AutoModelForCausalLM.from_pretrained(
             directory,
             local_files_only=True,
@@ -47,23 +46,33 @@ def load_checkpoint(
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except Exception as error:  # transformers and safetensors raise many types for a bad file
-        reason = one_line(error)
-        if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code
-            reason = "only code of its own can load it, and code of a checkpoint is never run"
-        raise DamagedFileError(f"checkpoint {directory} cannot be read: {reason}") from error
     if like is not None:
         check_same_shapes(directory, shapes_of(model.state_dict()), shapes_of(like.state_dict()))
     return model
 
 
-def _say_that_code_is_not_run(directory: Path) -> None:
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Reads the model in ``directory`` in a block, and names it in what goes wrong.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+        UserError: there is no model.
+    """
+    if not (directory / "config.json").is_file():
+        raise UserError(f"no checkpoint in {directory}: config.json is missing")
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFileError(
-            f"checkpoint {directory} cannot be read: {one_line(error)}"
-        ) from error
+        yield
+    except Exception as error:  # transformers and safetensors raise many types for a bad file
+        reason = one_line(error)
+        if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code
+            reason = "only code of its own can load it, and code of a checkpoint is never run"
+        raise DamagedFileError(f"checkpoint {directory} cannot be read: {reason}") from error
+
+
+def say_that_code_is_not_run(directory: Path) -> None:
+    """Warns of a model directory that names code of its own."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if isinstance(config, dict) and "auto_map" in config:
         logger.warning(
             "checkpoint %s names code of its own (auto_map): it is not run; the model of type %s "

@@ -12,6 +12,8 @@ from wavalign_fast.models import (
     add_lora,
     cast_weights,
     compile_layers,
+    empty_model,
+    fill_shards,
     load_checkpoint,
     recompute_activations,
     set_attention,
@@ -35,10 +37,16 @@ def sampling_dtype(config: RunConfig) -> torch.dtype | None:
     return compute_dtype(config.model) if named == "same" else getattr(torch, named)
 
 
-def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
+def load_base_model(
+    config: ModelConfig, task: Task, *, in_shards: bool = False
+) -> "PreTrainedModel":
     """Loads the model that training starts from: ``model.path``, or else the recipe's own.
 
     It has the dtype and the attention of the configuration.
+
+    Args:
+        in_shards: leaves the weights of ``model.path`` on the meta device, if each rank can read
+            its shards later: ``fill_base_model``.
 
     Raises:
         UserError: there is no model in ``model.path``, or it cannot be read or used.
@@ -48,11 +56,31 @@ def load_base_model(config: ModelConfig, task: Task) -> "PreTrainedModel":
         model = task.load_model()
         cast_weights(model, dtype)
     else:
+        directory, model = _directory(config), None
         with naming("model.path"):
-            model = load_checkpoint(Path(config.path).expanduser(), dtype=dtype)
+            # Adapters get their first values when they are added, so they need whole weights.
+            if in_shards and not config.lora.rank:
+                model = empty_model(directory, dtype=dtype)
+            if model is None:
+                model = load_checkpoint(directory, dtype=dtype)
     with naming("model.attention"):
         set_attention(model, config.attention)
     return model
+
+
+def fill_base_model(model: "PreTrainedModel", config: ModelConfig) -> None:
+    """Reads this rank's shards of a model whose weights ``load_base_model`` left out.
+
+    Raises:
+        UserError: the files cannot be read.
+    """
+    with naming("model.path"):
+        fill_shards(model, _directory(config))
+
+
+def _directory(config: ModelConfig) -> Path:
+    assert config.path is not None
+    return Path(config.path).expanduser()
 
 
 def prepare_model(

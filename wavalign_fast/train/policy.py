@@ -115,7 +115,10 @@ def wrapped(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> Policy:
-    """Shards ``policy`` over the ranks, in place; alone it is left as it is.
+    """Moves ``policy`` to the rank's device and shards it over the ranks, in place.
+
+    A rank's device never holds more than one unit whole. Weights on the meta device get memory for
+    this rank's shards, without values. Alone a policy is left whole.
 
     Args:
         compute_dtype: dtype of the forward and backward pass; the weights and the gradients that
@@ -137,7 +140,7 @@ def wrapped(
             with naming("parallel.head"):
                 check_head_can_be_sharded(policy.model)
     if ranks.world == 1 and compute_dtype == weights_dtype:
-        return policy
+        return policy.to(ranks.device)
     if not dist.is_initialized():  # alone, only for the two dtypes
         backend, store = backend_of(ranks.device), dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, rank=0, world_size=1, store=store)
@@ -153,7 +156,10 @@ def wrapped(
             module.set_gradient_divide_factor(1.0)
             # Else the reduction is PREMUL_SUM, which gloo's all-reduce does not have.
             module.set_force_sum_reduction_for_comms(True)
-    return policy
+    # As `to_empty`, which would empty the buffers too.
+    return policy._apply(
+        lambda tensor: torch.empty_like(tensor, device=ranks.device) if tensor.is_meta else tensor
+    )
 
 
 def _shard(

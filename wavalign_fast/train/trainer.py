@@ -20,7 +20,12 @@ from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import EvaluationSchedule
-from wavalign_fast.train.model_setup import compute_dtype, load_base_model, prepare_model
+from wavalign_fast.train.model_setup import (
+    compute_dtype,
+    fill_base_model,
+    load_base_model,
+    prepare_model,
+)
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
 from wavalign_fast.train.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -71,9 +76,8 @@ class Trainer:
             patience=config.train.early_stop,
         )
         with self.ranks.failing_together():
-            base = load_base_model(config.model, task)
+            base = load_base_model(config.model, task, in_shards=self.ranks.world > 1)
             check_vocabulary(base, task.layout)
-            base.to(self.ranks.device)
         reference: Policy | WithoutLora | None = None
         adapted = config.model.lora.rank > 0
         if config.needs_reference and not adapted:
@@ -182,12 +186,17 @@ class Trainer:
         self.saved_step = self.step
 
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
-        return wrapped(
+        hollow = any(weight.is_meta for weight in model.parameters())
+        policy = wrapped(
             Policy(model),
             self.config.parallel,
             self.ranks,
             compute_dtype=compute_dtype(self.config.model),
         )
+        if hollow:
+            with self.ranks.failing_together():
+                fill_base_model(model, self.config.model)
+        return policy
 
     def _stop_signal(self, stop: StopSignal) -> int:
         """Returns the signal that some rank received, 0 for none: all stop after the same step."""
