@@ -246,12 +246,6 @@ class RunConfig(Group):
         return self
 
     @model_validator(mode="after")
-    def _head_can_be_sharded(self) -> Self:
-        if self.method == "dpo" and self.parallel.head == "sharded":
-            raise ValueError("parallel.head: sharded given with method dpo, wanted gathered")
-        return self
-
-    @model_validator(mode="after")
     def _profile_is_within_the_run(self) -> Self:
         window = self.telemetry.profile_steps
         if window is not None and window[1] > self.train.steps:

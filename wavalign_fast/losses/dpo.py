@@ -21,6 +21,7 @@ from wavalign_fast.ops.inputs import (
     finite_number,
     true_or_false,
 )
+from wavalign_fast.ops.sharded.head import HeadShard
 from wavalign_fast.ops.transfer import copied_together, refuse_in_capture, refuse_meta
 
 
@@ -79,7 +80,7 @@ def dpo_loss(
 
 def fused_dpo_loss(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | HeadShard,
     targets: torch.Tensor,
     sequence_id: torch.Tensor,
     pairs: torch.Tensor,
@@ -101,7 +102,8 @@ def fused_dpo_loss(
 
     Args:
         hidden: [T, H] floats; position t predicts ``targets[t]``.
-        weight: [V, H] in the dtype of ``hidden``.
+        weight: [V, H] in the dtype of ``hidden``; or this rank's slice of it, a ``HeadShard``.
+            ``bias`` is then a slice too, and the loss that of this rank's pairs.
         targets: [T] int64 ids; -100 is ignored. With ``hidden`` on a GPU these and the next two
             tables may be on the CPU: the rows to multiply are then known without a host sync.
         sequence_id: [T] int64 in [0, S), the sequence of each position that is not ignored.
@@ -260,10 +262,12 @@ def _metrics(
 
 
 def _check_operands(
-    hidden: torch.Tensor, weight: torch.Tensor, positions: int, layout: ModalityLayout
+    hidden: torch.Tensor,
+    weight: torch.Tensor | HeadShard,
+    positions: int,
+    layout: ModalityLayout,
 ) -> None:
     check_type("layout", layout, ModalityLayout)
-    check_tensor("weight", weight)
     check_head(weight, layout)
     if hidden.dim() != 2 or hidden.shape[0] != positions:
         raise ValueError(

@@ -13,7 +13,7 @@ from wavalign_fast.data.records import Completion, Example, Preference
 from wavalign_fast.losses import SPEECH, DPOOutput, MetricTotals, fused_dpo_loss
 from wavalign_fast.losses.metrics import reward_metrics
 from wavalign_fast.models.attention import TAKES_BORDERS
-from wavalign_fast.ops import IGNORE_INDEX, LossOptions
+from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions
 from wavalign_fast.train.collect import Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
@@ -52,11 +52,13 @@ class PairBlock:
     pairs: Tensor
     """int64 [P, 2], rows in the block: chosen, rejected."""
     rows: int
+    live: int
+    """The most ids in scope in the micro-batch of any rank."""
     ref_logp: Tensor | None = None
     """[rows], log-probs of the answers under the reference, once they are known."""
 
     @classmethod
-    def of(cls, pairs: Sequence[PairRows], pad_id: int, *, packed: bool) -> "PairBlock":
+    def of(cls, pairs: Sequence[PairRows], pad_id: int, *, packed: bool, live: int) -> "PairBlock":
         """Lays out the rows of ``pairs``, the two of a pair side by side."""
         rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
         block = lay_out(rows, pad_id, packed=packed)
@@ -67,6 +69,7 @@ class PairBlock:
             sequence=place[block.tables.policy_row.clamp(min=0)],
             pairs=torch.arange(len(rows)).view(-1, 2),
             rows=max(len(rows), 1),
+            live=live,
         )
 
     @property
@@ -169,7 +172,7 @@ class PreferenceStep:
             block_tokens=self.config.train.block_tokens,
             packed=self.packed,
         )
-        mine, (count, _) = dealt[self.ranks.rank], rounds(dealt)
+        count, _ = rounds(dealt)
         made = {"pairs/offline": len(offline), "pairs/online": len(online)}
         made |= {"pairs/used": len(rows), "pairs/out_of_scope": len(pairs) - len(rows)}
         constants = {name: torch.tensor(float(number)) for name, number in made.items()}
@@ -178,9 +181,7 @@ class PreferenceStep:
         flat = [row for pair in rows for row in (pair.chosen, pair.rejected)]
         return PairBatch(
             blocks=[
-                PairBlock.of(
-                    mine[turn] if turn < len(mine) else [], self.task.pad_id, packed=self.packed
-                )
+                self._block([mine[turn] if turn < len(mine) else [] for mine in dealt])
                 for turn in range(max(count, 1))
             ],
             pairs=len(rows),
@@ -200,6 +201,15 @@ class PreferenceStep:
                 scored=1,
             ),
         )
+
+    def _block(self, parts: Sequence[list[PairRows]]) -> PairBlock:
+        """Returns this rank's micro-batch of a turn, whose pairs on every rank are ``parts``."""
+        live = max(sum(self._in_scope(pair) for pair in pairs) for pairs in parts)
+        return PairBlock.of(parts[self.ranks.rank], self.task.pad_id, packed=self.packed, live=live)
+
+    def _in_scope(self, pair: PairRows) -> int:
+        answers = (*pair.chosen.answer, *pair.rejected.answer)
+        return sum(map(self.counts.__getitem__, answers))
 
     def _online(
         self,
@@ -243,7 +253,7 @@ class PreferenceStep:
     ) -> DPOOutput:
         dpo = self.config.dpo
 
-        def score(hidden: Tensor, weight: Any, bias: Tensor | None) -> DPOOutput:
+        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> DPOOutput:
             if broken is not None:
                 broken.watch(hidden, block.block.tables)
             return fused_dpo_loss(
@@ -263,4 +273,4 @@ class PreferenceStep:
                 options=self.options,
             )
 
-        return model([block.block.ids], score)
+        return model([block.block.ids], score, block.live)
