@@ -280,9 +280,23 @@ def test_task_options_are_those_of_the_constructor(options, message):
 )
 def test_what_a_config_needs(overrides, rollouts, anchor, reference):
     config = resolve(*overrides)
-    assert config.needs_rollouts == rollouts
+    assert config.needs_rollouts == config.needs_rewards == rollouts
     assert config.needs_anchor == anchor
     assert config.needs_reference == reference
+
+
+@pytest.mark.parametrize(
+    ("key", "rollouts", "rewards"),
+    [
+        ("dpo.pairs=offline", False, False),
+        ("dpo.pairs=auto", True, True),
+        ("dpo.chosen=demonstration", True, False),
+    ],
+)
+def test_what_dpo_needs(key, rollouts, rewards):
+    config = resolve("method=dpo", key)
+    assert (config.needs_rollouts, config.needs_rewards) == (rollouts, rewards)
+    assert config.needs_reference and not config.needs_anchor
 
 
 def test_differing_keys_are_dotted():

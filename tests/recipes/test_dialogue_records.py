@@ -65,6 +65,16 @@ def test_ids_are_taken_as_they_are(read, ids_of):
     assert example.answer_ids == () and example.reference == "yes" and example.id == "7"
 
 
+def test_a_rejected_answer_is_read_as_an_answer_is(read, ids_of):
+    spoken, by_ids, none = read(
+        {"prompt": "hi", "answer": "ho", "rejected": "hu<|audio_1|>"},
+        {"prompt": "hi", "answer": "ho", "rejected_ids": [*ids_of("hu<|audio_1|>")]},
+        {"prompt": "hi", "answer": "ho"},
+    )
+    assert spoken.rejected_ids == by_ids.rejected_ids == ids_of("hu<|audio_1|><|im_end|>")
+    assert spoken.answer_ids == ids_of("ho<|im_end|>") and none.rejected_ids == ()
+
+
 def test_messages_may_end_with_the_answer(read, ids_of):
     turns = [
         {"role": "system", "content": "be brief"},
@@ -132,6 +142,12 @@ BAD = [
     ({"prompt_ids": [True]}, "prompt_ids[0] is True, wanted an id"),
     ({"prompt": "hi", "answer": 42}, "answer is 42, wanted text that is not empty"),
     ({"prompt": "hi", "answer": "a", "answer_ids": [1]}, "answer and answer_ids are given"),
+    ({"prompt": "hi", "rejected": "a"}, "rejected is given without an answer, wanted both"),
+    (
+        {"prompt": "hi", "answer": "a", "rejected": "b", "rejected_ids": [1]},
+        "rejected and rejected_ids are given, wanted one of them",
+    ),
+    ({"prompt": "hi", "answer": "a", "rejected": 3}, "rejected is 3, wanted text"),
     ({"prompt": "hi", "answer": "a<|im_end|>b"}, "answer has the special token '<|im_end|>'"),
     ({"prompt": "hi", "answer_ids": [1, 258, 2]}, f"answer_ids {END_INSIDE}"),
     ({"prompt": "hi", "reference": 4}, "reference is 4, wanted text; a key of another name may"),

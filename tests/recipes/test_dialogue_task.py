@@ -56,7 +56,7 @@ def task(folder, model_directory):
     _, _, factory = load_recipe("dialogue")
     run = {
         "model_path": str(model_directory), "prompts": 2, "group_size": 2, "max_new_tokens": 8,
-        "needs_rollouts": True, "needs_anchor": True, "eval_items": 4,
+        "needs_rewards": True, "needs_anchor": True, "eval_items": 4,
         "timeout_s": 100,
     }  # fmt: skip
     own = {
@@ -141,14 +141,26 @@ def test_a_wrong_setting_is_refused_before_data_and_model_are_read(task, options
 
 
 def test_what_is_not_needed_may_be_missing(task):
-    made = task(reward=None, needs_rollouts=False, eval_data=None, eval_items=0)
+    made = task(reward=None, needs_rewards=False, eval_data=None, eval_items=0)
     assert len(made.train_examples) == 12
+
+
+def test_records_with_a_rejected_answer_are_preferences(task, folder):
+    path = folder / "train.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "hi", "answer": "ho", "rejected": "hu", "id": "p"}))
+    made = task(reward=None, needs_rewards=False)
+    (pair,) = made.preferences
+    example = made.train_examples[-1]
+    assert pair.example_id == example.id == "p" and pair.prompt_ids == example.prompt_ids
+    assert made.tokens.text(pair.chosen_ids) == "ho"
+    assert made.tokens.text(pair.rejected_ids) == "hu" and pair.rejected_ids[-1] == END
 
 
 def test_other_ranks_wait_longer_than_a_call_of_the_function_may_take(task):
     def made(reward_timeout_s, reward="mine.py:length"):
         try:
-            task(reward_timeout_s=reward_timeout_s, reward=reward, needs_rollouts=False)
+            task(reward_timeout_s=reward_timeout_s, reward=reward, needs_rewards=False)
         except UserError as error:
             return str(error)
         return ""
@@ -310,7 +322,7 @@ def test_an_evaluation_counts_what_was_answered(task, model):
 
 
 def test_a_greedy_evaluation_takes_each_record_once(task, model):
-    done = task(eval_temperature=0.0, reward=None, needs_rollouts=False).evaluate(
+    done = task(eval_temperature=0.0, reward=None, needs_rewards=False).evaluate(
         model, items=100, seed=0
     )
     assert done.metrics["items"] == 12 and "reward" not in done.metrics

@@ -263,6 +263,11 @@ class RunConfig(Group):
         return self.loss.mixing != 0.0 or self._has_separate_kl
 
     @property
+    def needs_rewards(self) -> bool:
+        """Whether completions are judged."""
+        return self.needs_rollouts and (self.method != "dpo" or self.dpo.chosen == "best")
+
+    @property
     def needs_anchor(self) -> bool:
         """Whether any term of the loss uses demonstrations."""
         return self.method == "hybrid" and self.anchor.rows > 0 and self.loss.mixing != 1.0

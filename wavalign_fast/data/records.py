@@ -20,6 +20,8 @@ class Example:
     """The right answer as text."""
     answer_ids: tuple[int, ...] = ()
     """Ids of a demonstrated answer, with the end-of-sequence id; empty if there is none."""
+    rejected_ids: tuple[int, ...] = ()
+    """Ids of a worse answer than ``answer_ids``, for DPO; empty if there is none."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The JSON object that the example was read from, for rewards that need more of it."""
 

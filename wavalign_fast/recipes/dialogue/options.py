@@ -11,7 +11,7 @@ FROM_RUN = {
     "prompts": "rollout.prompts",
     "group_size": "rollout.group_size",
     "max_new_tokens": "rollout.max_new_tokens",
-    "needs_rollouts": "needs_rollouts",
+    "needs_rewards": "needs_rewards",
     "needs_anchor": "needs_anchor",
     "eval_items": "train.eval_items",
     "timeout_s": "parallel.timeout_s",
@@ -36,7 +36,8 @@ class Options:
         str | Path,
         Field(
             description="JSONL file to train on. A record has prompt, messages or prompt_ids; "
-            "answer or answer_ids for the anchor; reference for the reward."
+            "answer or answer_ids for the anchor; reference for the reward; rejected or "
+            "rejected_ids, a worse answer, for DPO."
         ),
     ]
     eval_data: Annotated[

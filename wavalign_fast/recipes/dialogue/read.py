@@ -14,9 +14,10 @@ from wavalign_fast.recipes.dialogue.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("id", "prompt", "messages", "prompt_ids", "answer", "answer_ids", "reference")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 ANSWERS = ("answer", "answer_ids")
+REJECTED = ("rejected", "rejected_ids")
+KEYS = ("id", *PROMPTS, *ANSWERS, *REJECTED, "reference")
 AUDIO = ("audio", "audios")
 ROLES = ("system", "user", "assistant")
 
@@ -110,7 +111,7 @@ class ExampleReader:
                     "the text, or prompt_ids"
                 )
         given = {key: record.get(name) for key, name in self.names.items()}
-        answer = self._one_of(given, ANSWERS)
+        answer, rejected = self._one_of(given, ANSWERS), self._one_of(given, REJECTED)
         prompt = self._one_of(given, PROMPTS)
         if prompt is None:
             wanted = ", ".join(self.names[key] for key in PROMPTS)
@@ -126,11 +127,15 @@ class ExampleReader:
                 "positions of the model for prompt and answer)"
             )
         answer_text = given["answer"] if answer == "answer" else inner
-        answer_ids = self._answer(given["answer_ids"], answer_text)
-        if len(prompt_ids) + len(answer_ids) > self.tokens.positions:
+        answer_ids = self._answer(ANSWERS, given["answer_ids"], answer_text)
+        rejected_ids = self._answer(REJECTED, given["rejected_ids"], given["rejected"])
+        if rejected is not None and not answer_ids:
+            raise ValueError(f"{self.names[rejected]} is given without an answer, wanted both")
+        length = len(prompt_ids) + max(len(answer_ids), len(rejected_ids))
+        if length > self.tokens.positions:
             raise _TooLongError(
-                f"its prompt and answer have {len(prompt_ids) + len(answer_ids)} ids, wanted at "
-                f"most {self.tokens.positions}, the positions of the model"
+                f"its prompt and answer have {length} ids, wanted at most {self.tokens.positions}, "
+                "the positions of the model"
             )
         reference = given["reference"]
         if reference is not None and not isinstance(reference, str):
@@ -144,6 +149,7 @@ class ExampleReader:
             prompt_ids=tuple(prompt_ids),
             reference=self._words(answer_text, answer_ids) if reference is None else reference,
             answer_ids=answer_ids,
+            rejected_ids=rejected_ids,
             record=record,
         )
 
@@ -184,8 +190,8 @@ class ExampleReader:
             turns = [{"role": "system", "content": self.options.system}, *turns]
         return self.tokens.encode_chat(turns)
 
-    def _answer(self, ids: Any, text: Any) -> tuple[int, ...]:
-        name = self.names["answer_ids" if text is None else "answer"]
+    def _answer(self, keys: tuple[str, str], ids: Any, text: Any) -> tuple[int, ...]:
+        name = self.names[keys[text is None]]
         if ids is None and text is None:
             return ()
         if text is None:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example
+from wavalign_fast.data.records import (
+    Completion,
+    Demonstration,
+    Evaluation,
+    Example,
+    Preference,
+)
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.recipes.dialogue.evaluate import (
@@ -41,7 +47,7 @@ class Dialogue:
         prompts: int,
         group_size: int,
         max_new_tokens: int,
-        needs_rollouts: bool,
+        needs_rewards: bool,
         needs_anchor: bool,
         eval_items: int,
         timeout_s: float,
@@ -54,7 +60,7 @@ class Dialogue:
         self.rows = prompts * group_size
         self.max_new_tokens = max_new_tokens
         self.needs_anchor = needs_anchor
-        if needs_rollouts and self.options.reward is None:
+        if needs_rewards and self.options.reward is None:
             raise UserError("task.reward: nothing given, wanted FILE.py:FUNCTION")
         if eval_items and self.options.eval_data is None:
             raise UserError(
@@ -89,6 +95,20 @@ class Dialogue:
             )  # fmt: skip
         self._rewards.try_out(examples[0])
         return examples
+
+    @property
+    def preferences(self) -> list[Preference]:
+        """The pairs of those records that have a rejected answer."""
+        return [
+            Preference(
+                prompt_ids=example.prompt_ids,
+                chosen_ids=example.answer_ids,
+                rejected_ids=example.rejected_ids,
+                example_id=example.id,
+            )
+            for example in self.train_examples
+            if example.rejected_ids
+        ]
 
     @functools.cached_property
     def held_out(self) -> tuple[Example, ...]:
