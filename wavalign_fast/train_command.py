@@ -31,7 +31,7 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import check_output
-from wavalign_fast.train.directory_lock import check_free, locked
+from wavalign_fast.train.directory_lock import LOCK_FILE, check_free, locked
 from wavalign_fast.train.owned_files import CONFIG_FILE, REPORT_FILE, has_replaced, put_back
 from wavalign_fast.train.run_directory import check_folder_of_arms, check_run
 from wavalign_fast.train.torchrun import launcher, several_ranks, tell_torchrun
@@ -100,11 +100,15 @@ class _Run:
     def train_as_rank(self) -> int:
         """Trains as one of several ranks, of which the main one holds the directories."""
         from wavalign_fast.train.ranks import started_ranks
+        from wavalign_fast.train.same_on_all import check_same_settings, check_shared
 
         with started_ranks(self._timeout_s) as ranks, ExitStack() as stack:
+            flags = {"--resume": self.args.resume, "--overwrite": self.args.overwrite}
+            check_same_settings([config.model_dump() | flags for config in self.configs], ranks)
             with ranks.failing_together():
                 if ranks.is_main:
                     stack.enter_context(self.held())
+            check_shared(self.root / LOCK_FILE, ranks)
             if not ranks.is_main:
                 quiet_rank()
             return self._train(ranks)

@@ -18,7 +18,7 @@ from wavalign_fast.models.loading import (
 )
 from wavalign_fast.models.lora import add_lora, has_lora, without_lora
 from wavalign_fast.models.packing import PackedRows
-from wavalign_fast.models.shard_loading import empty_model, fill_shards
+from wavalign_fast.models.shard_loading import empty_model, fill_shards, middle_rows
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "hidden_states",
     "is_adapted",
     "load_checkpoint",
+    "middle_rows",
     "output_head",
     "recompute_activations",
     "set_attention",

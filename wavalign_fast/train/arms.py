@@ -18,6 +18,7 @@ from wavalign_fast.data.records import Evaluation
 from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
 from wavalign_fast.ops import backend_status
 from wavalign_fast.outputs import reserve
+from wavalign_fast.train import same_on_all
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.export import export_run, is_sharded
@@ -111,7 +112,7 @@ def run_all(
             data = fingerprint(task.train_examples, pairs)
             if resume and ranks.is_main:
                 check_same_data(spec.directory, data)
-        _check_same_on_all(data, ranks)
+        same_on_all.check_same_data(data, ranks)
         key = (
             config.train.eval_items,
             config.train.eval_seed,
@@ -133,19 +134,6 @@ def run_all(
 
 def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
     return finished_metrics(spec.directory, spec.config) if resume else None
-
-
-def _check_same_on_all(data: dict[str, Any], ranks: Ranks) -> None:
-    """Raises ``UserError`` if the ranks have different training examples."""
-    first, *others = ranks.gather(data)
-    with ranks.failing_together():
-        for rank, other in enumerate(others, start=1):
-            if other != first:
-                raise UserError(
-                    f"training data: {first['examples']} examples on rank 0 and "
-                    f"{other['examples']} on rank {rank}, contents differ; wanted the same files "
-                    "on every machine"
-                )
 
 
 def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:

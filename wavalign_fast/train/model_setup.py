@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.schema import RunConfig
@@ -15,6 +16,7 @@ from wavalign_fast.models import (
     empty_model,
     fill_shards,
     load_checkpoint,
+    middle_rows,
     recompute_activations,
     set_attention,
 )
@@ -76,6 +78,19 @@ def fill_base_model(model: "PreTrainedModel", config: ModelConfig) -> None:
     """
     with naming("model.path"):
         fill_shards(model, _directory(config))
+
+
+def middle_rows_of(model: "PreTrainedModel", config: ModelConfig) -> dict[str, Tensor]:
+    """Returns one row of each weight that ``load_base_model`` has loaded, or has left in its file.
+
+    Raises:
+        UserError: the files cannot be read.
+    """
+    weights = dict(model.named_parameters())
+    if any(weight.is_meta for weight in weights.values()):
+        with naming("model.path"):
+            return middle_rows(_directory(config))
+    return {name: w.detach()[len(w) // 2 :][:1] for name, w in weights.items() if w.ndim}
 
 
 def _directory(config: ModelConfig) -> Path:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from wavalign_fast.train.model_setup import (
     compute_dtype,
     fill_base_model,
     load_base_model,
+    middle_rows_of,
     prepare_model,
 )
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
@@ -35,6 +37,7 @@ from wavalign_fast.train.policy import Policy, WithoutLora, wrapped
 from wavalign_fast.train.preference_step import PairBatch, PreferenceStep
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.same_on_all import check_same_weights
 from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
@@ -78,6 +81,7 @@ class Trainer:
         with self.ranks.failing_together():
             base = load_base_model(config.model, task, in_shards=self.ranks.world > 1)
             check_vocabulary(base, task.layout)
+        check_same_weights(partial(middle_rows_of, base, config.model), self.ranks)
         reference: Policy | WithoutLora | None = None
         adapted = config.model.lora.rank > 0
         if config.needs_reference and not adapted:
