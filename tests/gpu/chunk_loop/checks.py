@@ -138,8 +138,10 @@ def assert_as_good_as_torch(
         assert relative_error(found[name], wanted) <= allowed, name
 
 
-def logprob_agrees(place: Place, *, bias: bool, budget: int | None, temperature: float) -> None:
-    given = operands(place, bias=bias)
+def logprob_agrees(
+    place: Place, *, bias: bool, budget: int | None, temperature: float, rows: int = ROWS
+) -> None:
+    given = operands(place, rows, bias=bias)
     host = given.to(place.dtype)
     assert_as_good_as_torch(
         everything(given, ours(wf.LossOptions(memory_budget=budget), temperature)),
@@ -163,11 +165,12 @@ def bits_do_not_depend_on_the_batch(place: Place) -> None:
             assert torch.equal(values, in_chunks[rows])
 
 
-def given_capacity_changes_nothing(place: Place) -> None:
-    given = operands(place)
+def given_capacity_changes_nothing(place: Place, *, rows: int = ROWS, spare: int = 300) -> None:
+    """Also with ``spare`` rows more than are live."""
+    given = operands(place, rows)
     live = int((given.targets != -100).sum())
     exact = everything(given, ours())
-    for capacity in (live, live + 300):
+    for capacity in (live, live + spare):
         found = everything(given, ours(wf.LossOptions(live_rows=capacity)))
         for name, wanted in exact.items():
             # The head's gradient is a sum over rows, and more rows may be summed in another order.
