@@ -40,10 +40,12 @@ def runs(sizes: Sizes) -> dict[str, PlannedRun]:
     half = torch.bfloat16
     mixed = PlannedRun(compute_dtype=half, sampling_dtype=half, checkpointing=True, **asdict(sizes))
     small = replace(mixed, weights_dtype=half, optimizer="adamw8bit")
+    lora = replace(mixed, weights_dtype=half, lora_rank=64, reference=True)
     four = replace(mixed, shard=4)
     return {
         "1 GPU, fp32 weights": mixed,
         "1 GPU, bf16 weights, adamw8bit": small,
+        "1 GPU, LoRA r 64 over bf16": lora,
         "4 GPUs": four,
         "4 GPUs, head sharded": replace(four, head="sharded"),
         "4 GPUs, several micro-batches": replace(four, micro_batches=2),

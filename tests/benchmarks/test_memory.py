@@ -10,6 +10,7 @@ from tests.plan.tiny import tiny_config
 
 @pytest.fixture(scope="module")
 def record():
+    pytest.importorskip("peft")
     sizes = bench_memory.Sizes(rows=2, length=24, live=30, sampled=4, sampled_length=24)
     return {"cases": bench_memory.measured(tiny_config(), bench_memory.runs(sizes))}
 
@@ -30,7 +31,10 @@ def test_a_tiny_model(record):
     assert copy not in phases["1 GPU, bf16 weights, adamw8bit"]["rollout"]
     kept = phases["4 GPUs, copy kept"]
     assert kept["training"] == phases["4 GPUs"]["training"] | {copy: kept["rollout"][copy]}
+    with_reference = phases["4 GPUs, reference policy"]["training"]
+    assert with_reference["reference"] == with_reference["weights"] / 2
     assert lasting["4 GPUs, reference policy"] > four
+    assert "reference" not in phases["1 GPU, LoRA r 64 over bf16"]["training"]
 
 
 def test_the_section_has_the_numbers_of_the_record(record):

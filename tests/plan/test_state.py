@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import DynamicCache, MistralConfig
 
 from tests.plan.tiny import tiny_config
@@ -18,6 +19,8 @@ from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.optimizer import build_optimizer
 from wavalign_fast.train.policy import Policy
 
+LORA = dict(lora_rank=4, lora_head=True)
+
 
 def counted(tensors) -> int:
     """Bytes of tensors, of a DTensor those of this rank."""
@@ -25,26 +28,32 @@ def counted(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def planned_run(dtype: torch.dtype, shards: int, optimizer: str) -> PlannedRun:
-    return PlannedRun(shard=shards, weights_dtype=dtype, compute_dtype=dtype, optimizer=optimizer)
+def planned_run(dtype: torch.dtype, shards: int, optimizer: str, **lora) -> PlannedRun:
+    return PlannedRun(
+        shard=shards, weights_dtype=dtype, compute_dtype=dtype, optimizer=optimizer, **lora
+    )
 
 
-def actual(tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str) -> list[int]:
+def actual(
+    tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str, lora: dict | None = None
+) -> list[int]:
     """Bytes of weights, gradients and optimizer state of this rank after a step."""
-    run = planned_run(dtype, shards, optimizer_name)
+    run = planned_run(dtype, shards, optimizer_name, **lora or {})
     model = planned_model(tiny_config(tie_word_embeddings=tied), run)
     policy = sharded(Policy(model), run)
     optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name))
     ids = torch.zeros((2, 5), dtype=torch.int64)
     policy([ids], lambda hidden, weight, _: (hidden @ weight.T).sum()).backward()
-    gradients = counted(weight.grad for weight in model.parameters())
+    gradients = counted(weight.grad for weight in model.parameters() if weight.grad is not None)
     optimizer.step()
     moments = [value for each in optimizer.state.values() for value in each.values()]
     return [counted(model.parameters()), gradients, counted(moments)]
 
 
-def planned(tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str) -> list[int]:
-    run = planned_run(dtype, shards, optimizer_name)
+def planned(
+    tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str, lora: dict | None = None
+) -> list[int]:
+    run = planned_run(dtype, shards, optimizer_name, **lora or {})
     with torch.device("meta"):
         model = planned_model(tiny_config(tie_word_embeddings=tied), run)
     every = (state.weight_bytes, state.gradient_bytes, state.moment_bytes)
@@ -56,6 +65,19 @@ def planned(tied: bool, dtype: torch.dtype, shards: int, optimizer_name: str) ->
 @pytest.mark.parametrize("tied", [False, True])
 def test_one_rank_holds_what_is_planned(tied, dtype, optimizer):
     assert actual(tied, dtype, 1, optimizer) == planned(tied, dtype, 1, optimizer)
+
+
+@pytest.mark.parametrize(("tied", "shards"), [(False, 1), (True, 1), (True, 2)])
+def test_adapters_alone_have_gradients_and_moments_and_are_float32(tied, shards):
+    pytest.importorskip("peft")
+    sizes = (tied, torch.bfloat16, shards, "adamw", LORA)
+    found = actual(*sizes) if shards == 1 else run_ranks(shards, actual, *sizes)[0]
+    assert found == planned(*sizes)
+    _, gradients, moments = found
+    outputs = (32, 16, 16, 32, 80, 80)  # of the projections whose inputs are 32 wide
+    layers = 3 * (sum(32 + size for size in outputs) + 80 + 32)
+    assert shards > 1 or gradients == 4 * 4 * (layers + 32 + 501)
+    assert moments >= 2 * gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -120,8 +142,11 @@ def test_a_reference_is_as_large_as_the_weights_of_a_rank():
     run = PlannedRun(shard=4)
     model = planned_model(tiny_config(), run)
     assert state.reference_bytes(model, run) == 0
-    with_one = state.reference_bytes(model, replace(run, reference=True))
-    assert with_one == state.weight_bytes(model, run)
+    run = replace(run, reference=True)
+    assert state.reference_bytes(model, run) == state.weight_bytes(model, run)
+    half = replace(run, compute_dtype=torch.bfloat16)
+    assert state.reference_bytes(model, half) == state.weight_bytes(model, run) / 2
+    assert state.reference_bytes(model, replace(run, lora_rank=4)) == 0
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -154,6 +179,37 @@ def test_a_copy_that_samples_is_whole():
     assert state.twin_bytes(model, run) == counted(twin.model.parameters())
     sharded = replace(run, shard=2, sampling_dtype=torch.float32)
     assert state.twin_bytes(model, sharded) == counted(model.parameters())
+
+
+def bytes_of_a_copy(tied: bool, weights: str, sampling: str | None) -> list[int]:
+    """Of a run with adapters: what the copy that samples takes on this rank, and its dtypes."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    run = planned_run(getattr(torch, weights), ranks, "adamw", sampled=1, **LORA)
+    policy = sharded(Policy(planned_model(tiny_config(tie_word_embeddings=tied), run)), run)
+    twin = Twin(policy.model, getattr(torch, sampling or "", None), root=policy)
+    twin.refresh()
+    with torch.no_grad():
+        twin.model(torch.zeros((1, 3), dtype=torch.int64))
+    return [twin.is_copy, counted(twin.model.parameters())]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_are_merged_in_a_copy_that_samples(tied):
+    """Of bfloat16 weights the copy of two ranks is bfloat16, whatever the adapters are."""
+    pytest.importorskip("peft")
+
+    def wanted(weights: torch.dtype, shards: int) -> list[int]:
+        run = planned_run(
+            weights, shards, "adamw", sampled=1, sampling_dtype=torch.bfloat16, **LORA
+        )
+        with torch.device("meta"):
+            model = planned_model(tiny_config(tie_word_embeddings=tied), run)
+        assert run.samples_a_copy
+        return [True, state.twin_bytes(model, run)]
+
+    assert bytes_of_a_copy(tied, "float32", "bfloat16") == wanted(torch.float32, 1)
+    for found in run_ranks(2, bytes_of_a_copy, tied, "bfloat16", None):
+        assert found == wanted(torch.bfloat16, 2)
 
 
 def test_no_copy_samples_where_the_weights_are_whole():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tests.plan.tiny import tiny_config
@@ -33,6 +34,22 @@ def test_fake_tensors_take_what_real_ones_take():
 
 def test_so_they_do_on_a_rank_of_two():
     run = replace(RUN, shard=2, compute_dtype=torch.bfloat16)
+    first, _ = run_ranks(2, real_peak, run)
+    assert_near(peak.training_peak(tiny_config(), run), first)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_so_they_do_with_adapters(head):
+    pytest.importorskip("peft")
+    half = replace(RUN, weights_dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
+    for run in (RUN, half, replace(half, checkpointing=True)):
+        run = replace(run, lora_rank=4, lora_head=head)
+        assert_near(peak.training_peak(tiny_config(), run), real_peak(run))
+
+
+def test_so_they_do_with_adapters_on_a_rank_of_two():
+    pytest.importorskip("peft")
+    run = replace(RUN, shard=2, compute_dtype=torch.bfloat16, lora_rank=4, lora_head=True)
     first, _ = run_ranks(2, real_peak, run)
     assert_near(peak.training_peak(tiny_config(), run), first)
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from tests.models.tiny import gradients, rows_of, tiny_model
 from tests.ranks import run_ranks
 from wavalign_fast.config.parallel import ParallelConfig
-from wavalign_fast.models import compile_layers, recompute_activations
+from wavalign_fast.models import compile_layers, frozen_copy, recompute_activations
 from wavalign_fast.ops import linear_logprob
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
@@ -100,3 +100,35 @@ def test_compiled_layers_are_one_graph_in_training_and_none_in_rollouts(checkpoi
             assert float((found[name] - gradient).abs().max()) < 1e-5 * largest, name
     assert counters["stats"]["unique_graphs"] == 1
     assert sum(counters["graph_break"].values()) == 0
+
+
+def reference_logps(narrow: bool) -> list[torch.Tensor]:
+    """Log-probs under a frozen copy that is stored in float32, or in the dtype that it computes."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+    model = tiny_model(torch.float32)
+    copy = frozen_copy(model, torch.bfloat16 if narrow else None)
+    wanted = torch.bfloat16 if narrow else torch.float32
+    assert {weight.dtype for weight in copy.parameters()} == {wanted}
+    assert all(torch.equal(b, model.get_buffer(name)) for name, b in copy.named_buffers())
+    reference = wrapped(Policy(copy), ParallelConfig(), ranks, compute_dtype=torch.bfloat16)
+    ids = block(0)[ranks.rank :: ranks.world]
+    with torch.no_grad():
+        return [reference([ids], lambda h, w, b: linear_logprob(h, w, ids.flatten()).logp)]
+
+
+def test_a_reference_has_the_same_bits_in_the_dtype_that_it_computes_in():
+    for world in (1, 2):
+        found = run_ranks(world, reference_logps, True)
+        for (logp,), (wanted,) in zip(found, run_ranks(world, reference_logps, False), strict=True):
+            assert torch.equal(logp, wanted) and logp.min() < -1
+
+
+def test_a_frozen_copy_of_tied_weights_is_tied_and_apart_from_the_model():
+    model = tiny_model(torch.float32, tie_word_embeddings=True)
+    copy = frozen_copy(model, torch.bfloat16)
+    assert copy.lm_head.weight is copy.model.embed_tokens.weight
+    assert not any(weight.requires_grad for weight in copy.parameters()) and not copy.training
+    same = frozen_copy(model)
+    same.lm_head.weight.data.zero_()
+    assert model.lm_head.weight.abs().max() > 0
+    assert all(weight.requires_grad for weight in model.parameters())

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import decoder_layers, has_lora
-from wavalign_fast.train.model_setup import load_base_model
+from wavalign_fast.train.model_setup import load_base_model, sampling_dtype
 from wavalign_fast.train.trainer import Trainer
 
 from .conftest import VOCAB
@@ -79,6 +79,28 @@ def test_every_key_reaches_the_model(make_trainer, directory, monkeypatch, name)
         pytest.importorskip("peft")
     assert read(make_trainer()) == default
     assert read(make_trainer(f"model.{name}={value}")) == SEEN.get(name, value)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_reference_is_stored_in_the_dtype_that_it_computes_in(make_trainer, compute):
+    trainer = make_trainer("loss.text_kl=0.1", f"model.compute_dtype={compute}")
+    kinds = {str(weight.dtype) for weight in trainer.train_step.reference.parameters()}
+    assert kinds == {f"torch.{compute}"}
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ((), None),
+        (("model.compute_dtype=bfloat16",), torch.bfloat16),
+        (("model.compute_dtype=bfloat16", "rollout.dtype=float32"), None),
+        (("rollout.dtype=bfloat16",), torch.bfloat16),
+        (("model.dtype=bfloat16", "rollout.dtype=bfloat16"), None),
+    ],
+)
+def test_no_dtype_is_named_for_weights_that_sample_as_they_are_stored(make_config, keys, wanted):
+    assert sampling_dtype(make_config(*keys)) == wanted
 
 
 def test_float32_cannot_be_computed_from_bfloat16(make_config):

@@ -69,6 +69,8 @@ def test_the_peak_is_that_of_the_ranks_gpu_and_of_the_dtype(make_config, monkeyp
     gpu, half = torch.device("cuda", 0), "model.dtype=bfloat16"
     assert telemetry._peak(gpu, make_config(half)) == pytest.approx(989.4e12)
     assert telemetry._peak(gpu, make_config()) == pytest.approx(66.9e12)
+    mixed = make_config("model.compute_dtype=bfloat16")
+    assert telemetry._peak(gpu, mixed) == pytest.approx(989.4e12)
     assert telemetry._peak(torch.device("cpu"), make_config(half)) is None
 
 

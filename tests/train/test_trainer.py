@@ -109,7 +109,7 @@ def test_rl_asks_for_no_demonstrations(train, toy_task, metrics_of, tmp_path):
 def test_a_reference_is_held_only_for_a_kl(train, monkeypatch, overrides, copies):
     made = []
     frozen_copy = training.frozen_copy
-    monkeypatch.setattr(training, "frozen_copy", lambda m: made.append(m) or frozen_copy(m))
+    monkeypatch.setattr(training, "frozen_copy", lambda *a: made.append(a) or frozen_copy(*a))
     train("train.steps=1", *overrides)
     assert len(made) == copies
 

@@ -6,10 +6,10 @@ logits are never built.
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
@@ -49,6 +49,15 @@ def check_vocabulary(model: "PreTrainedModel", layout: ModalityLayout) -> None:
         )
 
 
-def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Returns a copy in eval mode without gradients, the reference of the KL."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+def frozen_copy(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """Returns a copy in eval mode without gradients, the reference of the KL.
+
+    Args:
+        dtype: dtype of its weights, by default that of the model's. Buffers keep theirs, as in
+            ``cast_weights``. No copy of the weights in the model's dtype is made on the way.
+    """
+    copies: dict[int, Any] = {}  # deepcopy takes what it finds here
+    for weight in model.parameters():
+        value = weight.detach().to(dtype or weight.dtype, copy=True)
+        copies[id(weight)] = nn.Parameter(value, requires_grad=False)
+    return copy.deepcopy(model, copies).eval()

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.layers import plain_class
@@ -129,7 +130,7 @@ def _linear(module: Any, what: str) -> OutputHead:
     _check_unhooked(module, what)
     weight = module.weight
     # The losses refuse a DTensor (it has placements) and ask for full_tensor().
-    dense = type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "placements")
+    dense = type(weight) in (Tensor, nn.Parameter, FakeTensor) or hasattr(weight, "placements")
     if not dense or not weight.is_floating_point():
         raise UserError(
             f"{what}: got a weight of {_kind(weight)} and {weight.dtype}, want a floating tensor"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from wavalign_fast.config.layers import merge, parse_overrides, settle
 from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.errors import UserError
 from wavalign_fast.plan.estimate import Estimate
 from wavalign_fast.train.policy import mesh_shape
 
@@ -12,6 +13,8 @@ MOST_RANKS = 64
 """More ranks than this are not suggested."""
 ENOUGH = 2
 """After so many changes that fit, no more are tried."""
+ADAPTERS = "model.lora.rank=64"
+"""Adapters of a rank that is usual for a large model."""
 
 
 class Plan(NamedTuple):
@@ -51,7 +54,10 @@ def advice(plan: Plan, estimated: Callable[[Plan], Estimate], gpu_bytes: float) 
     for kind in KINDS:
         best: Change | None = None
         for words, changed in kind(plan):
-            best = Change(words, estimated(changed))
+            change = _change(words, changed, estimated)
+            if change is None:
+                break
+            best = change
             if best.estimate.needed <= gpu_bytes:
                 fitting += 1
                 break
@@ -69,13 +75,25 @@ def _together(
     before: tuple[str, ...] = ()
     for kind in KINDS:
         furthest: tuple[tuple[str, ...], Plan] = (), plan
-        for furthest in kind(plan):
-            words, changed = furthest
-            change = Change(before + words, estimated(changed))
+        for words, changed in kind(plan):
+            change = _change(before + words, changed, estimated)
+            if change is None:
+                break
+            furthest = words, changed
             if change.estimate.needed <= gpu_bytes:
                 yield change
                 return
         before, plan = before + furthest[0], furthest[1]
+
+
+def _change(
+    words: tuple[str, ...], plan: Plan, estimated: Callable[[Plan], Estimate]
+) -> Change | None:
+    """``None`` for what this model or this machine cannot have, such as adapters without peft."""
+    try:
+        return Change(words, estimated(plan))
+    except UserError:
+        return None
 
 
 def _checkpointing(plan: Plan) -> Candidates:
@@ -85,7 +103,8 @@ def _checkpointing(plan: Plan) -> Candidates:
 
 def _sharded_head(plan: Plan) -> Candidates:
     parallel = plan.config.parallel
-    if parallel.head == "gathered" and not plan.tied and mesh_shape(parallel, plan.ranks)[1] > 1:
+    own = not plan.tied and not plan.config.model.lora.head
+    if parallel.head == "gathered" and own and mesh_shape(parallel, plan.ranks)[1] > 1:
         yield _set(plan, "parallel.head=sharded")
 
 
@@ -108,7 +127,24 @@ def _more_ranks(plan: Plan) -> Candidates:
 def _fewer_bytes(plan: Plan) -> Candidates:
     """Weights and gradients of 2 bytes, moments of 1; updates are rounded stochastically."""
     if plan.config.optimizer.name != "adamw8bit":
-        yield _set(plan, "model.dtype=bfloat16", "optimizer.name=adamw8bit")
+        yield _set(plan, *_in_bfloat16(plan), "optimizer.name=adamw8bit")
+
+
+def _adapters(plan: Plan) -> Candidates:
+    """Trains another, smaller thing; so it comes last."""
+    if not plan.config.model.lora.rank:
+        yield _set(plan, ADAPTERS)
+        if narrow := _in_bfloat16(plan):
+            yield _set(plan, *narrow, ADAPTERS)
+
+
+def _in_bfloat16(plan: Plan) -> list[str]:
+    """What is set for weights that are stored in bfloat16; nothing if they are."""
+    model = plan.config.model
+    if model.dtype == "bfloat16":
+        return []
+    wide = model.compute_dtype == "float32"
+    return ["model.dtype=bfloat16", *(["model.compute_dtype=bfloat16"] if wide else [])]
 
 
 KINDS: Sequence[Callable[[Plan], Candidates]] = (
@@ -117,6 +153,7 @@ KINDS: Sequence[Callable[[Plan], Candidates]] = (
     _sharded_head,
     _smaller_blocks,
     _fewer_bytes,
+    _adapters,
 )
 
 

@@ -49,6 +49,8 @@ class Estimate:
     run: PlannedRun
     parameters: int
     """Weights of the model, over all ranks."""
+    trained: int
+    """Those of them that are trained."""
     phases: tuple[Phase, ...]
 
     @property
@@ -71,7 +73,7 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
             takes seconds to trace, is left out: the run does not fit anyway.
 
     Raises:
-        UserError: a head that is to be sharded and cannot be.
+        UserError: a head that is to be sharded and cannot be, or adapters that cannot be had.
     """
     with torch.device("meta"):
         model = planned_model(config, run)
@@ -80,8 +82,8 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
             check_head_can_be_sharded(model)
     weights = state.weight_bytes(model, run)
     lasting = {"weights": weights, "optimizer": state.moment_bytes(model, run)}
-    if run.reference:
-        lasting["reference"] = state.reference_bytes(model, run)
+    if reference := state.reference_bytes(model, run):
+        lasting["reference"] = reference
     copy = {}
     if run.samples_a_copy:
         copy["whole copy for rollouts"] = state.twin_bytes(model, run)
@@ -100,4 +102,6 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
     if at_most is None or max(phase.needed for phase in phases) <= at_most:
         passing = training_peak(config, run) - weights
         phases.insert(0, Phase("training", {**lasting, "activations and gradients": passing}))
-    return Estimate(run, sum(w.numel() for w in model.parameters()), tuple(phases))
+    counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    every, trained = sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+    return Estimate(run, every, trained, tuple(phases))

@@ -34,11 +34,6 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
     # A micro-batch has rows of one kind; the row that fills it closes it.
     rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
     replicate, shard = mesh_shape(config.parallel, ranks)
-    if config.model.lora.rank:
-        raise UserError(
-            f"model.lora.rank: {config.model.lora.rank} given, which the plan cannot estimate, "
-            "wanted 0; adapters need less"
-        )
     computed = getattr(torch, config.model.compute_dtype or config.model.dtype)
     return PlannedRun(
         replicate=replicate,
@@ -50,6 +45,9 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
         sampling_dtype=sampling_dtype(config) or getattr(torch, config.model.dtype),
         optimizer=config.optimizer.name,
         checkpointing=config.model.activation_checkpointing,
+        lora_rank=config.model.lora.rank,
+        lora_targets=tuple(config.model.lora.targets),
+        lora_head=config.model.lora.head,
         reference=config.needs_reference,
         rows=rows,
         length=length,

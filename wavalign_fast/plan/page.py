@@ -26,6 +26,7 @@ def table(estimate: Estimate, *, title: str, gpu_gib: float, changes: Sequence[C
     head = [
         f"{title}: {_count(estimate.parameters)} weights in {_name(run.weights_dtype)}, "
         f"{run.optimizer}, {_ranks(run.replicate, run.shard)}"
+        + (f", {_count(estimate.trained)} of adapters trained" if run.lora_rank else "")
         + (", head sharded" if run.head == "sharded" and run.world > 1 else ""),
         f"micro-batch: {run.rows} rows × {run.length} tokens, {run.live} with loss"
         + (", activations recomputed" if run.checkpointing else ""),
@@ -65,6 +66,7 @@ def _record(estimate: Estimate) -> dict[str, Any]:
     return {
         "ranks": estimate.run.world,
         "parameters": estimate.parameters,
+        "trained_parameters": estimate.trained,
         "needed_bytes": estimate.needed,
         "phases": {
             phase.name: {

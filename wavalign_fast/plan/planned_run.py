@@ -31,8 +31,14 @@ class PlannedRun:
     """A name of ``state.MOMENTS``."""
     checkpointing: bool = False
     """Whether the backward pass recomputes the activations of each block."""
+    lora_rank: int = 0
+    """Rank of the adapters that alone are trained; 0 if all weights are."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that have one; empty for all."""
+    lora_head: bool = False
+    """Whether the output head has one."""
     reference: bool = False
-    """Whether a frozen copy of the model is kept for the KL."""
+    """Whether the first model is kept for the KL: as a copy, or with adapters without one."""
     rows: int = 1
     """Rows of a micro-batch."""
     length: int = 1

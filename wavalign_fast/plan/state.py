@@ -3,14 +3,12 @@
 Tests count the bytes of real weights, gradients, optimizer states and caches beside it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from wavalign_fast.models.attention_shape import attention_windows, head_size, key_heads
 from wavalign_fast.plan.planned_run import PlannedRun
+from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.muon import body_matrices
 
 if TYPE_CHECKING:
@@ -24,23 +22,23 @@ QUANTISED_FROM, BLOCK = 4096, 256
 
 def weight_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the weights on a rank."""
-    return sum(run.local_elements(w.shape) for w in model.parameters()) * run.weights_dtype.itemsize
+    return sum(run.local_elements(w.shape) * w.element_size() for w in model.parameters())
 
 
 def gradient_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the gradients on a rank, as they wait for the optimizer in the weights' dtype."""
-    return sum(map(run.local_elements, _trained_shapes(model))) * run.weights_dtype.itemsize
+    trained = (weight for weight in model.parameters() if weight.requires_grad)
+    return sum(run.local_elements(w.shape) * w.element_size() for w in trained)
 
 
 def moment_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     """Bytes of the optimizer's state on a rank."""
-    item = run.weights_dtype.itemsize
     by_muon = {id(w) for w in body_matrices(model)} if run.optimizer == "muon" else set()
     total = 0
     for weight in model.parameters():
         if weight.requires_grad:
             name = "adamw" if by_muon and id(weight) not in by_muon else run.optimizer
-            total += MOMENTS[name](run.local_elements(weight.shape), item)
+            total += MOMENTS[name](run.local_elements(weight.shape), weight.element_size())
     return total
 
 
@@ -52,19 +50,27 @@ def update_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
     if run.optimizer != "muon":
         return 0
     copies = 5 if run.shard > 1 else 4
-    return copies * max(w.numel() for w in body_matrices(model)) * run.weights_dtype.itemsize
+    return copies * max(w.numel() * w.element_size() for w in body_matrices(model))
 
 
 def reference_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
-    """Bytes of the frozen copy for the KL, which is sharded as the policy is."""
-    return weight_bytes(model, run) if run.reference else 0
+    """Bytes of the frozen copy for the KL, which is sharded as the policy is.
+
+    With adapters it is the model without them and takes none.
+    """
+    if not run.reference or run.lora_rank:
+        return 0
+    elements = sum(run.local_elements(weight.shape) for weight in model.parameters())
+    return elements * run.compute_dtype.itemsize
 
 
 def twin_bytes(model: "PreTrainedModel", run: PlannedRun) -> int:
-    """Bytes of the whole copy of the weights that samples."""
+    """Bytes of the whole copy of the weights that samples, with adapters merged into it."""
     if not run.samples_a_copy:
         return 0
-    return sum(w.numel() for w in model.parameters()) * run.sampling_dtype.itemsize
+    # A tied head with an adapter is a matrix of its own there.
+    merged = {id(weight): weight.numel() for weight in merged_weights(model).values()}
+    return sum(merged.values()) * run.sampling_dtype.itemsize
 
 
 def cache_bytes(config: Any, run: PlannedRun) -> int:
@@ -110,7 +116,3 @@ MOMENTS: dict[str, Callable[[int, int], int]] = {
 }
 """Bytes of an optimizer's state for one weight, from its local elements and bytes of each. Muon is
 for matrices of the layers; what else there is has AdamW."""
-
-
-def _trained_shapes(model: nn.Module) -> Iterable[torch.Size]:
-    return (weight.shape for weight in model.parameters() if weight.requires_grad)

@@ -6,14 +6,22 @@ after the other: its kernels have no fake form that shows their scratch memory.
 """
 
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools import fake_collectives  # noqa: F401  collectives of fake tensors
 
 from wavalign_fast.config.parallel import ParallelConfig
-from wavalign_fast.models import cast_weights, hidden_states, recompute_activations
+from wavalign_fast.errors import naming
+from wavalign_fast.models import (
+    add_lora,
+    cast_weights,
+    hidden_states,
+    output_head,
+    recompute_activations,
+)
 from wavalign_fast.ops.chunked.api import DEFAULT_MEMORY_BUDGET
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, chunks_of, pitch_of
 from wavalign_fast.ops.chunked.gradients import DIRECT_FROM
@@ -76,11 +84,28 @@ def sharded(policy: Policy, run: PlannedRun) -> Policy:
 
 
 def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
-    """Makes a run's model without its weights, on the device or in the mode of the caller."""
+    """Makes a run's model without its weights, on the device or in the mode of the caller.
+
+    Raises:
+        UserError: adapters are wanted, but not possible.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     cast_weights(model, run.weights_dtype)
+    if run.lora_rank:
+        # peft moves new layers to the device of their base. torch cannot swap a fake weight, and
+        # `add_lora` fills the layers there anyway.
+        stays = patch.object(nn.Module, "to", lambda module, *args, **kwargs: module)
+        with naming("model.lora"), stays:
+            add_lora(
+                model,
+                rank=run.lora_rank,
+                alpha=run.lora_rank,
+                targets=run.lora_targets,
+                head=run.lora_head,
+                seed=0,
+            )
     if run.checkpointing:
         recompute_activations(model)
     return model.train()
@@ -88,11 +113,13 @@ def planned_model(config: Any, run: PlannedRun) -> "PreTrainedModel":
 
 class _Policy(Policy):
     def forward(self, blocks: Blocks, score: Any, height: int = 0) -> Any:
-        """As the trainer's, without its checks of the head, which refuse fake tensors."""
-        head = self.model.get_output_embeddings()
+        """As the trainer's, but for what a sharded head has beside its slice."""
         hidden = hidden_states(self.model, blocks)
-        weight = local_slice(head.weight, hidden.dtype) if self.head_is_sharded else head.weight
-        return score(hidden, weight, None)
+        if self.head_is_sharded:
+            head = self.model.get_output_embeddings()
+            return score(hidden, local_slice(head.weight, hidden.dtype), None)
+        weight, _ = output_head(self.model)
+        return score(hidden.to(weight.dtype), weight, None)
 
 
 class FusedLoss(torch.autograd.Function):

@@ -26,7 +26,8 @@ class Twin:
 
     Args:
         source: the policy's model, of transformers or peft, on any device; sharded or not.
-        dtype: dtype of the copy's floating weights; with ``None`` each has that of its source.
+        dtype: dtype of the copy's floating weights; with ``None`` each has that of its source,
+            whatever the dtype of an adapter that is merged into it.
         root: the module whose units FSDP2 has sharded, which holds ``source``; by default
             ``source``.
         keep: whether the copy keeps its memory in ``release``. Its weights then stay in the same
@@ -124,7 +125,9 @@ def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTra
         for leaf, weight in module._parameters.items():
             if weight is not None:
                 own = _find(sources, f"{prefix}.{leaf}", source)
-                kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
+                kind = dtype
+                if dtype is None or not own.is_floating_point():
+                    kind = _stored_dtype(base, prefix, leaf, own)
                 empty = torch.empty(weight.shape, dtype=kind, device="meta")
                 module._parameters[leaf] = made.setdefault(
                     id(own), nn.Parameter(empty, requires_grad=False)
@@ -134,6 +137,14 @@ def _empty_copy(source: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTra
                 # Never cast: rotary frequencies lose their digits in bfloat16.
                 module._buffers[leaf] = base.get_buffer(f"{prefix}.{leaf}").detach().clone()
     return model.eval()
+
+
+def _stored_dtype(
+    model: "PreTrainedModel", prefix: str, leaf: str, merged: torch.Tensor
+) -> torch.dtype:
+    """The dtype of a weight below its adapters; the sum of the two has the wider one."""
+    layer = getattr(model.get_submodule(prefix), "base_layer", None)
+    return merged.dtype if layer is None else getattr(layer, leaf).dtype
 
 
 def _find(sources: dict[str, torch.Tensor], name: str, model: nn.Module) -> torch.Tensor:

@@ -36,7 +36,9 @@ def compute_dtype(config: ModelConfig) -> torch.dtype | None:
 def sampling_dtype(config: RunConfig) -> torch.dtype | None:
     """Returns the dtype of the weights that sample, ``None`` if it is that of the stored ones."""
     named = config.rollout.dtype
-    return compute_dtype(config.model) if named == "same" else getattr(torch, named)
+    if named == "same":
+        return compute_dtype(config.model)
+    return None if named == config.model.dtype else getattr(torch, named)
 
 
 def load_base_model(

@@ -155,7 +155,11 @@ def _size(model: "PreTrainedModel") -> ModelSize | None:
 
 
 def _peak(device: torch.device, config: RunConfig) -> float | None:
-    """Returns the peak flops per second of a rank's GPU; ``None`` if they are not known."""
+    """Returns the peak flops per second of a rank's GPU; ``None`` if they are not known.
+
+    Products run in the dtype of the forward and backward pass, not in that of stored weights.
+    """
     if device.type != "cuda":
         return None
-    return peak_flops(torch.cuda.get_device_name(device), getattr(torch, config.model.dtype))
+    dtype = config.model.compute_dtype or config.model.dtype
+    return peak_flops(torch.cuda.get_device_name(device), getattr(torch, dtype))

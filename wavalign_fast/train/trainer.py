@@ -85,7 +85,8 @@ class Trainer:
         reference: Policy | WithoutLora | None = None
         adapted = config.model.lora.rank > 0
         if config.needs_reference and not adapted:
-            reference = self._wrapped(frozen_copy(base))
+            # It is never updated, so it needs no more digits than its products have.
+            reference = self._wrapped(frozen_copy(base, compute_dtype(config.model)))
         with self.ranks.failing_together():
             prepared = prepare_model(base, config.model, seed=config.train.seed)
         self.policy = self._wrapped(prepared)
