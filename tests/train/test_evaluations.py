@@ -47,12 +47,24 @@ def test_when_it_is_due() -> None:
     assert every.best_step is None and not every.stops
 
 
-def test_a_metric_that_the_evaluation_does_not_have() -> None:
-    schedule = EvaluationSchedule(every=1, metric="acuracy")
-    with pytest.raises(
-        UserError, match=r"train.keep_best: 'acuracy' given, wanted .*: accuracy, wer.*accuracy"
-    ):
-        schedule.record(1, {"accuracy": 0.5, "wer": 0.1})
+@pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
+def test_a_metric_that_the_evaluation_does_not_have_is_refused_before_training(
+    refused, toy_task, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        toy_task, "evaluate", lambda *_, **__: Evaluation(metrics={"accuracy": 0.5, "wer": 0.1})
+    )
+    monkeypatch.setattr(Trainer, "fit", None)
+    line = refused("train.keep_best=acuracy", "train.eval_every=1")
+    wanted = "wanted a metric of the evaluation: accuracy, wer; did you mean accuracy?"
+    assert f"train.keep_best: 'acuracy' given, {wanted}" in line
+
+
+def test_an_evaluation_whose_judge_failed_is_not_the_best_and_ends_no_run() -> None:
+    schedule = EvaluationSchedule(every=1, metric="reward", best_is="lowest", patience=2)
+    for step, metrics in enumerate([{}, {"reward": 0.5}, {"reward_failed": 4.0}], start=1):
+        schedule.record(step, metrics)
+    assert (schedule.best_step, schedule.best, schedule.worse) == (2, 0.5, 1)
 
 
 @pytest.mark.parametrize(

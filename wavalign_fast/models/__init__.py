@@ -16,7 +16,7 @@ from wavalign_fast.models.loading import (
     load_checkpoint,
     shapes_of,
 )
-from wavalign_fast.models.lora import add_lora, has_lora, without_lora
+from wavalign_fast.models.lora import add_lora, has_lora, insert_adapters, without_lora
 from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.shard_loading import empty_model, fill_shards, middle_rows
 from wavalign_fast.models.transformers_names import recompute_activations
@@ -36,6 +36,7 @@ __all__ = [
     "frozen_copy",
     "has_lora",
     "hidden_states",
+    "insert_adapters",
     "is_adapted",
     "load_checkpoint",
     "middle_rows",

@@ -52,14 +52,25 @@ def add_lora(
     if head:
         names.append(_head_name(model))
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)
-    with warnings.catch_warnings():
-        # That a tied head has an adapter which the embedding has not is what `head` asks for.
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")
-        peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+    insert_adapters(model, config, low_cpu_mem_usage=True)
     source = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if is_adapted(module):
             _fill(module, source)
+
+
+def insert_adapters(model: "PreTrainedModel", config: Any, **options: Any) -> None:
+    """Puts the adapters of peft's ``config`` into a model, in place, with peft's own values.
+
+    Args:
+        options: those of ``peft.inject_adapter_in_model``.
+    """
+    import peft
+
+    with warnings.catch_warnings():
+        # That a tied head has an adapter which the embedding has not is what `head` asks for.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")
+        peft.inject_adapter_in_model(config, model, NAME, **options)
 
 
 def _fill(layer: Any, source: torch.Generator) -> None:

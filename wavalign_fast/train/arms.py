@@ -21,6 +21,7 @@ from wavalign_fast.outputs import reserve
 from wavalign_fast.train import same_on_all
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
+from wavalign_fast.train.evaluation_schedule import check_metric
 from wavalign_fast.train.export import export_run, is_sharded
 from wavalign_fast.train.model_setup import load_base_model
 from wavalign_fast.train.owned_files import (
@@ -139,6 +140,8 @@ def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
 def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:
     """Checks the disk for these runs, and evaluates the base model as the first one asks.
 
+    What the runs keep the best of must be among its metrics: a mistake ends no run after hours.
+
     The base is freed on return: training loads a model of its own.
     """
     with user_input("task"):
@@ -147,7 +150,11 @@ def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Ev
     config = specs[0].config
     if config.train.eval_items:
         console.print("evaluating the base model", highlight=False)
-    return evaluate(config.train, task, model)
+    base = evaluate(config.train, task, model)
+    if base is not None:
+        for spec in specs:
+            check_metric(spec.config.train.keep_best, base.metrics)
+    return base
 
 
 def _check_backend(backend: str) -> None:

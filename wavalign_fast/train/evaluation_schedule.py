@@ -1,10 +1,20 @@
 """Decides after which steps to evaluate, which evaluation is the best, and when to stop early."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from wavalign_fast.errors import UserError, did_you_mean, shown
+
+
+def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+    """Raises ``UserError`` if ``train.keep_best`` is none of an evaluation's metrics."""
+    if name is not None and name not in metrics:
+        raise UserError(
+            f"train.keep_best: {shown(name)} given, wanted a metric of the evaluation: "
+            f"{', '.join(metrics) or 'it has none'}{did_you_mean(name, metrics)}"
+        )
 
 
 @dataclass(kw_only=True)
@@ -33,19 +43,12 @@ class EvaluationSchedule:
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Notes the metrics of the evaluation after ``step``.
 
-        A metric that is NaN is worse than any other. Of equal ones the first is the best.
-
-        Raises:
-            UserError: the evaluation has no such metric.
+        A metric that is NaN, or is missing because a judge failed, is worse than any other. Of
+        equal ones the first is the best.
         """
         if self.metric is None:
             return
-        if self.metric not in metrics:
-            raise UserError(
-                f"train.keep_best: {shown(self.metric)} given, wanted a metric of the evaluation: "
-                f"{', '.join(metrics) or 'it has none'}{did_you_mean(self.metric, metrics)}"
-            )
-        value = metrics[self.metric]
+        value = metrics.get(self.metric, math.nan)
         if self._is_better(value):
             self.best, self.best_step, self.worse = value, step, 0
         else:

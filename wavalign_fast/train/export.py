@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
-from wavalign_fast.models import check_same_shapes, is_adapted, load_checkpoint, shapes_of
+from wavalign_fast.models import (
+    check_same_shapes,
+    insert_adapters,
+    is_adapted,
+    load_checkpoint,
+    shapes_of,
+)
 from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
 from wavalign_fast.train.owned_files import (
@@ -204,7 +210,7 @@ def _merged(
         raise UserError(f"{directory} has LoRA adapters, which need peft: {error}") from error
     adapters = _whole_weights(directory, None)
     try:
-        peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(directory)), base)
+        insert_adapters(base, peft.LoraConfig.from_pretrained(str(directory)))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{directory}: its adapters do not fit the model: {error}") from error
     own = {name: weight for name, weight in base.named_parameters() if ".lora_" in name}
