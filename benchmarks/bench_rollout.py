@@ -1,10 +1,11 @@
-"""Rollouts by the C++ decode beside transformers' own code: the same completions, CPU seconds.
+"""Rollouts by the C++ decode, by it with torch's GEMMs, and by transformers' own code: CPU seconds.
 
     python -m benchmarks.bench_rollout [recipe|medium] [rounds]
 
 `recipe` is the shipped model with 8 prompts × 8 completions of up to 72 tokens; `medium` a random
-Qwen2 of 8 layers, H 512, V 32 768, with 4 × 4 completions of 32 tokens. One thread, both sides in
-turn in one process. Nothing is timed unless both sides give the same completions in float32.
+Qwen2 of 8 layers, H 512, V 32 768, with 4 × 4 completions of 32 tokens. One thread, all sides in
+turn in one process. Nothing is timed unless all sides give the same completions in float32. With
+torch's GEMMs, matrices that take the same rows are one, as they are in bfloat16.
 """
 
 import random
@@ -14,9 +15,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from wavalign_fast.rollout import sample_completions
+from wavalign_fast.rollout import lean_decode, sample_completions
 from wavalign_fast.rollout.lean_decode import LeanDecode
+from wavalign_fast.rollout.lean_model import LeanModel, Linear, lean_model
 
 from .timing import HostClock
 
@@ -46,6 +50,32 @@ def medium() -> tuple[Any, list[Any], dict[str, int]]:
     return Qwen2ForCausalLM(config).eval(), prompts, {"group_size": 4, "max_new_tokens": 32}
 
 
+class OneGemm(Linear):
+    """A linear layer by torch's GEMM."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.weights[0], self.biases[0])
+
+    @classmethod
+    def of(cls, parts: Linear) -> "OneGemm":
+        if len(parts.weights) == 1:
+            return cls(*parts)
+        bias = None if parts.biases[0] is None else torch.cat(parts.biases)  # all or none here
+        return cls([torch.cat(parts.weights)], [bias])
+
+
+def with_gemms(model: Any) -> LeanModel:
+    """The layout of a model that torch's GEMMs multiply."""
+    lean = lean_model(model)
+    assert lean is not None
+    names = ("qkv", "out", "gate_up", "down")
+    layers = [
+        layer._replace(**{name: OneGemm.of(getattr(layer, name)) for name in names})
+        for layer in lean.layers
+    ]
+    return lean._replace(layers=layers, head=OneGemm.of(lean.head))
+
+
 def main(name: str = "recipe", rounds: str = "9") -> None:
     torch.set_num_threads(1)
     model, prompts, options = {"recipe": recipe, "medium": medium}[name]()
@@ -56,23 +86,29 @@ def main(name: str = "recipe", rounds: str = "9") -> None:
             model, prompts, eos_id=1, pad_id=0, generator=generator, **options
         )
 
+    def gemms() -> list[list[int]]:
+        with patch.object(lean_decode, "lean_model", with_gemms):
+            return ours()
+
     def transformers() -> list[list[int]]:
         with patch.object(LeanDecode, "of", lambda *_: None):
             return ours()
 
-    if ours() != transformers():
-        sys.exit("the two sides give other completions: nothing is timed")
+    if not ours() == gemms() == transformers():
+        sys.exit("the sides give other completions: nothing is timed")
+    sides = {"ours": ours, "ours with torch's GEMMs": gemms, "transformers": transformers}
     clock, found = HostClock(), []
     for turn in range(int(rounds)):
-        order = (ours, transformers) if turn % 2 else (transformers, ours)
-        seconds = {side: clock.time(side)[1] for side in order}
-        found.append((seconds[transformers], seconds[ours]))
-    ratios = sorted(theirs / own for theirs, own in found)
-    theirs, own = (statistics.median(side) for side in zip(*found, strict=True))
-    print(
-        f"{name}: transformers {theirs:.3f} CPU s, ours {own:.3f} CPU s, ratio "
-        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {rounds} rounds)"
-    )
+        order = list(sides)[:: 1 if turn % 2 else -1]
+        found.append({side: clock.time(sides[side])[1] for side in order})
+    medians = {side: statistics.median(one[side] for one in found) for side in sides}
+    print(f"{name}: ours {medians['ours']:.3f} CPU s, {rounds} rounds")
+    for side in list(sides)[1:]:
+        ratios = sorted(one[side] / one["ours"] for one in found)
+        print(
+            f"  {side} {medians[side]:.3f} CPU s, ratio {statistics.median(ratios):.2f} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

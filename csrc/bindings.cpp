@@ -53,6 +53,8 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "Tensor");
   // x += update, and returns x / rms(x) * weight, each [N, D].
   m.def("add_rms_norm_(Tensor(a!) x, Tensor? update, Tensor weight, float eps) -> Tensor");
+  // x W^T + bias of a few rows x [N, K] in fp32 and of each weight [F, K], side by side.
+  m.def("decode_linear(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor");
   // silu(gate) * up [N, F] of gate and up side by side, [N, 2 F].
   m.def("silu_mul(Tensor gate_up) -> Tensor");
   // The ids [N] at which the CDF of softmax(logits / temperature) first exceeds the uniform numbers
@@ -121,6 +123,11 @@ Tensor decode_attention(const Tensor& qkv, const Tensor& positions, const Tensor
                                 prefix_keys, prefix_values, prefix_start, slots, length, scale});
 }
 
+Tensor decode_linear(const Tensor& x, at::TensorList weights,
+                     const c10::List<OptionalTensor>& biases) {
+  return cpu::decode_linear(x, weights.vec(), biases);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
@@ -129,6 +136,7 @@ TORCH_LIBRARY_IMPL(wavalign_fast, CPU, m) {
   m.impl("linear_logprob_backward_", &linear_logprob_backward_);
   m.impl("decode_attention", &decode_attention);
   m.impl("add_rms_norm_", &cpu::add_rms_norm_);
+  m.impl("decode_linear", &decode_linear);
   m.impl("silu_mul", &cpu::silu_mul);
   m.impl("choose_tokens", &cpu::choose_tokens);
 }

@@ -1,11 +1,13 @@
 // Ops of one decoded token. bindings.cpp has their schemas and documents them.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace wavalign::cpu {
 
@@ -26,6 +28,9 @@ at::Tensor decode_attention(const DecodeOperands& of);
 
 at::Tensor add_rms_norm_(at::Tensor x, const std::optional<at::Tensor>& update,
                          const at::Tensor& weight, double eps);
+
+at::Tensor decode_linear(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                         const c10::List<std::optional<at::Tensor>>& biases);
 
 at::Tensor silu_mul(const at::Tensor& gate_up);
 

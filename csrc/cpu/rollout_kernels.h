@@ -10,6 +10,9 @@ namespace wavalign::cpu {
 // Ids whose probabilities are summed before a token is searched among the sums.
 constexpr int64_t kSampleBlock = 512;
 
+// Outputs of a linear layer that one thread computes at a time.
+constexpr int64_t kLinearChunk = 48;
+
 // Rows of floats in a buffer are as long as a multiple of it.
 inline int64_t padded(int64_t n) {
   constexpr int64_t kAlign = 16;
@@ -51,9 +54,27 @@ struct DecodeKernels {
   void (*exp)(const T* logits, int64_t n, float max, float temperature, float* probs);
 };
 
+// x W^T + bias of `rows` packed rows of k floats.
+struct LinearTask {
+  const float* packed;
+  int64_t rows, k, outputs;
+  const float *weight, *bias;  // [outputs, k]; [outputs] or null
+  float* out;                  // [rows, outputs], with `stride` floats from row to row
+  int64_t stride;
+};
+
+struct LinearKernels {
+  // Floats of n packed rows.
+  int64_t (*packed_size)(int64_t n, int64_t k);
+  void (*pack)(const float* rows, int64_t n, int64_t k, float* packed);
+  // Computes the outputs `begin` to `end`, each a multiple of kLinearChunk or the last.
+  void (*multiply)(const LinearTask& of, int64_t begin, int64_t end);
+};
+
 struct RolloutKernels {
   DecodeKernels<float> f32;
   DecodeKernels<c10::BFloat16> bf16;
+  LinearKernels linear;
 
   template <typename T>
   const DecodeKernels<T>& of() const;

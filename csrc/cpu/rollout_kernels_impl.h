@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/isa/vec_sum.h"
+#include "cpu/linear_tiles_impl.h"
 #include "cpu/rollout_kernels.h"
 
 namespace wavalign::cpu {
@@ -257,7 +258,9 @@ DecodeKernels<T> decode_kernels() {
 }  // namespace
 
 RolloutKernels make_rollout_kernels() {
-  return {decode_kernels<float>(), decode_kernels<c10::BFloat16>()};
+  return {decode_kernels<float>(),
+          decode_kernels<c10::BFloat16>(),
+          {packed_rows_size, pack_rows, multiply}};
 }
 
 }  // namespace CPU_CAPABILITY

@@ -22,6 +22,10 @@ def _register() -> None:
     def _(x, update, weight, eps):  # type: ignore[no-untyped-def]
         return torch.empty_like(x)
 
+    @torch.library.register_fake("wavalign_fast::decode_linear")
+    def _(x, weights, biases):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape[0], sum(weight.shape[0] for weight in weights))
+
     @torch.library.register_fake("wavalign_fast::silu_mul")
     def _(gate_up):  # type: ignore[no-untyped-def]
         return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)

@@ -33,11 +33,15 @@ NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 class Linear(NamedTuple):
     """One matrix of a layer, or several that take the same rows."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weights: list[Tensor]
+    biases: list[Tensor | None]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight, self.bias)
+        """The products [N, F] of all matrices, side by side."""
+        if rows.dtype == torch.float32:
+            return torch.ops.wavalign_fast.decode_linear(rows, self.weights, self.biases)
+        (weight,), (bias,) = self
+        return F.linear(rows, weight, bias)
 
 
 class LeanLayer(NamedTuple):
@@ -72,8 +76,8 @@ def lean_model(model: "PreTrainedModel") -> LeanModel | None:
     """Lays out a model's weights of now, or returns ``None`` for a model that is not known.
 
     A known model is of transformers' own classes, without hooks, sliding windows or weights beside
-    the expected ones. Its adapters are merged. What takes the same rows becomes one matrix, which
-    copies about two thirds of the weights.
+    the expected ones. Its adapters are merged. In bfloat16, what takes the same rows becomes one
+    matrix, which copies about two thirds of the weights.
     """
     base = base_of(model)
     if not _is_known(base):
@@ -139,10 +143,10 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> LeanLayer:
 
 
 def _linear(weights: dict[str, Tensor], *names: str) -> Linear:
-    parts = [weights[f"{name}.weight"] for name in names]
+    parts = [weights[f"{name}.weight"].contiguous() for name in names]
     biases = [weights.get(f"{name}.bias") for name in names]
-    if len(names) == 1:
-        return Linear(parts[0], biases[0])
+    if len(names) == 1 or parts[0].dtype == torch.float32:
+        return Linear(parts, biases)
     bias = None
     if any(one is not None for one in biases):
         bias = torch.cat(
@@ -151,4 +155,4 @@ def _linear(weights: dict[str, Tensor], *names: str) -> Linear:
                 for part, one in zip(parts, biases, strict=True)
             ]
         )
-    return Linear(torch.cat(parts), bias)
+    return Linear([torch.cat(parts)], [bias])
