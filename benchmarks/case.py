@@ -127,7 +127,8 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         WrongResultError: a side of ours fails the check. A rival that fails it is not timed.
     """
     # Or the second shape would be compiled for any size, and a rival's time depend on the order.
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and a reset would import it all
+        torch.compiler.reset()
     facts = machine(options.device)
     truth: Truth | None = case.truth()
     sides = _checked(case, truth)
