@@ -269,7 +269,7 @@ while [ $# -gt 0 ]; do
       case $1 in --out) OUT=$(from "$2") ;; --limit) LIMIT=$2 ;; --commit) COMMIT=$2 ;; esac
       shift
       ;;
-    --rehearse) REHEARSE=true PRETENDED=(tools.gpu_check.pretended) WORKERS=1 ;;
+    --rehearse) REHEARSE=true PRETENDED=(tools.gpu_check.pretended) WORKERS=0 ;;
     -h | --help) usage && exit ;;
     bench) chosen+=(hybrid large kernels compiled) ;;
     *)
