@@ -15,6 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from wavalign_fast.rollout import lean_model as module
 from wavalign_fast.rollout import sample_completions, sample_with_logps
 from wavalign_fast.rollout.lean_decode import LeanDecode
 from wavalign_fast.rollout.lean_model import lean_model
@@ -175,3 +176,15 @@ def test_float64_is_left_to_transformers_own_code(monkeypatch):
     wanted = sample_completions(model, PROMPTS, **options)
     monkeypatch.setattr(LeanDecode, "of", lambda *_: None)
     assert sample_completions(model, PROMPTS, **options) == wanted
+
+
+def test_torchs_gemms_give_the_same_completions(monkeypatch):
+    """What a processor without wide vectors runs; q, k, v and gate, up are one matrix there."""
+    options = {"max_new_tokens": 6, "eos_id": None, "pad_id": 0, "temperature": 0.0}
+    for name in ("qwen2", "llama 3 with biases"):
+        model = MODELS[name]()
+        wanted = sample_completions(model, PROMPTS, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "linear_is_fast", lambda _: False)
+            assert len(lean_model(model).layers[0].qkv.weights) == 1
+            assert sample_completions(model, PROMPTS, **options) == wanted

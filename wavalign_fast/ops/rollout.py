@@ -1,5 +1,7 @@
 """The C++ ops of one decoded token: their fake kernels, and when they can be used."""
 
+import functools
+
 import torch
 
 from wavalign_fast.ops.extension import EXTENSION
@@ -11,6 +13,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 def kernels_take(tensor: torch.Tensor) -> bool:
     """Whether the C++ ops of a decoded token can be called with a tensor like this one."""
     return not isinstance(EXTENSION, str) and tensor.is_cpu and tensor.dtype in DTYPES
+
+
+@functools.cache
+def linear_is_fast(dtype: torch.dtype) -> bool:
+    """Whether ``decode_linear`` takes a dtype and is faster than a GEMM of a few rows.
+
+    It is not where the compiler has no wide vectors for it.
+    """
+    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return dtype == torch.float32 and wide
 
 
 def _register() -> None:

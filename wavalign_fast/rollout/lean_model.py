@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wavalign_fast.ops.rollout import linear_is_fast
 from wavalign_fast.rollout.weights import base_of, merged_weights
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Linear(NamedTuple):
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The products [N, F] of all matrices, side by side."""
-        if rows.dtype == torch.float32:
+        if linear_is_fast(rows.dtype):
             return torch.ops.wavalign_fast.decode_linear(rows, self.weights, self.biases)
         (weight,), (bias,) = self
         return F.linear(rows, weight, bias)
@@ -76,8 +77,9 @@ def lean_model(model: "PreTrainedModel") -> LeanModel | None:
     """Lays out a model's weights of now, or returns ``None`` for a model that is not known.
 
     A known model is of transformers' own classes, without hooks, sliding windows or weights beside
-    the expected ones. Its adapters are merged. In bfloat16, what takes the same rows becomes one
-    matrix, which copies about two thirds of the weights.
+    the expected ones. Its adapters are merged. Where torch's GEMMs are faster than
+    ``decode_linear``, what takes the same rows becomes one matrix, which copies about two thirds of
+    the weights.
     """
     base = base_of(model)
     if not _is_known(base):
@@ -145,7 +147,7 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> LeanLayer:
 def _linear(weights: dict[str, Tensor], *names: str) -> Linear:
     parts = [weights[f"{name}.weight"].contiguous() for name in names]
     biases = [weights.get(f"{name}.bias") for name in names]
-    if len(names) == 1 or parts[0].dtype == torch.float32:
+    if len(names) == 1 or linear_is_fast(parts[0].dtype):
         return Linear(parts, biases)
     bias = None
     if any(one is not None for one in biases):
