@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tests.models.liger_stand_in import stand_in
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import decoder_layers, has_lora
@@ -52,10 +53,11 @@ KEYS = {
     "attention": ("sdpa", "eager", lambda it: it.model.config._attn_implementation),
     "activation_checkpointing": (False, True, is_checkpointed),
     "compile": (False, True, is_compiled),
+    "kernels": ("Qwen2RMSNorm", "liger", lambda it: type(it.model.model.norm).__name__),
     "lora": (False, "{rank: 2}", lambda it: has_lora(it.model)),
 }
 """For every key what is seen by default, another value, and how to read it from a trainer."""
-SEEN = {"lora": True}
+SEEN = {"lora": True, "kernels": "LigerQwen2RMSNorm"}
 """What is seen of a value that is not itself seen. The keys of ``lora`` are in ``test_lora.py``."""
 
 
@@ -77,6 +79,8 @@ def test_every_key_reaches_the_model(make_trainer, directory, monkeypatch, name)
     default, value, read = KEYS[name]
     if name == "lora":
         pytest.importorskip("peft")
+    if name == "kernels":
+        stand_in(monkeypatch)
     assert read(make_trainer()) == default
     assert read(make_trainer(f"model.{name}={value}")) == SEEN.get(name, value)
 

@@ -54,6 +54,9 @@ class ModelConfig(Group):
     """Recompute the activations of each layer in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile each layer with torch.compile in training. Costs seconds once, at the first step."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """Norms, rotary embedding and SwiGLU by transformers' plain torch, or by the Triton kernels of
+    ``liger`` (package liger-kernel; Llama, Mistral, Qwen2 and Qwen3 on a GPU)."""
     lora: LoraConfig = LoraConfig()
     """Train adapters instead of the weights."""
 
@@ -63,5 +66,14 @@ class ModelConfig(Group):
             raise ValueError(
                 "compute_dtype float32 given for weights stored in bfloat16, wanted bfloat16: "
                 "the digits are gone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fuses_once(self) -> Self:
+        if self.kernels == "liger" and self.compile:
+            raise ValueError(
+                "kernels liger given with compile true, wanted one of the two: torch.compile fuses "
+                "norms, rotary embedding and SwiGLU itself"
             )
         return self

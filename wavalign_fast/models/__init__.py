@@ -10,6 +10,7 @@ from wavalign_fast.models.head import (
     sharded_head,
 )
 from wavalign_fast.models.layers import compile_layers, decoder_layers, unsplit_modules
+from wavalign_fast.models.liger import check_liger, use_liger
 from wavalign_fast.models.loading import (
     cast_weights,
     check_same_shapes,
@@ -27,6 +28,7 @@ __all__ = [
     "add_lora",
     "cast_weights",
     "check_head_can_be_sharded",
+    "check_liger",
     "check_same_shapes",
     "check_vocabulary",
     "compile_layers",
@@ -46,5 +48,6 @@ __all__ = [
     "shapes_of",
     "sharded_head",
     "unsplit_modules",
+    "use_liger",
     "without_lora",
 ]

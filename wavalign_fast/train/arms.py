@@ -23,7 +23,7 @@ from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import check_metric
 from wavalign_fast.train.export import export_run, is_sharded
-from wavalign_fast.train.model_setup import load_base_model
+from wavalign_fast.train.model_setup import check_kernels, load_base_model
 from wavalign_fast.train.owned_files import (
     CONFIG_FILE,
     drop_replaced,
@@ -88,6 +88,7 @@ def run_all(
     with ranks.failing_together():
         for spec in specs:
             _check_backend(spec.config.loss.backend)
+            check_kernels(spec.config.model)
             check_tracker(spec.config.telemetry.tracker)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_what_is_clipped(specs)

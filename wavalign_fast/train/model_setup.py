@@ -12,6 +12,7 @@ from wavalign_fast.errors import naming
 from wavalign_fast.models import (
     add_lora,
     cast_weights,
+    check_liger,
     compile_layers,
     empty_model,
     fill_shards,
@@ -19,6 +20,7 @@ from wavalign_fast.models import (
     middle_rows,
     recompute_activations,
     set_attention,
+    use_liger,
 )
 from wavalign_fast.train.task_protocol import Task
 
@@ -98,6 +100,24 @@ def middle_rows_of(model: "PreTrainedModel", config: ModelConfig) -> dict[str, T
 def _directory(config: ModelConfig) -> Path:
     assert config.path is not None
     return Path(config.path).expanduser()
+
+
+def check_kernels(config: ModelConfig) -> None:
+    """Raises ``UserError`` if the kernels of the configuration cannot be used here."""
+    if config.kernels == "liger":
+        with naming("model.kernels"):
+            check_liger()
+
+
+def set_kernels(model: "PreTrainedModel", config: ModelConfig) -> None:
+    """Makes a loaded model compute by the kernels of the configuration.
+
+    Raises:
+        UserError: they cannot be used here, or not for this model.
+    """
+    if config.kernels == "liger":
+        with naming("model.kernels"):
+            use_liger(model)
 
 
 def prepare_model(

@@ -49,6 +49,7 @@ CHANGEABLE_ON_RESUME = {
     "train.keep_checkpoints",
     "train.max_nonfinite_steps",
     "train.async_checkpoint",
+    "model.kernels",
     "parallel.replicate",
     "parallel.shard",
     "parallel.reshard",

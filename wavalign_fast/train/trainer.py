@@ -27,6 +27,7 @@ from wavalign_fast.train.model_setup import (
     load_base_model,
     middle_rows_of,
     prepare_model,
+    set_kernels,
 )
 from wavalign_fast.train.nonfinite_guard import NonFiniteGuard
 from wavalign_fast.train.nonfinite_rows import listed
@@ -81,6 +82,8 @@ class Trainer:
         with self.ranks.failing_together():
             base = load_base_model(config.model, task, in_shards=self.ranks.world > 1)
             check_vocabulary(base, task.layout)
+            # Before the reference is copied, so that both round alike.
+            set_kernels(base, config.model)
         check_same_weights(partial(middle_rows_of, base, config.model), self.ranks)
         reference: Policy | WithoutLora | None = None
         adapted = config.model.lora.rank > 0
