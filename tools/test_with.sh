@@ -31,8 +31,9 @@ install_releases() {
   # Nothing that requires torch, or pip would add the libraries that it was installed without.
   mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; of_dev hypothesis ninja pytest pytest-xdist)
   python -m pip install --quiet --no-compile --no-warn-conflicts psutil "${others[@]}"
-  # peft and its accelerate require torch.
-  python -m pip install --quiet --no-compile --no-deps accelerate "$(of_dev peft)"
+  # These require torch. Only here liger-kernel runs in CI: beside .venv's benchmarks it would be a rival.
+  python -m pip install --quiet --no-compile --no-deps accelerate "$(of_dev peft)" \
+    "$(grep '^liger-kernel==' benchmarks/rivals.txt)"
   cp "$list" "$venv/releases.txt"
 }
 
