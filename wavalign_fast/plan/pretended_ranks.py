@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.tensor import debug as dtensor_debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
@@ -18,4 +18,5 @@ def pretended_ranks(world: int) -> Iterator[None]:
         dist.destroy_process_group()
         # Torch caches by mesh how operations are sharded, with the rank of the process. A real mesh
         # of as many ranks is equal to this one, also on another rank that is forked later.
-        _clear_sharding_prop_cache()
+        dtensor_debug._clear_python_sharding_prop_cache()
+        dtensor_debug._clear_fast_path_sharding_prop_cache()

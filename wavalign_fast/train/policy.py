@@ -140,7 +140,8 @@ def wrapped(
             with naming("parallel.head"):
                 check_head_can_be_sharded(policy.model)
     if ranks.world == 1 and compute_dtype == weights_dtype:
-        return policy.to(ranks.device)
+        # Fake tensors, which a plan is made with, cannot be moved in every release of torch.
+        return policy if policy.model.device == ranks.device else policy.to(ranks.device)
     if not dist.is_initialized():  # alone, only for the two dtypes
         backend, store = backend_of(ranks.device), dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, rank=0, world_size=1, store=store)
