@@ -24,6 +24,7 @@ from wavalign_fast.errors import (
     shown,
     user_input,
 )
+from wavalign_fast.export_command import add_export
 from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
@@ -178,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN_DIR", type=Path, help="run directory, e.g. runs/NAME")
     report.set_defaults(command=_report)
 
-    _add_export(commands)
+    add_export(commands)
 
     build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
     build.add_argument("recipe", help="name of the recipe, e.g. spoken-sums")
@@ -236,22 +237,6 @@ def _add_config(commands: Any) -> None:
     )
     config.add_argument("--recipe", help="list only this recipe, e.g. spoken-sums")
     config.set_defaults(command=_config)
-
-
-def _add_export(commands: Any) -> None:
-    export = commands.add_parser("export", help="write a run's model as a transformers directory")
-    export.add_argument(
-        "run", metavar="RUN_DIR", type=Path, help="run directory, or one of its checkpoints"
-    )
-    export.add_argument(
-        "output", metavar="DIR", type=Path, nargs="?", help="new directory; default: RUN_DIR/model"
-    )
-    export.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="dtype of the written weights; default: that of the checkpoint",
-    )
-    export.set_defaults(command=_export)
 
 
 def _add_train(commands: Any) -> None:
@@ -337,33 +322,6 @@ def _say(args: argparse.Namespace) -> int:
     if sample.heard:
         print(f"heard: {sample.heard}", file=text_to)
     print(f"speech: {'none' if sample.waveform is None else args.out}", file=text_to)
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from wavalign_fast.train.owned_files import recorded_arms
-
-    if arms := recorded_arms(args.run):
-        raise UserError(
-            f"{args.run} holds several arms ({', '.join(arms)}); wanted one, e.g. "
-            f"{args.run / arms[0]}"
-        )
-
-    import torch
-
-    from wavalign_fast.train.export import export_run, run_of
-    from wavalign_fast.train.model_setup import load_base_model
-    from wavalign_fast.train.run_directory import read_run_config
-    from wavalign_fast.train_command import quiet_libraries, task_maker
-
-    def base() -> Any:
-        config = read_run_config(run_of(args.run))
-        return load_base_model(config.model, task_maker(config)())
-
-    quiet_libraries()
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    with user_input("export"):
-        print(f"model: {export_run(args.run, args.output, dtype, base)}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -200,3 +201,44 @@ def test_adapters_alone_are_saved_and_are_merged_in_the_export(tmp_path, world, 
     assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
     with pytest.raises(UserError, match="adapters alone; wanted the model that they are for"):
         export_run(tmp_path / "run", tmp_path / "other")
+
+
+@pytest.mark.parametrize(("world", "tied"), [(1, False), (2, True)])
+def test_the_adapters_of_a_run_are_loaded_by_peft(tmp_path, monkeypatch, capsys, world, tied):
+    """Peft's model over the base has the logits of the merged export; nothing needs it to write."""
+    peft = pytest.importorskip("peft")
+    on(world, adapted, str(tmp_path / "run"), tied)
+    model_of(tied).save_pretrained(tmp_path / "base")
+    (tmp_path / "run" / "config.yaml").write_text(
+        f"recipe: spoken-sums\nmodel: {{path: {tmp_path / 'base'}}}\n"
+    )
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "peft", None)
+        out = tmp_path / "out"
+        assert main(["export", str(tmp_path / "run"), str(out), "--adapters"]) == 0
+    assert f"adapters: {out}" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    export_run(tmp_path / "run", tmp_path / "merged", base=lambda: model_of(tied))
+    ids = torch.arange(12).view(2, 6)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")
+        loaded_by_peft = peft.PeftModel.from_pretrained(model_of(tied), out)
+        by_its_config = peft.AutoPeftModelForCausalLM.from_pretrained(out)
+        wanted, before = merged(ids).logits, model_of(tied)(ids).logits
+        assert (wanted - before).abs().max() > 0.1
+        for model in (loaded_by_peft, by_its_config):
+            torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_there_are_none_of_are_named(run_of, tmp_path, capsys):
+    run = str(run_of[0])
+    (run_of[0] / "config.yaml").write_text("recipe: spoken-sums\n")
+    assert main(["export", run, str(tmp_path / "out"), "--adapters"]) == 2
+    assert "checkpoint has no adapters, wanted that of a run with" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", run, "--adapters"])
+    assert "--adapters: DIR is missing, wanted a new directory" in capsys.readouterr().err

@@ -6,10 +6,20 @@ import shutil
 
 import pytest
 
-from wavalign_fast.train import arms, checkpoint, directory_lock, metric_writers, owned_files
+from wavalign_fast.errors import UserError
+from wavalign_fast.models import add_lora
+from wavalign_fast.train import (
+    arms,
+    checkpoint,
+    directory_lock,
+    disk_space,
+    metric_writers,
+    owned_files,
+)
 from wavalign_fast.train.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
+LORA = ("model.lora.rank=2", "model.lora.head=true")
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -81,15 +91,43 @@ def test_a_report_that_cannot_be_written_is_found_before(in_tmp_path, refused, t
 
 def test_a_disk_without_room_for_the_checkpoints(in_tmp_path, refused, computed, monkeypatch):
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(arms.shutil, "disk_usage", lambda path: usage._replace(free=30_000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage._replace(free=30_000))
     keep = ("train.keep_checkpoints=3", "train.checkpoint_every=1")
     line = refused("--name", "one", "train.steps=2", *keep)
     assert "0 MiB free on its disk, wanted 4 MiB for 4 checkpoints of 1 MiB" in line
     assert not computed and os.listdir() == []
 
 
+def test_the_exported_model_of_several_ranks_or_of_adapters_is_counted(
+    toy_task, make_config, tmp_path, monkeypatch
+):
+    pytest.importorskip("peft")
+    model = toy_task().load_model()
+    whole = sum(weight.nbytes for weight in model.parameters())
+    adapters = add_lora_to(toy_task().load_model(), rank=2)
+    usage = shutil.disk_usage(".")
+
+    def fits(free: int, world: int, *keys: str) -> bool:
+        monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage._replace(free=free))
+        try:
+            disk_space.check_space([(make_config(*keys), tmp_path)], model, world)
+        except UserError as error:
+            assert ("and 1 exported models of 1 MiB" in str(error)) == (world > 1 or bool(keys))
+            return False
+        return True
+
+    for wanted, *run in ((6 * whole, 1), (7 * whole, 2), (6 * adapters + whole, 1, *LORA)):
+        assert fits(wanted, *run) and not fits(wanted - 1, *run)
+
+
+def add_lora_to(model, rank: int) -> int:
+    """Bytes of real adapters."""
+    add_lora(model, rank=rank, alpha=1, targets=[], head=True, seed=0)
+    return sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+
+
 def test_a_quota_or_a_limit_on_files(in_tmp_path, refused, computed, monkeypatch):
-    monkeypatch.setattr(arms, "reserve", fail)
+    monkeypatch.setattr(disk_space, "reserve", fail)
     line = refused("--name", "one")
     assert "runs/one does not take a checkpoint of 1 MiB: No space left on device" in line
     assert not computed and os.listdir() == []

@@ -17,7 +17,13 @@ from wavalign_fast.models.loading import (
     load_checkpoint,
     shapes_of,
 )
-from wavalign_fast.models.lora import add_lora, has_lora, insert_adapters, without_lora
+from wavalign_fast.models.lora import (
+    add_lora,
+    has_lora,
+    insert_adapters,
+    lora_bytes,
+    without_lora,
+)
 from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.shard_loading import empty_model, fill_shards, middle_rows
 from wavalign_fast.models.transformers_names import recompute_activations
@@ -41,6 +47,7 @@ __all__ = [
     "insert_adapters",
     "is_adapted",
     "load_checkpoint",
+    "lora_bytes",
     "middle_rows",
     "output_head",
     "recompute_activations",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.head import is_adapted
@@ -48,9 +48,7 @@ def add_lora(
         import peft
     except ImportError as error:
         raise UserError(f"adapters need the package peft (pip install peft): {error}") from error
-    names = _linear_layers(model, targets)
-    if head:
-        names.append(_head_name(model))
+    names = _adapted_layers(model, targets, head)
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)
     insert_adapters(model, config, low_cpu_mem_usage=True)
     source = torch.Generator().manual_seed(seed)
@@ -76,11 +74,35 @@ def insert_adapters(model: "PreTrainedModel", config: Any, **options: Any) -> No
 def _fill(layer: Any, source: torch.Generator) -> None:
     """Gives an adapter, which peft has left without values, those that peft gives: B is 0."""
     weight, down, up = layer.base_layer.weight, layer.lora_A[NAME], layer.lora_B[NAME]
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = _dtype_over(weight)
     values = torch.empty(down.weight.shape, dtype=torch.float32, device="cpu")
     values.uniform_(-1, 1, generator=source).div_(math.sqrt(down.weight.shape[1]))
     down.weight = nn.Parameter(values.to(weight.device, dtype))
     up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=dtype, device=weight.device))
+
+
+def lora_bytes(model: "PreTrainedModel", *, rank: int, targets: Sequence[str], head: bool) -> int:
+    """Returns the bytes of the adapters that ``add_lora`` would put into ``model``.
+
+    Raises:
+        UserError: a target is no linear layer.
+    """
+    layers = [model.get_submodule(name) for name in _adapted_layers(model, targets, head)]
+    return sum(
+        rank * sum(layer.weight.shape) * _dtype_over(layer.weight).itemsize
+        for layer in layers
+        if isinstance(layer, nn.Linear)
+    )
+
+
+def _dtype_over(weight: Tensor) -> torch.dtype:
+    """The dtype of an adapter over ``weight``."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _adapted_layers(model: "PreTrainedModel", targets: Sequence[str], head: bool) -> list[str]:
+    names = _linear_layers(model, targets)
+    return [*names, _head_name(model)] if head else names
 
 
 def _linear_layers(model: "PreTrainedModel", targets: Sequence[str]) -> list[str]:

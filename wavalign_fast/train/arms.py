@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from rich.console import Console
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Evaluation
-from wavalign_fast.errors import UserError, did_you_mean, one_line, shown, user_input
+from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.ops import backend_status
-from wavalign_fast.outputs import reserve
 from wavalign_fast.train import same_on_all
-from wavalign_fast.train.checkpoint import CheckpointStore
+from wavalign_fast.train.disk_space import check_space
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import check_metric
 from wavalign_fast.train.export import export_run, is_sharded
@@ -54,9 +52,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-PROBE_LIMIT = 1 << 30
-"""Largest file, in bytes, that is created to test whether the disk takes a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +118,9 @@ def run_all(
         )
         if key not in bases:
             with ranks.waiting_for("the evaluation of the base model on rank 0"):
-                base = ranks.on_main(partial(_evaluate_base, todo[number:], task, console))
+                base = ranks.on_main(
+                    partial(_evaluate_base, todo[number:], task, ranks.world, console)
+                )
             bases[key] = base
             finals["base"] = base.metrics if base else {}
         arm = _Arm(spec, task, data, ranks, console)
@@ -138,7 +135,9 @@ def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
     return finished_metrics(spec.directory, spec.config) if resume else None
 
 
-def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Evaluation | None:
+def _evaluate_base(
+    specs: Sequence[RunSpec], task: Task, world: int, console: Console
+) -> Evaluation | None:
     """Checks the disk for these runs, and evaluates the base model as the first one asks.
 
     What the runs keep the best of must be among its metrics: a mistake ends no run after hours.
@@ -147,7 +146,7 @@ def _evaluate_base(specs: Sequence[RunSpec], task: Task, console: Console) -> Ev
     """
     with user_input("task"):
         model = load_base_model(specs[0].config.model, task)
-    _check_space(specs, model)
+    check_space([(spec.config, spec.directory) for spec in specs], model, world)
     config = specs[0].config
     if config.train.eval_items:
         console.print("evaluating the base model", highlight=False)
@@ -182,34 +181,6 @@ def _say_what_is_clipped(specs: Sequence[RunSpec]) -> None:
             "loss.clip changes nothing: with train.updates_per_rollout 1 each batch of rollouts is "
             "used for one update, so every probability ratio is 1"
         )
-
-
-def _check_space(specs: Sequence[RunSpec], model: "PreTrainedModel") -> None:
-    """Raises ``UserError`` if the disk has no room for the checkpoints."""
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    # A checkpoint has the weights and AdamW's two moments. The last one is removed only afterwards.
-    largest, size = 2 * weights, 3 * weights
-    count = 1
-    for spec in specs:
-        train = spec.config.train
-        saves = train.steps // train.checkpoint_every + 1 if train.checkpoint_every else 1
-        has_one = CheckpointStore(spec.directory).newest.exists()
-        best = 1 if train.keep_best else 0
-        count += 0 if has_one else min(train.keep_checkpoints, saves) + best
-    directory = specs[0].directory
-    disk = shutil.disk_usage(directory)
-    mib = (size >> 20) + 1
-    if disk.total and disk.free < count * size:  # some file systems report 0
-        raise UserError(
-            f"{directory}: {disk.free >> 20} MiB free on its disk, wanted {count * mib} MiB "
-            f"for {count} checkpoints of {mib} MiB"
-        )
-    try:
-        reserve(directory, min(largest, PROBE_LIMIT))
-    except OSError as error:
-        raise UserError(
-            f"{directory} does not take a checkpoint of {mib} MiB: {one_line(error)}"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Exports a checkpoint as a plain transformers directory, in one process without the ranks.
 
 Only the files of the checkpoint are needed, so that another machine can do it. Where adapters alone
-were trained, they are merged into the model that the run began with.
+were trained, they are merged into the model that the run began with, or written for peft.
 """
 
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
@@ -22,7 +24,7 @@ from wavalign_fast.models import (
     shapes_of,
 )
 from wavalign_fast.rollout.weights import merged_weights
-from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
+from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
     EXPORTED,
@@ -30,6 +32,7 @@ from wavalign_fast.train.owned_files import (
     STATE_FILE,
     checkpoint_contents,
     foreign_file,
+    read_json_object,
     write_contents,
 )
 from wavalign_fast.train.sharded_files import PartError, load_tensors, saved_tensors
@@ -42,6 +45,8 @@ WEIGHTS = "weights"
 
 ADAPTERS = "adapter_config.json"
 """peft's description of the adapters; there if they alone were trained."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""peft's name of their weights."""
 
 COMPANIONS = (
     "tokenizer*",
@@ -122,14 +127,10 @@ def export_run(
     Raises:
         UserError: there is no checkpoint, or something is in ``target``.
     """
-    checkpoint = run if (run / STATE_FILE).is_file() else run / CHECKPOINT
-    if not (checkpoint / STATE_FILE).is_file():
-        raise UserError(f"no checkpoint in {run}: {checkpoint / STATE_FILE} is missing")
+    checkpoint = _checkpoint_of(run)
     own = target is None
     target = target or run / EXPORTED
-    foreign = foreign_file(target, EXPORTED) if own else next(iter(_inside(target)), None)
-    if foreign is not None:
-        raise UserError(f"{foreign} would be overwritten; wanted a new directory")
+    _refuse(foreign_file(target, EXPORTED) if own else next(iter(_inside(target)), None))
     source = checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
     if (source / ADAPTERS).is_file():
         if base is None:
@@ -142,8 +143,70 @@ def export_run(
         model = load_checkpoint(checkpoint, dtype=dtype)
         weights = model.state_dict()
     step = checkpoint_contents(checkpoint).get("step") if own else None
-    _write(model, weights, target, companions=source, step=step)
+
+    def write(directory: Path) -> None:
+        model.save_pretrained(directory, state_dict=weights)
+        copy_companions(source, directory)
+        if step is not None:
+            write_contents(directory, step)
+
+    _write(target, write)
     return target
+
+
+def export_adapters(
+    run: Path,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+) -> Path:
+    """Writes the adapters of a run, or of the checkpoint ``run``, as peft loads them.
+
+    ``PeftModel.from_pretrained(base, target)`` is then the trained model. Neither peft nor the base
+    is needed here. The tokenizer is left out: peft's auto classes would resize the embedding to it.
+
+    Args:
+        target: a new directory.
+        dtype: dtype of the written adapters; by default the one in which they are saved.
+        base: the path of the model that the run began with, which is written down.
+
+    Raises:
+        UserError: there is no checkpoint, it has no adapters, or something is in ``target``.
+    """
+    checkpoint = _checkpoint_of(run)
+    _refuse(next(iter(_inside(target)), None))
+    source = checkpoint / WEIGHTS
+    if not (source / ADAPTERS).is_file():
+        raise UserError(f"{checkpoint} has no adapters, wanted that of a run with model.lora.rank")
+    config = read_json_object(source / ADAPTERS)
+    if not config:
+        raise DamagedFileError(f"{source / ADAPTERS} cannot be read: wanted a JSON object")
+    config |= {"task_type": "CAUSAL_LM", "inference_mode": True}
+    config["base_model_name_or_path"] = base
+    tensors = {
+        f"base_model.model.{name.replace('.default.', '.')}": weight.contiguous()
+        for name, weight in _whole_weights(source, dtype).items()
+    }
+
+    def write(directory: Path) -> None:
+        directory.mkdir()
+        write_json(directory / ADAPTERS, config)
+        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+    _write(target, write)
+    return target
+
+
+def _checkpoint_of(run: Path) -> Path:
+    checkpoint = run if (run / STATE_FILE).is_file() else run / CHECKPOINT
+    if not (checkpoint / STATE_FILE).is_file():
+        raise UserError(f"no checkpoint in {run}: {checkpoint / STATE_FILE} is missing")
+    return checkpoint
+
+
+def _refuse(foreign: Path | None) -> None:
+    if foreign is not None:
+        raise UserError(f"{foreign} would be overwritten; wanted a new directory")
 
 
 def _inside(path: Path) -> list[Path]:
@@ -153,15 +216,8 @@ def _inside(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else [path]
 
 
-def _write(
-    model: "PreTrainedModel",
-    weights: dict[str, Tensor],
-    target: Path,
-    *,
-    companions: Path,
-    step: int | None,
-) -> None:
-    """Writes a transformers directory, whole or not at all; with a step, also a list of its files.
+def _write(target: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a directory that becomes ``target``, whole or not at all.
 
     ``target`` is replaced if it exists; the caller has checked that it may be.
     """
@@ -169,13 +225,10 @@ def _write(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
-        model.save_pretrained(temporary, state_dict=weights)
-        copy_companions(companions, temporary)
-        if step is not None:
-            write_contents(temporary, step)
+        write(temporary)
         sync_directory(temporary)
         replace_directory(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{target} cannot be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""``wavalign-fast export``: the model of a run, or its adapters, for other programs."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from wavalign_fast.errors import UserError, user_input
+
+
+def add_export(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("export", help="write a run's model as a transformers directory")
+    parser.add_argument(
+        "run", metavar="RUN_DIR", type=Path, help="run directory, or one of its checkpoints"
+    )
+    parser.add_argument(
+        "output", metavar="DIR", type=Path, nargs="?", help="new directory; default: RUN_DIR/model"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the written weights; default: that of the checkpoint",
+    )
+    parser.add_argument(
+        "--adapters",
+        action="store_true",
+        help="write the LoRA adapters alone, into DIR, as peft loads them",
+    )
+    parser.set_defaults(command=export)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from wavalign_fast.train.owned_files import recorded_arms
+
+    if arms := recorded_arms(args.run):
+        raise UserError(
+            f"{args.run} holds several arms ({', '.join(arms)}); wanted one, e.g. "
+            f"{args.run / arms[0]}"
+        )
+
+    if args.adapters and args.output is None:
+        args.parser.error("--adapters: DIR is missing, wanted a new directory")
+
+    import torch
+
+    from wavalign_fast.train.export import export_adapters, export_run, run_of
+    from wavalign_fast.train.model_setup import load_base_model
+    from wavalign_fast.train.run_directory import read_run_config
+    from wavalign_fast.train_command import quiet_libraries, task_maker
+
+    def config() -> Any:
+        return read_run_config(run_of(args.run))
+
+    def base() -> Any:
+        return load_base_model(config().model, task_maker(config())())
+
+    quiet_libraries()
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    with user_input("export"):
+        if args.adapters:
+            began_with = config().model.path
+            print(f"adapters: {export_adapters(args.run, args.output, dtype, began_with)}")
+        else:
+            print(f"model: {export_run(args.run, args.output, dtype, base)}")
+    return 0
