@@ -39,6 +39,10 @@ def test_a_run_that_fits(capsys, directories, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_tied_model_on_one_gpu_is_planned(capsys, directories):
+    assert "FITS in 80 GiB" in plan(capsys, directories / "tied")
+
+
 def test_numbers_as_json(capsys, directories):
     found = json.loads(plan(capsys, directories / "small", "--json", "--ranks", "2"))
     assert (found["ranks"], found["fits"], found["changes"]) == (2, True, [])
