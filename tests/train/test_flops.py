@@ -39,6 +39,13 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
+def of_rotations(model, lengths) -> int:
+    """Products of the rotary frequencies with the positions, which old transformers computes so."""
+    hidden = torch.zeros(1, 1, SIZES["hidden_size"])
+    places = [torch.arange(n)[None] for n in lengths]
+    return counted(lambda: [model.base_model.rotary_emb(hidden, place) for place in places])
+
+
 def forward(model, lengths, live):
     """Runs rows of these lengths, each alone; returns logits of the first ``live`` positions."""
     hidden = torch.cat([
@@ -59,6 +66,7 @@ def test_forward_and_backward_are_those_that_torch_counts(tied):
     size = model_size(model)
     found = step_flops(size, StepTokens(trained=LENGTHS, live=LIVE)).forward_backward
     wanted = counted(lambda: forward(model, LENGTHS, LIVE).sum().backward())
+    wanted -= of_rotations(model, LENGTHS)
     assert found + 3 * size.pair_flops * masked_pairs(LENGTHS) == wanted
 
 
@@ -67,7 +75,7 @@ def test_scored_rows_cost_a_forward_pass():
     size = model_size(model)
     found = step_flops(size, StepTokens(scored=LENGTHS, scored_live=LIVE))
     with torch.no_grad():
-        wanted = counted(lambda: forward(model, LENGTHS, LIVE))
+        wanted = counted(lambda: forward(model, LENGTHS, LIVE)) - of_rotations(model, LENGTHS)
     assert found.reference + size.pair_flops * masked_pairs(LENGTHS) == wanted
     assert found.model == found.reference
 
@@ -97,6 +105,7 @@ def test_a_rollout_costs_a_prefill_and_one_token_at_a_time(prompt, new):
     tokens = StepTokens(prompts=(prompt,), completions=((prompt, new),))
     with torch.no_grad():
         wanted = counted(lambda: decode(model, prompt, new))
+    wanted -= of_rotations(model, (prompt, *[1] * (new - 1)))
     found = step_flops(size, tokens).rollout
     assert found + size.pair_flops * masked_pairs((prompt,)) == wanted
 

@@ -189,7 +189,8 @@ def test_a_mistake_is_reported_before_torchrun_ends_the_ranks(tmp_path):
     run = subprocess.run(
         [*command, "-m", "wavalign_fast", "train", "--recipe", "spoken-sums",
          "--resume", "--output", str(tmp_path)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     lines = [line for line in run.stderr.splitlines() if "wavalign-fast: error" in line]
     assert lines and run.returncode != 0, run.stderr

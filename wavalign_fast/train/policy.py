@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+
+UNIT_MAY_BE_INCOMPLETE = hasattr(FSDPState, "_force_complete_incomplete_states")
+"""Whether a unit of several modules is gathered anew after a forward pass that left some out."""
 
 Blocks = Sequence[Tensor | PackedRows]
 Score = Callable[[Tensor, Tensor | HeadShard, Tensor | None], T]
@@ -183,10 +187,13 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
 
     In one unit with the norm the head's gradient is reduced first, behind the backward pass of the
     blocks; in the root it would come last, alone. A sharded head is a unit of its own, whose
-    forward nothing calls in training, so that nothing gathers it.
+    forward nothing calls in training, so that nothing gathers it. In an older torch the norm and
+    the head stay in the root, because nothing calls the head's forward.
     """
     model: Any = policy.model
     units = [[module] for module in unsplit_modules(model)]
+    if not UNIT_MAY_BE_INCOMPLETE and not policy.head_is_sharded:
+        return units
     if policy.head_is_sharded:
         return [*units, [model.get_output_embeddings()]]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
