@@ -80,7 +80,6 @@ def _rank(
         world_size=world,
         timeout=limit,
     )
-    try:
-        torch.save(function(*args), Path(folder, f"rank {rank}"))
-    finally:
-        dist.destroy_process_group()
+    torch.save(function(*args), Path(folder, f"rank {rank}"))
+    # Not after an error: the others would fail before it is known, and theirs would be shown.
+    dist.destroy_process_group()
