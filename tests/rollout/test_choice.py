@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wavalign_fast.rollout import choice
-from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
+from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens, choose_with_logps
 
 NAN, INF = math.nan, math.inf
 
@@ -23,7 +23,7 @@ def way(request, monkeypatch):
 def test_a_banned_id_is_never_chosen():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
     uniform = torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64)
-    assert choose_tokens(logits, 1.0, uniform).ids.tolist() == [1, 3, 3]
+    assert choose_tokens(logits, 1.0, uniform).tolist() == [1, 3, 3]
 
 
 def test_rare_ids_of_a_large_vocabulary_keep_their_probability():
@@ -35,14 +35,14 @@ def test_rare_ids_of_a_large_vocabulary_keep_their_probability():
     for token in (1, 7_777, 100_000, 199_999):
         middle = (math.fsum(probability[:token]) + probability[token] / 2) / total
         uniform = torch.tensor([middle], dtype=torch.float64)
-        assert choose_tokens(logits, 1.0, uniform).ids.item() == token
+        assert choose_tokens(logits, 1.0, uniform).item() == token
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
 def test_a_low_temperature_is_nearly_greedy_and_does_not_overflow(temperature):
     logits = torch.tensor([[9.0, -torch.inf, 11.0, 10.0], [-3e38, -2e38, -1e38, -torch.inf]])
     uniform = torch.tensor([0.9, 0.1], dtype=torch.float64)
-    assert choose_tokens(logits, temperature, uniform).ids.tolist() == [2, 2]
+    assert choose_tokens(logits, temperature, uniform).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -52,7 +52,7 @@ def test_a_low_temperature_is_nearly_greedy_and_does_not_overflow(temperature):
 def test_logits_that_are_no_distribution_choose_no_id(row, temperature):
     logits = torch.tensor([[0.0, 30.0, 0.0], row, [30.0, 0.0, -INF]])
     uniform = torch.tensor([0.3, 0.3, 0.3], dtype=torch.float64) if temperature else None
-    assert choose_tokens(logits, temperature, uniform).ids.tolist() == [
+    assert choose_tokens(logits, temperature, uniform).tolist() == [
         1,
         NO_TOKEN,
         0,
@@ -84,7 +84,7 @@ def test_the_id_is_the_first_whose_exact_sum_is_above_the_number(case):
         for border in borders.tolist():
             numbers += [border, math.nextafter(border, 0), border - 1e-9, border + 1e-9]
         uniform = torch.tensor([it for it in numbers if 0 <= it < 1], dtype=torch.float64)
-        chosen = choose_tokens(line.expand(len(uniform), -1), temperature, uniform)
+        chosen = choose_with_logps(line.expand(len(uniform), -1), temperature, uniform)
         assert bool((line[chosen.ids] > -INF).all()), f"row {row}: an id of probability 0"
         assert bool((own[chosen.ids] > 1e-50).all()), f"row {row}: an id that float32 rounds to 0"
         after = share[chosen.ids]
@@ -98,9 +98,9 @@ def test_the_id_is_the_first_whose_exact_sum_is_above_the_number(case):
 def test_no_way_depends_on_the_rows_beside_it():
     logits = torch.randn(6, 1300, generator=torch.Generator().manual_seed(0)) * 3
     uniform = torch.linspace(0, 0.999, 6, dtype=torch.float64)
-    whole = choose_tokens(logits, 1.0, uniform)
+    whole = choose_with_logps(logits, 1.0, uniform)
     for row in range(6):
-        alone = choose_tokens(logits[row : row + 1], 1.0, uniform[row : row + 1])
+        alone = choose_with_logps(logits[row : row + 1], 1.0, uniform[row : row + 1])
         assert alone.ids == whole.ids[row] and alone.logps == whole.logps[row]
 
 
@@ -108,8 +108,8 @@ def test_no_way_depends_on_the_rows_beside_it():
 def test_other_dtypes_are_widened_not_rounded(dtype):
     logits = (torch.randn(5, 700, generator=torch.Generator().manual_seed(0)) * 2).to(dtype)
     uniform = torch.linspace(0, 0.999, 5, dtype=torch.float64)
-    found = choose_tokens(logits, 0.8, uniform)
-    wanted = choose_tokens(logits.float(), 0.8, uniform)
+    found = choose_with_logps(logits, 0.8, uniform)
+    wanted = choose_with_logps(logits.float(), 0.8, uniform)
     assert torch.equal(found.ids, wanted.ids)
     torch.testing.assert_close(found.logps, wanted.logps, atol=2e-6, rtol=0)
 

@@ -59,7 +59,7 @@ def decode_slowly(model, prompt, max_new_tokens, draws=None):
     for step in range(max_new_tokens):
         logits = model(torch.tensor([ids])).logits[:, -1]
         uniform = None if draws is None else draws[step]
-        ids.append(choose_tokens(logits, 1.0, uniform).ids.item())
+        ids.append(choose_tokens(logits, 1.0, uniform).item())
         if ids[-1] == EOS:
             break
     return ids[len(prompt) :]

@@ -26,8 +26,13 @@ class Chosen(NamedTuple):
     """float32 [N]; 0 in a greedy choice, which has probability 1."""
 
 
-def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) -> Chosen:
-    """Chooses the next ids [N] from logits [N, V].
+def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor:
+    """Chooses the next ids [N] from logits [N, V], as ``choose_with_logps`` does."""
+    return choose_with_logps(logits, temperature, uniform).ids
+
+
+def choose_with_logps(logits: Tensor, temperature: float, uniform: Tensor | None) -> Chosen:
+    """Chooses the next ids [N] from logits [N, V], and returns their log-probs too.
 
     Without ``uniform`` this is the argmax. Otherwise one uniform number in [0, 1) per row, float64
     [N], is mapped through the inverse of the row's CDF: the id is the first whose CDF is above the

@@ -13,7 +13,8 @@ from wavalign_fast.rollout.checks import (
     end_ids,
     refuse_logits,
 )
-from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
+from wavalign_fast.rollout.choice import NO_TOKEN, choose_with_logps
+from wavalign_fast.rollout.choice import choose_tokens as choose_tokens  # callers find it here
 from wavalign_fast.rollout.lean_decode import LeanDecode
 from wavalign_fast.rollout.plain_decode import PlainDecode
 from wavalign_fast.rollout.prefill import Prefix, prefill
@@ -128,7 +129,7 @@ def _decode(
             uniform = draws[rows, step]
         elif temperature > 0:
             uniform = _drawn(total, generator, prefix)[rows]
-        tokens, token_logps = choose_tokens(logits, temperature, uniform)
+        tokens, token_logps = choose_with_logps(logits, temperature, uniform)
         written[rows, step] = tokens
         logps[rows, step] = token_logps
         broken = live & (tokens == NO_TOKEN)

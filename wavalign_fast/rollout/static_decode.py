@@ -17,7 +17,7 @@ from wavalign_fast.errors import one_line
 from wavalign_fast.models.transformers_names import cache_argument
 from wavalign_fast.rollout import cuda_graphs
 from wavalign_fast.rollout.checks import refuse_logits
-from wavalign_fast.rollout.choice import NO_TOKEN, choose_tokens
+from wavalign_fast.rollout.choice import NO_TOKEN, choose_with_logps
 from wavalign_fast.rollout.lean_model import ROPE_TYPES
 from wavalign_fast.rollout.prefill import Prefix
 from wavalign_fast.rollout.settings import Settings
@@ -180,7 +180,7 @@ class StaticDecode:
         """Chooses a token of every row, and notes ends and failures. Runs on the device alone."""
         temperature = self.settings.temperature
         uniform = self.draws.index_select(1, self.step)[:, 0] if temperature > 0 else None
-        chosen, logps = choose_tokens(logits, temperature, uniform)
+        chosen, logps = choose_with_logps(logits, temperature, uniform)
         self._note_broken(logits, self.live & (chosen == NO_TOKEN))
         self.written.index_copy_(1, self.step, chosen[:, None])
         self.logps.index_copy_(1, self.step, logps[:, None])
