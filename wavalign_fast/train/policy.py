@@ -192,10 +192,10 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
     """
     model: Any = policy.model
     units = [[module] for module in unsplit_modules(model)]
-    if not UNIT_MAY_BE_INCOMPLETE and not policy.head_is_sharded:
-        return units
     if policy.head_is_sharded:
         return [*units, [model.get_output_embeddings()]]
+    if not UNIT_MAY_BE_INCOMPLETE:
+        return units
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     norm = next(
         (m for name, m in model.named_modules() if name.split(".")[-1] in ("norm", "ln_f")), None
