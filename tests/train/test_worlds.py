@@ -1,5 +1,7 @@
 """The same run at any number of ranks: λ, rewards and rows bit for bit, weights to rounding."""
 
+import copy
+import dataclasses
 import importlib.util
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
-from wavalign_fast.models import frozen_copy, set_attention
+from wavalign_fast.models import PromptEmbeddings, frozen_copy, set_attention
 from wavalign_fast.train import step as step_module
 from wavalign_fast.train.deal import deal
 from wavalign_fast.train.model_setup import prepare_model
@@ -34,6 +36,7 @@ CASES = {
     "kinds apart": (*BOTH, "loss.text_kl=0.1"),
     "tied": BOTH,
     "packed rows": (*BOTH, "model.attention=varlen"),
+    "vectors in prompts": (*BOTH, "loss.text_kl=0.1"),
     "copies": BOTH,
     "a copy on every two ranks": (*BOTH, "parallel.reshard=false"),
     "a copy on every two ranks, sharded head": (*BOTH, "parallel.head=sharded"),
@@ -77,6 +80,21 @@ DEALS = {
 }
 
 
+def with_vectors(task):
+    """The task with two vectors at the end of each prompt, other ones in each of three clips."""
+    task, table = copy.copy(task), PromptEmbeddings(task.layout.vocab_size)
+    rows = torch.randn(3, 2, task.hidden, generator=torch.Generator().manual_seed(0))
+    task.train_examples = [
+        dataclasses.replace(
+            example,
+            prompt_ids=(*example.prompt_ids, *table.ids(n % 3, 2, lambda n=n: rows[n % 3])),
+        )
+        for n, example in enumerate(task.train_examples)
+    ]
+    task.prompt_embeddings = table
+    return task
+
+
 def run(name, task, make_config, dtype):
     """Trains ``STEPS`` steps; returns metrics and norms of each, and the weights."""
     ranks = ranks_here()
@@ -84,6 +102,9 @@ def run(name, task, make_config, dtype):
     shape = (f"parallel.replicate={copies}",) if name.startswith(("copies", "a copy")) else ()
     backend = "reference" if dtype == torch.float64 else "cpu"
     config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
+    if name == "vectors in prompts":
+        task = with_vectors(task)
+    vectors = getattr(task, "prompt_embeddings", None)
     base = task.load_model()
     if name == "tied":
         base.config.tie_word_embeddings = True
@@ -95,11 +116,11 @@ def run(name, task, make_config, dtype):
         prepare_model(base, config.model, seed=1)
     for parameter in base.parameters():
         parameter.data = parameter.data.to(dtype)
-    policy = Policy(base)
+    policy = Policy(base, vectors)
     if config.needs_reference:
         reference = WithoutLora(policy)
         if not name.startswith("adapters"):
-            reference = wrapped(Policy(frozen_copy(base)), config.parallel, ranks)
+            reference = wrapped(Policy(frozen_copy(base), vectors), config.parallel, ranks)
     wrapped(policy, config.parallel, ranks)
     taken = TrainStep(config, task, policy, reference, ranks)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)

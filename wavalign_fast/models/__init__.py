@@ -25,12 +25,15 @@ from wavalign_fast.models.lora import (
     without_lora,
 )
 from wavalign_fast.models.packing import PackedRows
+from wavalign_fast.models.prompt_embeddings import EmbeddedBlock, PromptEmbeddings
 from wavalign_fast.models.shard_loading import empty_model, fill_shards, middle_rows
 from wavalign_fast.models.transformers_names import recompute_activations
 
 __all__ = [
+    "EmbeddedBlock",
     "OutputHead",
     "PackedRows",
+    "PromptEmbeddings",
     "add_lora",
     "cast_weights",
     "check_head_can_be_sharded",

@@ -15,17 +15,22 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.head import output_head
 from wavalign_fast.models.packing import PackedRows
+from wavalign_fast.models.prompt_embeddings import EmbeddedBlock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor | PackedRows]) -> Tensor:
+Block = Tensor | PackedRows | EmbeddedBlock
+
+
+def hidden_states(model: "PreTrainedModel", blocks: Sequence[Block]) -> Tensor:
     """Computes last hidden states [T, H] of blocks of rows, in the order of their positions.
 
-    A block is right-padded ids int64 [R_b, L_b] with R_b·L_b positions, or packed rows. Calls the
-    model once per block, without an attention mask: in a causal model a token never attends to the
-    padding on its right, and without a mask attention takes its fast causal path.
+    A block is right-padded ids int64 [R_b, L_b] with R_b·L_b positions, or packed rows; either may
+    have vectors in place of some ids. Calls the model once per block, without an attention mask: in
+    a causal model a token never attends to the padding on its right, and without a mask attention
+    takes its fast causal path.
 
     Raises:
         UserError: packed rows for a model that cannot keep them apart.
@@ -35,8 +40,12 @@ def hidden_states(model: "PreTrainedModel", blocks: Sequence[Tensor | PackedRows
     return torch.cat([_last_hidden_state(model, block).flatten(0, 1) for block in blocks])
 
 
-def _last_hidden_state(model: "PreTrainedModel", block: Tensor | PackedRows) -> Tensor:
-    inputs = {"input_ids": block} if isinstance(block, Tensor) else block.model_arguments(model)
+def _last_hidden_state(model: "PreTrainedModel", block: Block) -> Tensor:
+    rows = block.block if isinstance(block, EmbeddedBlock) else block
+    inputs = {"input_ids": rows} if isinstance(rows, Tensor) else rows.model_arguments(model)
+    if isinstance(block, EmbeddedBlock):
+        del inputs["input_ids"]
+        inputs["inputs_embeds"] = block.embedded(model)
     return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 

@@ -93,8 +93,13 @@ def check_ids(
     *,
     ends: frozenset[int],
     pad_id: int,
+    vectors: int = 0,
 ) -> list[list[int]]:
-    """Returns the prompts as lists of ids; raises for an id without an embedding."""
+    """Returns the prompts as lists of ids; raises for an id without an embedding.
+
+    Args:
+        vectors: how many ids behind the vocabulary prompts may hold.
+    """
     size = model.get_input_embeddings().weight.shape[0]
     for name, token in (("pad_id", pad_id), *(("eos_id", end) for end in sorted(ends))):
         if not 0 <= _whole(name, token) < size:
@@ -106,9 +111,11 @@ def check_ids(
         if not ids:
             raise ValueError(f"{what} is empty, wanted at least one id in every prompt")
         for token in (min(ids), max(ids)):
-            if not 0 <= token < size:
+            if not 0 <= token < size + vectors:
+                behind = f" and {vectors} vectors of prompts" if vectors else ""
                 raise ValueError(
-                    f"{what} holds the id {token}, wanted 0 <= id < {size}, the model's vocabulary"
+                    f"{what} holds the id {token}, wanted 0 <= id < {size + vectors}, the model's "
+                    f"vocabulary{behind}"
                 )
         prompts.append(ids)
     return prompts

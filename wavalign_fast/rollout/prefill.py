@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wavalign_fast.models import EmbeddedBlock, PromptEmbeddings
 from wavalign_fast.models.transformers_names import cache_argument
 
 if TYPE_CHECKING:
@@ -27,16 +28,26 @@ class Prefix(NamedTuple):
     """[B, V], of the next token."""
 
 
-def prefill(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_id: int) -> Prefix:
+def prefill(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    prompt_embeddings: PromptEmbeddings | None = None,
+) -> Prefix:
     """Runs each prompt once."""
     from transformers import DynamicCache
 
-    ids, real = _left_pad(prompts, pad_id, model.device)
+    ids, real = _left_pad(prompts, pad_id)
+    filled = ids if prompt_embeddings is None else prompt_embeddings.fill(ids)
+    filled, real = filled.to(model.device), real.to(model.device)
+    inputs: dict[str, Any] = {"input_ids": filled}
+    if isinstance(filled, EmbeddedBlock):
+        inputs = {"inputs_embeds": filled.embedded(model)}
     positions = (real.cumsum(1) - 1).clamp_(min=0)
     cache = DynamicCache(config=model.config)
     argument = cache_argument(model, cache)
     out = model(
-        ids,
+        **inputs,
         attention_mask=real,
         position_ids=positions,
         use_cache=True,
@@ -46,12 +57,10 @@ def prefill(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], pad_id: 
     return Prefix(cache, argument, real, positions[:, -1] + 1, out.logits[:, -1])
 
 
-def _left_pad(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Returns prompt ids [B, L], padded on the left, and a mask of the real ids, bool [B, L]."""
     length = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (length - len(p)) + list(p) for p in prompts], device=device)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    real = torch.arange(length, device=device) >= (length - lengths)[:, None]
+    ids = torch.tensor([[pad_id] * (length - len(p)) + list(p) for p in prompts])
+    lengths = torch.tensor([len(p) for p in prompts])
+    real = torch.arange(length) >= (length - lengths)[:, None]
     return ids, real

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import torch
 
+from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.rollout.checks import (
     check_draws,
     check_ids,
@@ -49,6 +50,7 @@ def sample_with_logps(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     draws: torch.Tensor | None = None,
+    prompt_embeddings: PromptEmbeddings | None = None,
 ) -> Sampled:
     """Samples ``group_size`` completions of each of B prompts in one batched decode.
 
@@ -66,6 +68,7 @@ def sample_with_logps(
         draws: uniform numbers in [0, 1) in place of a generator, float64
             [B * group_size, max_new_tokens]: completion n takes ``draws[n, t]`` for its token t,
             whatever the other completions are. ``rollout.draws.uniforms`` makes them.
+        prompt_embeddings: the vectors that prompts name by ids behind the vocabulary, if any do.
 
     Raises:
         TypeError, ValueError: an argument is unusable; the message names it.
@@ -74,7 +77,13 @@ def sample_with_logps(
     """
     check_numbers(group_size, max_new_tokens, temperature, generator)
     ends = end_ids(eos_id)
-    prompts = check_ids(model, prompt_ids, ends=ends, pad_id=pad_id)
+    prompts = check_ids(
+        model,
+        prompt_ids,
+        ends=ends,
+        pad_id=pad_id,
+        vectors=0 if prompt_embeddings is None else len(prompt_embeddings),
+    )
     if draws is not None:
         check_draws(draws, (len(prompts) * group_size, max_new_tokens), temperature, generator)
         draws = draws.to(model.device)
@@ -84,7 +93,7 @@ def sample_with_logps(
     was_training = model.training
     model.eval()
     try:
-        prefix = prefill(model, prompts, pad_id)
+        prefix = prefill(model, prompts, pad_id, prompt_embeddings)
         static = static_decode(model, prefix, settings)
         if static is None:
             decoded = _decode(model, prefix, settings, generator, draws)

@@ -40,6 +40,7 @@ class Collector:
         self.twin = twin
         self.rewarder = Rewarder(task) if rewarded else None
         self.ends = end_ids(task.eos_id)
+        self.prompt_embeddings = getattr(task, "prompt_embeddings", None)
 
     def __call__(
         self, examples: Sequence[Example], step: int, clock: Stopwatch
@@ -79,6 +80,7 @@ class Collector:
             eos_id=self.task.eos_id,
             pad_id=self.task.pad_id,
             temperature=self.config.temperature,
+            prompt_embeddings=self.prompt_embeddings,
             draws=uniforms(self.seed, step, places[:, 0], places[:, 1], torch.arange(length)),
         )
         return [

@@ -27,7 +27,9 @@ class PairRows:
         return 2 * max(len(self.chosen), len(self.rejected))
 
 
-def pair_rows(pairs: Sequence[Preference], counts: Sequence[bool]) -> list[PairRows]:
+def pair_rows(
+    pairs: Sequence[Preference], counts: Sequence[bool], vectors: int = 0
+) -> list[PairRows]:
     """Returns the rows of the pairs, whose answers are cut after their last id that counts.
 
     The rows of pair p have the indices 2p and 2p + 1. A pair with an answer without such an id is
@@ -35,6 +37,7 @@ def pair_rows(pairs: Sequence[Preference], counts: Sequence[bool]) -> list[PairR
 
     Args:
         counts: one bool per id.
+        vectors: how many ids behind the vocabulary prompts may hold.
 
     Raises:
         UserError: an empty prompt, or an id outside the layout.
@@ -44,7 +47,7 @@ def pair_rows(pairs: Sequence[Preference], counts: Sequence[bool]) -> list[PairR
         answers = [
             (pair.prompt_ids, pair.rejected_ids if side else pair.chosen_ids) for pair in pairs
         ]
-        for row in cut_rows(kind, answers, counts, is_rollout=True):
+        for row in cut_rows(kind, answers, counts, is_rollout=True, vectors=vectors):
             rows[side][row.index] = replace(row, index=2 * row.index + side)
     both = sorted(rows[0].keys() & rows[1].keys())
     return [PairRows(rows[0][index], rows[1][index]) for index in both]

@@ -19,6 +19,7 @@ from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import (
     PackedRows,
+    PromptEmbeddings,
     check_head_can_be_sharded,
     hidden_states,
     output_head,
@@ -49,15 +50,26 @@ class Policy(nn.Module):
 
     The function runs inside ``forward`` because FSDP2 has gathered the head there, and only there.
 
+    Args:
+        prompt_embeddings: the vectors that blocks name by ids behind the vocabulary, if any do.
+
     Attributes:
         head_is_sharded: whether each rank keeps its slice of the head, which is then never gathered
             in training. ``wrapped`` decides.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(
+        self, model: "PreTrainedModel", prompt_embeddings: PromptEmbeddings | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.prompt_embeddings = prompt_embeddings
         self.head_is_sharded = False
+
+    @property
+    def vectors(self) -> int:
+        """How many ids behind the vocabulary prompts may hold."""
+        return 0 if self.prompt_embeddings is None else len(self.prompt_embeddings)
 
     def forward(self, blocks: "Blocks", score: "Score[T]", height: int = 0) -> T:
         """Returns ``score`` of the hidden states of blocks, as ``hidden_states`` takes them.
@@ -67,7 +79,9 @@ class Policy(nn.Module):
                 the same on all ranks.
         """
         device = self.model.device
-        placed = [block.to(device, non_blocking=True) for block in blocks]
+        fill = self.prompt_embeddings.fill if self.prompt_embeddings is not None else None
+        filled = blocks if fill is None else [fill(block) for block in blocks]
+        placed = [block.to(device, non_blocking=True) for block in filled]
         hidden = hidden_states(self.model, placed)
         if self.head_is_sharded:
             return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))

@@ -165,7 +165,7 @@ class PreferenceStep:
         with self.ranks.failing_together():
             online = self._online(prompts, completions, rewards, step)
             pairs = [*offline, *online]
-            rows = pair_rows(pairs, self.counts)
+            rows = pair_rows(pairs, self.counts, self.policy.vectors)
         dealt = deal(
             rows,
             world=self.ranks.world,

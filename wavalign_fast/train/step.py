@@ -223,6 +223,7 @@ class TrainStep:
             shown,
             loss_ids=self.loss_ids,
             skipped=self._without_gradient(rewards),
+            vectors=self.policy.vectors,
         )
         trained = [(done.example.prompt_ids, done.ids) for done in completions]
         trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]

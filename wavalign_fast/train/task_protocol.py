@@ -16,7 +16,8 @@ class Task(Protocol):
 
     It may also have ``reward_scale``, a text that says what a reward means, such as "1 (wrong) to 5
     (right)"; the report shows it. For DPO it may have ``preferences``, a sequence of
-    ``data.records.Preference``: its offline pairs.
+    ``data.records.Preference``: its offline pairs. It may have ``prompt_embeddings``, the
+    ``models.PromptEmbeddings`` whose ids its prompts hold.
     """
 
     layout: ModalityLayout

@@ -76,20 +76,25 @@ def step_rows(
     *,
     loss_ids: LossIds,
     skipped: Collection[int] = (),
+    vectors: int = 0,
 ) -> list[Row]:
     """Returns the rows of a step: completions, then demonstrations; those without loss left out.
 
     Args:
         skipped: indices of completions to leave out; the others keep their indices.
+        vectors: how many ids behind the vocabulary prompts may hold.
 
     Raises:
         UserError: an empty prompt, or an id outside the layout.
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
-    cut = cut_rows("rollout", sampled, loss_ids.policy, is_rollout=True)
+    cut = cut_rows("rollout", sampled, loss_ids.policy, is_rollout=True, vectors=vectors)
     rows = [row for row in cut if row.index not in skipped]
-    return rows + list(cut_rows("demonstration", shown, loss_ids.anchor, is_rollout=False))
+    demonstrated = cut_rows(
+        "demonstration", shown, loss_ids.anchor, is_rollout=False, vectors=vectors
+    )
+    return rows + list(demonstrated)
 
 
 def count_tables(rows: Sequence[Row]) -> RowTables:
@@ -159,18 +164,20 @@ def cut_rows(
     carries_loss: Sequence[bool],
     *,
     is_rollout: bool,
+    vectors: int = 0,
 ) -> Iterator[Row]:
     """Yields (prompt, answer) as rows, without those whose answer has no id that carries loss.
 
     Args:
         kind: what an error calls them.
         carries_loss: one bool per id.
+        vectors: how many ids behind the vocabulary prompts may hold.
 
     Raises:
         UserError: an empty prompt, or an id outside the layout.
     """
     for index, (prompt, answer) in enumerate(pairs):
-        _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss))
+        _check(f"{kind} {index}", prompt, answer, vocab_size=len(carries_loss), vectors=vectors)
         end = max(
             (place for place, token in enumerate(answer, 1) if carries_loss[token]), default=0
         )
@@ -178,12 +185,14 @@ def cut_rows(
             yield Row(index, is_rollout, prompt, answer[:end])
 
 
-def _check(what: str, prompt: Sequence[int], answer: Sequence[int], *, vocab_size: int) -> None:
+def _check(
+    what: str, prompt: Sequence[int], answer: Sequence[int], *, vocab_size: int, vectors: int
+) -> None:
     if not prompt:
         raise UserError(f"{what}: empty prompt, wanted at least one id")
     for place, token in enumerate((*prompt, *answer)):
-        if not 0 <= token < vocab_size:
+        end = vocab_size + vectors if place < len(prompt) else vocab_size
+        if not 0 <= token < end:
             raise UserError(
-                f"{what}: id {token} at position {place}, wanted 0 <= id < {vocab_size} "
-                "as in the layout"
+                f"{what}: id {token} at position {place}, wanted 0 <= id < {end} as in the layout"
             )

@@ -196,7 +196,7 @@ class Trainer:
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
         hollow = any(weight.is_meta for weight in model.parameters())
         policy = wrapped(
-            Policy(model),
+            Policy(model, getattr(self.task, "prompt_embeddings", None)),
             self.config.parallel,
             self.ranks,
             compute_dtype=compute_dtype(self.config.model),
