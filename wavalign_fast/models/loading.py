@@ -1,6 +1,5 @@
 """Loads causal LMs from directories, without running their code or reading a pickle."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.models.json_files import check_config_is_there, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,8 +59,7 @@ def reading(directory: Path) -> Iterator[None]:
         DamagedFileError: it cannot be read.
         UserError: there is no model.
     """
-    if not (directory / "config.json").is_file():
-        raise UserError(f"no checkpoint in {directory}: config.json is missing")
+    check_config_is_there(directory)
     try:
         yield
     except Exception as error:  # transformers and safetensors raise many types for a bad file
@@ -72,8 +71,8 @@ def reading(directory: Path) -> Iterator[None]:
 
 def say_that_code_is_not_run(directory: Path) -> None:
     """Warns of a model directory that names code of its own."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if isinstance(config, dict) and "auto_map" in config:
+    config = read_json(directory / "config.json")
+    if "auto_map" in config:
         logger.warning(
             "checkpoint %s names code of its own (auto_map): it is not run; the model of type %s "
             "from transformers is used",
