@@ -13,7 +13,7 @@ MAX_FUNCTION_LINES = 60
 
 KERNELS = {"_C", "_C_cuda", "errors", "ops"}
 LOSSES = KERNELS | {"losses"}
-PARTS = LOSSES | {"data", "models", "rewards", "rollout"}
+PARTS = LOSSES | {"data", "models", "rewards", "rollout", "speech"}
 
 # What a part may import besides itself; a single file may have its own rule. A part that is missing
 # here has no place in the design yet.
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "models": PARTS,
     "rewards": PARTS,
     "rollout": PARTS,
+    "speech": {"errors", "models", "outputs", "rewards"},
     "config": {"errors"},
     "config/listing": {"errors", "recipes"},
     "outputs": set(),

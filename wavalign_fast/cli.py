@@ -299,7 +299,7 @@ def _say(args: argparse.Namespace) -> int:
         check_output(args.out)
 
     from wavalign_fast.models import check_vocabulary, load_checkpoint
-    from wavalign_fast.train.atomic_files import write_wav
+    from wavalign_fast.speech.wave_files import write_wave
     from wavalign_fast.train.checkpoint import CheckpointStore
     from wavalign_fast.train.export import model_directory
 
@@ -317,7 +317,7 @@ def _say(args: argparse.Namespace) -> int:
     with user_input("say"):
         sample = task.answer(model.eval(), args.prompt, seed=args.seed).samples[0]
         if sample.waveform is not None:
-            write_wav(args.out, sample.waveform, sample.sample_rate)
+            write_wave(args.out, sample.waveform, sample.sample_rate)
     print(sample.text, file=text_to)
     if sample.heard:
         print(f"heard: {sample.heard}", file=text_to)

@@ -3,14 +3,12 @@
 import io
 import json
 import math
-import wave
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from wavalign_fast.config.schema import OptimizerConfig
-from wavalign_fast.train.atomic_files import to_json, write_json, write_wav
+from wavalign_fast.train.atomic_files import to_json, write_json
 from wavalign_fast.train.optimizer import learning_rate
 from wavalign_fast.train.progress import ProgressDisplay
 from wavalign_fast.train.prompt_sampler import PromptSampler
@@ -50,13 +48,6 @@ def test_json_is_strict(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": object()})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_wav_is_16_bit_pcm_and_clipped(tmp_path):
-    write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -3.0, np.nan]), 16000)
-    with wave.open(str(tmp_path / "a.wav")) as file:
-        assert (file.getsampwidth(), file.getnchannels(), file.getframerate()) == (2, 1, 16000)
-        assert np.frombuffer(file.readframes(4), "<i2").tolist() == [0, 16384, -32767, 0]
 
 
 METRICS = {

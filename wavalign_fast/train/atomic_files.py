@@ -1,11 +1,9 @@
-"""Writes text, JSON and WAV files whole or not at all, and replaces directories by a rename."""
+"""Writes text and JSON files whole or not at all, and replaces directories by a rename."""
 
-import io
 import json
 import math
 import os
 import shutil
-import wave
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,22 +24,6 @@ def write_json(path: Path, value: Any) -> None:
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Returns strict JSON; NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def write_wav(path: Path, waveform: Any, sample_rate: int) -> None:
-    """Writes float samples [N] in [-1, 1] as 16-bit PCM, mono."""
-    import numpy as np  # here, because mistakes on the command line are reported without numpy
-
-    samples = np.clip(np.nan_to_num(np.asarray(waveform, dtype=np.float64)), -1.0, 1.0)
-    pcm = np.round(samples * 32767).astype("<i2").tobytes()
-    # In memory first: the header holds the length, and a pipe cannot seek back to it.
-    content = io.BytesIO()
-    with wave.open(content, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(pcm)
-    write_whole(path, content.getvalue())
 
 
 def replace_directory(new: Path, target: Path, retired: Path | None = None) -> None:

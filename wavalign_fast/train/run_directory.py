@@ -18,7 +18,8 @@ from wavalign_fast.config.yaml import read_config_file
 from wavalign_fast.data.records import Evaluation, Example, Preference, SpokenSample
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.outputs import TEMPORARY
-from wavalign_fast.train.atomic_files import remove, write_json, write_text, write_wav
+from wavalign_fast.speech.wave_files import write_wave
+from wavalign_fast.train.atomic_files import remove, write_json, write_text
 from wavalign_fast.train.directory_lock import LOCK_FILE
 from wavalign_fast.train.metric_writers import read_metric_lines
 from wavalign_fast.train.owned_files import (
@@ -239,7 +240,7 @@ def _write_samples(
     for index, sample in enumerate(evaluation.samples if evaluation else []):
         wav = None if sample.waveform is None else f"wav/{wav_prefix}{index:03d}.wav"
         if wav is not None:
-            write_wav(path / wav, sample.waveform, sample.sample_rate)
+            write_wave(path / wav, sample.waveform, sample.sample_rate)
         records.append(_sample_record(sample, wav))
     write_json(path / name, records)
 

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import tempfile
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from wavalign_fast.recipes.spoken_sums.data import answer_text
 from wavalign_fast.recipes.spoken_sums.mel import SAMPLE_RATE
 from wavalign_fast.recipes.spoken_sums.tokenizer import mel_blocks, nearest_centroids
 from wavalign_fast.recipes.spoken_sums.vocabulary import NUM_CODES
+from wavalign_fast.speech.wave_files import read_wave
 
 VOICE = "rms"
 
@@ -31,11 +31,10 @@ def synthesize(text: str, stretch: float, directory: Path) -> np.ndarray:
         raise RuntimeError(
             f"flite ended with status {done.returncode}{': ' + said[-1] if said else ''}"
         )
-    with wave.open(str(path)) as file:
-        if file.getframerate() != SAMPLE_RATE:
-            raise RuntimeError(f"flite wrote {file.getframerate()} Hz, wanted {SAMPLE_RATE}")
-        pcm = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    return pcm.astype(np.float32) / 32768
+    wave, found = read_wave(path)
+    if found != SAMPLE_RATE:
+        raise RuntimeError(f"flite wrote {found} Hz, wanted {SAMPLE_RATE}")
+    return wave[0].numpy()
 
 
 def build_speech_assets(seed: int) -> SpeechAssets:

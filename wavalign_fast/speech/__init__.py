@@ -1,0 +1,1 @@
+"""Speech in and out: WAV files, resampling, and codecs between waves and codes."""
