@@ -21,6 +21,7 @@ from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.config.telemetry import TelemetryConfig
 from wavalign_fast.losses import HybridObjective, MixingGate
+from wavalign_fast.rollout import engine
 from wavalign_fast.train import arms, collect, objective, policy
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.prompt_sampler import PromptSampler
@@ -163,7 +164,7 @@ class Spy:
             "CheckpointStore",
             lambda *args, aside: self.set("train.async_checkpoint", aside),
         )
-        self.wrap(collect, "sample_with_logps", self.sampled)
+        self.wrap(engine, "sample_with_logps", self.sampled)
         self.wrap(policy, "hidden_states", self.blocks)
         self.wrap(collect, "Twin", lambda *_, keep, **__: self.set("rollout.keep_copy", keep))
         self.wrap(training, "EvaluationSchedule", self.schedule)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from wavalign_fast.rollout import engine
 from wavalign_fast.train import collect, policy
 
 COPIED = ("rollout.dtype=bfloat16", "train.steps=2", "train.eval_every=1")
@@ -31,7 +32,7 @@ def followed(task, patch) -> dict[str, set[bool]]:
         patch.setattr(owner, name, noted)
 
     patch.setattr(collect, "Twin", made)
-    follow(collect, "sample_with_logps", "rollout")
+    follow(engine, "sample_with_logps", "rollout")
     follow(task, "rewards", "judge")
     follow(policy, "hidden_states", "training")
     follow(task, "evaluate", "evaluation")

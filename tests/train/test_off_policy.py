@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tests.ranks import run_ranks
 from wavalign_fast.losses import group_advantages
-from wavalign_fast.train import collect
+from wavalign_fast.rollout import engine
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
@@ -65,13 +65,13 @@ def loss_by_hand(model, completions, old, importance) -> torch.Tensor:
 @pytest.mark.parametrize("cap", [None, CAP])
 def test_every_update_is_the_clipped_objective(toy_task, make_config, monkeypatch, cap) -> None:
     """The sampler's log-probs are off by known amounts, beyond the cap for some tokens."""
-    sample = collect.sample_with_logps
+    sample = engine.sample_with_logps
 
     def differing(*args, **settings):
         found = sample(*args, **settings)
         return found._replace(logps=[x + torch.linspace(-0.6, 0.6, len(x)) for x in found.logps])
 
-    monkeypatch.setattr(collect, "sample_with_logps", differing)
+    monkeypatch.setattr(engine, "sample_with_logps", differing)
     task, model = taught(toy_task())
     config = make_config(*RL, *([f"loss.importance_cap={cap}"] if cap else []))
     step = step_of(config, task, model)

@@ -13,7 +13,7 @@ from wavalign_fast.data.records import Preference
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy, has_lora
-from wavalign_fast.train import collect
+from wavalign_fast.rollout import engine
 from wavalign_fast.train.model_setup import prepare_model
 from wavalign_fast.train.pairs import offline_pairs
 from wavalign_fast.train.phases import Stopwatch
@@ -167,13 +167,13 @@ def test_demonstrations_beat_rollouts_without_a_reward(train, toy_task, metrics_
 def test_auto_samples_only_for_prompts_without_a_pair(
     train, toy_task, metrics_of, tmp_path, monkeypatch
 ) -> None:
-    sampled, sample = [], collect.sample_with_logps
+    sampled, sample = [], engine.sample_with_logps
 
     def record(model, prompts, **rest):
         sampled.append(len(prompts))
         return sample(model, prompts, **rest)
 
-    monkeypatch.setattr(collect, "sample_with_logps", record)
+    monkeypatch.setattr(engine, "sample_with_logps", record)
     lines = tmp_path / "pairs.jsonl"
     lines.write_text(
         "\n".join(

@@ -5,7 +5,7 @@ import torch
 
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy, set_attention
-from wavalign_fast.train import collect
+from wavalign_fast.rollout import engine
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy
 from wavalign_fast.train.ranks import Ranks
@@ -36,7 +36,7 @@ class Recorded:
         self.model = sharp(task.load_model(), 1)
         set_attention(self.model, config.model.attention)
         self.sampled, self.shown, self.asked = [], [], []
-        sample, demonstrate = collect.sample_with_logps, task.demonstrations
+        sample, demonstrate = engine.sample_with_logps, task.demonstrations
 
         def record_samples(model, prompts, **settings):
             found = sample(model, prompts, **settings)
@@ -51,7 +51,7 @@ class Recorded:
             self.shown = demonstrate(examples, rng)
             return self.shown
 
-        monkeypatch.setattr(collect, "sample_with_logps", record_samples)
+        monkeypatch.setattr(engine, "sample_with_logps", record_samples)
         task.demonstrations = record_demonstrations
         task.rewards = lambda done: [rewards(one.example.prompt_ids, one.ids) for one in done]
         self.step = TrainStep(

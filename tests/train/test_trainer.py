@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.gpu_monitor import GpuMonitor
-from wavalign_fast.train import collect, step
+from wavalign_fast.rollout import engine
+from wavalign_fast.train import step
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy
@@ -87,7 +88,7 @@ def test_what_the_gpu_does_is_logged_where_there_is_one(train, monkeypatch, metr
 
 
 def test_sft_samples_nothing(train, toy_task, monkeypatch, metrics_of, tmp_path):
-    monkeypatch.setattr(collect, "sample_with_logps", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr(engine, "sample_with_logps", lambda *a, **k: pytest.fail("sampled"))
     task = toy_task()
     train("loss.mixing=0", "loss.speech_kl=1", task=task)
     assert "rewards" not in task.calls

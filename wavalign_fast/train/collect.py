@@ -7,7 +7,8 @@ from torch import Tensor
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example
-from wavalign_fast.rollout import end_ids, sample_with_logps, uniforms
+from wavalign_fast.rollout import end_ids
+from wavalign_fast.rollout.engine import BuiltinEngine, RolloutEngine, RolloutRequest
 from wavalign_fast.rollout.twin import Twin
 from wavalign_fast.train.exchange import everywhere, own_prompts
 from wavalign_fast.train.model_setup import sampling_dtype
@@ -26,8 +27,8 @@ def sampling_twin(policy: Policy, config: RunConfig) -> Twin:
 class Collector:
     """Samples completions of the prompts of a step with the policy's present weights.
 
-    Each rank samples and judges its share of the prompts. A completion depends on the seed, the
-    step and its place in the step, not on the rank it is sampled on.
+    Each rank samples and judges its share of the prompts. A completion of the built-in sampler
+    depends on the seed, the step and its place in the step, not on the rank it is sampled on.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Collector:
         self.seed = config.train.seed
         self.task = task
         self.ranks = ranks
-        self.twin = twin
+        self.engine: RolloutEngine = BuiltinEngine(
+            twin, task.pad_id, getattr(task, "prompt_embeddings", None)
+        )
         self.rewarder = Rewarder(task) if rewarded else None
         self.ends = end_ids(task.eos_id)
-        self.prompt_embeddings = getattr(task, "prompt_embeddings", None)
 
     def __call__(
         self, examples: Sequence[Example], step: int, clock: Stopwatch
@@ -54,11 +56,11 @@ class Collector:
         mine: list[Completion] = []
         rewards = torch.empty(0)
         with clock("rollout"):
-            self.twin.refresh()
+            self.engine.set_weights(step)
         with self.ranks.failing_together():
             with clock("rollout"):
                 mine = self._sample(examples, step)
-                self.twin.release()  # before the judge, which may need memory too
+                self.engine.release()  # before the judge, which may need memory too
             with clock("reward"):
                 rewards = torch.full((len(mine),), torch.nan)
                 if self.rewarder is not None:
@@ -70,27 +72,22 @@ class Collector:
         prompts = own_prompts(len(examples), self.ranks)
         if not prompts:
             return []
-        group, length = self.config.group_size, self.config.max_new_tokens
-        places = torch.tensor([[prompt, g] for prompt in prompts for g in range(group)])
-        sampled = sample_with_logps(
-            self.twin.model,
-            [examples[prompt].prompt_ids for prompt in prompts],
-            group_size=group,
-            max_new_tokens=length,
-            eos_id=self.task.eos_id,
-            pad_id=self.task.pad_id,
+        request = RolloutRequest(
+            prompt_ids=[examples[prompt].prompt_ids for prompt in prompts],
+            places=prompts,
+            step=step,
+            seed=self.seed,
+            group_size=self.config.group_size,
+            max_new_tokens=self.config.max_new_tokens,
+            ends=self.ends,
             temperature=self.config.temperature,
-            prompt_embeddings=self.prompt_embeddings,
-            draws=uniforms(self.seed, step, places[:, 0], places[:, 1], torch.arange(length)),
         )
         return [
             Completion(
-                example=examples[prompt],
-                ids=tuple(ids),
-                ended=bool(ids) and ids[-1] in self.ends,
-                logps=logps,
+                example=examples[prompts[row // request.group_size]],
+                ids=tuple(done.ids),
+                ended=done.ended,
+                logps=done.logps,
             )
-            for prompt, ids, logps in zip(
-                places[:, 0].tolist(), sampled.ids, sampled.logps, strict=True
-            )
+            for row, done in enumerate(self.engine.sample(request))
         ]
