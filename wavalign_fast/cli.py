@@ -25,6 +25,7 @@ from wavalign_fast.errors import (
     user_input,
 )
 from wavalign_fast.export_command import add_export
+from wavalign_fast.init_command import add_init
 from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
@@ -179,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN_DIR", type=Path, help="run directory, e.g. runs/NAME")
     report.set_defaults(command=_report)
 
+    add_init(commands)
     add_export(commands)
 
     build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
