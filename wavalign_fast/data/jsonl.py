@@ -37,30 +37,35 @@ def each_line(
     """
     path = Path(path)
     found = False
-    for number, line in enumerate(_lines(path), start=1):
+    for number, record in numbered_lines(path, keys=keys):
+        found = True
         where = f"{path}:{number}"
-        try:
-            text = _text(line, where)
-            record = _record(text, keys, where) if text else None
-        except ValueError as error:
-            found = True
-            yield where, error
-            continue
-        if record is not None:
-            found = True
-            yield where, record
+        yield where, ValueError(f"{where}: {record}") if isinstance(record, ValueError) else record
     if not found:
         wanted = f" with {_names(keys)}" if keys else ""
         raise ValueError(f"{path}: no records, wanted one JSON object{wanted} per line")
 
 
-def _text(line: bytes, where: str) -> str:
+def numbered_lines(
+    path: Path, *, keys: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """Yields the number of each line that is not blank, and its record or what is wrong with it."""
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            text = _text(line)
+            if text:
+                yield number, json_object(text, keys)
+        except ValueError as error:
+            yield number, error
+
+
+def _text(line: bytes) -> str:
     if len(line) > MAX_LINE:
-        raise ValueError(f"{where}: longer than {MAX_LINE} bytes, wanted one record per line")
+        raise ValueError(f"longer than {MAX_LINE} bytes, wanted one record per line")
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {line[:40]!r} is not UTF-8 text") from error
+        raise ValueError(f"{line[:40]!r} is not UTF-8 text") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -80,27 +85,27 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
 
-def _record(text: str, keys: Sequence[str], where: str) -> dict[str, Any]:
+def json_object(text: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the object of a JSON text; the values of ``keys`` are text with something in it.
+
+    Raises:
+        ValueError: it is not an object, lacks a key, has one twice, or a number is too large.
+    """
     try:
         record = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{where}: malformed JSON ({error.msg.removesuffix(' at')} at column {error.colno}): "
+            f"malformed JSON ({error.msg.removesuffix(' at')} at column {error.colno}): "
             f"{shorten(text)}"
         ) from error
     except RecursionError as error:
-        raise ValueError(f"{where}: nested too deep: {shorten(text)}") from error
-    except ValueError as error:  # raised by the hooks below
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"nested too deep: {shorten(text)}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: {shorten(text)} is not a JSON object")
+        raise ValueError(f"{shorten(text)} is not a JSON object")
     for key in keys:
         if key not in record:
-            raise ValueError(f"{where}: key {key!r} is missing; keys seen: {_names(record)}")
-        try:
-            check_text(key, record[key])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"key {key!r} is missing; keys seen: {_names(record)}")
+        check_text(key, record[key])
     return record
 
 
