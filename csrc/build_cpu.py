@@ -23,11 +23,7 @@ NAME = "wavalign_fast._C"
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-Wno-maybe-uninitialized"]
 ISA = {"default": ["-Wno-psabi"], "avx2": AVX2, "avx512": AVX512}
-ISA_FLAGS = {
-    f"csrc/cpu/isa/{kernels}_{name}.cpp": flags
-    for kernels in ("row_kernels", "rollout_kernels")
-    for name, flags in ISA.items()
-}
+ISA_FLAGS = {f"csrc/cpu/isa/{name}.cpp": flags for name, flags in ISA.items()}
 
 
 def files(folder: str, *kinds: str) -> list[str]:
@@ -36,9 +32,9 @@ def files(folder: str, *kinds: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
-SOURCES = ["csrc/bindings.cpp", *(name for name in files("cpu", ".cpp") if name not in ISA_FLAGS)]
+SOURCES = ["csrc/library.cpp"]  # includes the other sources, except those of ISA_FLAGS
 # What an sdist contains besides SOURCES.
-DEPENDS = [*files("cpu", ".h"), *ISA_FLAGS, "csrc/build_cpu.py"]
+DEPENDS = ["csrc/bindings.cpp", *files("cpu", ".cpp", ".h"), "csrc/build_cpu.py"]
 
 
 def switched_on(variable: str) -> bool:

@@ -93,6 +93,13 @@ def test_the_sdist_contains_everything_a_build_reads(sdist):
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
 
 
+def test_one_file_includes_all_of_the_library():
+    """A source that csrc/library.cpp leaves out would not be compiled."""
+    library = (ROOT / "csrc" / "library.cpp").read_text(encoding="utf-8")
+    sources = {f"cpu/{path.name}" for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+    assert set(re.findall('#include "(.+)"', library)) == sources | {"bindings.cpp"}
+
+
 def test_the_wheel_contains_everything_a_run_reads(wheel_without_compiler):
     names = set(zipfile.ZipFile(wheel_without_compiler[0]).namelist())
     wanted = files_under("wavalign_fast")

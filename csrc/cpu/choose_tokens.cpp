@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kNoToken = -1;
 // Logits that are worth a thread of their own.
-constexpr int64_t kGrain = 1 << 14;
+constexpr int64_t kLogitGrain = 1 << 14;
 
 struct Choice {
   int64_t id;
@@ -83,7 +83,7 @@ void run(const at::Tensor& logits, const double* uniform, float temperature, int
          float* logps) {
   const int64_t rows = logits.size(0), n = logits.size(1);
   const T* data = logits.const_data_ptr<T>();
-  at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / n), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, kLogitGrain / n), [&](int64_t begin, int64_t end) {
     std::vector<double> sums((n + kSampleBlock - 1) / kSampleBlock);
     for (int64_t r = begin; r < end; ++r) {
       const Choice choice = choose(data + r * logits.stride(0), n, uniform[r], temperature, sums);

@@ -13,7 +13,7 @@ namespace wavalign::cpu {
 namespace {
 
 // Products of a token's queries with a cache that are worth a thread of their own.
-constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kAttentionGrain = 1 << 15;
 
 struct Sizes {
   int64_t rows, heads, d, kv, caches, capacity, prompts, prefix;
@@ -121,7 +121,7 @@ class Row {
 template <typename T>
 void run(const DecodeOperands& of, const Sizes& n, T* out) {
   const int64_t work = (n.prefix + of.length + 1) * n.d * (n.heads / n.kv);
-  at::parallel_for(0, n.rows * n.kv, std::max<int64_t>(1, kGrain / work),
+  at::parallel_for(0, n.rows * n.kv, std::max<int64_t>(1, kAttentionGrain / work),
                    [&](int64_t begin, int64_t end) {
                      Row<T> row(of, n);
                      for (int64_t task = begin; task < end; ++task) {

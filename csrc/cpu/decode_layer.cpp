@@ -13,11 +13,11 @@ namespace wavalign::cpu {
 namespace {
 
 // Numbers that are worth a thread of their own.
-constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kRowGrain = 1 << 15;
 
 template <typename Function>
 void each_row(int64_t rows, int64_t size, const Function& function) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(size, 1)),
+  at::parallel_for(0, rows, std::max<int64_t>(1, kRowGrain / std::max<int64_t>(size, 1)),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t r = begin; r < end; ++r) function(r);
                    });

@@ -14,7 +14,7 @@ namespace wavalign::cpu {
 namespace {
 
 // Multiply-adds that are worth a thread of their own.
-constexpr int64_t kGrain = 1 << 17;
+constexpr int64_t kLinearGrain = 1 << 17;
 
 struct Chunk {
   size_t weight;
@@ -70,8 +70,8 @@ at::Tensor decode_linear(const at::Tensor& x, const std::vector<at::Tensor>& wei
     column += size;
   }
   const int64_t work = kLinearChunk * std::max<int64_t>(1, rows) * k;
-  at::parallel_for(0, static_cast<int64_t>(chunks.size()), std::max<int64_t>(1, kGrain / work),
-                   [&](int64_t first, int64_t last) {
+  at::parallel_for(0, static_cast<int64_t>(chunks.size()),
+                   std::max<int64_t>(1, kLinearGrain / work), [&](int64_t first, int64_t last) {
                      for (int64_t i = first; i < last; ++i) {
                        const Chunk& chunk = chunks[i];
                        kernels.multiply(tasks[chunk.weight], chunk.begin, chunk.end);

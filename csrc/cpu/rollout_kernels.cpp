@@ -18,7 +18,7 @@ RolloutKernels make_rollout_kernels();
 
 namespace {
 
-RolloutKernels choose() {
+RolloutKernels choose_rollout_kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
     case Isa::kAvx512:
@@ -34,7 +34,7 @@ RolloutKernels choose() {
 }  // namespace
 
 const RolloutKernels& rollout_kernels() {
-  static const RolloutKernels kernels = choose();
+  static const RolloutKernels kernels = choose_rollout_kernels();
   return kernels;
 }
 

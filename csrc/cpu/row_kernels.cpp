@@ -18,7 +18,7 @@ RowKernels make_row_kernels(const char* isa);
 
 namespace {
 
-RowKernels choose() {
+RowKernels choose_row_kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
     case Isa::kAvx512:
@@ -34,7 +34,7 @@ RowKernels choose() {
 }  // namespace
 
 const RowKernels& row_kernels() {
-  static const RowKernels kernels = choose();
+  static const RowKernels kernels = choose_row_kernels();
   return kernels;
 }
 

@@ -2,5 +2,6 @@
 #if defined(__x86_64__)
 #define CPU_CAPABILITY AVX512
 #define CPU_CAPABILITY_AVX512
+#include "cpu/rollout_kernels_impl.h"
 #include "cpu/row_kernels_impl.h"
 #endif

@@ -3,4 +3,5 @@
 #define CPU_CAPABILITY AVX2
 #define CPU_CAPABILITY_AVX2
 #include "cpu/rollout_kernels_impl.h"
+#include "cpu/row_kernels_impl.h"
 #endif
