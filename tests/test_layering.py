@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "losses": KERNELS,
     "data": PARTS,
     "models": PARTS,
+    "models/prompt_audio/cache": PARTS | {"outputs"},
     "rewards": PARTS,
     "rollout": PARTS,
     "speech": {"errors", "models", "outputs", "rewards"},
