@@ -155,3 +155,30 @@ def test_packed_rows_have_the_entries_of_padded_ones_and_no_padding():
     assert all(sum(map(len, part[:-1])) < 12 for part in dealt[0])
     idle = lay_out([], pad_id=5, packed=True)
     assert idle.ids.ids.tolist() == [[5]] and entries(idle.tables) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_earlier_answers_in_the_prompt_are_learnt_too(packed):
+    shown = [
+        Demonstration(prompt_ids=(2, 20, 21, 3, 22, 4), answer_ids=(9, 1), history=(1, 2, 4)),
+        Demonstration(prompt_ids=(2, 5), answer_ids=(6,)),
+    ]
+    rows = step_rows([], shown, loss_ids=loss_ids())
+    tables = lay_out(rows, pad_id=0, packed=packed).tables
+    wanted = [(0, 20), (0, 21), (0, 22), (0, 9), (0, 1), (1, 6)]
+    for found in (tables, count_tables(rows)):
+        kept = found.anchor_row >= 0
+        assert [
+            *zip(found.anchor_row[kept].tolist(), found.targets[kept].tolist(), strict=True)
+        ] == wanted
+    if not packed:
+        assert tables.targets.view(2, -1)[0].tolist() == [20, 21, 0, 22, 0, 9, 1]
+
+
+def test_a_row_whose_history_alone_carries_loss_is_kept():
+    only = LossIds(policy=[True] * 24, anchor=[token == 20 for token in range(24)])
+    shown = [Demonstration(prompt_ids=(2, 20, 3), answer_ids=(9, 1), history=(1,))]
+    (row,) = step_rows([], shown, loss_ids=only)
+    assert (row.answer, row.learnt, len(row)) == ((), (20,), 2)
+    assert lay_out([row], pad_id=0).tables.targets.tolist() == [20, 0]
+    assert step_rows([], [Demonstration(prompt_ids=(2, 20), answer_ids=(9,))], loss_ids=only) == []

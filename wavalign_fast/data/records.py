@@ -22,6 +22,8 @@ class Example:
     """Ids of a demonstrated answer, with the end-of-sequence id; empty if there is none."""
     rejected_ids: tuple[int, ...] = ()
     """Ids of a worse answer than ``answer_ids``, for DPO; empty if there is none."""
+    history: tuple[int, ...] = ()
+    """Positions of ``prompt_ids`` that the anchor learns too, such as those of earlier answers."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The JSON object that the example was read from, for rewards that need more of it."""
 
@@ -32,6 +34,9 @@ class Demonstration:
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    history: tuple[int, ...] = ()
+    """Positions of ``prompt_ids`` that are labels too, such as those of earlier answers; not 0,
+    which nothing predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)

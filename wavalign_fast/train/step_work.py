@@ -37,4 +37,4 @@ def step_work(
 
 def _live(row: Row, loss_ids: LossIds) -> int:
     carries_loss = loss_ids.policy if row.is_rollout else loss_ids.anchor
-    return sum(carries_loss[token] for token in row.answer)
+    return sum(carries_loss[token] for token in row.learnt)

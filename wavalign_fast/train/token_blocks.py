@@ -34,6 +34,13 @@ class Row:
     is_rollout: bool
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    history: tuple[int, ...] = ()
+    """Positions of the prompt whose ids are learnt too, each at least 1."""
+
+    @property
+    def learnt(self) -> tuple[int, ...]:
+        """The ids that may carry loss: those of the history, then the answer."""
+        return (*(self.prompt[place] for place in self.history), *self.answer)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
@@ -44,7 +51,8 @@ class RowTables:
     """One entry per position: which id it predicts, and which row that id belongs to.
 
     Position t of a row predicts id t+1. A position belongs to row r of the policy (anchor) term if
-    the id it predicts is part of completion (answer) r. Prompts and padding belong to no row.
+    the id it predicts is part of completion (answer) r, or of answers before it that are learnt
+    too. The rest of prompts and padding belong to no row.
     """
 
     targets: Tensor
@@ -89,22 +97,29 @@ def step_rows(
     """
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
+    histories = [pair.history for pair in demonstrations]
     cut = cut_rows("rollout", sampled, loss_ids.policy, is_rollout=True, vectors=vectors)
     rows = [row for row in cut if row.index not in skipped]
     demonstrated = cut_rows(
-        "demonstration", shown, loss_ids.anchor, is_rollout=False, vectors=vectors
+        "demonstration",
+        shown,
+        loss_ids.anchor,
+        is_rollout=False,
+        vectors=vectors,
+        histories=histories,
     )
     return rows + list(demonstrated)
 
 
 def count_tables(rows: Sequence[Row]) -> RowTables:
-    """Returns the tables of the answers of all ``rows``, without prompts and padding.
+    """Returns the tables of what all ``rows`` may learn, without other positions.
 
     They are what the denominators of the loss are counted from.
     """
-    targets = [token for row in rows for token in row.answer]
-    index = torch.tensor([row.index for row in rows for _ in row.answer], dtype=torch.int64)
-    is_rollout = torch.tensor([row.is_rollout for row in rows for _ in row.answer]).bool()
+    learnt = [(row, token) for row in rows for token in row.learnt]
+    targets = [token for _, token in learnt]
+    index = torch.tensor([row.index for row, _ in learnt], dtype=torch.int64)
+    is_rollout = torch.tensor([row.is_rollout for row, _ in learnt]).bool()
     return RowTables(
         targets=torch.tensor(targets, dtype=torch.int64),
         policy_row=index.where(is_rollout, NOT_IN_A_ROW),
@@ -148,9 +163,10 @@ def _positions(row: Row) -> tuple[Tensor, Tensor, Tensor]:
     tokens = torch.tensor(row.prompt + row.answer)
     targets = tokens[1:].clone()
     row_of = torch.full_like(targets, row.index)
-    before_answer = len(row.prompt) - 1
-    targets[:before_answer] = 0
-    row_of[:before_answer] = NOT_IN_A_ROW
+    other = torch.arange(len(targets)) < len(row.prompt) - 1
+    other[[place - 1 for place in row.history]] = False
+    targets[other] = 0
+    row_of[other] = NOT_IN_A_ROW
     return tokens[:-1], targets, row_of
 
 
@@ -165,13 +181,15 @@ def cut_rows(
     *,
     is_rollout: bool,
     vectors: int = 0,
+    histories: Sequence[tuple[int, ...]] | None = None,
 ) -> Iterator[Row]:
-    """Yields (prompt, answer) as rows, without those whose answer has no id that carries loss.
+    """Yields (prompt, answer) as rows, without those that have no id that carries loss.
 
     Args:
         kind: what an error calls them.
         carries_loss: one bool per id.
         vectors: how many ids behind the vocabulary prompts may hold.
+        histories: positions of each prompt whose ids are learnt too; none by default.
 
     Raises:
         UserError: an empty prompt, or an id outside the layout.
@@ -181,8 +199,9 @@ def cut_rows(
         end = max(
             (place for place, token in enumerate(answer, 1) if carries_loss[token]), default=0
         )
-        if end:
-            yield Row(index, is_rollout, prompt, answer[:end])
+        history = histories[index] if histories is not None else ()
+        if end or any(carries_loss[prompt[place]] for place in history):
+            yield Row(index, is_rollout, prompt, answer[:end], history)
 
 
 def _check(
