@@ -24,6 +24,7 @@ from wavalign_fast.errors import (
     shown,
     user_input,
 )
+from wavalign_fast.evaluate_command import add_evaluate
 from wavalign_fast.export_command import add_export
 from wavalign_fast.init_command import add_init
 from wavalign_fast.outputs import check_output, is_stdout
@@ -182,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_init(commands)
     add_export(commands)
+    add_evaluate(commands)
 
     build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
     build.add_argument("recipe", help="name of the recipe, e.g. spoken-sums")

@@ -1,16 +1,11 @@
 """Fills the template and writes the page."""
 
-import sys
 from collections.abc import Sequence
-from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from wavalign_fast.errors import UserError
-from wavalign_fast.outputs import write_whole
 from wavalign_fast.report.charts import curve_charts, smoothing_width
 from wavalign_fast.report.formatting import escape
+from wavalign_fast.report.frame import page, section, write_page
 from wavalign_fast.report.outcome_chart import outcome_chart
 from wavalign_fast.report.provenance import provenance_section
 from wavalign_fast.report.runs import Run, load_runs
@@ -30,45 +25,31 @@ def write_report(run_dir: Path) -> Path:
         UserError: there is no run, or the page cannot be written.
     """
     run_dir = Path(run_dir)
-    path = run_dir / "report.html"
     text = render(load_runs(run_dir), title=run_dir.resolve().name)
-    try:
-        # JSON may hold half of a surrogate pair, which UTF-8 cannot encode.
-        write_whole(path, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return path
+    return write_page(run_dir / "report.html", text)
 
 
 def render(runs: Sequence[Run], *, title: str) -> str:
     """Returns the page as text."""
-    return Template(_asset("template.html")).substitute(
-        style=_asset("style.css"),
-        script=_asset("script.js"),
-        title=escape(title),
-        headline=escape(headline(runs)),
-        lead=escape(lead(runs)),
-        findings=findings(runs),
-        outcome=outcome_chart(runs),
-        notes=_section("Missing or damaged", "notes", _notes(runs)),
-        results=_section("Results", "results", evaluation_table(runs)),
-        curves=_section("Training curves", "curves", _curves(runs)),
-        times=_section("Where a step’s time goes", "times", time_bars(runs)),
-        samples=_section(_answers_title(runs), "samples", _answers(runs)),
-        provenance=_section("How it was made", "provenance", provenance_section(runs)),
-        configs=_section("Configuration", "configs", settings_section(runs)),
-        versions=escape(_versions()),
+    opening = (
+        f'<div class="opening">\n<div>\n<p class="lead">{escape(lead(runs))}</p>\n'
+        f"{findings(runs)}\n</div>\n{outcome_chart(runs)}\n</div>"
     )
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _section(title: str, name: str, content: str) -> str:
-    if not content:
-        return ""
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+    return page(
+        kind="Run",
+        title=title,
+        headline=headline(runs),
+        opening=opening,
+        sections=[
+            section("Missing or damaged", "notes", _notes(runs)),
+            section("Results", "results", evaluation_table(runs)),
+            section("Training curves", "curves", _curves(runs)),
+            section(_answers_title(runs), "samples", _answers(runs)),
+            section("Where a step’s time goes", "times", time_bars(runs)),
+            section("How it was made", "provenance", provenance_section(runs)),
+            section("Configuration", "configs", settings_section(runs)),
+        ],
+    )
 
 
 def _notes(runs: Sequence[Run]) -> str:
@@ -113,14 +94,3 @@ def _answers(runs: Sequence[Run]) -> str:
         note += ", <i>reward</i> is what the reward function gave it, on its own scale"
     note += "."
     return f'<p class="note">{note}</p>{cards}'
-
-
-def _versions() -> str:
-    names = ("wavalign-fast", "torch", "transformers")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except Exception:  # not installed, or its metadata cannot be read
-            continue
-    return ", ".join([*found, f"Python {sys.version.split()[0]}"])

@@ -79,26 +79,33 @@ def _answer(answer: Answer, audio: bytes | None) -> str:
     if heard is None and "wav" not in sample:
         return _written(answer)
     right = (
-        _mark(_same(text, sample["reference"]), "right", "wrong") if "reference" in sample else ""
+        mark(_same(text, sample["reference"]), "right", "wrong") if "reference" in sample else ""
     )
     if heard is None:
         hearing, says = "<em>not judged</em>", f"{name}, not judged"
     else:
-        agrees = _mark(_same(text, heard), "same as text", "not what it wrote")
+        agrees = mark(_same(text, heard), "same as text", "not what it wrote")
         hearing = f"{escape(heard) or '<em>nothing</em>'} {agrees}"
         says = f"{name} says: {heard}"
-    if audio:
-        data = base64.b64encode(audio).decode()
-        player = (
-            f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}" '
-            f'aria-label="{escape(says)}"></audio>'
-        )
-    else:
-        player = "<p class='silent'>no audio</p>"
     return (
-        f'<div class="answer"><h4>{answer.swatch}{escape(name)}</h4>{player}<dl>'
+        f'<div class="answer"><h4>{answer.swatch}{escape(name)}</h4>{player(audio, says)}<dl>'
         f"<dt>wrote</dt><dd>{escape(text) or '<em>nothing</em>'} {right}</dd>"
         f"<dt>heard</dt><dd>{hearing}</dd></dl></div>"
+    )
+
+
+def player(audio: bytes | None, says: str) -> str:
+    """Returns a player with a WAV file in it, or a word that there is none.
+
+    Args:
+        says: what is said, for those who do not see the player.
+    """
+    if not audio:
+        return "<p class='silent'>no audio</p>"
+    data = base64.b64encode(audio).decode()
+    return (
+        f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}" '
+        f'aria-label="{escape(says)}"></audio>'
     )
 
 
@@ -123,6 +130,6 @@ def _same(one: str, other: str) -> bool:
     return one.split() == other.split()
 
 
-def _mark(good: bool, yes: str, no: str) -> str:
+def mark(good: bool, yes: str, no: str) -> str:
     """Marks a verdict by sign, word and colour."""
     return f'<b class="yes">✓ {yes}</b>' if good else f'<b class="no">✗ {no}</b>'

@@ -37,12 +37,10 @@ class RewardServer:
 
     def _load(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         source, _, attribute = name.rpartition(":")
-        if source.endswith(".py"):
+        if source.endswith(".py"):  # known before the import, which may fail
             self._file = str(Path(source).resolve())
-            module = _import_file(Path(self._file))
-        else:
-            module = _import_module(source)
-            self._file = module.__file__ or ""
+        module = import_source(source)
+        self._file = module.__file__ or ""
         function = getattr(module, attribute, None)
         if function is None:
             callables = [key for key, value in vars(module).items() if callable(value)]
@@ -86,6 +84,13 @@ async def _result(awaitable: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Turns a scalar of numpy or torch into a number of Python."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def import_source(source: str) -> ModuleType:
+    """Imports ``FILE.py`` or ``PACKAGE.MODULE``; raises what the code in it raises."""
+    if source.endswith(".py"):
+        return _import_file(Path(source).resolve())
+    return _import_module(source)
 
 
 def _import_file(path: Path) -> ModuleType:

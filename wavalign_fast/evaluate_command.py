@@ -1,0 +1,268 @@
+"""``wavalign-fast evaluate``: answers, speech, scores and a report of a model on prompts."""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavalign_fast.errors import UserError, shown, user_input
+
+if TYPE_CHECKING:
+    from wavalign_fast.evaluation.run import Asked, Plan, Progress
+
+DTYPES = ("float32", "bfloat16", "float16")
+PRESETS = ("openaudiobench", "voicebench", "vstyle")
+TASKS = ("open", "qa", "mcq", "bool", "ifeval", "refusal", "style", "spoken")
+STAGES = ("responses", "wavs", "heard", "scores")
+
+
+def add_evaluate(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="ask a model prompts, score its answers, and write a report",
+        description="Each stage is kept in a file of the output directory. The same command again "
+        "goes on where it was stopped; it asks neither model nor judge twice.",
+    )
+    parser.add_argument(
+        "prompts", metavar="PROMPTS.jsonl", type=Path, nargs="?",
+        help="records with id, task, prompt or messages, and what their task needs; or a CSV file",
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, help="model directory, or the directory of a run")
+    parser.add_argument(
+        "--answered", action="store_true",
+        help="take the answers from the records (response), in place of a model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: evaluations/MODEL-PROMPTS"
+    )
+    parser.add_argument(
+        "--redo", choices=STAGES, help="remove the file of this stage and of those after it first"
+    )
+    _add_reading(parser)
+    _add_sampling(parser)
+    _add_scoring(parser)
+    parser.set_defaults(command=evaluate)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the records")
+    group.add_argument("--preset", choices=PRESETS, help="fields and tasks of a known benchmark")
+    group.add_argument(
+        "--field", action="append", metavar="NAME=KEY", default=[],
+        help="the key that your records have for a field, e.g. prompt=question",
+    )  # fmt: skip
+    group.add_argument("--task", choices=TASKS, help="task of records that name none")
+    group.add_argument(
+        "--category", help="category of records that name none; default: the file's name"
+    )
+    group.add_argument("--language", help="language of records that name none, e.g. en")
+    group.add_argument(
+        "--skip-bad", action="store_true", help="leave out records that cannot be used"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the answers")
+    group.add_argument(
+        "--max-new-tokens", type=_count, default=1024, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument("--temperature", type=_temperature, default=0.0, help="default: 0, greedy")
+    group.add_argument("--seed", type=int, default=0, help="of answers that are not greedy")
+    group.add_argument(
+        "--rows", type=_count, default=8, metavar="N",
+        help="prompts that are asked at once; default: %(default)s",
+    )  # fmt: skip
+    group.add_argument("--system", help="system message of prompts that have none of their own")
+    group.add_argument(
+        "--chat-template", default="tokenizer", metavar="FILE",
+        help="a Jinja file; default: the template of the model directory",
+    )  # fmt: skip
+    group.add_argument(
+        "--speech", default="<|audio_0|>", metavar="TOKEN",
+        help="the speech token of number 0, or none; default: %(default)s",
+    )  # fmt: skip
+    group.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
+    group.add_argument("--device", default=None, help="default: a GPU if there is one")
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speech and scores")
+    group.add_argument(
+        "--asr", metavar="FILE.py:FUNCTION",
+        help="speech recogniser: gets a wave, float32 [N], and its rate, returns text",
+    )  # fmt: skip
+    group.add_argument(
+        "--judge", metavar="FILE.py:FUNCTION",
+        help="judge of open, style and spoken answers: gets a list of answers, returns scores",
+    )  # fmt: skip
+    group.add_argument(
+        "--judge-timeout", type=_seconds, default=300.0, metavar="S",
+        help="seconds that one call may take; default: %(default)g",
+    )  # fmt: skip
+    group.add_argument(
+        "--qa", choices=("words", "judge"), default="words",
+        help="qa is right if a reference's words stand in the answer, or as the judge says",
+    )  # fmt: skip
+    group.add_argument(
+        "--ifeval-registry", metavar="FILE.py:DICT",
+        help="instructions of IFEval: a dict from name to class, as INSTRUCTION_DICT of its code",
+    )  # fmt: skip
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if args.prompts is None:
+        args.parser.error("PROMPTS.jsonl is missing, wanted a file of prompts")
+    if (args.model is None) != args.answered:
+        seen = "neither --model nor --answered" if args.model is None else "both"
+        args.parser.error(f"{seen} given, wanted one")
+    from wavalign_fast.evaluation.stages import Stages
+    from wavalign_fast.train.directory_lock import locked
+
+    output = args.output or Path("evaluations") / _name(args)
+    with locked([output]):
+        if args.redo:
+            Stages(output).redo(args.redo)
+        plan = _plan(args, output)
+        try:
+            with user_input("evaluate"):
+                _run(plan)
+        finally:
+            close = getattr(plan.judge, "close", None)
+            if close is not None:
+                close()
+    return 0
+
+
+def _name(args: argparse.Namespace) -> str:
+    model = "given" if args.model is None else args.model.resolve().name
+    return f"{model}-{args.prompts.stem}"
+
+
+def _run(plan: "Plan") -> None:
+    from rich.console import Console
+
+    from wavalign_fast.evaluation.page import write_page
+    from wavalign_fast.evaluation.run import run
+    from wavalign_fast.evaluation.table import print_table
+
+    _show(run(plan))
+    print_table(plan.directory, Console())
+    print(f"report: {write_page(plan.directory)}")
+
+
+def _show(progress: Iterable["Progress"]) -> None:
+    """Works the stages off, and shows on a terminal how far each is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=console,
+              disable=not console.is_terminal) as bars:  # fmt: skip
+        tasks: dict[str, Any] = {}
+        for stage, done, total in progress:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+
+def _plan(args: argparse.Namespace, output: Path) -> "Plan":
+    """Returns what the arguments ask for. The user's functions are loaded before any work."""
+    from wavalign_fast.evaluation.answering import Sampling
+    from wavalign_fast.evaluation.judging import FunctionJudge
+    from wavalign_fast.evaluation.read_prompts import Reading, read_prompts
+    from wavalign_fast.evaluation.run import Plan
+    from wavalign_fast.evaluation.scoring import Rules
+    from wavalign_fast.evaluation.user_code import load_function, load_registry
+
+    reading = Reading(
+        preset=args.preset, keys=_fields(args.field), task=args.task, category=args.category,
+        language=args.language, skip_bad=args.skip_bad,
+    )  # fmt: skip
+    prompts, left_out = read_prompts(args.prompts, reading)
+    registry = args.ifeval_registry
+    rules = Rules(
+        registry=None if registry is None else load_registry("--ifeval-registry", registry),
+        judged_qa=args.qa == "judge",
+    )
+    recogniser = None if args.asr is None else load_function("--asr", args.asr)
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
+    )
+    judge = None
+    if args.judge is not None:
+        judge = FunctionJudge(args.judge, timeout_s=args.judge_timeout)
+        judge.load()
+    model, answers = _model(args, output)
+    if model is not None:
+        answers |= _flags(args, "max_new_tokens", "temperature", "seed")
+    # A part that is left out now says nothing about the file that it made before.
+    settings = {"responses": answers}
+    if recogniser is not None:
+        settings["heard"] = _flags(args, "asr")
+    if judge is not None:
+        settings["scores"] = _flags(args, "judge")
+    about = {"prompts": str(args.prompts), "model": str(args.model or "answers of the records")}
+    return Plan(
+        directory=output, prompts=prompts, left_out=left_out, model=model, sampling=sampling,
+        rows=args.rows, recogniser=recogniser, judge=judge, rules=rules, settings=settings,
+        about=about,
+    )  # fmt: skip
+
+
+def _model(args: argparse.Namespace, output: Path) -> "tuple[Asked | None, dict[str, Any]]":
+    if args.answered:
+        return None, {"--answered": True}
+    from wavalign_fast.evaluation.opening import Opening, open_model
+    from wavalign_fast.train_command import quiet_libraries
+
+    quiet_libraries()
+    opening = Opening(
+        directory=args.model.expanduser(), system=args.system, chat_template=args.chat_template,
+        speech=args.speech, dtype=args.dtype, device=args.device,
+    )  # fmt: skip
+    return open_model(opening, cache=output)
+
+
+def _flags(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Returns options by the names that the user writes."""
+    return {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+
+
+def _fields(given: list[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, equals, key = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--field: {shown(text)} given, wanted NAME=KEY, e.g. prompt=question")
+        found[name] = key
+    return found
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, wanted a whole number >= 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    return _number(text, least=0.0)
+
+
+def _seconds(text: str) -> float:
+    return _number(text, least=1e-3)
+
+
+def _number(text: str, *, least: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, wanted a number >= {least:g}")
+    return value
