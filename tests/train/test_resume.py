@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from wavalign_fast.cli import main
 from wavalign_fast.train.owned_files import MARKER_FILE
-from wavalign_fast.train.run_directory import fingerprint, start_run
+from wavalign_fast.train.run_directory import changes, check_run, fingerprint, start_run
 from wavalign_fast.train_command import resume_command
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
@@ -109,6 +110,46 @@ def test_another_setting_is_refused_by_name(
     start_run(in_tmp_path / "runs" / "one", make_config("arm=both"), data=data)
     line = refused("--name", "one", "--resume", change)
     assert "was started with another" in line and said in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.compile=true",  # here without a run, for compiling takes long
+        "parallel.head=sharded",
+        "parallel.replicate=2",
+        "telemetry.tensorboard=false",
+        "train.keep_checkpoints=2",
+    ],
+)
+def test_a_run_takes_another_way_to_compute_or_store(in_tmp_path, make_config, change):
+    path = in_tmp_path / "runs" / "one"
+    start_run(path, make_config(), data={})
+    again = make_config(change)
+    check_run(path, again, resume=True, overwrite=False)
+    assert [line.partition(":")[0] for line in changes(path, again)] == [change.partition("=")[0]]
+
+
+def test_another_way_to_compute_changes_no_more_than_rounding(in_tmp_path, train_toy, capsys):
+    given = ("train.eval_items=0", "optimizer.lr=1e-4")
+    others = (
+        "model.attention=eager",
+        "model.activation_checkpointing=true",
+        "loss.backend=reference",
+        "rollout.keep_copy=true",
+        "train.block_tokens=500",
+    )
+    assert train_toy("--name", "whole", *given) == 0
+    assert train_toy("--name", "parts", *given, "train.steps=2") == 0
+    capsys.readouterr()
+    assert train_toy("--name", "parts", *given, *others, "--resume") == 0
+    said = capsys.readouterr().out
+    assert all(f"{change.partition('=')[0]}: " in said for change in others)
+    whole, parts = (
+        load_file(in_tmp_path / f"runs/{name}/checkpoint/model.safetensors")
+        for name in ("whole", "parts")
+    )
+    assert max(float((whole[name] - parts[name]).abs().max()) for name in whole) < 1e-6
 
 
 @pytest.mark.parametrize("change", ["content", "order", "count"])

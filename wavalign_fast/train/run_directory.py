@@ -50,13 +50,22 @@ CHANGEABLE_ON_RESUME = {
     "train.keep_checkpoints",
     "train.max_nonfinite_steps",
     "train.async_checkpoint",
-    "model.kernels",
+    "rollout.keep_copy",
     "parallel.replicate",
     "parallel.shard",
     "parallel.reshard",
     "parallel.timeout_s",
     *(f"telemetry.{key}" for key in TelemetryConfig.model_fields),
+    # These compute the same sums in another order or by other code, and so round differently.
+    "model.attention",
+    "model.activation_checkpointing",
+    "model.compile",
+    "model.kernels",
+    "parallel.head",
+    "loss.backend",
+    "train.block_tokens",
 }
+"""Keys that say how a run is computed, shown and stored, but not what it learns from what."""
 
 
 def check_run(path: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
