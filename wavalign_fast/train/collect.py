@@ -10,18 +10,75 @@ from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.rollout import end_ids
 from wavalign_fast.rollout.engine import BuiltinEngine, RolloutEngine, RolloutRequest
 from wavalign_fast.rollout.twin import Twin
-from wavalign_fast.train.exchange import everywhere, own_prompts
+from wavalign_fast.train.exchange import (
+    everywhere,
+    metrics_everywhere,
+    own_prompts,
+    rewards_everywhere,
+)
 from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy
 from wavalign_fast.train.ranks import Ranks
-from wavalign_fast.train.rewards import Rewarder
+from wavalign_fast.train.rewards import Rewarder, StartedRewards
 from wavalign_fast.train.task_protocol import Task
 
 
 def sampling_twin(policy: Policy, config: RunConfig) -> Twin:
     """Makes the model that samples for a policy, in the dtype of the configuration."""
     return Twin(policy.model, sampling_dtype(config), root=policy, keep=config.rollout.keep_copy)
+
+
+class Collected:
+    """The completions of a step, and its rewards once they are there.
+
+    Args:
+        started: the rewards of this rank's completions.
+        prompts: how many prompts the step has.
+    """
+
+    def __init__(
+        self,
+        completions: list[Completion],
+        started: StartedRewards,
+        *,
+        prompts: int,
+        group_size: int,
+        ranks: Ranks,
+    ) -> None:
+        self.completions = completions
+        self._started = started
+        self._shape = (prompts, group_size)
+        self._ranks = ranks
+        self._rewards: Tensor | None = None
+        self.metrics: dict[str, float] = {}
+        """What the task tells about the rewards, of all ranks."""
+
+    @classmethod
+    def nothing(cls, group_size: int) -> "Collected":
+        """What a step without rollouts has."""
+        none = StartedRewards(lambda: torch.empty(0), dict)
+        return cls([], none, prompts=0, group_size=group_size, ranks=Ranks())
+
+    @property
+    def unknown(self) -> Tensor:
+        """A table of the rewards' shape without any reward."""
+        return torch.full(self._shape, torch.nan)
+
+    def rewards(self, clock: Stopwatch) -> Tensor:
+        """Returns the rewards float32 [B, G], on every rank; the first call waits for them.
+
+        Every rank must make the first call at the same place.
+        """
+        if self._rewards is not None:
+            return self._rewards
+        mine, metrics = torch.empty(0), {}
+        with self._ranks.failing_together(), clock("reward"):
+            mine, metrics = self._started.result(), dict(self._started.metrics())
+        with clock("exchange"):
+            self._rewards = rewards_everywhere(mine, *self._shape, self._ranks)
+            self.metrics = metrics_everywhere(metrics, self._ranks)
+        return self._rewards
 
 
 class Collector:
@@ -44,17 +101,15 @@ class Collector:
         self.rewarder = Rewarder(task) if rewarded else None
         self.ends = end_ids(task.eos_id)
 
-    def __call__(
-        self, examples: Sequence[Example], step: int, clock: Stopwatch
-    ) -> tuple[list[Completion], Tensor]:
-        """Returns all completions of the step, and their rewards, float32 [B, G], on every rank.
+    def __call__(self, examples: Sequence[Example], step: int, clock: Stopwatch) -> Collected:
+        """Returns all completions of the step on every rank; their rewards may still be missing.
 
         Args:
             examples: the prompts of the step, the same on all ranks.
             step: the number of the step, which selects the random numbers.
         """
         mine: list[Completion] = []
-        rewards = torch.empty(0)
+        started = StartedRewards(lambda: torch.full((len(mine),), torch.nan), dict)
         with clock("rollout"):
             self.engine.set_weights(step)
         with self.ranks.failing_together():
@@ -62,11 +117,17 @@ class Collector:
                 mine = self._sample(examples, step)
                 self.engine.release()  # before the judge, which may need memory too
             with clock("reward"):
-                rewards = torch.full((len(mine),), torch.nan)
                 if self.rewarder is not None:
-                    rewards = self.rewarder(mine)
+                    started = self.rewarder.start(mine)
         with clock("exchange"):
-            return everywhere(mine, rewards, examples, self.config.group_size, self.ranks)
+            completions = everywhere(mine, examples, self.config.group_size, self.ranks)
+        return Collected(
+            completions,
+            started,
+            prompts=len(examples),
+            group_size=self.config.group_size,
+            ranks=self.ranks,
+        )
 
     def _sample(self, examples: Sequence[Example], step: int) -> list[Completion]:
         prompts = own_prompts(len(examples), self.ranks)

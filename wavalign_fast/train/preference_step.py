@@ -14,7 +14,7 @@ from wavalign_fast.losses import SPEECH, DPOOutput, MetricTotals, fused_dpo_loss
 from wavalign_fast.losses.metrics import reward_metrics
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions
-from wavalign_fast.train.collect import Collector, sampling_twin
+from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
@@ -32,6 +32,7 @@ from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult
 from wavalign_fast.train.step_metrics import (
     as_floats,
+    as_tensors,
     completion_metrics,
     over_ranks,
     preference_metrics,
@@ -158,10 +159,10 @@ class PreferenceStep:
             found = [offline_pair(self.offline, one.id, seed=seed, step=step) for one in examples]
             offline = [pair for pair in found if pair is not None]
             prompts = [one for one, pair in zip(examples, found, strict=True) if pair is None]
-        completions: list[Completion] = []
-        rewards = torch.empty(0, self.config.rollout.group_size)
+        collected = Collected.nothing(self.config.rollout.group_size)
         if prompts:
-            completions, rewards = self.collect(prompts, step, clock)
+            collected = self.collect(prompts, step, clock)
+        completions, rewards = collected.completions, collected.rewards(clock)
         with self.ranks.failing_together():
             online = self._online(prompts, completions, rewards, step)
             pairs = [*offline, *online]
@@ -178,6 +179,7 @@ class PreferenceStep:
         constants = {name: torch.tensor(float(number)) for name, number in made.items()}
         if self.rewarded and completions:
             constants |= rewards_of_rollouts(reward_metrics(rewards, "population"), rewards)
+        constants |= as_tensors(collected.metrics)
         flat = [row for pair in rows for row in (pair.chosen, pair.rejected)]
         return PairBatch(
             blocks=[

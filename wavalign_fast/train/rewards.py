@@ -3,7 +3,7 @@
 import logging
 import math
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,39 @@ class Rewarder:
         Raises:
             UserError: the task fails, or does not return one number or ``None`` per completion.
         """
-        given = self._listed(self._ask(completions))
-        if len(given) != len(completions):
+        return self.start(completions).result()
+
+    def start(self, completions: Sequence[Completion]) -> "StartedRewards":
+        """Lets the task start on the rewards; one without ``start_rewards`` computes them now.
+
+        Raises:
+            UserError: as for a call.
+        """
+        start = getattr(self.task, "start_rewards", None)
+        if start is None:
+            rewards = self._table(self._asked(self.task.rewards, completions), len(completions))
+            return StartedRewards(lambda: rewards, dict)
+        handle = self._asked(start, completions)
+        return StartedRewards(
+            lambda: self._table(self._asked(lambda: handle.result()), len(completions)),
+            getattr(handle, "metrics", dict),
+        )
+
+    def _table(self, given: Any, count: int) -> Tensor:
+        listed = self._listed(given)
+        if len(listed) != count:
             raise UserError(
-                f"rewards of {self.name}: {len(given)} given for {len(completions)} completions, "
+                f"rewards of {self.name}: {len(listed)} given for {count} completions, "
                 "wanted one each"
             )
         return torch.tensor(
-            [self._number(index, reward) for index, reward in enumerate(given)],
+            [self._number(index, reward) for index, reward in enumerate(listed)],
             dtype=torch.float32,
         )
 
-    def _ask(self, completions: Sequence[Completion]) -> Any:
+    def _asked(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return self.task.rewards(completions)
+            return call(*arguments)
         except (UserError, ModuleNotFoundError):
             raise
         except Exception as error:
@@ -92,6 +111,29 @@ class Rewarder:
             )
             self._warned = True
         return MISSING
+
+
+class StartedRewards:
+    """The rewards of some completions, which the task may still be working on.
+
+    Args:
+        wait: returns the rewards, float32 [N].
+        metrics: returns what the task tells about them, once they are there.
+    """
+
+    def __init__(
+        self, wait: Callable[[], Tensor], metrics: Callable[[], Mapping[str, float]]
+    ) -> None:
+        self._wait = wait
+        self.metrics = metrics
+
+    def result(self) -> Tensor:
+        """Waits for the rewards and returns them, float32 [N], with NaN for a missing one.
+
+        Raises:
+            UserError: the task fails, or does not return one number or ``None`` per completion.
+        """
+        return self._wait()
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.transfer import copied_to, copied_together
-from wavalign_fast.train.collect import Collector, sampling_twin
+from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
@@ -64,27 +64,26 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Mixture:
-    """What every micro-batch of a step needs from the whole step."""
+    """What every micro-batch of a step needs from the rewards of the whole step."""
 
     rewards: Tensor
     """float32 [B, G]."""
     rl_weight: Tensor
     """λ, 0-d."""
-    normalisers: Normalisers
+    metrics: dict[str, Tensor]
+    """Those of rewards and gate, the same in every update."""
 
 
 @dataclass
 class StepBatch:
     """The rows of a step, which one or several updates are computed from."""
 
-    completions: Sequence[Completion]
-    mixture: _Mixture
+    collected: Collected
+    normalisers: Normalisers
     micro_batches: list[MicroBatch]
     """Those of this rank, with idle ones up to the number of the busiest rank."""
     with_rollouts: int
     """How many of them have completions on some rank."""
-    constants: dict[str, Tensor]
-    """Metrics that are the same in every update."""
     tokens: int
     """Ids of the prompts and answers."""
     work: StepTokens
@@ -92,10 +91,19 @@ class StepBatch:
     anchored: bool
     updates: int = 0
     """How many were computed."""
+    mixture: _Mixture | None = None
+    """What the gradients need of the rewards, once those are there."""
+
+    @property
+    def completions(self) -> Sequence[Completion]:
+        """Those of all ranks."""
+        return self.collected.completions
 
 
 class TrainStep:
-    """Rollouts → rewards → reference log-probs → hybrid loss → gradients.
+    """Rollouts → reference log-probs → rewards → hybrid loss → gradients.
+
+    A task that can start its rewards works on them while the rollouts are scored.
 
     Skips rollouts, demonstrations or the reference if no term of the loss needs them. All ranks
     have all rows of the step, so λ, advantages and denominators have the same bits on each. Each
@@ -147,15 +155,16 @@ class TrainStep:
         Args:
             examples: the training examples of the step, the same on all ranks.
         """
-        completions: list[Completion] = []
-        rewards = torch.empty(0, self.config.rollout.group_size)
+        collected = Collected.nothing(self.config.rollout.group_size)
         if self.config.needs_rollouts:
-            prompts = examples[: self.config.rollout.prompts]
-            completions, rewards = self.collect(prompts, step, clock)
+            collected = self.collect(examples[: self.config.rollout.prompts], step, clock)
+        rewards = collected.unknown
+        if self._skips_rows:
+            rewards = collected.rewards(clock)
+        completions = collected.completions
         with self.ranks.failing_together():
             rows, tokens = self._rows(completions, rewards, examples, step)
         with clock("forward_backward"):
-            mixture, gate_metrics = self._mixture(rows, rewards)
             dealt = deal(
                 rows,
                 world=self.ranks.world,
@@ -167,15 +176,13 @@ class TrainStep:
                 [part[turn] if turn < len(part) else [] for part in dealt]
                 for turn in range(max(count, 1))
             ]
-            micro_batches = [self._micro_batch(parts, completions, rewards) for parts in turns]
+            micro_batches = [self._micro_batch(parts, collected) for parts in turns]
+            normalisers = self.objective.normalisers(count_tables(rows).batch(collected.unknown))
         return StepBatch(
-            completions=completions,
-            mixture=mixture,
+            collected=collected,
+            normalisers=normalisers,
             micro_batches=micro_batches,
             with_rollouts=with_rollouts,
-            constants=self.objective.reward_metrics(rewards)
-            | gate_metrics
-            | with_released_names({"rl_weight": mixture.rl_weight}),
             tokens=tokens,
             work=step_work(
                 rows,
@@ -196,19 +203,24 @@ class TrainStep:
         """
         examples = [done.example.id for done in batch.completions]
         broken = NonFiniteRows(lambda row: f"rollout {row} (prompt {examples[row]})")
-        parts = self._backward(batch, broken, clock)
+        self.policy.train()
+        if batch.mixture is None:
+            for turn, micro in enumerate(batch.micro_batches):
+                self._score(micro, run=turn < batch.with_rollouts, clock=clock)
+            batch.mixture = self._mixture(batch.collected, clock)
+        parts = self._backward(batch, batch.mixture, broken, clock)
         with clock("exchange"):
             totals = over_ranks(parts, self.ranks)
         batch.updates += 1
         rewards = batch.mixture.rewards
         metrics = named_metrics(
-            totals.means() | batch.constants,
+            totals.means() | batch.mixture.metrics,
             rollouts=rewards.numel() > 0,
             rewarded=not bool(rewards.isnan().all()),
             anchored=batch.anchored,
         )
         metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
-        return StepResult(as_floats(metrics), broken)
+        return StepResult(as_floats(metrics) | batch.collected.metrics, broken)
 
     def _rows(
         self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int
@@ -229,6 +241,11 @@ class TrainStep:
         trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]
         return rows, sum(len(prompt) + len(answer) for prompt, answer in trained)
 
+    @property
+    def _skips_rows(self) -> bool:
+        """Whether the rewards decide which completions are computed."""
+        return self.reference is None and self.config.loss.normalisation != "token"
+
     def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
         """Returns the completions without an advantage or a KL, which cannot change the loss.
 
@@ -236,43 +253,40 @@ class TrainStep:
         loss and of the rewards; only the model's forward and backward pass over them is skipped. A
         mean over tokens needs their tokens, so nothing is skipped then.
         """
-        by_token = self.config.loss.normalisation == "token"
-        if self.reference is not None or rewards.numel() == 0 or by_token:
+        if not self._skips_rows or rewards.numel() == 0:
             return frozenset()
         advantages = group_advantages(
             rewards, std=self.config.loss.advantage_std, options=self.objective.options
         )
         return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
 
-    def _mixture(self, rows: Sequence[Row], rewards: Tensor) -> tuple[_Mixture, dict[str, Tensor]]:
-        """Returns λ and the denominators of the whole step, and the metrics of the gate."""
+    def _mixture(self, collected: Collected, clock: Stopwatch) -> _Mixture:
+        """Waits for the rewards, and returns λ and the metrics of rewards and gate."""
+        rewards = collected.rewards(clock)
         gate = self.objective.gate
         gate_metrics: dict[str, Tensor] = {}
         if isinstance(gate, MixingGate):
             rl_weight, gate_metrics = gate.step(rewards, self.objective.options, reduce=False)
         else:
             rl_weight = torch.tensor(float(gate))
-        normalisers = self.objective.normalisers(count_tables(rows).batch(rewards))
-        return _Mixture(rewards, rl_weight, normalisers), gate_metrics
+        metrics = self.objective.reward_metrics(rewards) | gate_metrics
+        return _Mixture(rewards, rl_weight, metrics | with_released_names({"rl_weight": rl_weight}))
 
     def _backward(
-        self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch
+        self, batch: StepBatch, mixture: _Mixture, broken: NonFiniteRows, clock: Stopwatch
     ) -> list[MetricTotals]:
         """Runs forward and backward over this rank's micro-batches; returns the metrics of each."""
-        self.policy.train()
         first = batch.updates == 0
         again = batch.updates + 1 < self.config.train.updates_per_rollout
         totals = []
         for turn, micro in enumerate(batch.micro_batches):
-            if first:
-                self._score(micro, run=turn < batch.with_rollouts, clock=clock)
             with clock("forward_backward"):
                 self.accumulation.before(last=turn + 1 == len(batch.micro_batches))
-                out = self._forward(micro, batch.mixture, broken)
+                out = self._forward(micro, mixture, batch.normalisers, broken)
                 out.loss.backward()
             totals.append(out.totals)
             if first and self.config.needs_rollouts:
-                totals.append(self._mismatch(micro, out.logp, batch.mixture.rewards))
+                totals.append(self._mismatch(micro, out.logp, mixture.rewards))
             if first and again:
                 micro.old_logp = out.logp
         self.accumulation.after()
@@ -320,7 +334,13 @@ class TrainStep:
             cap=self.config.loss.importance_cap,
         )
 
-    def _forward(self, micro: MicroBatch, mixture: _Mixture, broken: NonFiniteRows) -> HybridOutput:
+    def _forward(
+        self,
+        micro: MicroBatch,
+        mixture: _Mixture,
+        normalisers: Normalisers,
+        broken: NonFiniteRows,
+    ) -> HybridOutput:
         batch = micro.batch(mixture.rewards)
 
         def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> HybridOutput:
@@ -331,23 +351,21 @@ class TrainStep:
                 batch,
                 bias=bias,
                 rl_weight=mixture.rl_weight,
-                normalisers=mixture.normalisers,
+                normalisers=normalisers,
             )
 
         return self.policy([micro.block.ids], score, micro.live)
 
-    def _micro_batch(
-        self, parts: Sequence[list[Row]], completions: Sequence[Completion], rewards: Tensor
-    ) -> MicroBatch:
+    def _micro_batch(self, parts: Sequence[list[Row]], collected: Collected) -> MicroBatch:
         """Returns this rank's micro-batch of a turn, whose rows on every rank are ``parts``."""
         live = 0
         if self.policy.head_is_sharded:
-            batches = [count_tables(rows).batch(rewards) for rows in parts]
+            batches = [count_tables(rows).batch(collected.unknown) for rows in parts]
             live = max(int(self.objective.token_weights(batch).live.sum()) for batch in batches)
         sampled = max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
         rows = parts[self.ranks.rank]
         block = lay_out(rows, self.task.pad_id, packed=self.packed)
-        return MicroBatch.of(block, rows, completions, live=live, sampled=sampled)
+        return MicroBatch.of(block, rows, collected.completions, live=live, sampled=sampled)
 
     def _at_sampling_temperature(
         self, hidden: Tensor, block: TokenBlock, bias: Tensor | None

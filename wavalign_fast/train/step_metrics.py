@@ -1,7 +1,7 @@
 """Maps the metrics of the objective to the names that the trainer logs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -126,3 +126,8 @@ def over_ranks(parts: Sequence[MetricTotals], ranks: Ranks) -> MetricTotals:
 def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
     """Returns 0-d tensors as Python's floats."""
     return {name: float(value) for name, value in metrics.items()}
+
+
+def as_tensors(metrics: Mapping[str, float]) -> dict[str, Tensor]:
+    """Returns Python's numbers as 0-d tensors, float64."""
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}

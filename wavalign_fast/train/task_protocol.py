@@ -18,6 +18,10 @@ class Task(Protocol):
     (right)"; the report shows it. For DPO it may have ``preferences``, a sequence of
     ``data.records.Preference``: its offline pairs. It may have ``prompt_embeddings``, the
     ``models.PromptEmbeddings`` whose ids its prompts hold.
+
+    It may have ``start_rewards(completions)``, which starts what ``rewards`` does and returns a
+    ``RewardHandle`` at once. The trainer then scores the rollouts under the reference and the
+    policy meanwhile, if the loss wants that.
     """
 
     layout: ModalityLayout
@@ -52,4 +56,16 @@ class Task(Protocol):
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
         """Answers one prompt in text and speech; the answer is the only one of ``samples``."""
+        ...
+
+
+class RewardHandle(Protocol):
+    """Rewards that a task is working on.
+
+    It may have ``metrics()``, floats by name, which the trainer logs: their sums over the ranks,
+    and of names that end in ``_s`` or ``_max`` the largest.
+    """
+
+    def result(self) -> list[float | None]:
+        """Waits for the rewards, and returns what ``Task.rewards`` returns."""
         ...
