@@ -8,6 +8,7 @@ files with several hard links, and files in a directory where no file can be cre
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -122,10 +123,8 @@ def _replaceable(path: Path) -> Path | None:
 
 
 def _temporary_in(directory: Path) -> Path:
-    """Returns the name of this process's temporary file, which does not exist yet."""
-    temporary = directory / f".wavalign-{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
-    return temporary
+    """Returns the name of a temporary file that no other thread, process or machine has."""
+    return directory / f".wavalign-{secrets.randbits(63)}.tmp"
 
 
 def _nearest_directory(path: Path) -> Path:
