@@ -1,5 +1,5 @@
-"""Builds the C++ kernels (csrc/build_cpu.py) and, if there is an nvcc, the CUDA kernels
-(csrc/build_cuda.py). Everything else about the package is in pyproject.toml.
+"""Builds the C++ kernels (csrc/build_cpu.py), functions on plain numbers (csrc/build_host.py) and,
+if there is an nvcc, the CUDA kernels (csrc/build_cuda.py). The rest is in pyproject.toml.
 """
 
 import os
@@ -14,8 +14,9 @@ sys.path.insert(0, str(ROOT / "csrc"))
 
 import build_cpu  # noqa: E402
 import build_cuda  # noqa: E402
+import build_host  # noqa: E402
 
-BUILDERS = {builder.NAME: builder for builder in (build_cpu, build_cuda)}
+BUILDERS = {builder.NAME: builder for builder in (build_cpu, build_cuda, build_host)}
 
 
 class NoTorch(build_ext):
@@ -49,9 +50,10 @@ def build_command() -> type[build_ext]:
             try:
                 if ext.name == build_cuda.NAME:
                     build_cuda.build(Path(self.get_ext_fullpath(ext.name)), temporary)
-                else:
+                    return
+                if ext.name == build_cpu.NAME:
                     ext.extra_objects = build_cpu.isa_objects(ext, temporary)
-                    super().build_extension(ext)
+                super().build_extension(ext)
             except Exception as error:  # compiler, linker, ninja and torch raise different types
                 self.do_without(ext, str(error))
 
@@ -76,10 +78,13 @@ def extension_arguments() -> dict[str, object]:
     try:
         import torch  # noqa: F401
     except ImportError:
-        bare = Extension(build_cpu.NAME, build_cpu.SOURCES, depends=build_cpu.DEPENDS)
-        return {"ext_modules": [cuda, bare], "cmdclass": {"build_ext": NoTorch}}
+        bare = [
+            Extension(builder.NAME, builder.SOURCES, depends=builder.DEPENDS)
+            for builder in (build_host, build_cpu)
+        ]
+        return {"ext_modules": [cuda, *bare], "cmdclass": {"build_ext": NoTorch}}
     return {
-        "ext_modules": [cuda, build_cpu.extension()],
+        "ext_modules": [cuda, build_host.extension(), build_cpu.extension()],
         "cmdclass": {"build_ext": build_command()},
     }
 

@@ -79,13 +79,13 @@ def build(checkout, tmp_path):  # noqa: F811
     return run
 
 
-BOTH = {"wavalign_fast/_C", "wavalign_fast/_C_cuda"}
+CPP = {"wavalign_fast/_C", "wavalign_fast/_host"}
 
 
 def test_kernels_are_built_with_nvcc(build):
     built = build(nvcc="good")
     assert built.code == 0, built.output
-    assert built.extensions == BOTH, built.output
+    assert built.extensions == CPP | {"wavalign_fast/_C_cuda"}, built.output
     assert "WITHOUT" not in built.output
     compiled = [command for command in built.nvcc if "-c" in command]
     sources = sorted(command[command.index("-c") + 1] for command in compiled)
@@ -99,7 +99,7 @@ def test_kernels_are_built_with_nvcc(build):
     }
     # The objects of this build stay in the checkout and must not get into the next wheel.
     skipped = build(nvcc="good", WAVALIGN_SKIP_CUDA="1")
-    assert skipped.extensions == {"wavalign_fast/_C"}
+    assert skipped.extensions == CPP
     assert skipped.output.count("WITHOUT its CUDA kernels: WAVALIGN_SKIP_CUDA is set") == 1
     assert not skipped.nvcc
 
@@ -111,7 +111,7 @@ def test_kernels_are_built_with_nvcc(build):
 def test_a_failed_build_is_reported_once_and_left_out(build, nvcc, reason):
     built = build(nvcc=nvcc)
     assert built.code == 0, built.output
-    assert built.extensions == {"wavalign_fast/_C"}
+    assert built.extensions == CPP
     assert built.output.count("WITHOUT its CUDA kernels") == 1
     assert built.output.count(reason) == 1
 

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "export_command": {"errors", "train", "train_command"},
     "init_command": {"config", "errors", "outputs"},
     "report": {"config", "errors", "outputs", "redaction"},
-    "doctor": KERNELS | {"machine"},
+    "doctor": KERNELS | {"data", "machine"},
     "checkout": set(),
     "machine": {"errors"},
     "redaction": set(),

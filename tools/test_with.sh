@@ -53,7 +53,7 @@ copy_checkout() {
 
 build_kernels() {
   WAVALIGN_FORCE_CUDA=0 WAVALIGN_SKIP_CUDA=1 python setup.py --quiet build_ext --inplace egg_info
-  python -c 'import torch, wavalign_fast._C'
+  python -c 'import torch, wavalign_fast._C, wavalign_fast._host'
   # The CUDA kernels of this checkout serve every release of torch, and every release must be able to
   # compile their bindings.
   [ ! -f "$checkout/wavalign_fast/_C_cuda.abi3.so" ] ||

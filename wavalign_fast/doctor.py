@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from wavalign_fast import machine
+from wavalign_fast.data import host
 from wavalign_fast.errors import one_line
 from wavalign_fast.ops import cuda
 from wavalign_fast.ops.backends import backend_status, choose_backend
@@ -184,7 +185,14 @@ def _backends() -> list[Fact]:
         else:
             facts.append(Fact(name, "available", good=True))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [*facts, *_gpu_builds(), *(_automatic(device) for device in devices)]
+    return [*facts, _host(), *_gpu_builds(), *(_automatic(device) for device in devices)]
+
+
+def _host() -> Fact:
+    """Shows whether packing and interleaving are compiled."""
+    if isinstance(host.EXTENSION, str):
+        return Fact("data in C++", f"{host.EXTENSION}; plain Python serves")
+    return Fact("data in C++", f"built with Python {host.EXTENSION['python']}")
 
 
 def _gpu_builds() -> list[Fact]:

@@ -1,8 +1,9 @@
-"""Mixes the text and the speech codes of an answer in chunks. This definition is plain Python."""
+"""Mixes the text and the speech codes of an answer in chunks. The definition is plain Python."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
+from wavalign_fast.data.host import HOST
 from wavalign_fast.errors import shown
 
 
@@ -34,6 +35,20 @@ def interleave(
     text_sizes, speech_sizes = _sizes(ratio, 0 if begin is None else 2)
     if (begin is None) != (end is None):
         raise ValueError(f"begin {begin} and end {end}: wanted both or none")
+    if HOST is not None:
+        mixed: list[int] = HOST.interleave(text, codes, text_sizes, speech_sizes, begin, end)
+        return mixed
+    return _interleave(text, codes, text_sizes, speech_sizes, begin, end)
+
+
+def _interleave(
+    text: Sequence[int],
+    codes: Sequence[int],
+    text_sizes: Sequence[int],
+    speech_sizes: Sequence[int],
+    begin: int | None,
+    end: int | None,
+) -> list[int]:
     if not text:
         return _bounded(codes, begin, end)
     if not codes:
