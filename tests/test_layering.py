@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "plan": PARTS | {"config", "train"},
     "plan_command": {"config", "errors", "plan", "train_command"},
     "evaluation": PARTS | {"outputs", "recipes", "report", "train"},
-    "evaluate_command": {"errors", "evaluation", "train", "train_command"},
+    "evaluate_command": {"config", "errors", "evaluation", "rewards", "train", "train_command"},
     "export_command": {"errors", "train", "train_command"},
     "init_command": {"config", "errors", "outputs"},
     "report": {"config", "errors", "outputs", "redaction"},

@@ -177,7 +177,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     from wavalign_fast.evaluation.read_prompts import Reading, read_prompts
     from wavalign_fast.evaluation.run import Plan
     from wavalign_fast.evaluation.scoring import Rules
-    from wavalign_fast.evaluation.user_code import load_function, load_registry
+    from wavalign_fast.rewards.user_code import load_function, load_registry
 
     reading = Reading(
         preset=args.preset, keys=_fields(args.field), task=args.task, category=args.category,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from wavalign_fast.data.words import contains, word_errors, words
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.answering import Response
 from wavalign_fast.evaluation.instructions import followed, loosened
@@ -9,7 +10,6 @@ from wavalign_fast.evaluation.judging import Judged
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.evaluation.refusals import refuses
 from wavalign_fast.evaluation.scoring import Rules, score
-from wavalign_fast.evaluation.words import contains, word_errors, words
 
 
 class Starts:

@@ -5,7 +5,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from wavalign_fast.evaluation.words import contains, without_markup, words
+from wavalign_fast.data.words import contains, without_markup, words
 
 LETTERS = string.ascii_uppercase
 YES, NO = "yes", "no"

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wavalign_fast.data.words import word_errors, words
 from wavalign_fast.errors import described
 from wavalign_fast.evaluation.prompts import file_digest
 from wavalign_fast.evaluation.stages import StageFile
-from wavalign_fast.evaluation.words import word_errors, words
 from wavalign_fast.speech.channels import to_mono
 from wavalign_fast.speech.wave_files import read_wave
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wavalign_fast.data.words import words
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.answering import CUT, NOT_ASKED, Response
 from wavalign_fast.evaluation.presets import EQ, IQ
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.evaluation.scoring import FAILED, MISSING, Score
 from wavalign_fast.evaluation.statistics import Estimate, Sample, combined, estimate, plain
-from wavalign_fast.evaluation.words import words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from wavalign_fast.data.words import contains, words
 from wavalign_fast.evaluation.answering import NOT_ASKED, Response
 from wavalign_fast.evaluation.choices import NO, YES, read_letter, read_yes_or_no
 from wavalign_fast.evaluation.instructions import followed
@@ -10,7 +11,6 @@ from wavalign_fast.evaluation.judging import Judged, scale_of
 from wavalign_fast.evaluation.prompts import SPEECH_TASKS, Prompt
 from wavalign_fast.evaluation.refusals import refuses
 from wavalign_fast.evaluation.statistics import Sample, plain
-from wavalign_fast.evaluation.words import contains, words
 
 SCORED, FAILED, MISSING = "scored", "failed", "missing"
 NO_REGISTRY = "no registry of instructions (--ifeval-registry)"
