@@ -13,18 +13,22 @@ import re
 import pytest
 import yaml
 
-from wavalign_fast import recipes
+from wavalign_fast import recipes, rollout
 from wavalign_fast.cli import main
 from wavalign_fast.config.dpo import DPOConfig
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.config.rollout import RolloutConfig, VLLMConfig
 from wavalign_fast.config.schema import GateConfig, LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.config.telemetry import TelemetryConfig
+from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridObjective, MixingGate
-from wavalign_fast.rollout import engine
-from wavalign_fast.train import arms, collect, objective, policy
+from wavalign_fast.rollout import engine, vllm
+from wavalign_fast.rollout.engine import RolloutRequest
+from wavalign_fast.train import arms, collect, engines, objective, policy
 from wavalign_fast.train import trainer as training
 from wavalign_fast.train.prompt_sampler import PromptSampler
+from wavalign_fast.train.ranks import Ranks
 
 LOSS = {
     "policy_scope": ("speech", lambda it: scope_of(it.policy_weights)),
@@ -119,14 +123,22 @@ RUN = {
     "train.max_nonfinite_steps": 19,
 }
 """Every other key, each with a different value."""
-ELSEWHERE = (DPOConfig, LossConfig, ModelConfig, OptimizerConfig, ParallelConfig, TelemetryConfig)
+ELSEWHERE = (
+    DPOConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TelemetryConfig,
+    VLLMConfig,
+)
 
 
 def leaves(group=RunConfig, prefix: str = ""):
     """Keys and defaults, without those of the loss, the model and the optimizer."""
     for name, field in group.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
-        if name == "method":
+        if name in ("method", "engine"):  # the other values of both lead to other code
             continue
         if inner is None:
             yield prefix + name, field.default
@@ -251,3 +263,135 @@ def test_every_other_key_reaches_what_it_is_for(toy_task, monkeypatch, tmp_path,
     assert spy.answered[0][::3] == order_of(11, toy_task)[:2]
     spy.set("train.seed", 11)
     assert spy.seen == RUN
+
+
+URL = "http://127.0.0.1:9"
+VLLM = {
+    "url": (URL, lambda it: it.vllm.url),
+    "options": ({"seed": 3}, lambda it: {"seed": it.vllm.options["seed"]}),
+    "weights_dir": ("weights", lambda it: it._new_directory(1).parent.name),
+    "update_every": (2, lambda it: steps_with_the_first_weights(it)),
+    "max_staleness": (3, lambda it: connected(it).checks.max_staleness),
+    "max_logp_diff": (0.5, lambda it: largest_logp_diff(it)),
+    "top_p": (0.9, lambda it: asked_of_vllm(it)["top_p"]),
+    "top_k": (5, lambda it: asked_of_vllm(it)["top_k"]),
+    "repetition_penalty": (1.5, lambda it: asked_of_vllm(it)["repetition_penalty"]),
+    "timeout_s": (7.0, lambda it: it.vllm.timeout_s),
+    "start_timeout_s": (8.0, lambda it: it.vllm.start_timeout_s),
+}
+"""For every key of ``rollout.vllm`` another value, and how to read it from the engine."""
+TOGETHER = {"update_every": {"max_staleness": 1}}
+"""Further keys that a key needs."""
+
+
+class QuietVLLM:
+    """Takes weights, and notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.labels, self.bodies = [], []
+
+    def version(self) -> str:
+        return "0.32.0"
+
+    def load(self, directory, label: str) -> None:
+        self.labels.append(label)
+
+    def generate(self, requests) -> list:
+        self.bodies += requests
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def connected(it):
+    it.vllm = QuietVLLM()
+    it.set_weights(1)
+    return it
+
+
+def steps_with_the_first_weights(it) -> int:
+    quiet = connected(it).vllm
+    step = 1
+    while len(quiet.labels) == 1:
+        step += 1
+        it.set_weights(step)
+    return step - 1
+
+
+def asked_of_vllm(it) -> dict:
+    request = RolloutRequest(
+        prompt_ids=[[2]], places=[0], step=1, seed=0, group_size=1, max_new_tokens=1,
+        ends=frozenset(), temperature=1.0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="0 answers"):
+        connected(it).sample(request)
+    return it.vllm.bodies[0]["sampling_params"]
+
+
+def largest_logp_diff(it) -> float:
+    """Tries limits in both directions of that of the configuration."""
+    config = RolloutConfig(engine="vllm", vllm=it.config)
+    engines.check_logp_diff({"logp_diff/text_mean": 0.49, "logp_diff/speech_mean": 0.5}, config)
+    for name in ("text", "speech"):
+        with pytest.raises(UserError, match=rf"{name} tokens.*at most 0\.5"):
+            engines.check_logp_diff({f"logp_diff/{name}_mean": 0.51}, config)
+    return 0.5
+
+
+@pytest.mark.parametrize("name", VLLMConfig.model_fields)
+def test_every_key_of_vllm_reaches_the_engine(name, toy_task, make_config, monkeypatch, tmp_path):
+    value, held = VLLM[name]
+    assert value != VLLMConfig.model_fields[name].default
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vllm, "_vllm", lambda: None)  # in this process, where it is not installed
+    keys = TOGETHER.get(name, {}) | ({} if name == "options" else {"url": URL}) | {name: value}
+    given = [f"rollout.vllm.{key}={json.dumps(it)}" for key, it in keys.items()]
+    config = make_config("rollout.engine=vllm", "loss.importance_cap=2", *given)
+    task = toy_task()
+    twin = rollout.Twin(task.load_model())
+    it = engines.rollout_engine(config, task, twin, Ranks())
+    try:
+        assert held(it) == value
+    finally:
+        it.close()
+
+
+def test_vllm_in_this_process_takes_the_longest_prompt_with_its_completion(
+    toy_task, make_config, monkeypatch
+):
+    monkeypatch.setattr(vllm, "_vllm", lambda: None)
+    it = engines.rollout_engine(make_config("rollout.engine=vllm"), toy_task(), None, Ranks())
+    assert it.vllm.options == {"max_model_len": 4 + 8}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["rollout.vllm.top_p=0.9"], "top_p given with engine builtin, wanted engine vllm"),
+        (["rollout.engine=vllm", "rollout.temperature=0.001"], "temperature 0.001.*at least 0.01"),
+        (["rollout.engine=vllm", "rollout.vllm.update_every=3"], "max_staleness of 2 or more"),
+        (["rollout.engine=vllm", "rollout.vllm.max_staleness=1"], "wanted loss.importance_cap"),
+        (["rollout.engine=vllm", "rollout.vllm.weights_dir=x"], "weights_dir given without a url"),
+        (
+            ["rollout.engine=vllm", f"rollout.vllm.url={URL}", "rollout.vllm.options={seed: 1}"],
+            "options seed given with a url",
+        ),
+        (["rollout.engine=vllm", "rollout.vllm.url=127.0.0.1:8000"], "rollout.vllm.url"),
+    ],
+)
+def test_keys_of_vllm_that_do_not_go_together(make_config, keys, words):
+    with pytest.raises(UserError, match=words):
+        make_config(*keys)
+
+
+def test_truncated_sampling_is_warned_of(toy_task, make_config, caplog):
+    keys = [f"rollout.vllm.url={URL}", "rollout.vllm.top_p=0.9", "rollout.vllm.top_k=5"]
+    config = make_config("rollout.engine=vllm", *keys)
+    task = toy_task()
+    connected(
+        engines.rollout_engine(config, task, rollout.Twin(task.load_model()), Ranks())
+    ).close()
+    found = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(found) == 2
+    assert "rollout.vllm.top_p: 0.9 given" in found[0] and "top_k: 5 given" in found[1]

@@ -150,10 +150,16 @@ def settle(tree: Mapping[str, Any], model: type[BaseModel]) -> Tree:
         if holds_keys and isinstance(value, Source):
             value = value.as_value()
         if holds_keys and isinstance(value, Mapping):
-            settled[str(key)] = dict(value) if group is None else settle(value, group)
+            settled[str(key)] = settle(value, group) if group else _settled_dict(value, kind)
         else:
             settled[str(key)] = _settled(value, kind)
     return settled
+
+
+def _settled_dict(value: Mapping[str, Any], kind: Any) -> Tree:
+    """Settles the values of a ``dict[str, T]``, unless T is Any: then nobody knows their types."""
+    _, inner = get_args(kind)
+    return {str(k): item if inner is Any else _settled(item, inner) for k, item in value.items()}
 
 
 def _settled(value: Any, kind: Any) -> Any:

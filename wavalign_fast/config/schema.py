@@ -12,12 +12,9 @@ from wavalign_fast.config.dpo import DPOConfig
 from wavalign_fast.config.group import (
     LARGEST,
     LONGEST_NAME,
-    MOST_IDS,
     MOST_THREADS,
-    MOST_TOKENS,
     AsTuple,
     AtLeastOne,
-    AtLeastOneRow,
     ClipLow,
     Count,
     Decay,
@@ -32,36 +29,8 @@ from wavalign_fast.config.group import (
 )
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
+from wavalign_fast.config.rollout import RolloutConfig
 from wavalign_fast.config.telemetry import TelemetryConfig
-
-
-class RolloutConfig(Group):
-    """How completions are sampled. Skipped when no term of the loss needs completions."""
-
-    prompts: AtLeastOneRow = 8
-    """Prompts per step."""
-    group_size: AtLeastOneRow = 8
-    """Completions per prompt. The advantage compares them, so a group of 1 teaches nothing."""
-    temperature: Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)] = 1.0
-    """Sampling temperature, also applied to the log-probs of the policy loss."""
-    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 72
-    """Maximum length of a completion, including the end-of-sequence token."""
-    dtype: Literal["same", "float32", "bfloat16"] = "same"
-    """Dtype of the weights that sample, by default that of the forward pass in training. Another
-    dtype than that of the stored weights takes a copy of them."""
-    keep_copy: bool = False
-    """Keep the memory of the whole copy that samples for a sharded model, or for one that computes
-    in another dtype. false: it is freed before the backward pass and sent again for each step."""
-
-    @model_validator(mode="after")
-    def _ids_fit_into_memory(self) -> Self:
-        ids = self.prompts * self.group_size * self.max_new_tokens
-        if ids > MOST_IDS:
-            raise ValueError(
-                f"prompts {self.prompts} × group_size {self.group_size} × max_new_tokens "
-                f"{self.max_new_tokens} is {ids} ids a step, wanted at most {MOST_IDS}"
-            )
-        return self
 
 
 class AnchorConfig(Group):
@@ -252,6 +221,16 @@ class RunConfig(Group):
             raise ValueError(
                 f"telemetry.profile_steps: {list(window)} given, wanted at most train.steps, "
                 f"{self.train.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stale_rollouts_are_weighed(self) -> Self:
+        stale = self.rollout.vllm.max_staleness
+        if stale and self.method == "hybrid" and self.loss.importance_cap is None:
+            raise ValueError(
+                f"rollout.vllm.max_staleness: {stale} given, wanted loss.importance_cap with it, "
+                "which weighs ids of older weights"
             )
         return self
 

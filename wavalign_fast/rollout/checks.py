@@ -102,8 +102,20 @@ def check_ids(
     """
     size = model.get_input_embeddings().weight.shape[0]
     for name, token in (("pad_id", pad_id), *(("eos_id", end) for end in sorted(ends))):
-        if not 0 <= _whole(name, token) < size:
-            raise ValueError(f"{name} is {token}, wanted 0 <= id < {size}, the model's vocabulary")
+        check_id(name, token, size)
+    return check_prompts(prompt_ids, size, vectors)
+
+
+def check_id(name: str, token: int, size: int) -> None:
+    """Raises unless ``token`` is in a vocabulary of ``size`` ids."""
+    if not 0 <= _whole(name, token) < size:
+        raise ValueError(f"{name} is {token}, wanted 0 <= id < {size}, the model's vocabulary")
+
+
+def check_prompts(
+    prompt_ids: Sequence[Sequence[int]] | Tensor, size: int, vectors: int = 0
+) -> list[list[int]]:
+    """Returns the prompts as lists of ids; raises for one outside of [0, size + vectors)."""
     prompts = []
     for row, prompt in enumerate(_items("prompt_ids", _plain(prompt_ids))):
         what = f"prompt {row}"

@@ -9,7 +9,13 @@ from torch import nn
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.layers import plain_class
 from wavalign_fast.rollout import static_decode
-from wavalign_fast.rollout.weights import base_of, is_sharded, merged_weights, whole_tensors
+from wavalign_fast.rollout.weights import (
+    base_of,
+    is_sharded,
+    merged_weights,
+    resharded,
+    whole_tensors,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +70,7 @@ class Twin:
         """
         if not self.is_copy:
             return
-        _reshard(self.root)
+        resharded(self.root)
         if next(self.model.parameters()).is_meta:
             _put_empty(self.model, next(self.source.parameters()).device)
         weights = merged_weights(self.source)
@@ -154,11 +160,3 @@ def _find(sources: dict[str, torch.Tensor], name: str, model: nn.Module) -> torc
             "wanted a model of transformers, with no adapters but LoRA on linear layers"
         )
     return sources[name]
-
-
-def _reshard(root: nn.Module) -> None:
-    """Makes the modules hold their shards again: a root keeps its weights whole after a forward."""
-    for module in root.modules():
-        reshard = getattr(module, "reshard", None)
-        if callable(reshard):
-            reshard()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavalign_fast.models.head import is_adapted, output_head
 from wavalign_fast.ops.sharded.exchange import gathered
@@ -46,6 +46,14 @@ def merged_weights(model: "PreTrainedModel") -> dict[str, Tensor]:
         prefix = f"{name}." if name else ""
         found |= {prefix + leaf: weight for leaf, weight in parts.items() if weight is not None}
     return found
+
+
+def resharded(root: nn.Module) -> None:
+    """Makes the modules hold their shards again: a root keeps its weights whole after a forward."""
+    for module in root.modules():
+        reshard = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
 
 
 @torch.no_grad()

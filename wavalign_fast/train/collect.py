@@ -8,8 +8,9 @@ from torch import Tensor
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.rollout import end_ids
-from wavalign_fast.rollout.engine import BuiltinEngine, RolloutEngine, RolloutRequest
+from wavalign_fast.rollout.engine import Rollout, RolloutRequest
 from wavalign_fast.rollout.twin import Twin
+from wavalign_fast.train.engines import rollout_engine
 from wavalign_fast.train.exchange import (
     everywhere,
     metrics_everywhere,
@@ -35,6 +36,7 @@ class Collected:
     Args:
         started: the rewards of this rank's completions.
         prompts: how many prompts the step has.
+        sampling: metrics of the engine, of all ranks.
     """
 
     def __init__(
@@ -45,14 +47,15 @@ class Collected:
         prompts: int,
         group_size: int,
         ranks: Ranks,
+        sampling: dict[str, float] | None = None,
     ) -> None:
         self.completions = completions
         self._started = started
         self._shape = (prompts, group_size)
         self._ranks = ranks
         self._rewards: Tensor | None = None
-        self.metrics: dict[str, float] = {}
-        """What the task tells about the rewards, of all ranks."""
+        self.metrics: dict[str, float] = sampling or {}
+        """What the engine and, with the rewards, the task tell about the step, of all ranks."""
 
     @classmethod
     def nothing(cls, group_size: int) -> "Collected":
@@ -77,7 +80,7 @@ class Collected:
             mine, metrics = self._started.result(), dict(self._started.metrics())
         with clock("exchange"):
             self._rewards = rewards_everywhere(mine, *self._shape, self._ranks)
-            self.metrics = metrics_everywhere(metrics, self._ranks)
+            self.metrics |= metrics_everywhere(metrics, self._ranks)
         return self._rewards
 
 
@@ -95,9 +98,8 @@ class Collector:
         self.seed = config.train.seed
         self.task = task
         self.ranks = ranks
-        self.engine: RolloutEngine = BuiltinEngine(
-            twin, task.pad_id, getattr(task, "prompt_embeddings", None)
-        )
+        self.engine = rollout_engine(config, task, twin, ranks)
+        self._ages = torch.zeros(3, dtype=torch.float64)  # sum, count and largest of this rank's
         self.rewarder = Rewarder(task) if rewarded else None
         self.ends = end_ids(task.eos_id)
 
@@ -121,16 +123,19 @@ class Collector:
                     started = self.rewarder.start(mine)
         with clock("exchange"):
             completions = everywhere(mine, examples, self.config.group_size, self.ranks)
+            ages = {} if self.config.engine == "builtin" else self._staleness_over_ranks()
         return Collected(
             completions,
             started,
             prompts=len(examples),
             group_size=self.config.group_size,
             ranks=self.ranks,
+            sampling=ages,
         )
 
     def _sample(self, examples: Sequence[Example], step: int) -> list[Completion]:
         prompts = own_prompts(len(examples), self.ranks)
+        self._ages = torch.zeros(3, dtype=torch.float64)
         if not prompts:
             return []
         request = RolloutRequest(
@@ -143,6 +148,8 @@ class Collector:
             ends=self.ends,
             temperature=self.config.temperature,
         )
+        sampled = self.engine.sample(request)
+        self._count_staleness(sampled, step)
         return [
             Completion(
                 example=examples[prompts[row // request.group_size]],
@@ -150,5 +157,18 @@ class Collector:
                 ended=done.ended,
                 logps=done.logps,
             )
-            for row, done in enumerate(self.engine.sample(request))
+            for row, done in enumerate(sampled)
         ]
+
+    def _count_staleness(self, sampled: Sequence[Rollout], step: int) -> None:
+        """Counts by how many steps the weights that sampled this rank's ids are older."""
+        ages = step - torch.cat([done.versions for done in sampled]).to(torch.float64)
+        self._ages = torch.stack([ages.sum(), torch.tensor(float(len(ages))), ages.max()])
+
+    def _staleness_over_ranks(self) -> dict[str, float]:
+        total, count, _ = self.ranks.sum(self._ages)
+        (oldest,) = self.ranks.largest([float(self._ages[2])])
+        return {
+            "rollout/staleness_mean": float(total / count),
+            "rollout/staleness_max": oldest,
+        }

@@ -27,6 +27,7 @@ from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.transfer import copied_to, copied_together
 from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
+from wavalign_fast.train.engines import check_logp_diff
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
@@ -220,7 +221,9 @@ class TrainStep:
             anchored=batch.anchored,
         )
         metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
-        return StepResult(as_floats(metrics) | batch.collected.metrics, broken)
+        found = as_floats(metrics) | batch.collected.metrics
+        check_logp_diff(found, self.config.rollout)
+        return StepResult(found, broken)
 
     def _rows(
         self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int

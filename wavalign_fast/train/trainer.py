@@ -141,10 +141,13 @@ class Trainer:
         Raises:
             Stopped: a signal arrived; a checkpoint is saved.
         """
-        with self.store.finishing():
-            self._fit(console)
-            if self.saved_step != self.step:
-                self.save()
+        try:
+            with self.store.finishing():
+                self._fit(console)
+                if self.saved_step != self.step:
+                    self.save()
+        finally:
+            self.train_step.collect.engine.close()
         self._say_which_is_best(console)
 
     def _fit(self, console: Console) -> None:

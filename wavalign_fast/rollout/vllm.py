@@ -1,0 +1,355 @@
+"""vLLM as a rollout engine: a server over HTTP, or an ``LLM`` in this process.
+
+Token ids go in, and ids, their log-probs and the version of the weights of each id come out.
+Weights go through files: pause, reload, version, reset of the prefix cache, resume. Sources: the
+routes of vLLM 0.32, ``/inference/v1/generate`` and those of ``VLLM_SERVER_DEV_MODE=1``;
+``make test-vllm`` runs them.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
+
+from wavalign_fast.errors import UserError, described, one_line, shorten, shown
+from wavalign_fast.rollout.token_answers import Choice, EngineError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+TESTED = "0.32."
+"""Releases that the tests ran with. The routes changed between earlier ones."""
+HEALTH_S = 5.0
+"""Seconds to wait for the answer of a server that has just failed."""
+POLL_S = 0.5
+
+
+class VLLM(Protocol):
+    """A running vLLM."""
+
+    def version(self) -> str:
+        """Returns the release of vLLM, once it is ready."""
+        ...
+
+    def load(self, directory: Path, label: str) -> None:
+        """Loads the weights in ``directory`` and calls them ``label``."""
+        ...
+
+    def generate(self, requests: Sequence[dict[str, Any]]) -> list[list[Choice]]:
+        """Returns the choices of each request, a body of ``/inference/v1/generate``."""
+        ...
+
+    def close(self) -> None:
+        """Ends what this object has started."""
+        ...
+
+
+class VLLMServer:
+    """A server that somebody has started.
+
+    Args:
+        url: its address, such as ``http://127.0.0.1:8000``.
+        timeout_s: seconds that an update of the weights or the completions of a step may take.
+        start_timeout_s: seconds within which a server that is starting must be ready.
+        alive: says why the server's process has ended, or ``None`` while it runs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        start_timeout_s: float,
+        alive: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
+        self.alive = alive
+        self.httpx = _httpx()
+
+    def version(self) -> str:
+        """Waits until the server is ready; returns its release.
+
+        Raises:
+            EngineError: it is not ready in time.
+        """
+        end = time.monotonic() + self.start_timeout_s
+        while (status := self._health()) != "ready":
+            if (ending := self.alive()) is not None:
+                raise EngineError(f"rollout.vllm: the server {ending}, wanted one that runs")
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"rollout.vllm: {self.url} is not ready after {self.start_timeout_s:g} s "
+                    f"(rollout.vllm.start_timeout_s): {status}"
+                )
+            time.sleep(POLL_S)
+        return str(self._now("GET", "/version").get("version", "unknown"))
+
+    def load(self, directory: Path, label: str) -> None:
+        """Replaces the weights while no request runs.
+
+        After a failure the server stays paused: its weights may be a mixture of old and new.
+
+        Raises:
+            EngineError: a route failed, or the server has other weights afterwards.
+        """
+        self._now("POST", "/pause", params={"mode": "wait"})
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+        self._now("POST", "/collective_rpc", json=reload)
+        self._now("POST", "/update_weight_version", json={"new_version": label})
+        # Keys and values of a prompt under the old weights must not serve the new ones.
+        if self._now("POST", "/reset_prefix_cache").get("success") is not True:
+            raise EngineError(
+                f"rollout.vllm: {self.url} could not empty its prefix cache after an update of the "
+                "weights, wanted a server without other requests; it stays paused"
+            )
+        self._now("POST", "/resume")
+        seen = self._now("GET", "/weight_info").get("weight_version")
+        if seen != label:
+            raise EngineError(
+                f"rollout.vllm: {self.url} has the weights {shown(seen)} after an update, wanted "
+                f"{label}; another trainer uses this server"
+            )
+
+    def generate(self, requests: Sequence[dict[str, Any]]) -> list[list[Choice]]:
+        """Sends all requests at once.
+
+        Raises:
+            EngineError: a request failed, or not all were answered in ``timeout_s``.
+        """
+
+        async def every() -> list[Any]:
+            async with self._client() as client:
+                asked = [
+                    self._ask(client, "POST", "/inference/v1/generate", json=body)
+                    for body in requests
+                ]
+                return await asyncio.gather(*asked)
+
+        return [_choices(answer) for answer in self._within(every, "completions")]
+
+    def close(self) -> None:
+        """Leaves the server running: somebody else has started it."""
+
+    def _client(self) -> Any:
+        # The whole call has a deadline of its own; requests may queue as long as they like.
+        limits = self.httpx.Limits(max_connections=None)
+        return self.httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+
+    def _now(self, method: str, route: str, **content: Any) -> Mapping[str, Any]:
+        """Calls one route."""
+
+        async def one() -> Any:
+            async with self._client() as client:
+                return await self._ask(client, method, route, **content)
+
+        answer: Any = self._within(one, f"{method} {route}")
+        return answer if isinstance(answer, Mapping) else {}
+
+    def _within(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        try:
+            return asyncio.run(_at_most(call, self.timeout_s))
+        except asyncio.TimeoutError as error:
+            raise EngineError(
+                f"rollout.vllm: {self.url} did not answer {what} within {self.timeout_s:g} s "
+                f"(rollout.vllm.timeout_s); {self._health()}"
+            ) from error
+
+    async def _ask(self, client: Any, method: str, route: str, **content: Any) -> Any:
+        where = f"rollout.vllm: {method} {self.url}{route}"
+        try:
+            reply = await client.request(method, self.url + route, **content)
+        except self.httpx.HTTPError as error:
+            raise EngineError(
+                f"{where}: {described(error)}; {await self._health_soon()}"
+            ) from error
+        if reply.status_code == 200:
+            try:
+                return reply.json() if reply.content else {}
+            except ValueError as error:
+                raise EngineError(f"{where} answered {shown(reply.text)}, wanted JSON") from error
+        wanted = {
+            403: "wanted a server started with --enable-scale-out",
+            404: "wanted a server started with VLLM_SERVER_DEV_MODE=1",
+        }.get(reply.status_code)
+        said = shorten(" ".join(reply.text.split()), 200)
+        hint = wanted or await self._health_soon()
+        raise EngineError(f"{where} answered {reply.status_code} ({said}); {hint}")
+
+    def _health(self) -> str:
+        """Returns ``ready``, or what is wrong with the server."""
+        return asyncio.run(self._health_soon())
+
+    async def _health_soon(self) -> str:
+        if (ending := self.alive()) is not None:
+            return f"the server {ending}"
+        try:
+            async with self._client() as client:
+                reply = await _at_most(lambda: client.get(f"{self.url}/health"), HEALTH_S)
+        except (self.httpx.HTTPError, asyncio.TimeoutError):
+            return "the server does not answer; wanted one that runs at rollout.vllm.url"
+        if reply.status_code == 200:
+            return "ready"
+        return f"its engine is dead (GET /health: {reply.status_code}); start the server anew"
+
+
+class VLLMInProcess:
+    """An ``LLM`` of vLLM in this process, made at the first call of ``load``.
+
+    Args:
+        options: arguments of ``LLM`` besides those that token ids and log-probs need.
+        timeout_s, start_timeout_s: as for ``VLLMServer``.
+    """
+
+    def __init__(
+        self, options: Mapping[str, Any], *, timeout_s: float, start_timeout_s: float
+    ) -> None:
+        self.options = dict(options)
+        self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
+        self.vllm = _vllm()
+        self.llm: Any = None
+
+    def version(self) -> str:
+        """Returns the release of vLLM."""
+        return str(self.vllm.__version__)
+
+    def load(self, directory: Path, label: str) -> None:
+        """Starts the engine with the weights in ``directory``, or replaces its weights by them.
+
+        Raises:
+            EngineError: vLLM failed, or took longer than it may.
+        """
+        if self.llm is None:
+            self.llm = _by_thread(
+                lambda: self.vllm.LLM(model=str(directory), **SERVING, **self.options),
+                self.start_timeout_s,
+                "start",
+            )
+            _by_thread(lambda: self.llm.update_weight_version(label), self.timeout_s, "version")
+            return
+
+        def reload() -> bool:
+            # No request runs between two calls of ``generate``, so there is nothing to pause.
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+            self.llm.update_weight_version(label)
+            return bool(self.llm.reset_prefix_cache())
+
+        if not _by_thread(reload, self.timeout_s, "update of the weights"):
+            raise EngineError("rollout.vllm: vLLM could not empty its prefix cache")
+
+    def generate(self, requests: Sequence[dict[str, Any]]) -> list[list[Choice]]:
+        """Samples for all requests in one call of vLLM.
+
+        Raises:
+            EngineError: vLLM failed, or took longer than ``timeout_s``.
+        """
+        prompts = [{"prompt_token_ids": body["token_ids"]} for body in requests]
+        params = [self.vllm.SamplingParams(**body["sampling_params"]) for body in requests]
+        outputs: list[Any] = _by_thread(
+            lambda: self.llm.generate(prompts, params, use_tqdm=False),
+            self.timeout_s,
+            "completions",
+        )
+        return [[_as_choice(done) for done in output.outputs] for output in outputs]
+
+    def close(self) -> None:
+        """Ends the engine's own process."""
+        if self.llm is not None:
+            llm, self.llm = self.llm, None
+            _by_thread(lambda: llm.llm_engine.engine_core.shutdown(), self.timeout_s, "end")
+
+
+SERVING = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logprobs"}
+"""Log-probs are then those of the distribution that was sampled from, at the temperature."""
+
+
+def _httpx() -> ModuleType:
+    try:
+        import httpx
+    except ImportError as error:
+        raise UserError(
+            f"rollout.engine: vllm needs httpx to reach a server: {error}; "
+            "pip install 'wavalign-fast[vllm]'"
+        ) from error
+    return httpx
+
+
+def _vllm() -> ModuleType:
+    try:
+        import vllm
+    except ImportError as error:
+        raise UserError(
+            f"rollout.engine: vllm without rollout.vllm.url needs the package vllm here: "
+            f"{one_line(error)}; wanted the url of a server, or pip install vllm"
+        ) from error
+    module: ModuleType = vllm
+    return module
+
+
+async def _at_most(call: Callable[[], Awaitable[T]], seconds: float) -> T:
+    return await asyncio.wait_for(call(), seconds)
+
+
+def _by_thread(call: Callable[[], T], seconds: float, what: str) -> T:
+    """Returns ``call()``, or raises if it takes longer: vLLM itself may wait for ever."""
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name=f"vLLM {what}")
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise EngineError(f"rollout.vllm: {what} by vLLM failed: {described(failed[0])}")
+    if thread.is_alive():
+        raise EngineError(
+            f"rollout.vllm: vLLM did not finish its {what} within {seconds:g} s "
+            "(rollout.vllm.timeout_s and start_timeout_s)"
+        )
+    return found[0]
+
+
+def _choices(answer: Any) -> list[Choice]:
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or not all(isinstance(it, Mapping) for it in choices):
+        raise EngineError(f"rollout.vllm: {shown(answer)} answered, wanted a list of choices")
+    return choices
+
+
+def _as_choice(output: Any) -> Choice:
+    """A ``CompletionOutput`` in the form that the route gives it."""
+    logps = [
+        {"token_id": token, "logprob": entry[token].logprob}
+        for token, entry in zip(output.token_ids, output.logprobs or (), strict=True)
+    ]
+    spans = [
+        {"version": span.version, "start": span.start, "end": span.end}
+        for span in output.weight_versions or ()
+    ]
+    return {
+        "token_ids": list(output.token_ids),
+        "finish_reason": output.finish_reason,
+        "logprobs": {"content": logps},
+        "weight_versions": spans,
+    }
+
+
+def warn_of_release(release: str) -> None:
+    """Warns of a release of vLLM that no test ran with."""
+    if not release.startswith(TESTED):
+        logger.warning(
+            "rollout.vllm: vLLM %s serves, tested are %sx; its routes change between releases",
+            release,
+            TESTED,
+        )
