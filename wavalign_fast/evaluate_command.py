@@ -38,6 +38,10 @@ def add_evaluate(commands: Any) -> None:
         "--output", type=Path, metavar="DIR", help="default: evaluations/MODEL-PROMPTS"
     )
     parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"),
+        help="compare two evaluations of the same prompts instead: B − A, prompt by prompt",
+    )  # fmt: skip
+    parser.add_argument(
         "--redo", choices=STAGES, help="remove the file of this stage and of those after it first"
     )
     _add_reading(parser)
@@ -113,6 +117,8 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Runs the command."""
+    if args.compare:
+        return _compare(args)
     if args.prompts is None:
         args.parser.error("PROMPTS.jsonl is missing, wanted a file of prompts")
     if (args.model is None) != args.answered:
@@ -136,9 +142,32 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    if args.prompts is not None or args.model is not None or args.answered:
+        args.parser.error("--compare compares what is done; prompts, model and answers given too")
+    from rich.console import Console
+
+    from wavalign_fast.evaluation.comparison import compare, write_comparison
+    from wavalign_fast.evaluation.comparison_page import write_comparison_page
+    from wavalign_fast.evaluation.table import print_comparison
+
+    first, second = args.compare
+    names = [path.resolve().name for path in args.compare]
+    output = args.output or Path("evaluations") / f"{names[1]}-against-{names[0]}"
+    with user_input("evaluate"):
+        found = compare(first, second)
+        write_comparison(output, found)
+        print_comparison(found, Console())
+        print(f"report: {write_comparison_page(output, found)}")
+    return 0
+
+
 def _name(args: argparse.Namespace) -> str:
-    model = "given" if args.model is None else args.model.resolve().name
-    return f"{model}-{args.prompts.stem}"
+    return f"{_model_name(args)}-{args.prompts.stem}"
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    return "given" if args.model is None else args.model.resolve().name
 
 
 def _run(plan: "Plan") -> None:
@@ -210,7 +239,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     return Plan(
         directory=output, prompts=prompts, left_out=left_out, model=model, sampling=sampling,
         rows=args.rows, recogniser=recogniser, judge=judge, rules=rules, settings=settings,
-        about=about,
+        about=about, voicebench=_model_name(args) if args.preset == "voicebench" else None,
     )  # fmt: skip
 
 

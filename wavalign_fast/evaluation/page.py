@@ -176,7 +176,7 @@ def _cards(results: Sequence[Result], directory: Path) -> str:
     """Shows a few answers of each category, from the lowest score to the highest."""
     cards, spent, left_out = [], 0, 0
     for one in _picked(results):
-        audio = _sound(one, directory)
+        audio = sound_of(one, directory)
         size = len(audio or b"")
         if spent + size > AUDIO_BUDGET:
             left_out += 1
@@ -206,7 +206,8 @@ def _picked(results: Sequence[Result]) -> list[Result]:
     return picked
 
 
-def _sound(one: Result, directory: Path) -> bytes | None:
+def sound_of(one: Result, directory: Path) -> bytes | None:
+    """Returns the bytes of the sound of an answer; ``None`` if it has none that can be played."""
     if one.wav is None:
         return None
     # The sound of a given answer lies where the user's file says, outside of the evaluation.
@@ -226,7 +227,7 @@ def _card(one: Result, audio: bytes | None) -> str:
         rows.append(("heard", escape(shorten(one.heard, LONGEST)) or "<em>nothing</em>"))
     if one.read is not None:
         rows.append(("read as", escape(one.read)))
-    rows.append(("score", _verdict(one)))
+    rows.append(("score", verdict(one)))
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
     return (
         f'<article class="card"><h3>{escape(shorten(one.question, LONGEST))}</h3>{wanted}'
@@ -235,7 +236,8 @@ def _card(one: Result, audio: bytes | None) -> str:
     )
 
 
-def _verdict(one: Result) -> str:
+def verdict(one: Result) -> str:
+    """Returns what an answer counts, as HTML."""
     if one.status == MISSING or one.score is None:
         return f"<em>missing: {escape(one.cause)}</em>"
     if one.status == FAILED:

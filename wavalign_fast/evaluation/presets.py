@@ -6,7 +6,7 @@ from pathlib import Path
 
 FIELDS = (
     "id", "task", "prompt", "messages", "audio", "reference", "references", "choices", "category",
-    "language", "rubric", "instruction_id_list", "kwargs", "response", "response_audio",
+    "language", "rubric", "instruction_id_list", "kwargs", "response", "response_audio", "score",
 )  # fmt: skip
 
 
@@ -30,10 +30,10 @@ class Preset:
         return max(named, key=len, default=None)
 
 
-PLAIN = Preset({name: (name,) for name in FIELDS} | {"audio": ("audio", "audios")})
+PLAIN = Preset({name: (name,) for name in FIELDS} | {"audio": ("audio", "audios"), "score": ()})
 # https://github.com/MatthewCYM/VoiceBench. `id` is the task of a BBH record.
 VOICEBENCH = Preset(
-    {**PLAIN.keys, "id": (), "category": ("category", "subset")},
+    {**PLAIN.keys, "id": (), "category": ("category", "subset"), "score": ("score",)},
     tasks={
         "alpacaeval": "open",
         "alpacaeval_full": "open",

@@ -36,6 +36,8 @@ class Prompt:
     """An answer that came with the record; it may be empty."""
     answer_audio: Path | None = None
     """The sound of that answer."""
+    answer_score: float | None = None
+    """A judgement of that answer that came with it."""
     source: dict[str, Any]
     """The record as it was read."""
     where: str

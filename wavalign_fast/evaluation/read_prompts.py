@@ -14,6 +14,7 @@ from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.evaluation.choices import LETTERS
 from wavalign_fast.evaluation.presets import FIELDS, PLAIN, PRESETS
 from wavalign_fast.evaluation.prompts import TASKS, Prompt
+from wavalign_fast.evaluation.voicebench_scores import read_scores
 
 ROLES = ("system", "user", "assistant")
 
@@ -138,6 +139,7 @@ class _Reader:
             rubric=_optional("rubric", given["rubric"]),
             instructions=_instructions(task, given["instruction_id_list"], given["kwargs"]),
             answer=self._answer(record),
+            answer_score=None if given["score"] is None else read_scores(given["score"]),
             answer_audio=sound[0] if sound else None,
             source=record,
             where=where,

@@ -28,6 +28,7 @@ from wavalign_fast.evaluation.stages import (
     StageFile,
     Stages,
 )
+from wavalign_fast.evaluation.voicebench import write_voicebench
 from wavalign_fast.train.atomic_files import to_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Plan:
     rules: Rules
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of each stage: the options that its file depends on."""
+    voicebench: str | None = None
+    """Name of the model in files of VoiceBench's form; ``None`` writes none."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the report says of the run."""
 
@@ -212,6 +215,8 @@ def _results(
         if prompt.id in questions:
             line = scores.get((prompt.id, key_of(questions[prompt.id])))
             judgement = None if line is None else Judged(line.get("score"), line.get("cause"))
+            if judgement is None and prompt.answer_score is not None and plan.model is None:
+                judgement = Judged(prompt.answer_score)
         elif prompt.task in SPEECH_TASKS and sound is None:
             line = wavs.get((prompt.id, prompt.asked), {})
             judgement = Judged(None, line.get("cause") or "no sound (--codec)")
@@ -247,3 +252,6 @@ def _write(plan: Plan, results: Sequence[Result], damaged: Sequence[str]) -> Non
         **summary(results),
     }
     write_json(plan.directory / REPORT_FILE, report)
+    if plan.voicebench is not None:
+        prompts = {prompt.id: prompt for prompt in plan.prompts}
+        write_voicebench(plan.directory, plan.voicebench, prompts, results)

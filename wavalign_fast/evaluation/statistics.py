@@ -39,6 +39,11 @@ def plain(value: float) -> Sample:
     return Sample((value,), (1.0,))
 
 
+def statistic(samples: Sequence[Sample]) -> float:
+    """Returns the statistic of at least one record."""
+    return _statistic(_table(samples))
+
+
 def estimate(samples: Sequence[Sample]) -> Estimate | None:
     """Returns the statistic of records in any order; ``None`` without records."""
     return combined([samples])

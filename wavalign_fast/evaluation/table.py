@@ -61,3 +61,28 @@ def print_table(directory: Path, console: Console) -> None:
     console.print(table)
     for note in report["notes"]:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_comparison(found: Mapping[str, Any], console: Console) -> None:
+    """Prints the difference of each category, and of IQ and EQ."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("category")
+    for name in ("n", "A", "B", "B − A (95 %)", "better", "worse"):
+        table.add_column(name, justify="right")
+    for name, row in found["categories"].items():
+        table.add_row(name, str(row["n"]), *comparison_cells(row))
+    for name in ("iq", "eq"):
+        if found[name] is not None:
+            table.add_row(name.upper(), "", "", "", with_interval(found[name], signed=True))
+    console.print(table)
+
+
+def comparison_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Returns both scores, their difference, and how many answers are better and worse."""
+    if row["value"] is None:
+        return ("–",) * 5
+    factor = 1.0 if row["task"] in RATED else 100.0
+    first, second = (f"{factor * row[side]:.{2 if factor == 1 else 1}f}"
+                     for side in ("first", "second"))  # fmt: skip
+    difference = with_interval(row, factor, signed=True)
+    return first, second, difference, str(row["better"]), str(row["worse"])
