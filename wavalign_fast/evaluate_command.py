@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavalign_fast.errors import UserError, shown, user_input
+from wavalign_fast.errors import UserError, naming, shown, user_input
 
 if TYPE_CHECKING:
+    from wavalign_fast.evaluation.endpoint_judge import EndpointJudge
+    from wavalign_fast.evaluation.judging import FunctionJudge
     from wavalign_fast.evaluation.run import Asked, Plan, Progress
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -98,12 +100,13 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         help="speech recogniser: gets a wave, float32 [N], and its rate, returns text",
     )  # fmt: skip
     group.add_argument(
-        "--judge", metavar="FILE.py:FUNCTION",
-        help="judge of open, style and spoken answers: gets a list of answers, returns scores",
+        "--judge", metavar="FILE.yaml | FILE.py:FUNCTION",
+        help="judge of open, style and spoken answers: a config with the group judge (an endpoint, "
+        "see docs/judge.md), or a function that gets a list of answers and returns scores",
     )  # fmt: skip
     group.add_argument(
         "--judge-timeout", type=_seconds, default=300.0, metavar="S",
-        help="seconds that one call may take; default: %(default)g",
+        help="seconds that one call of the function may take; default: %(default)g",
     )  # fmt: skip
     group.add_argument(
         "--qa", choices=("words", "judge"), default="words",
@@ -202,7 +205,6 @@ def _show(progress: Iterable["Progress"]) -> None:
 def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     """Returns what the arguments ask for. The user's functions are loaded before any work."""
     from wavalign_fast.evaluation.answering import Sampling
-    from wavalign_fast.evaluation.judging import FunctionJudge
     from wavalign_fast.evaluation.read_prompts import Reading, read_prompts
     from wavalign_fast.evaluation.run import Plan
     from wavalign_fast.evaluation.scoring import Rules
@@ -222,10 +224,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
     )
-    judge = None
-    if args.judge is not None:
-        judge = FunctionJudge(args.judge, timeout_s=args.judge_timeout)
-        judge.load()
+    judge = None if args.judge is None else _judge(args)
     model, answers = _model(args, output)
     if model is not None:
         answers |= _flags(args, "max_new_tokens", "temperature", "seed")
@@ -234,13 +233,28 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     if recogniser is not None:
         settings["heard"] = _flags(args, "asr")
     if judge is not None:
-        settings["scores"] = _flags(args, "judge")
+        settings["scores"] = judge.settings()
     about = {"prompts": str(args.prompts), "model": str(args.model or "answers of the records")}
     return Plan(
         directory=output, prompts=prompts, left_out=left_out, model=model, sampling=sampling,
         rows=args.rows, recogniser=recogniser, judge=judge, rules=rules, settings=settings,
         about=about, voicebench=_model_name(args) if args.preset == "voicebench" else None,
     )  # fmt: skip
+
+
+def _judge(args: argparse.Namespace) -> "FunctionJudge | EndpointJudge":
+    from wavalign_fast.evaluation.judging import FunctionJudge
+
+    if args.judge.endswith((".yaml", ".yml")):
+        from wavalign_fast.config.layers import group_from_file
+        from wavalign_fast.evaluation.endpoint_judge import EndpointJudge
+        from wavalign_fast.rewards.judge.options import JudgeOptions
+
+        with naming("--judge"):
+            return EndpointJudge(group_from_file(Path(args.judge), "judge", JudgeOptions))
+    judge = FunctionJudge(args.judge, timeout_s=args.judge_timeout)
+    judge.load()
+    return judge
 
 
 def _model(args: argparse.Namespace, output: Path) -> "tuple[Asked | None, dict[str, Any]]":

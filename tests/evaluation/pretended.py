@@ -54,6 +54,20 @@ class TinyCodec:
         return [one.float().repeat_interleave(80) / VOCAB for one in codes]
 
 
+class TinyJudge:
+    """Judges backwards."""
+
+    at_once = 3
+
+    def __init__(self, counting):
+        self.counting = counting
+
+    def __call__(self, questions):
+        for place in reversed(range(len(questions))):
+            self.counting.judge.append(questions[place].prompt.id)
+            yield place, Judged(1.0 + len(questions[place].response.text) % 5)
+
+
 def prompts(number=5):
     tasks = ("open", "style", "qa", "mcq", "open")
     return [
@@ -67,11 +81,6 @@ def prompts(number=5):
 
 
 def plan(directory, counting, *, asked=None, codec=True, **changes):
-    def judge(questions):
-        for place in reversed(range(len(questions))):
-            counting.judge.append(questions[place].prompt.id)
-            yield place, Judged(1.0 + len(questions[place].response.text) % 5)
-
     def recognise(wave, rate):
         assert wave.ndim == 1 and rate == RATE
         counting.recogniser.append(len(wave))
@@ -85,7 +94,7 @@ def plan(directory, counting, *, asked=None, codec=True, **changes):
         sampling=Sampling(max_new_tokens=8),
         codec=TinyCodec(counting) if codec else None,
         recogniser=recognise,
-        judge=judge,
+        judge=TinyJudge(counting),
         **{"rows": 2, "rules": Rules(), "settings": settings, **changes},
     )
 

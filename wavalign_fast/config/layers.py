@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from wavalign_fast.config.group import Group
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.config.yaml import Source, Tree, dump_yaml, read_override
+from wavalign_fast.config.yaml import Source, Tree, dump_yaml, read_config_file, read_override
 from wavalign_fast.errors import UserError, did_you_mean, shown
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -205,6 +205,22 @@ def _validate(model: type[ModelT], tree: Tree) -> ModelT:
         lines.sort(key=lambda line: not line.startswith(UNKNOWN_KEY))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise UserError(lines[0] + more) from error
+
+
+def group_from_file(path: Path, name: str, model: type[ModelT]) -> ModelT:
+    """Reads a config file that holds one group of keys, ``name: {…}``.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else; the message names it.
+    """
+    try:
+        fields: dict[str, Any] = {name: (model, ...)}
+        wrapped = create_model("Wrapped", __base__=Group, **fields)
+        value = getattr(_validate(wrapped, settle(read_config_file(path), wrapped)), name)
+    except UserError as error:
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: {error}") from error
+    return value
 
 
 def dump_config(config: RunConfig) -> str:

@@ -40,6 +40,10 @@ class Judged(NamedTuple):
 class Judge(Protocol):
     """Scores answers. A failure is a missing score with its cause, never a number."""
 
+    @property
+    def at_once(self) -> int:
+        """How many questions it takes in one call."""
+
     def __call__(self, questions: Sequence[Question]) -> Iterable[tuple[int, Judged]]:
         """Yields the place of a question and its judgement, in any order."""
 
@@ -57,9 +61,7 @@ def key_of(question: Question) -> str:
     return digest([question.prompt.scored_by, question.response.text, sound])
 
 
-def judged(
-    judge: Judge, questions: Sequence[Question], file: StageFile, *, at_once: int
-) -> Iterator[int]:
+def judged(judge: Judge, questions: Sequence[Question], file: StageFile) -> Iterator[int]:
     """Asks for what the file does not have yet; yields how many judgements came, call by call.
 
     Each judgement is written as it comes. Missing ones are asked for again by a later call.
@@ -70,8 +72,8 @@ def judged(
         for question in questions
         if known.get((question.prompt.id, key_of(question)), {}).get("score") is None
     ]
-    for start in range(0, len(wanted), at_once):
-        asked = wanted[start : start + at_once]
+    for start in range(0, len(wanted), judge.at_once):
+        asked = wanted[start : start + judge.at_once]
         for place, given in judge(asked):
             checked = in_scale(given, asked[place].scale)
             file.append([_line(asked[place], checked)])
@@ -104,12 +106,18 @@ class FunctionJudge:
     one score each on the scale of the task, ``None`` for a missing one.
     """
 
+    at_once = 16
+
     def __init__(self, name: str, *, timeout_s: float) -> None:
         self.function = RewardFunction(name, timeout_s=timeout_s)
 
     def load(self) -> None:
         """Imports the function, so that a mistake in its name shows before work is done."""
         self.function.load()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the scores depend on."""
+        return {"--judge": self.function.name}
 
     def __call__(self, questions: Sequence[Question]) -> Iterator[tuple[int, Judged]]:
         """Calls the function once for all questions."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.speech.file_digest import file_digest
 from wavalign_fast.train.atomic_files import write_json
 
 WEIGHTS = ("*.safetensors",)
@@ -61,11 +62,7 @@ class ModelFiles:
         before = known.get(str(path))
         if isinstance(before, list) and before[:2] == state:
             return before
-        hasher = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(1 << 22):
-                hasher.update(part)
-        return [*state, hasher.hexdigest()]
+        return [*state, file_digest(path).hex()]
 
 
 def _joined(paths: Sequence[Path], hashes: dict[str, list[object]]) -> str:

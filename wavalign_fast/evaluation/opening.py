@@ -1,6 +1,5 @@
 """Opens the model that is asked: a transformers directory, or the directory of a run."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 from wavalign_fast.errors import UserError, user_input
 from wavalign_fast.evaluation.chat_model import ChatModel
 from wavalign_fast.evaluation.model_files import ModelFiles
+from wavalign_fast.evaluation.prompts import file_digest
 from wavalign_fast.evaluation.run import Asked
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.recipes.dialogue.options import NO_TEMPLATE, TOKENIZER, Options
@@ -87,7 +87,7 @@ def _template_digest(name: str) -> str:
     if name in (TOKENIZER, NO_TEMPLATE):
         return name
     with user_input("--chat-template"):
-        return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+        return file_digest(Path(name))
 
 
 def _device(name: str | None) -> torch.device:

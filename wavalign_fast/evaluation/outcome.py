@@ -128,10 +128,9 @@ def joined(groups: Mapping[str, Sequence[Result]], names: Sequence[str]) -> dict
 
     Shares are given in per cent.
     """
-    samples = {name: samples_of(groups.get(name, ())) for name in names}
-    present = [name for name in names if samples[name]]
-    if not present:
+    if not any(name in groups for name in names):
         return None
+    samples = {name: samples_of(groups.get(name, ())) for name in names}
     lacks = [name for name in names if not samples[name]]
     if lacks:
         return {"value": None, "low": None, "high": None, "lacks": lacks}

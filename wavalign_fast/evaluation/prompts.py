@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from wavalign_fast.speech.file_digest import file_digest as whole_digest
+
 Task = Literal["open", "qa", "mcq", "bool", "ifeval", "refusal", "style", "spoken"]
 TASKS: tuple[str, ...] = get_args(Task)
 SPEECH_TASKS = frozenset(("style", "spoken"))
@@ -68,4 +70,4 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Returns a short digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return whole_digest(path).hex()[:16]

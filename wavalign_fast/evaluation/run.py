@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RESULTS_FILE, REPORT_FILE = "results.jsonl", "report.json"
 AT_ONCE = 16
-"""Answers that are decoded, heard or judged in one call."""
+"""Answers that are decoded in one call."""
 
 
 class Asked(NamedTuple):
@@ -104,7 +104,7 @@ def run(plan: Plan) -> Iterator[Progress]:
         yield from _counted(HEARD, work, len(heard_now))
     questions = _questions(plan, responses, sounds)
     if plan.judge is not None and questions:
-        work = judged(plan.judge, list(questions.values()), files.scores, at_once=AT_ONCE)
+        work = judged(plan.judge, list(questions.values()), files.scores)
         yield from _counted(SCORES, work, len(questions))
     results = _results(plan, files, responses, sounds, questions)
     _write(plan, results, files.damaged)

@@ -74,14 +74,20 @@ class Judge:
         threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
         self._end = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
-    def start(self, requests: Sequence[JudgeRequest]) -> "Judging":
-        """Starts the requests and returns at once."""
+    def start(
+        self, requests: Sequence[JudgeRequest], *, rubrics: Sequence[Rubric] | None = None
+    ) -> "Judging":
+        """Starts the requests and returns at once.
+
+        Args:
+            rubrics: for these requests, in place of those of the options.
+        """
         if not self._end.alive:
             raise RuntimeError("the judge is closed, wanted one that is open")
         group = Group(
             list(requests),
             options=self.options,
-            rubrics=self.rubrics,
+            rubrics=self.rubrics if rubrics is None else rubrics,
             weights=self.weights,
             cache=self._cache,
         )
