@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "ops": KERNELS,
     "losses": KERNELS,
     "data": PARTS,
+    "data_command": PARTS | {"outputs"},
     "models": PARTS,
     "models/prompt_audio/cache": PARTS | {"outputs"},
     "rewards": PARTS | {"redaction"},
@@ -61,6 +62,7 @@ MAY_IMPORT = {
     | {"config", "recipes", "train", "report", "doctor"}
     | {
         "bench_command",
+        "data_command",
         "environment_errors",
         "outputs",
         "evaluate_command",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_fast.bench_command import add_bench
+from wavalign_fast.data_command import add_data
 from wavalign_fast.environment_errors import explain_environment_error
 from wavalign_fast.errors import (
     OtherRankError,
@@ -182,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     add_init(commands)
+    add_data(commands)
     add_export(commands)
     add_evaluate(commands)
 

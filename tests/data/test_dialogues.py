@@ -92,7 +92,7 @@ def test_bad_records_are_left_out_with_file_line_and_reason(caplog):
     unmatched = {line for line, (reason, _) in drops.items() if "do not match" in reason}
     assert unmatched == {2, 3, 18}
     assert drops[16] == ("other task type", "task type tts, wanted s2s")
-    assert drops[2][1] == "2 audio tags, 1 audios, wanted as many"
+    assert drops[2][1] == "audio tags: 2, audios: 1, wanted as many"
     assert drops[25][1] == "audios is {'0': 'audio/q1.wav'}, wanted a list"
     assert drops[28][1] == "sft_target_text is 42, wanted text"
     assert f"9 of 28 records left out: not of the schema ({file}:4, {file}:5" in caplog.text

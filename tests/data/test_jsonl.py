@@ -43,9 +43,9 @@ BAD = {
     ),
     "nul": (b'{"prompt": "\x00", "answer": "two"}', "malformed JSON (Invalid control character"),
     "nul around": (b"\x00" * 99, "malformed JSON"),
-    "latin-1": (b'{"prompt": "caf\xe9", "answer": "two"}', "is not UTF-8 text"),
-    "utf-16": (GOOD.decode().encode("utf-16"), "is not UTF-8 text"),
-    "encoded surrogate": (b'{"prompt": "\xed\xa0\x80", "answer": "two"}', "is not UTF-8 text"),
+    "latin-1": (b'{"prompt": "caf\xe9", "answer": "two"}', ", is not UTF-8 text"),
+    "utf-16": (GOOD.decode().encode("utf-16"), ", is not UTF-8 text"),
+    "encoded surrogate": (b'{"prompt": "\xed\xa0\x80", "answer": "two"}', ", is not UTF-8 text"),
     "two objects": (GOOD.strip() * 2, "malformed JSON (Extra data"),
 }
 

@@ -65,7 +65,8 @@ def _text(line: bytes) -> str:
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{line[:40]!r} is not UTF-8 text") from error
+        near = line[max(error.start - 20, 0) : error.start + 20]
+        raise ValueError(f"{near!r}, byte {error.start}, is not UTF-8 text") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:

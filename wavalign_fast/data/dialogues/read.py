@@ -115,5 +115,5 @@ def unmatched_audio(dialogue: Dialogue) -> str | None:
         if not path or not path.strip():
             return f"audios[{number}] is empty, wanted a path"
     if dialogue.tags != len(dialogue.audios):
-        return f"{dialogue.tags} audio tags, {len(dialogue.audios)} audios, wanted as many"
+        return f"audio tags: {dialogue.tags}, audios: {len(dialogue.audios)}, wanted as many"
     return None
