@@ -15,6 +15,8 @@ from wavalign_fast.models.json_files import check_config_is_there, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from wavalign_fast.models.families.interface import Family
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,32 +25,47 @@ def load_checkpoint(
     like: "PreTrainedModel | None" = None,
     *,
     dtype: torch.dtype | None = None,
+    family: "Family | None" = None,
 ) -> "PreTrainedModel":
     """Loads the model saved in ``directory``, without running code from the checkpoint.
+
+    A family's own directory gives the native model of its language model.
 
     Args:
         like: a model whose weights must have the same names and shapes; its dtype is the default.
         dtype: dtype of the loaded weights; by default the one in which they are saved.
+        family: in whose format the model is saved; by default as the files tell.
 
     Raises:
         DamagedFileError: the checkpoint cannot be read.
         UserError: there is no checkpoint, or it is of another model than ``like``.
     """
-    from transformers import AutoModelForCausalLM
+    from wavalign_fast.models.families.checkpoint import load_family_model
+    from wavalign_fast.models.families.registry import storing_family
 
+    dtype = dtype or (None if like is None else like.dtype)
     with reading(directory):
-        say_that_code_is_not_run(directory)
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            local_files_only=True,
-            dtype=dtype or ("auto" if like is None else like.dtype),
-            # A checkpoint is data: run no code from it and read no pickle.
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        if family := family or storing_family(directory):
+            model = load_family_model(directory, family, dtype)
+        else:
+            model = _load_plain(directory, dtype)
     if like is not None:
         check_same_shapes(directory, shapes_of(model.state_dict()), shapes_of(like.state_dict()))
     return model
+
+
+def _load_plain(directory: Path, dtype: torch.dtype | None) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    say_that_code_is_not_run(directory)
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        local_files_only=True,
+        dtype=dtype or "auto",
+        # A checkpoint is data: run no code from it and read no pickle.
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
 
 
 @contextmanager
@@ -57,11 +74,13 @@ def reading(directory: Path) -> Iterator[None]:
 
     Raises:
         DamagedFileError: it cannot be read.
-        UserError: there is no model.
+        UserError: there is no model, or the block found a mistake in it.
     """
     check_config_is_there(directory)
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # transformers and safetensors raise many types for a bad file
         reason = one_line(error)
         if "trust_remote_code" in str(error):  # transformers advises to run the checkpoint's code

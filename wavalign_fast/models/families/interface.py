@@ -40,6 +40,7 @@ class FamilyLayout:
         first_code: id of code 0 in the stream that has the codes.
         codebook_size: number of codes; code i has the id ``first_code + i``.
         stop: ids that end an answer.
+        special: ids that stand for no text and no code: special tokens, and rows of no token.
         named: ids of further tokens, by a name of the family's own.
         second: class of each id of a second stream with its own head, ``None`` if there is none.
     """
@@ -48,6 +49,7 @@ class FamilyLayout:
     first_code: int
     codebook_size: int
     stop: tuple[int, ...]
+    special: frozenset[int]
     named: Mapping[str, int] = field(default_factory=dict)
     second: ModalityLayout | None = None
 
@@ -158,6 +160,9 @@ class DialogueOptions:
     speech: bool = True
 
 
+DEFAULT_OPTIONS = DialogueOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FamilyFiles:
     """An opened directory: what the functions of its family read.
@@ -172,7 +177,7 @@ class FamilyFiles:
     generation: Mapping[str, Any]
     tokenizer: "PreTrainedTokenizerBase"
     layout: FamilyLayout
-    options: DialogueOptions = DialogueOptions()
+    options: DialogueOptions = DEFAULT_OPTIONS
 
 
 class Family(Protocol):
@@ -194,7 +199,7 @@ class Family(Protocol):
     def layout(
         self, config: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase"
     ) -> FamilyLayout:
-        """Derives the ids from the tokenizer, and refuses what does not fit."""
+        """Derives the ids from the tokenizer, and refuses one that does not fit ``config``."""
 
     def build(self, config: Mapping[str, Any], dtype: torch.dtype) -> "PreTrainedModel":
         """Builds the native model with any weights; the caller may put them on the meta device."""
@@ -213,7 +218,7 @@ class Family(Protocol):
         """Builds the prompt of a dialogue that ends with a user's turn."""
 
     def target(self, files: FamilyFiles, text: str | None, codes: Sequence[int] | None) -> Target:
-        """Builds the answer that says ``text`` and speaks ``codes``; one may be missing."""
+        """Builds the answer that says ``text`` and speaks ``codes``; one may be ``None``."""
 
     def split(self, files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
         """Takes the ids after the prompt apart, up to the first that ends the answer."""

@@ -8,24 +8,57 @@ from pathlib import Path
 from typing import cast
 
 from wavalign_fast.errors import UserError, described, did_you_mean
-from wavalign_fast.models.families.interface import FUNCTIONS, Family
+from wavalign_fast.models.families.interface import EVIDENCE, FUNCTIONS, Family
 from wavalign_fast.models.json_files import read_config, read_json
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES = ("vita_audio", "glm4_voice")
 """Modules of this package. Where several are equally sure of a directory, the first one has it."""
 
+FAMILY_KEY = "wavalign_family"
+"""In ``config.json`` of a converted directory: the family whose language model it is."""
 
-def find_family(directory: Path) -> Family | None:
+
+def find_family(directory: Path, *, least: int = 1) -> Family | None:
     """Returns the family that the files of ``directory`` tell, ``None`` for a plain model.
+
+    Args:
+        least: how sure it must be, of ``EVIDENCE``.
 
     Raises:
         DamagedFileError: a file cannot be read.
         UserError: there is no ``config.json``.
     """
     config, tokens = read_config(directory), _added_tokens(directory)
+    if config.get(FAMILY_KEY) in FAMILIES:
+        return _built_in(config[FAMILY_KEY]) if least <= EVIDENCE["tokens"] else None
     families = [_built_in(name) for name in FAMILIES]
     sure = [family.detect(config, tokens) for family in families]
-    return families[sure.index(max(sure))] if any(sure) else None
+    best = max(sure)
+    return families[sure.index(best)] if best >= least else None
+
+
+def storing_family(directory: Path) -> Family | None:
+    """Returns the family in whose own format ``directory`` is stored.
+
+    ``None`` for a model in transformers' format, a family's converted one included.
+
+    Raises:
+        UserError: there is no ``config.json``, or a file cannot be read.
+    """
+    return find_family(directory, least=EVIDENCE["key"])
+
+
+def family_of(directory: Path) -> Family:
+    """Returns the family that the files of ``directory`` tell.
+
+    Raises:
+        UserError: they tell none.
+    """
+    family = find_family(directory)
+    if family is None:
+        told = {key: read_config(directory).get(key) for key in ("architectures", "model_type")}
+        raise UserError(f"{directory} is of no known family: {told}; known: {', '.join(FAMILIES)}")
+    return family
 
 
 def named_family(name: str) -> Family:
@@ -46,7 +79,9 @@ def named_family(name: str) -> Family:
 
 def _added_tokens(directory: Path) -> set[str]:
     decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder")
-    entries = decoder.values() if isinstance(decoder, Mapping) else ()
+    # Newer releases of transformers leave the list to tokenizer.json.
+    listed = read_json(directory / "tokenizer.json").get("added_tokens") if not decoder else None
+    entries = decoder.values() if isinstance(decoder, Mapping) else listed or ()
     contents = [entry.get("content") for entry in entries if isinstance(entry, Mapping)]
     return {token for token in contents if isinstance(token, str)}
 
