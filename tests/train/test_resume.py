@@ -277,6 +277,19 @@ def test_a_state_with_a_part_missing_or_damaged_is_one_line(train_toy, refused, 
     assert "runs/one/checkpoint cannot be resumed: its state is" in refused("--resume", *given)
 
 
+def test_a_checkpoint_of_another_model_is_refused_before_the_base_is_evaluated(
+    train_toy, refused, toy_task, monkeypatch
+):
+    given = ("--name", "one", "train.steps=1")
+    assert train_toy(*given) == 0
+    monkeypatch.setattr(toy_task, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    load = toy_task.load_model
+    wider = toy_task(hidden=32)
+    monkeypatch.setattr(toy_task, "load_model", lambda self: load(wider))
+    line = refused(*given[:-1], "train.steps=2", "--resume")
+    assert "another model: model.embed_tokens.weight is (24, 16), wanted (24, 32)" in line
+
+
 @pytest.mark.parametrize("file", ["training_state.pt", "model.safetensors", "config.json"])
 def test_a_truncated_checkpoint_names_the_older_one_beside_it(train_toy, refused, error_line, file):
     given = ("--name", "one", "train.eval_items=0", "train.checkpoint_every=1")

@@ -17,6 +17,7 @@ from wavalign_fast.data.records import Evaluation
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.ops import backend_status
 from wavalign_fast.train import same_on_all
+from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.disk_space import check_space
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import check_metric
@@ -110,16 +111,12 @@ def run_all(
             if resume and ranks.is_main:
                 check_same_data(spec.directory, data)
         same_on_all.check_same_data(data, ranks)
-        key = (
-            config.train.eval_items,
-            config.train.eval_seed,
-            config.model.path,
-            config.model.dtype,
-        )
+        key = _base_of(config)
         if key not in bases:
+            continued = [s for s in todo[number:] if resume and _base_of(s.config) == key]
             with ranks.waiting_for("the evaluation of the base model on rank 0"):
                 base = ranks.on_main(
-                    partial(_evaluate_base, todo[number:], task, ranks.world, console)
+                    partial(_evaluate_base, todo[number:], continued, task, ranks.world, console)
                 )
             bases[key] = base
             finals["base"] = base.metrics if base else {}
@@ -135,17 +132,30 @@ def _finished(spec: RunSpec, resume: bool) -> dict[str, float] | None:
     return finished_metrics(spec.directory, spec.config) if resume else None
 
 
+def _base_of(config: RunConfig) -> tuple[Any, ...]:
+    """What the base model and its evaluation depend on."""
+    train, model = config.train, config.model
+    return train.eval_items, train.eval_seed, model.path, model.dtype
+
+
 def _evaluate_base(
-    specs: Sequence[RunSpec], task: Task, world: int, console: Console
+    specs: Sequence[RunSpec],
+    continued: Sequence[RunSpec],
+    task: Task,
+    world: int,
+    console: Console,
 ) -> Evaluation | None:
     """Checks the disk for these runs, and evaluates the base model as the first one asks.
 
     What the runs keep the best of must be among its metrics: a mistake ends no run after hours.
+    The checkpoints of those that are ``continued`` must be of this model.
 
     The base is freed on return: training loads a model of its own.
     """
     with user_input("task"):
         model = load_base_model(specs[0].config.model, task)
+    for spec in continued:
+        CheckpointStore(spec.directory).check_model(model)
     check_space([(spec.config, spec.directory) for spec in specs], model, world)
     config = specs[0].config
     if config.train.eval_items:

@@ -29,7 +29,7 @@ from wavalign_fast.train.checkpoint_layouts import (
     read_sharded,
     sharded_writer,
 )
-from wavalign_fast.train.export import is_sharded
+from wavalign_fast.train.export import check_same_model, is_sharded
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
     OLDER_CHECKPOINTS,
@@ -42,6 +42,8 @@ from wavalign_fast.train.owned_files import (
 from wavalign_fast.train.ranks import Ranks
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from wavalign_fast.train.policy import Policy
 
 FORMAT = 1
@@ -203,6 +205,12 @@ class CheckpointStore:
             else:
                 read_plain(self.newest, policy, optimizer, state["optimizer"], self.ranks)
         return state
+
+    def check_model(self, model: "PreTrainedModel") -> None:
+        """Raises ``UserError`` if the newest checkpoint is of another model or damaged."""
+        with self.naming_an_older_one():
+            if self.newest.exists():
+                check_same_model(self.newest, model)
 
     def load_state(self) -> dict[str, Any] | None:
         """Loads the small state of the newest checkpoint; ``None`` if there is no checkpoint yet.

@@ -111,6 +111,17 @@ def run_of(checkpoint: Path) -> Path:
     return folder.parent if folder.name == OLDER_CHECKPOINTS else folder
 
 
+def check_same_model(checkpoint: Path, model: "PreTrainedModel") -> None:
+    """Raises unless ``model`` has the weights of the checkpoint's; reads its configuration alone.
+
+    Raises:
+        DamagedFileError: the configuration cannot be read.
+        UserError: the checkpoint is of another model.
+    """
+    saved = _empty_model(checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint, None)
+    check_same_shapes(checkpoint, shapes_of(saved.state_dict()), shapes_of(model.state_dict()))
+
+
 def export_run(
     run: Path,
     target: Path | None = None,
