@@ -164,10 +164,39 @@ def test_a_part_that_is_missing_or_damaged_is_named(of_two, tmp_path, damage, sa
     assert "\n" not in str(error.value)
 
 
+def loads(place: str) -> str:
+    """What a resume of this rank raises."""
+    try:
+        Run(place).load()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", ["weights/__1_0.distcp", "optimizer/__0_0.distcp"])
+def test_bytes_that_were_lost_are_named(of_two, tmp_path, name, world):
+    """The middle of a file is in the values of a tensor, where nothing else would notice zeros."""
+
+    def lose(checkpoint):
+        content = bytearray((checkpoint / name).read_bytes())
+        begin = len(content) // 2
+        content[begin : begin + 64] = bytes(64)
+        (checkpoint / name).write_bytes(content)
+
+    damaged(of_two, tmp_path, lose)
+    place = str(tmp_path / "run")
+    said = [loads(place)] if world == 1 else run_ranks(world, loads, place)
+    assert all(f"{name} cannot be read: its contents are not those" in line for line in said)
+    (tmp_path / "run/checkpoint/contents.json").unlink()  # as in a checkpoint without checksums
+    assert loads(place) == ""
+
+
 def test_bytes_that_are_no_tensor_are_named(of_two, tmp_path):
     def garble(checkpoint):
         file = checkpoint / "weights/__1_0.distcp"
         file.write_bytes(bytes(file.stat().st_size))
+        (checkpoint / "contents.json").unlink()
 
     with pytest.raises(DamagedFileError, match=r"weights cannot be read: rank 0: "):
         damaged(of_two, tmp_path, garble).load()

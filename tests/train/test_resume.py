@@ -274,6 +274,7 @@ def test_a_state_with_a_part_missing_or_damaged_is_one_line(train_toy, refused, 
     state = torch.load(path, weights_only=True)
     del state[key]
     torch.save(state if value == "missing" else {**state, key: value}, path)
+    path.with_name("contents.json").unlink()  # it has the checksum of the file as it was
     assert "runs/one/checkpoint cannot be resumed: its state is" in refused("--resume", *given)
 
 
@@ -307,6 +308,19 @@ def test_a_truncated_checkpoint_names_the_older_one_beside_it(train_toy, refused
         assert hint in error_line("say", "hello", "--run", "runs/one")
     shutil.rmtree("runs/one/checkpoint")
     assert train_toy(*given, *keep, "--resume", "train.steps=4") == 0
+
+
+@pytest.mark.parametrize("file", ["training_state.pt", "model.safetensors"])
+def test_bytes_of_one_process_that_were_lost_are_named(train_toy, refused, file):
+    given = ("--name", "one", "train.eval_items=0", "train.steps=1")
+    assert train_toy(*given) == 0
+    path = Path("runs/one/checkpoint", file)
+    content = bytearray(path.read_bytes())
+    begin = len(content) * 3 // 4
+    content[begin : begin + 64] = bytes(64)
+    path.write_bytes(content)
+    line = refused(*given[:-1], "train.steps=2", "--resume")
+    assert f"{path} cannot be read: " in line
 
 
 def test_a_data_record_that_is_damaged_is_not_compared(train_toy):

@@ -29,6 +29,7 @@ from wavalign_fast.train.checkpoint_layouts import (
     read_sharded,
     sharded_writer,
 )
+from wavalign_fast.train.checksums import checksum, checksums_of
 from wavalign_fast.train.export import check_same_model, is_sharded
 from wavalign_fast.train.owned_files import (
     CHECKPOINT,
@@ -149,9 +150,11 @@ class CheckpointStore:
                             "wanted a directory that all machines share"
                         )
                 parts = write(temporary, ranks)
+                sums = checksums_of(temporary, ranks)
                 with ranks.failing_together():
                     if ranks.is_main:
-                        self._complete(temporary, {"format": FORMAT, **state, **parts}, best_step)
+                        whole = {"format": FORMAT, **state, **parts}
+                        self._complete(temporary, whole, sums, best_step)
         finally:
             if ranks.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -160,11 +163,14 @@ class CheckpointStore:
                 if _step_of(old) != best_step:
                     shutil.rmtree(old, ignore_errors=True)
 
-    def _complete(self, temporary: Path, state: dict[str, Any], best_step: int | None) -> None:
+    def _complete(
+        self, temporary: Path, state: dict[str, Any], sums: dict[str, str], best_step: int | None
+    ) -> None:
         with (temporary / STATE_FILE).open("wb") as file:
             # Into a Python file, so that a full disk is an OSError with that message.
             torch.save(state, file)
-        write_contents(temporary, state["step"])
+        sums = {**sums, STATE_FILE: checksum(temporary / STATE_FILE)}
+        write_contents(temporary, state["step"], crc32=sums)
         sync_directory(temporary)
         replace_directory(temporary, self.newest, self._retired_name(best_step))
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from wavalign_fast.errors import DamagedFileError
 from wavalign_fast.models import check_same_shapes, has_lora, load_checkpoint, shapes_of
+from wavalign_fast.train.checksums import check_checksums
 from wavalign_fast.train.export import WEIGHTS, copy_companions, save_configs
 from wavalign_fast.train.optimizer import set_learning_rate
 from wavalign_fast.train.sharded_files import PartError, load_tensors, save_tensors, saved_tensors
@@ -137,12 +138,14 @@ def read_sharded(
         )
         saved = saved_tensors(directory / OPTIMIZER)
     if not saved:  # no step had a finite gradient
+        check_checksums(directory, ranks)
         _load(directory / WEIGHTS, weights)
         return
     _make_state(optimizer)
     moments = moments_of(policy, optimizer)
     with ranks.failing_together():
         check_same_shapes(directory, shapes_of(saved), shapes_of(moments))
+    check_checksums(directory, ranks)
     _load(directory / WEIGHTS, weights)
     _load(directory / OPTIMIZER, moments)
 
@@ -167,6 +170,7 @@ def read_plain(
     with ranks.failing_together():
         if ranks.is_main:
             loaded = load_checkpoint(directory, like=policy.model).state_dict()
+    check_checksums(directory, ranks)
     sharded = any(isinstance(weight, DTensor) for weight in policy.parameters())
     if sharded and saved["state"]:
         _make_state(optimizer)

@@ -89,10 +89,10 @@ def checkpoint_contents(directory: Path) -> dict[str, Any]:
     return contents
 
 
-def write_contents(directory: Path, step: int | None) -> None:
-    """Lists the step and all files of a checkpoint or an exported model."""
+def write_contents(directory: Path, step: int | None, **facts: Any) -> None:
+    """Lists the step and all files of a checkpoint or an exported model, and ``facts`` of it."""
     files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
-    contents = {"step": step, "files": sorted(map(str, files))}
+    contents = {"step": step, "files": sorted(map(str, files)), **facts}
     write_json(directory / CONTENTS_FILE, contents)
 
 
