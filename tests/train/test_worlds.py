@@ -24,23 +24,24 @@ EXACT = ("gate/lambda", "reward/mean", "reward/std", "tokens/policy_text", "comp
 BOTH = ("loss.policy_scope=all", "loss.anchor_scope=all")
 CASES = {
     "dealt": BOTH,
-    "one row a micro-batch": ("train.block_tokens=1",),
-    "token normalisation": (*BOTH, "loss.normalisation=token"),
     "sequence ratios and a KL": (
         *BOTH, "loss.importance_sampling_level=sequence", "loss.text_kl=0.2", "loss.speech_kl=0.1",
     ),
-    "a KL of its own": ("loss.kl_scope=completion", "loss.text_kl=0.2", "loss.speech_kl=0.1"),
+    "one row a micro-batch, a KL of its own": (
+        "train.block_tokens=1", "loss.kl_scope=completion", "loss.text_kl=0.2",
+        "loss.speech_kl=0.1",
+    ),
     "policy alone": ("anchor.rows=0", "loss.mixing=1"),
     "fewer rows than ranks": ("loss.mixing=0", "anchor.rows=1"),
     "all rows on one rank": (*BOTH, "loss.text_kl=0.1"),
     "kinds apart": (*BOTH, "loss.text_kl=0.1"),
-    "tied": BOTH,
-    "packed rows": (*BOTH, "model.attention=varlen"),
-    "vectors in prompts": (*BOTH, "loss.text_kl=0.1"),
+    "tied, token normalisation": (*BOTH, "loss.normalisation=token"),
+    "vectors in prompts, packed": (*BOTH, "loss.text_kl=0.1", "model.attention=varlen"),
     "copies": BOTH,
     "a copy on every two ranks": (*BOTH, "parallel.reshard=false"),
-    "a copy on every two ranks, sharded head": (*BOTH, "parallel.head=sharded"),
-    "sharded head": (*BOTH, "parallel.head=sharded", "loss.text_kl=0.1"),
+    "a copy on every two ranks, sharded head": (
+        *BOTH, "parallel.head=sharded", "loss.text_kl=0.1",
+    ),
     "sharded head, kinds apart": (*BOTH, "parallel.head=sharded"),
     "adapters": (*BOTH, "loss.text_kl=0.1", "model.lora.rank=2", "model.lora.head=true"),
     "adapters, sharded head": (*BOTH, "model.lora.rank=2", "parallel.head=sharded"),
@@ -67,11 +68,11 @@ def kinds_apart(rows, *, world, **options):
 
 
 AT_FOUR = (
-    "dealt", "fewer rows than ranks", "kinds apart", "copies", "sharded head",
-    "a copy on every two ranks", "a copy on every two ranks, sharded head",
+    "fewer rows than ranks", "kinds apart", "copies", "a copy on every two ranks",
+    "a copy on every two ranks, sharded head",
 )  # fmt: skip
-"""The cases for four ranks: what the others add, two ranks show."""
-IN_FLOAT32 = ("dealt", "kinds apart", "sharded head")
+"""The cases for four ranks: idle ranks and copies. What the others add, two ranks show."""
+IN_FLOAT32 = ("dealt", "kinds apart", "sharded head, kinds apart")
 """The kernels' cases: whole head, idle ranks, slices. What the others add, float64 shows."""
 DEALS = {
     "all rows on one rank": all_on_one,
@@ -102,11 +103,11 @@ def run(name, task, make_config, dtype):
     shape = (f"parallel.replicate={copies}",) if name.startswith(("copies", "a copy")) else ()
     backend = "reference" if dtype == torch.float64 else "cpu"
     config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
-    if name == "vectors in prompts":
+    if name.startswith("vectors in prompts"):
         task = with_vectors(task)
     vectors = getattr(task, "prompt_embeddings", None)
     base = task.load_model()
-    if name == "tied":
+    if name.startswith("tied"):
         base.config.tie_word_embeddings = True
         base.tie_weights()
         base.lm_head.weight = base.get_input_embeddings().weight
@@ -154,34 +155,31 @@ def run_cases(names, task, make_config, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "loss", "norm", "weights", "worlds"),
+    ("world", "names", "dtype", "loss", "norm", "weights"),
     [
-        (torch.float64, 1e-11, 1e-11, 1e-9, {2: tuple(CASES), 4: AT_FOUR}),
-        (torch.float32, 1e-5, 1e-4, 1e-3, {2: IN_FLOAT32}),
+        (2, tuple(CASES), torch.float64, 1e-11, 1e-11, 1e-9),
+        # Slow, so that other releases of torch do without it.
+        pytest.param(4, AT_FOUR, torch.float64, 1e-11, 1e-11, 1e-9, marks=pytest.mark.slow),
+        (2, IN_FLOAT32, torch.float32, 1e-5, 1e-4, 1e-3),
     ],
-    ids=["float64", "float32"],
+    ids=["two", "four", "two-float32"],
 )
-def test_any_world_trains_the_same(toy_task, make_config, dtype, loss, norm, weights, worlds):
+def test_any_world_trains_the_same(toy_task, make_config, world, names, dtype, loss, norm, weights):
     import torch.distributed.fsdp  # noqa: F401  before the fork, so that no rank imports it again
 
     if importlib.util.find_spec("peft") is None:
-        worlds = {
-            world: [name for name in names if not name.startswith("adapters")]
-            for world, names in worlds.items()
-        }
-    wanted = run_cases(worlds[2], toy_task(), make_config, dtype)
-    for world, names in worlds.items():
-        by_rank = run_ranks(world, run_cases, names, toy_task(), make_config, dtype, deadline=300)
-        for found in by_rank:
-            for name, (trace, whole) in found.items():
-                here = f"{name} at {world} ranks"
-                for ours, alone in zip(trace, wanted[name][0], strict=True):
-                    assert ours.keys() == alone.keys(), here
-                    for key in EXACT:
-                        assert ours.get(key) == alone.get(key), (here, key)
-                    assert ours["loss/total"] == pytest.approx(alone["loss/total"], rel=loss), here
-                    assert ours["norm"] == pytest.approx(alone["norm"], rel=norm), here
-                for key, value in whole.items():
-                    error = (value - wanted[name][1][key]).abs().max()
-                    scale = value.abs().max()  # 0 for a frozen bias
-                    assert error <= weights * scale, (here, key, float(error))
+        names = [name for name in names if not name.startswith("adapters")]
+    wanted = run_cases(names, toy_task(), make_config, dtype)
+    by_rank = run_ranks(world, run_cases, names, toy_task(), make_config, dtype, deadline=300)
+    for found in by_rank:
+        for name, (trace, whole) in found.items():
+            for ours, alone in zip(trace, wanted[name][0], strict=True):
+                assert ours.keys() == alone.keys(), name
+                for key in EXACT:
+                    assert ours.get(key) == alone.get(key), (name, key)
+                assert ours["loss/total"] == pytest.approx(alone["loss/total"], rel=loss), name
+                assert ours["norm"] == pytest.approx(alone["norm"], rel=norm), name
+            for key, value in whole.items():
+                error = (value - wanted[name][1][key]).abs().max()
+                scale = value.abs().max()  # 0 for a frozen bias
+                assert error <= weights * scale, (name, key, float(error))
