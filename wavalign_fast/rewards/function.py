@@ -1,13 +1,12 @@
 """A reward function of the user, e.g. ``my_file.py:score``."""
 
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.errors import UserError, one_line, shown
-from wavalign_fast.rewards.worker_process import WorkerDiedError, WorkerProcess, command
+from wavalign_fast.errors import UserError, shown
+from wavalign_fast.rewards.worker_client import WorkerClient
+from wavalign_fast.rewards.worker_process import command
 
 MODULE = "wavalign_fast.rewards.serving"
 
@@ -44,7 +43,12 @@ class RewardFunction:
         self.name = name
         self.timeout_s = timeout_s
         self.arguments = dict(arguments or {})
-        self._worker: WorkerProcess | None = None
+        self._worker = WorkerClient(
+            name,
+            command(MODULE, "main()"),
+            {"load": name, "arguments": self.arguments},
+            error=RewardError,
+        )
 
     def load(self) -> None:
         """Starts the process and imports the function, unless that is done.
@@ -52,7 +56,7 @@ class RewardFunction:
         Raises:
             RewardError: the function cannot be imported, or cannot be called with these arguments.
         """
-        self._loaded(time.monotonic() + self.timeout_s)
+        self._worker.load(timeout_s=self.timeout_s)
 
     def __call__(self, answers: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """Returns one reward per answer, ``None`` for a missing one; see docs/own_model.md.
@@ -62,51 +66,10 @@ class RewardFunction:
         """
         if not answers:
             return []
-        end = time.monotonic() + self.timeout_s
-        worker = self._loaded(end)
-        message = {"answers": list(answers)}
-        return list(self._reply(worker, message, f"for {len(answers)} answers", end)["rewards"])
-
-    def _loaded(self, end: float) -> WorkerProcess:
-        """Returns the process, ready to be called; it has time until ``end`` to get there."""
-        if self._worker is not None:
-            return self._worker
-        try:
-            worker = WorkerProcess(command(MODULE, "main()"), show_output=True)
-        except OSError as error:
-            raise RewardError(f"{self.name}: no process: {one_line(error)}") from error
-        self._worker = worker
-        weakref.finalize(self, worker.kill)
-        self._reply(worker, None, "for its process to start", end)
-        message = {"load": self.name, "arguments": self.arguments}
-        self._reply(worker, message, "for its import", end)
-        return worker
+        message, purpose = {"answers": list(answers)}, f"for {len(answers)} answers"
+        reply = self._worker.ask(message, purpose, timeout_s=self.timeout_s)
+        return list(reply["rewards"])
 
     def close(self) -> None:
         """Ends the process. The next call starts another."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-
-    def _reply(self, worker: WorkerProcess, message: Any, purpose: str, end: float) -> Any:
-        """Sends a message if there is one, and returns the reply."""
-        try:
-            if message is not None:
-                worker.send(message, timeout_s=end - time.monotonic())
-            reply = worker.receive(timeout_s=end - time.monotonic())
-        except TimeoutError as error:
-            self.close()
-            raise RewardError(
-                f"{self.name}: waited {self.timeout_s:g} s {purpose}; its process was stopped"
-            ) from error
-        except WorkerDiedError as error:
-            self.close()
-            raise RewardError(f"{self.name}: its process is gone: {error}") from error
-        except BaseException:  # an interrupted exchange leaves a reply that belongs to no question
-            self.close()
-            raise
-        if isinstance(reply, dict) and "error" in reply:
-            if "answers" not in (message or {}):
-                self.close()
-            raise RewardError(f"{self.name}: {reply['error']}")
-        return reply
+        self._worker.close()

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from wavalign_fast.errors import described, did_you_mean, shown
-from wavalign_fast.rewards.worker_process import serve
+from wavalign_fast.rewards.worker_loop import serve
 
 
 class RewardServer:

@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 from typing_extensions import Self
 
 READ_SIZE = 1 << 16
-PARENT_CHECK_S = 1.0
 
 
 class WorkerDiedError(RuntimeError):
@@ -48,32 +46,6 @@ def command(module: str, call: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def serve(start: Callable[[], Callable[[Any], Any]]) -> None:
-    """Runs in a worker: reports that it is ready, then replies to each line with a line.
-
-    Args:
-        start: makes the function that turns a message into its reply.
-    """
-    # What libraries print must not mix with the replies, nor may they read the messages.
-    messages = os.fdopen(os.dup(0), encoding="utf-8")
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    answer = start()
-    print(json.dumps("ready"), file=replies, flush=True)
-    for line in messages:
-        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    # A worker that waits for a message sees its parent end; one that is at work or hangs does not.
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)
-
-
 class WorkerProcess:
     """One process, killed at the end of the context, together with the processes it started.
 
@@ -96,7 +68,7 @@ class WorkerProcess:
         show_output: bool = False,
     ) -> None:
         self._errors = None if show_output else tempfile.TemporaryFile()  # noqa: SIM115
-        self._unread = b""
+        self._unread = bytearray()
         try:
             self._process = subprocess.Popen(
                 command,
@@ -180,16 +152,20 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: the process ended.
         """
+        end = self._unread.find(b"\n")
         with suppress(BlockingIOError):
-            while b"\n" not in self._unread:
+            while end < 0:
                 part = os.read(self.fileno(), READ_SIZE)
                 if not part:
                     raise WorkerDiedError(self.ending())
+                # Only the new part is searched: a reply may have many megabytes.
+                found = part.find(b"\n")
+                end = found if found < 0 else len(self._unread) + found
                 self._unread += part
-        line, newline, rest = self._unread.partition(b"\n")
-        if not newline:
+        if end < 0:
             return NOT_YET
-        self._unread = rest
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
         return json.loads(line)
 
     def ending(self) -> str:

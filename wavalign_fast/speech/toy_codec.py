@@ -45,6 +45,8 @@ class ToyCodec:
         """Returns a code for each begun 80 ms; see ``SpeechCodec``."""
         mono = to_mono(checked_input(self.name, wave), self.channel)
         mono = resample(mono, sample_rate, RATE)
+        if not len(mono):  # an FFT of no blocks is refused
+            return torch.zeros(0, dtype=torch.int64)
         blocks = torch.nn.functional.pad(mono, (0, -len(mono) % BLOCK)).view(-1, BLOCK)
         loud = torch.fft.rfft(blocks).abs()
         low, high = (loud[:, first : first + TONES].argmax(1) for first in (LOW, HIGH))

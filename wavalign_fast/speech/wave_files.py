@@ -88,17 +88,18 @@ def wave_bytes(waveform: Any, sample_rate: int) -> bytes:
     """
     import torch
 
+    from wavalign_fast.speech.wire import to_bytes, to_pcm
+
     samples = torch.as_tensor(waveform, dtype=torch.float64, device="cpu").detach()
     if samples.ndim not in (1, 2):
         raise ValueError(f"waveform has shape {tuple(samples.shape)}, wanted [N] or [channels, N]")
-    samples = samples[None] if samples.ndim == 1 else samples
-    pcm = (samples.nan_to_num() * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    pcm = to_pcm(samples[None] if samples.ndim == 1 else samples)
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(pcm.shape[0])
         file.setsampwidth(2)
         file.setframerate(sample_rate)
-        file.writeframes(_to_bytes(pcm.T))
+        file.writeframes(to_bytes(pcm.T))
     return content.getvalue()
 
 
@@ -139,15 +140,6 @@ def _pcm(data: bytearray, bits: int) -> "Tensor":
         return (value - ((high >> 7) << 24)).to(torch.float32) / 2**23
     dtype = torch.int16 if bits == 16 else torch.int32
     return torch.frombuffer(data, dtype=dtype).to(torch.float32) / 2.0 ** (bits - 1)
-
-
-def _to_bytes(samples: "Tensor") -> bytearray:
-    import torch
-
-    content = bytearray(samples.numel() * samples.element_size())
-    if content:  # an empty buffer is refused
-        torch.frombuffer(content, dtype=samples.dtype).view(samples.shape).copy_(samples)
-    return content
 
 
 def _header(file: BinaryIO) -> WaveInfo:

@@ -12,7 +12,7 @@ import numpy as np
 
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.recipes.spoken_sums.recogniser import Recogniser, hear_each
-from wavalign_fast.rewards import worker_process
+from wavalign_fast.rewards import worker_loop, worker_process
 from wavalign_fast.rewards.worker_process import NOT_YET, WorkerDiedError, WorkerProcess
 
 CHUNK = 8
@@ -23,7 +23,7 @@ SILENCE_LIMIT_S = 300.0
 
 def spawn_main() -> None:
     """Runs a worker: replies to each line of answers with what it hears in them."""
-    worker_process.serve(_hear_with_own_recogniser)
+    worker_loop.serve(_hear_with_own_recogniser)
 
 
 def _hear_with_own_recogniser() -> Callable[[Any], Any]:
