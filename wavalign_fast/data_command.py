@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavalign_fast.errors import shown
+from wavalign_fast.errors import UserError, shown, user_input
+from wavalign_fast.outputs import check_output, write_whole
 
 if TYPE_CHECKING:
+    from wavalign_fast.data.dialogues.pairs import PairOptions
     from wavalign_fast.data.dialogues.schemas import ReadOptions
 
 ALL_TASKS = "all"
@@ -18,6 +22,7 @@ def add_data(commands: Any) -> None:
     parser = commands.add_parser("data", help="check dialogues, make pairs of them, encode audio")
     own = parser.add_subparsers(metavar="COMMAND")
     _add_check(own)
+    _add_pairs(own)
     parser.set_defaults(commands=list(own.choices))
     for each in own.choices.values():
         each.set_defaults(parser=each, options=list(each._option_string_actions))
@@ -92,6 +97,112 @@ def _check(args: argparse.Namespace) -> int:
     else:
         print(as_text(check, shown=args.show))
     return check.exit_status
+
+
+def _add_pairs(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pairs",
+        help="make pairs for DPO of several scored answers to each prompt",
+        description="Pairs the best with the worst output of each record. Records have `output`: "
+        "{key: {output-text, output-audio, gemini_score: {semantic_score, paralinguistic_score}}}.",
+    )
+    parser.add_argument("input", metavar="IN", type=Path, help="JSONL, JSON list or directory")
+    parser.add_argument("--output", metavar="OUT", type=Path, required=True, help="JSONL to write")
+    parser.add_argument(
+        "--chosen-source", choices=("best_output", "sft_target"), default="best_output",
+        help="the chosen answer: the best output or the demonstration; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--score-mode", choices=("sum", "semantic", "paralinguistic", "weighted"), default="sum",
+        help="the score of an output; default: %(default)s of its two scores",
+    )  # fmt: skip
+    for name in ("semantic", "paralinguistic"):
+        parser.add_argument(
+            f"--{name}-weight", type=float, metavar="W",
+            help=f"weight of the {name} score with --score-mode weighted; default: 1",
+        )  # fmt: skip
+    parser.add_argument(
+        "--min-score-gap", type=float, default=1.0, metavar="GAP",
+        help="smallest gap between best and worst output; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tie", choices=("semantic", "first"), default="semantic",
+        help="which of equal outputs counts: by semantic, then paralinguistic score (the paper), "
+        "or the first (the released builder); default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=_count, metavar="N", help="keep the N largest gaps")
+    parser.add_argument("--max-samples", type=_count, metavar="N", help="look at N records only")
+    parser.add_argument(
+        "--validate-audio", action="store_true", help="leave pairs with missing audio files out"
+    )
+    for name, of in (("prompt", "prompts"), ("gen", "outputs"), ("sft", "demonstrations")):
+        parser.add_argument(
+            f"--{name}-audio-root", metavar="DIR",
+            help=f"put in front of the relative audio paths of {of}",
+        )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(command=_pairs)
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from wavalign_fast.data.dialogues.containers import folder_of, raw_records
+    from wavalign_fast.data.dialogues.pairs import build_pairs, unresolved_paths
+
+    options = _pair_options(args)
+    with user_input("data pairs"):
+        if args.output.exists() and args.output.samefile(args.input):
+            raise UserError(f"data pairs: --output is the input, {args.input}; wanted another file")
+        check_output(args.output)
+    pairs, counts = build_pairs(raw_records(args.input), folder_of(args.input), options)
+    summary = counts.summary(options, written=len(pairs))
+    if not pairs:
+        raise UserError(
+            f"data pairs: no pair of {counts.scanned} records; " + "; ".join(_reasons(summary))
+        )
+    lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
+    with user_input("data pairs"):
+        write_whole(args.output, "".join(lines).encode("utf-8"))
+    print(json.dumps(summary, ensure_ascii=False, indent=1) if args.json else _as_text(summary))
+    if lost := unresolved_paths(pairs, args.output.parent):
+        print(
+            f"note: {lost} audio paths in {args.output} lead nowhere from its folder; give "
+            "absolute roots, or read it with the folder that they start from",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _pair_options(args: argparse.Namespace) -> "PairOptions":
+    from wavalign_fast.data.dialogues.pairs import PairOptions
+
+    given = {
+        name: value
+        for name in ("semantic_weight", "paralinguistic_weight")
+        if (value := getattr(args, name)) is not None
+    }
+    if given and args.score_mode != "weighted":
+        option = next(iter(given)).replace("_", "-")
+        args.parser.error(f"--{option} is for --score-mode weighted, not {args.score_mode}")
+    names = {one.name for one in fields(PairOptions)} - {"semantic_weight", "paralinguistic_weight"}
+    return PairOptions(**{name: getattr(args, name) for name in names}, **given)
+
+
+def _as_text(summary: dict[str, Any]) -> str:
+    lines = [f"pairs       {summary['kept']} of {summary['scanned']} records"]
+    if summary["not_in_top_k"]:
+        lines.append(f"left out    {summary['not_in_top_k']} with smaller gaps than the top k")
+    lines.append(f"largest gap {summary['max_gap']:g} (id {shown(summary['max_gap_id'])})")
+    return "\n".join([*lines, *(f"skipped     {reason}" for reason in _reasons(summary))])
+
+
+def _reasons(summary: dict[str, Any]) -> list[str]:
+    """Returns how many records were skipped for each reason, and where the first of them stand."""
+    return [
+        f"{count}: {reason} ({', '.join(places)}{', …' if count > len(places) else ''})"
+        for (reason, count), places in zip(
+            summary["skipped_because"].items(), summary["first_skipped"].values(), strict=True
+        )
+    ]
 
 
 def _task_types(text: str) -> tuple[str, ...] | None:

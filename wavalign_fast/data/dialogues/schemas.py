@@ -34,6 +34,7 @@ TEXTS = (
 LEGACY_PROMPT = ("question_text", "question_audio", "history", "history_text")
 LEGACY_TEXTS = ("question_audio", "answer_text", "answer_audio_path", "history")
 SCORES = ("chosen_score", "rejected_score", "score_gap")
+LARGE = 1e300
 MARKER = re.compile(r"\[(USER|ASSISTANT)\]")
 SPEAKERS = {"USER": "User", "ASSISTANT": "Assistant"}
 
@@ -72,20 +73,20 @@ def structure_errors(record: Mapping[str, Any]) -> list[str]:
     errors = [
         f"{name} is {shown(record[name])}, wanted text"
         for name in (*TEXTS, *LEGACY_TEXTS)
-        if not _is_text(record.get(name))
+        if not is_text(record.get(name))
     ]
     original = record.get("original_sample")
     if isinstance(original, Mapping):
         errors += [
             f"original_sample.{name} is {shown(original[name])}, wanted text"
-            for name in ("rejected_text", "rejected_audio")
-            if not _is_text(original.get(name))
+            for name in TEXTS
+            if not is_text(original.get(name))
         ]
     audios = record.get("audios")
     if audios is not None and not isinstance(audios, list):
         errors.append(f"audios is {shown(audios)}, wanted a list")
     for number, audio in enumerate(audios if isinstance(audios, list) else ()):
-        if not _is_text(audio):
+        if not is_text(audio):
             errors.append(f"audios[{number}] is {shown(audio)}, wanted a path as text")
     if not is_legacy(record):
         return errors + list(_message_errors(record["messages"]))
@@ -99,7 +100,7 @@ def is_legacy(record: Mapping[str, Any]) -> bool:
     return record.get("messages") is None
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether it is ``None`` or text that can be encoded."""
     return value is None or (
         isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
@@ -125,7 +126,7 @@ def _message_errors(messages: Any) -> Iterator[str]:
             yield f"{name}.role is {shown(role)}, wanted one of {', '.join(ROLES)}"
         if content is None:
             yield f"{name} has no content, wanted text"
-        elif not _is_text(content):
+        elif not is_text(content):
             yield f"{name}.content is {shown(content)}, wanted text"
     if not users:
         yield "no turn of the user"
@@ -155,7 +156,8 @@ def make_dialogue(
         audios=audios,
         target_text=target_text,
         target_audio=target_audio,
-        rejected_text=_rejected(record, "rejected_text"),
+        # The release strips the chosen text alone, which the loss could learn to tell them by.
+        rejected_text=_stripped(_rejected(record, "rejected_text")),
         rejected_audio=_file(_rejected(record, "rejected_audio"), base, options),
         task_type=record.get("task_type")
         or _inferred_task(
@@ -166,7 +168,7 @@ def make_dialogue(
         question_text=question or _words(messages),
         question_text_raw=record.get("question_text_raw"),
         history_text=_history(record) if is_legacy(record) else record.get("history_text"),
-        scores=Scores(*(_number(record.get(name)) for name in SCORES)),
+        scores=Scores(*(number_of(record.get(name)) for name in SCORES)),
         record=record,
     )
 
@@ -249,5 +251,7 @@ def _stripped(text: str | None) -> str | None:
     return (text or "").strip() or None
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def number_of(value: Any) -> float | None:
+    """Returns a number that a float can hold, and ``None`` for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) < LARGE else None
