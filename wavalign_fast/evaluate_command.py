@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from wavalign_fast.errors import UserError, naming, shown, user_input
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from wavalign_fast.evaluation.endpoint_judge import EndpointJudge
     from wavalign_fast.evaluation.judging import FunctionJudge
     from wavalign_fast.evaluation.run import Asked, Plan, Progress
@@ -148,8 +150,6 @@ def evaluate(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     if args.prompts is not None or args.model is not None or args.answered:
         args.parser.error("--compare compares what is done; prompts, model and answers given too")
-    from rich.console import Console
-
     from wavalign_fast.evaluation.comparison import compare, write_comparison
     from wavalign_fast.evaluation.comparison_page import write_comparison_page
     from wavalign_fast.evaluation.table import print_comparison
@@ -160,7 +160,7 @@ def _compare(args: argparse.Namespace) -> int:
     with user_input("evaluate"):
         found = compare(first, second)
         write_comparison(output, found)
-        print_comparison(found, Console())
+        print_comparison(found, _console())
         print(f"report: {write_comparison_page(output, found)}")
     return 0
 
@@ -174,15 +174,21 @@ def _model_name(args: argparse.Namespace) -> str:
 
 
 def _run(plan: "Plan") -> None:
-    from rich.console import Console
-
     from wavalign_fast.evaluation.page import write_page
     from wavalign_fast.evaluation.run import run
     from wavalign_fast.evaluation.table import print_table
 
     _show(run(plan))
-    print_table(plan.directory, Console())
+    print_table(plan.directory, _console())
     print(f"report: {write_page(plan.directory)}")
+
+
+def _console() -> "Console":
+    """Returns the output; into a file or a pipe, tables have the width that they need."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def _show(progress: Iterable["Progress"]) -> None:

@@ -55,11 +55,7 @@ def _opening(found: Mapping[str, Any], names: Sequence[str]) -> str:
     clear = [name for name, row in rows.items() if row["value"] is not None
              and (row["low"] > 0 or row["high"] < 0)]  # fmt: skip
     said = f"{total} prompts that both have answered, {names[1]} − {names[0]}."
-    verdict_line = (
-        f"Beyond chance, category by category: {', '.join(clear)}."
-        if clear
-        else "No category differs beyond chance."
-    )
+    verdict_line = f"Intervals without 0: {', '.join(clear) or 'none'}."
     alone = [
         f"<li>Prompts that are in {escape(name)} alone: {found[key]}.</li>"
         for key, name in zip(("only_in_first", "only_in_second"), names, strict=True)
@@ -68,7 +64,8 @@ def _opening(found: Mapping[str, Any], names: Sequence[str]) -> str:
     charts = "".join(_chart(rows, rated=rated) for rated in (False, True))
     return (
         f'<div class="opening">\n<div>\n<p class="lead">{escape(said)} {escape(verdict_line)}</p>\n'
-        f'<ul class="findings">{"".join(alone)}</ul></div>\n<div>{charts}</div>\n</div>'
+        f'<ul class="findings">{"".join(alone)}</ul></div>\n'
+        f'<div class="charts">{charts}</div>\n</div>'
     )
 
 
@@ -80,7 +77,9 @@ def _chart(rows: Mapping[str, Mapping[str, Any]], *, rated: bool) -> str:
     ends = [abs(row[end]) for row in drawn.values() for end in ("low", "high")]
     widest = max(*ends, 0.2 if rated else 0.05) * 1.05
     caption = "Difference, points of 1 to 5" if rated else "Difference, percentage points"
-    return interval_chart(drawn, rated=rated, bounds=(-widest, widest), caption=caption)
+    return interval_chart(
+        drawn, rated=rated, bounds=(-widest, widest), caption=caption, beside=rows
+    )
 
 
 def _table(found: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -169,4 +169,17 @@ def _category(results: Sequence[Result]) -> dict[str, Any]:
         "words": statistics.fmean([one.words for one in results]),
         "codes": statistics.fmean([one.codes for one in results]),
         "agreement": {**as_numbers(estimate(spoken)), "n": len(spoken)},
+        "languages": _languages(results),
+    }
+
+
+def _languages(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """Returns number and score by language; empty unless there are several."""
+    names = sorted({one.language or "?" for one in results})
+    groups = {name: [one for one in results if (one.language or "?") == name] for name in names}
+    if len(groups) < 2:
+        return {}
+    return {
+        name: {"n": len(group), **as_numbers(estimate(samples_of(group)))}
+        for name, group in groups.items()
     }

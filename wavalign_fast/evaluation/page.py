@@ -93,12 +93,14 @@ def _opening(report: Mapping[str, Any]) -> str:
         interval_chart(
             {name: row for name, row in rows.items() if (row["task"] in RATED) == rated},
             rated=rated,
+            beside=rows,
         )
         for rated in (False, True)
     )
     return (
         f'<div class="opening">\n<div>\n<p class="lead">{escape(_lead(rows))}</p>\n'
-        f'<ul class="findings">{"".join(lacks)}</ul></div>\n<div>{charts}</div>\n</div>'
+        f'<ul class="findings">{"".join(lacks)}</ul></div>\n'
+        f'<div class="charts">{charts}</div>\n</div>'
     )
 
 
@@ -128,7 +130,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(_cell(row, key) for key, _, _ in shown)}</tr>"
+        f"{''.join(_cell(row, key) for key, _, _ in shown)}</tr>{_languages(row, len(shown))}"
         for name, row in rows.items()
     )
     meanings = "".join(
@@ -142,9 +144,20 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def _languages(row: Mapping[str, Any], columns: int) -> str:
+    """Returns a line for each language of a category, if there are several."""
+    rest = "<td></td>" * (columns - 2)
+    return "".join(
+        f'<tr class="base"><th scope="row">{escape(name)}</th><td>{part["n"]}</td>'
+        f"{_cell({**part, 'task': row['task']}, 'score')}{rest}</tr>"
+        for name, part in row["languages"].items()
+    )
+
+
 def _has(rows: Mapping[str, Mapping[str, Any]], key: str) -> bool:
-    values = (row[key]["value"] if key == "agreement" else row[key] for row in rows.values())
-    return any(values)
+    if key == "agreement":
+        return any(row[key]["n"] for row in rows.values())
+    return any(row[key] for row in rows.values())
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

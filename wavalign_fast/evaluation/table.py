@@ -38,18 +38,28 @@ def with_interval(numbers: Mapping[str, Any], factor: float = 1.0, *, signed: bo
     digits = 2 if factor == 1 else 1
     form = f"{'+' if signed else ''}.{digits}f"
     value, low, high = (
-        format(factor * numbers[name], form).replace("-", "−") for name in ("value", "low", "high")
+        _signed(format(factor * numbers[name], form)) for name in ("value", "low", "high")
     )
     return f"{value} ({low} to {high})"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("category", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _signed(text: str) -> str:
+    """Writes a minus as one, and 0 without a sign."""
+    return text.strip("+-") if not text.strip("+-0.") else text.replace("-", "−")
 
 
 def print_table(directory: Path, console: Console) -> None:
     """Prints a line for each category, and IQ and EQ."""
     report = read_report(directory)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("category")
-    for name in ("n", "score (95 %)", *COUNTS):
-        table.add_column(name, justify="right")
+    table = _table("n", "score (95 %)", *COUNTS)
     for name, row in report["categories"].items():
         counts = [str(row[key]) if row[key] else "–" for key in COUNTS]
         table.add_row(name, str(row["n"]), shown_value(row["task"], row), *counts)
@@ -65,10 +75,7 @@ def print_table(directory: Path, console: Console) -> None:
 
 def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     """Prints the difference of each category, and of IQ and EQ."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("category")
-    for name in ("n", "A", "B", "B − A (95 %)", "better", "worse"):
-        table.add_column(name, justify="right")
+    table = _table("n", "A", "B", "B − A (95 %)", "better", "worse")
     for name, row in found["categories"].items():
         table.add_row(name, str(row["n"]), *comparison_cells(row))
     for name in ("iq", "eq"):
