@@ -62,6 +62,18 @@ def test_the_other_way_round_it_is_the_opposite(runs, folder):
     assert values == [pytest.approx(-values[1]), values[1], 0]
 
 
+def test_other_judges_are_said(runs, folder, capfd):
+    for name, judge in (("a", "score"), ("b", "too_high")):
+        write(folder / f"{name}-talk.jsonl",
+              [{"id": 1, "task": "open", "prompt": "talk", "response": name}])  # fmt: skip
+        words = [f"{name}-talk.jsonl", "--answered", "--judge", f"mine.py:{judge}"]
+        cli.main(["evaluate", *words, "--category", "talk", "--output", f"{name}-talk"])
+    assert compare("a-talk", "b-talk") == 0
+    assert "scores: --judge 'mine.py:score' and 'mine.py:too_high'" in capfd.readouterr().out
+    page = (folder / "difference" / "report.html").read_text()
+    assert "Made with other settings" in page and "mine.py:too_high" in page
+
+
 def test_other_prompts_and_missing_evaluations_are_refused(runs, folder, capfd):
     assert compare("a", "lost") == 2
     assert "no evaluation in lost: results.jsonl is missing" in capfd.readouterr().err

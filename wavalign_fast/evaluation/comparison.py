@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, shown
 from wavalign_fast.evaluation.outcome import Result, as_numbers, by_category
 from wavalign_fast.evaluation.presets import EQ, IQ
 from wavalign_fast.evaluation.results_file import read_results
+from wavalign_fast.evaluation.stages import FROM_MODEL, STAGES
 from wavalign_fast.evaluation.statistics import Sample, paired, statistic
+from wavalign_fast.evaluation.table import read_report
 from wavalign_fast.train.atomic_files import write_json
 
 COMPARISON_FILE = "comparison.json"
@@ -30,6 +32,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {
         "first": str(first),
         "second": str(second),
+        "settings": _other_settings(first, second),
         "only_in_first": alone[0],
         "only_in_second": alone[1],
         "categories": {name: _category(group) for name, group in groups.items()},
@@ -60,6 +63,20 @@ def _pairs(first: Path, second: Path) -> tuple[list[Pair], tuple[int, int]]:
                 "same prompts"
             )
     return pairs, (len(ours) - len(pairs), len(theirs) - len(pairs))
+
+
+def _other_settings(first: Path, second: Path) -> list[str]:
+    """Says in which settings the evaluations differ, besides the model."""
+    one, other = (read_report(path).get("settings", {}) for path in (first, second))
+    said = []
+    for stage in STAGES:
+        ours, theirs = one.get(stage, {}), other.get(stage, {})
+        for name in {**ours, **theirs}:
+            if name not in FROM_MODEL and ours.get(name) != theirs.get(name):
+                said.append(
+                    f"{stage}: {name} {shown(ours.get(name))} and {shown(theirs.get(name))}"
+                )
+    return said
 
 
 def _category(pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from wavalign_fast.errors import shorten
 from wavalign_fast.evaluation.comparison import Pair, pairs_of
 from wavalign_fast.evaluation.interval_chart import interval_chart
-from wavalign_fast.evaluation.page import LONGEST, PAGE_FILE, sound_of, verdict
+from wavalign_fast.evaluation.page import LONGEST, PAGE_FILE, bullets, sound_of, verdict
 from wavalign_fast.evaluation.prompts import RATED
 from wavalign_fast.evaluation.table import comparison_cells, with_interval
 from wavalign_fast.report.formatting import escape
@@ -28,6 +28,7 @@ def write_comparison_page(directory: Path, found: Mapping[str, Any]) -> Path:
         headline=headline(found),
         opening=_opening(found, names),
         sections=[
+            section("Made with other settings", "notes", bullets(found["settings"])),
             section("Results", "results", _table(found, names)),
             section("Where they differ most", "samples", _cards(pairs_of(*runs), runs, names)),
         ],

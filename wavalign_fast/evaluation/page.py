@@ -51,7 +51,7 @@ def write_page(directory: Path) -> Path:
     report, results = read_report(directory), read_results(directory)
     title = directory.resolve().name
     sections = [
-        section("Notes", "notes", _notes(report["notes"])),
+        section("Notes", "notes", bullets(report["notes"])),
         section("Results", "results", _table(report["categories"])),
         section("Failed and missing", "causes", _causes(report["categories"])),
         section("Answers", "samples", _cards(results, directory)),
@@ -116,7 +116,8 @@ def _lead(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{total} prompts in {where}; of their answers {said or 'none failed'}."
 
 
-def _notes(notes: Sequence[str]) -> str:
+def bullets(notes: Sequence[str]) -> str:
+    """Returns a list of sentences; empty without any."""
     return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
 
 

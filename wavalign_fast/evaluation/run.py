@@ -107,7 +107,7 @@ def run(plan: Plan) -> Iterator[Progress]:
         work = judged(plan.judge, list(questions.values()), files.scores)
         yield from _counted(SCORES, work, len(questions))
     results = _results(plan, files, responses, sounds, questions)
-    _write(plan, results, files.damaged)
+    _write(plan, results, files.damaged, stages.settings)
 
 
 def _counted(stage: str, work: Iterator[int], total: int) -> Iterator[Progress]:
@@ -242,12 +242,18 @@ def _named(sound: Path, directory: Path) -> str:
     return sound.relative_to(directory).as_posix() if inside else str(sound)
 
 
-def _write(plan: Plan, results: Sequence[Result], damaged: Sequence[str]) -> None:
+def _write(
+    plan: Plan,
+    results: Sequence[Result],
+    damaged: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes results and report; the settings are those of all stages, of earlier calls too."""
     lines = [to_json(one.as_record()) + "\n" for one in results]
     write_text(plan.directory / RESULTS_FILE, "".join(lines))
     report = {
         "about": dict(plan.about),
-        "settings": {stage: dict(settings) for stage, settings in plan.settings.items()},
+        "settings": dict(settings),
         "notes": [*plan.left_out, *damaged],
         **summary(results),
     }

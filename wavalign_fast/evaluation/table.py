@@ -82,6 +82,8 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
         if found[name] is not None:
             table.add_row(name.upper(), "", "", "", with_interval(found[name], signed=True))
     console.print(table)
+    for line in found["settings"]:
+        console.print(f"note: other settings: {line}", highlight=False, markup=False)
 
 
 def comparison_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
