@@ -13,12 +13,16 @@ from torch.distributed.fsdp import fully_shard
 from tests.models.families.golden import GOLDEN, opened
 from tests.ranks import run_ranks
 from wavalign_fast.errors import UserError
-from wavalign_fast.models import empty_model, fill_shards, load_checkpoint
+from wavalign_fast.models import decoder_layers, empty_model, fill_shards, load_checkpoint
 from wavalign_fast.models.families.checkpoint import load_family, read_aside
 from wavalign_fast.models.families.export import export_family, export_plain
 from wavalign_fast.models.families.registry import family_of, find_family, storing_family
 
-CASES = {"vita_audio": "vita_audio", "vita_audio_plus": "vita_audio", "glm4_voice": "glm4_voice"}
+CASES = {
+    "vita_audio": "vita_audio", "vita_audio_plus": "vita_audio", "glm4_voice": "glm4_voice",
+    "step_audio_2": "step_audio_2", "covo_audio": "covo_audio", "kimi_audio": "kimi_audio",
+}  # fmt: skip
+TWO_STREAMS = "kimi_audio"
 
 
 def copied(case, directory, *, files=2):
@@ -95,11 +99,18 @@ def test_what_was_trained_is_exported(tmp_path, case):
         assert torch.equal(kept[name], aside.get(name, tensor)), name
 
 
-@pytest.mark.parametrize("case", CASES)
+def test_two_streams_have_no_plain_export(tmp_path):
+    weights = dict(load_checkpoint(GOLDEN / TWO_STREAMS).named_parameters())
+    with pytest.raises(UserError, match="has no plain form in transformers"):
+        export_plain(GOLDEN / TWO_STREAMS, tmp_path / "plain", weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != TWO_STREAMS])
 def test_the_plain_export_is_known_again(tmp_path, case):
     model = load_checkpoint(GOLDEN / case)
     export_plain(GOLDEN / case, tmp_path / "plain", dict(model.named_parameters()))
-    architecture = {"vita_audio": "Qwen2ForCausalLM", "glm4_voice": "GlmForCausalLM"}[CASES[case]]
+    architecture = "GlmForCausalLM" if case == "glm4_voice" else "Qwen2ForCausalLM"
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     assert config["architectures"] == [architecture] and "auto_map" not in config
     again = load_family(tmp_path / "plain")
@@ -266,7 +277,7 @@ def read_in_shards(directories):
         model = empty_model(directory, dtype=torch.float32)
         assert all(weight.is_meta for weight in model.parameters())
         mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-        for part in (*model.model.layers, model):
+        for part in (*decoder_layers(model), model):
             fully_shard(part, mesh=mesh)
         model.to_empty(device="cpu")
         fill_shards(model, directory)

@@ -11,7 +11,7 @@ from wavalign_fast.errors import UserError, described, did_you_mean
 from wavalign_fast.models.families.interface import EVIDENCE, FUNCTIONS, Family
 from wavalign_fast.models.json_files import read_config, read_json
 
-FAMILIES = ("vita_audio", "glm4_voice")
+FAMILIES = ("vita_audio", "glm4_voice", "step_audio_2", "covo_audio", "kimi_audio")
 """Modules of this package. Where several are equally sure of a directory, the first one has it."""
 
 FAMILY_KEY = "wavalign_family"

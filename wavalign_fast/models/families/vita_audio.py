@@ -21,6 +21,7 @@ from wavalign_fast.models.families.dialogue import (
     split_one_stream,
     text_ids,
 )
+from wavalign_fast.models.families.encoders import stored_tensors
 from wavalign_fast.models.families.interface import (
     AUDIO_TAG,
     EVIDENCE,
@@ -45,6 +46,7 @@ from wavalign_fast.models.families.tokens import (
     token_ids,
 )
 from wavalign_fast.models.families.weight_table import Shape, WeightTable, same_names
+from wavalign_fast.models.prompt_audio.vita_audio_plus import VitaAudioPlusEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,6 +172,14 @@ def weights(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> WeightTab
         aside=aside,
         aside_prefixes=(ENCODER,) if is_plus(config) else (),
     )
+
+
+def audio_encoder(files: FamilyFiles) -> VitaAudioPlusEncoder | None:
+    """Loads the encoder of prompt audio, which only Plus has."""
+    if not is_plus(files.config):
+        return None
+    tensors = stored_tensors(files.directory, (ENCODER, PROJECTOR))
+    return VitaAudioPlusEncoder.of(tensors, files.config, files.directory)
 
 
 def prompt(files: FamilyFiles, messages: Sequence[Message], audios: Sequence[Audio]) -> Prompt:
