@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from tests.ranks import run_ranks
 from wavalign_fast.config.parallel import ParallelConfig
-from wavalign_fast.errors import DamagedFileError, UserError
+from wavalign_fast.errors import DamagedFileError, OtherRankError, UserError
 from wavalign_fast.train import checkpoint, checkpoint_layouts, sharded_files
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.owned_files import checkpoint_contents
@@ -253,18 +253,22 @@ def test_a_run_whose_steps_were_all_skipped_has_no_moments(tmp_path):
     assert on(2, function, str(tmp_path)) == [1, 0]
 
 
-def refusals(place: str) -> list[str]:
-    """What this rank is told when one rank alone cannot write, and when one cannot read."""
+def refusals(place: str) -> tuple[list[str], list[bool]]:
+    """What this rank is told when one rank alone cannot write, and when one cannot read.
+
+    And whether it is the rank that reports it.
+    """
     run = Run(place)
     run.train(1)
     run.save(1)
-    found = []
+    found, reports = [], []
 
     def refused(call) -> None:
         try:
             call()
         except UserError as error:
             found.append(str(error))
+            reports.append(not isinstance(error, OtherRankError))
 
     for rank in (1, 0):
         with pytest.MonkeyPatch.context() as patch:
@@ -288,7 +292,7 @@ def refusals(place: str) -> list[str]:
             patch.setattr(sharded_files.FileSystemReader, "read_data", full_disk)
         refused(run.load)
     found.append(f"step {run.load()['step']}, {sorted(os.listdir(place))}")
-    return found
+    return found, reports
 
 
 def full_disk(*args, **kwargs):
@@ -296,7 +300,13 @@ def full_disk(*args, **kwargs):
 
 
 def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
-    for found in run_ranks(2, refusals, str(tmp_path)):
+    (one, reports), (other, others_report) = run_ranks(2, refusals, str(tmp_path))
+    # Of a failed save: DCP's error by rank 0, any other by the rank that it is of.
+    assert (reports[:4], others_report[:4]) == (
+        [True, True, True, False],
+        [False, False, False, True],
+    )
+    for found in (one, other):
         *saves, unseen, load, read, after = found
         assert "rank 1 does not see" in unseen and "wanted a directory that all" in unseen
         assert len(saves) == 3

@@ -20,6 +20,7 @@ from wavalign_fast.errors import (
     UserError,
     described,
     one_line,
+    shared,
 )
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory
 from wavalign_fast.train.checkpoint_layouts import (
@@ -41,6 +42,7 @@ from wavalign_fast.train.owned_files import (
     write_contents,
 )
 from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.sharded_files import PartError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,6 +124,8 @@ class CheckpointStore:
         except BaseException:
             try:
                 self.finish()
+            except OtherRankError:
+                pass  # that rank says it
             except UserError as error:  # what ended the block is the news
                 logger.warning("%s", error)
             raise
@@ -179,9 +183,16 @@ class CheckpointStore:
         try:
             yield
         except (OSError, SafetensorError, OtherRankError) as error:
-            raise UserError(
-                f"checkpoint of step {step} cannot be written in {self.run_directory}: "
-                f"{one_line(error)}; an older one is unchanged"
+            # Every rank is here. Of DCP's error all have the same message, and rank 0 reports it.
+            elsewhere = isinstance(error, OtherRankError) or (
+                isinstance(error, PartError) and not self.ranks.is_main
+            )
+            kind = OtherRankError if elsewhere else UserError
+            raise shared(
+                kind(
+                    f"checkpoint of step {step} cannot be written in {self.run_directory}: "
+                    f"{one_line(error)}; an older one is unchanged"
+                )
             ) from error
 
     def load(self, policy: "Policy", optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
