@@ -14,6 +14,7 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.losses import SPEECH
 from wavalign_fast.models import frozen_copy, has_lora
 from wavalign_fast.rollout import engine
+from wavalign_fast.train import pairs as pairs_module
 from wavalign_fast.train.model_setup import prepare_model
 from wavalign_fast.train.pairs import offline_pairs
 from wavalign_fast.train.phases import Stopwatch
@@ -185,6 +186,22 @@ def test_auto_samples_only_for_prompts_without_a_pair(
     train("method=dpo", f"dpo.file={lines}", "rollout.prompts=10", "dpo.min_gap=0", task=task)
     assert sampled == [5] * 4
     assert [record["pairs/offline"] for record in metrics_of(tmp_path / "run")] == [5] * 4
+
+
+@pytest.mark.usefixtures("toy_recipe", "no_report")
+def test_a_command_reads_the_pairs_once(in_tmp_path, train_toy, monkeypatch) -> None:
+    read, files = pairs_module.read_preferences, []
+
+    def counted(file, **rest):
+        files.append(file)
+        return read(file, **rest)
+
+    monkeypatch.setattr(pairs_module, "read_preferences", counted)
+    pair = {"prompt_ids": [2, 4], "chosen_ids": [7], "rejected_ids": [8]}
+    (in_tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    words = ("method=dpo", "dpo.pairs=offline", "dpo.file=pairs.jsonl", "rollout.prompts=1")
+    assert train_toy(*words, "train.steps=1", "train.eval_items=0") == 0
+    assert [str(file) for file in files] == ["pairs.jsonl"]
 
 
 def test_a_step_without_a_pair_moves_nothing(train, toy_task) -> None:

@@ -94,3 +94,34 @@ def test_all_ranks_have_the_same_training_data():
     data = [{"examples": 3, "sha256": "a"}, {"examples": 3, "sha256": "b"}]
     for _, message in run_ranks(2, compared, data):
         assert "training data: 3 examples on rank 0 and 3 on rank 1, contents differ" in message
+
+
+def with_files(folders):
+    rank = dist.get_rank()
+    os.chdir(folders[rank])
+    settings = {
+        "reward": "score.py:score",
+        "prompts": {"files": ["same.jsonl", "other.jsonl"]},
+        "only": "first.json",
+        "no file": "score",
+    }
+    same = {**settings, "prompts": {"files": ["same.jsonl"]}, "reward": "package.module:score"}
+    ranks = Ranks(rank, 2)
+    same_on_all.check_same_files([same], ranks)
+    one, two = {**same, "reward": settings["reward"]}, {**same, "prompts": settings["prompts"]}
+    calls = [lambda s=s: same_on_all.check_same_files([same, s], ranks) for s in (one, two)]
+    return [ended_by(call)[1] for call in calls]
+
+
+def test_all_ranks_have_the_same_files_of_the_task(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for n, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "same.jsonl").write_text("{}")
+        (folder / "score.py").write_text(f"def score(answers): return [{n}.0] * len(answers)")
+        (folder / "other.jsonl").write_text(f"{{}}{n}")
+    (folders[0] / "first.json").write_text("{}")
+    for reward, data in run_ranks(2, with_files, folders):
+        assert f"reward: score.py: {folders[0] / 'score.py'} on rank 0 and " in reward
+        assert f"{folders[1] / 'score.py'} on rank 1 differ in content; wanted" in reward
+        assert "prompts.files: other.jsonl: " in data

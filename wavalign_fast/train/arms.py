@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.data.records import Evaluation
+from wavalign_fast.data.records import Evaluation, Preference
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.ops import backend_status
 from wavalign_fast.train import same_on_all
@@ -86,6 +86,8 @@ def run_all(
             _check_backend(spec.config.loss.backend)
             check_kernels(spec.config.model)
             check_tracker(spec.config.telemetry.tracker)
+    named = [{"task": s.config.task, "model": s.config.model.model_dump()} for s in specs]
+    same_on_all.check_same_files(named, ranks)
     if any(spec.config.loss.clip is not None for spec in specs):
         _say_what_is_clipped(specs)
     bases: dict[tuple[Any, ...], Evaluation | None] = {}
@@ -120,7 +122,7 @@ def run_all(
                 )
             bases[key] = base
             finals["base"] = base.metrics if base else {}
-        arm = _Arm(spec, task, data, ranks, console)
+        arm = _Arm(spec, task, pairs, data, ranks, console)
         finals[spec.label] = _train(arm, bases[key], resume=resume, overwrite=overwrite)
     # The base first, then the arms in the order of the command, whenever they were finished.
     order = [name for name in ("base", *(spec.label for spec in specs)) if name in finals]
@@ -199,6 +201,8 @@ class _Arm:
 
     spec: RunSpec
     task: Task
+    pairs: Sequence[Preference]
+    """The offline pairs of DPO."""
     data: dict[str, Any]
     """The fingerprint of the training examples."""
     ranks: Ranks
@@ -245,7 +249,7 @@ def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:
     if overwrite:
         ranks.on_main(partial(set_aside, directory))
     try:
-        trainer = Trainer(spec.config, arm.task, directory, ranks)
+        trainer = Trainer(spec.config, arm.task, directory, ranks, pairs=arm.pairs)
         lines = ranks.on_main(partial(_started, arm, trainer.step, resume=resume))
     except BaseException:
         if not resume and ranks.is_main:

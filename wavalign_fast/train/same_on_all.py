@@ -1,4 +1,4 @@
-"""Checks that all ranks train the same: configuration, directory, data and weights.
+"""Checks that all ranks train the same: configuration, directory, named files, data and weights.
 
 Each machine reads its own files. Ranks that differ would sum gradients of different runs without an
 error, or wait for each other in different places.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wavalign_fast.config.layers import leaves
 from wavalign_fast.errors import UserError, shown
+from wavalign_fast.train.checksums import checksum
 from wavalign_fast.train.ranks import Ranks
 
 SEEN_WITHIN_S = 35.0
@@ -51,6 +52,42 @@ def check_shared(file: Path, ranks: Ranks) -> None:
                     "wanted a directory that all machines share (--output)"
                 )
             time.sleep(0.1)
+
+
+def check_same_files(settings: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
+    """Raises ``UserError`` on every rank if a file that a setting names differs by rank.
+
+    Such as a reward function, ``FILE.py:FUNCTION``. What only some ranks have is not compared:
+    the main one alone evaluates, and what the others need they miss themselves.
+    """
+    if ranks.world == 1:
+        return
+    own: dict[str, tuple[str, str]] = {}
+    with ranks.failing_together():
+        for key, value in (leaf for tree in settings for leaf in leaves(tree)):
+            for file in _files(value):
+                own[f"{key}: {file}"] = str(file.absolute()), checksum(file)
+    first, *others = ranks.gather(own)
+    with ranks.failing_together():
+        for rank, other in enumerate(others, start=1):
+            for name in first.keys() & other.keys():
+                if first[name][1] != other[name][1]:
+                    raise UserError(
+                        f"{name}: {first[name][0]} on rank 0 and {other[name][0]} on rank {rank} "
+                        "differ in content; wanted the same file on every machine"
+                    )
+
+
+def _files(value: Any) -> list[Path]:
+    """Returns the files that ``value`` or its items name, also before ``:FUNCTION``."""
+    names = value if isinstance(value, list | tuple) else [value]
+    found = []
+    for name in names:
+        if isinstance(name, str) and name:
+            source, _, function = name.rpartition(":")
+            file = Path(source if source and function.isidentifier() else name).expanduser()
+            found += [file] if file.is_file() else []
+    return found
 
 
 def check_same_data(data: Mapping[str, Any], ranks: Ranks) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from wavalign_fast.config.schema import RunConfig
+from wavalign_fast.data.records import Preference
 from wavalign_fast.errors import UserError, is_shared, one_line, shared
 from wavalign_fast.models import check_vocabulary, frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
@@ -54,10 +55,19 @@ class Trainer:
     """One run in one directory, continued from its newest checkpoint if there is one.
 
     Every rank has a trainer, and all take the same steps. The main rank alone writes files.
+
+    Args:
+        pairs: the offline pairs of DPO, if they are read already.
     """
 
     def __init__(
-        self, config: RunConfig, task: Task, directory: Path, ranks: Ranks | None = None
+        self,
+        config: RunConfig,
+        task: Task,
+        directory: Path,
+        ranks: Ranks | None = None,
+        *,
+        pairs: Sequence[Preference] | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -99,7 +109,7 @@ class Trainer:
             self.optimizer = build_optimizer(self.policy, config.optimizer)
         with self.store.naming_an_older_one():
             state = self.store.load(self.policy, self.optimizer)
-        self.train_step = self._build_step(reference)
+        self.train_step = self._build_step(reference, pairs)
         self.sampler = PromptSampler(len(self.train_step.data), config.train.seed)
         if state is not None:
             with (
@@ -109,14 +119,17 @@ class Trainer:
             ):
                 self._load_state(state)
 
-    def _build_step(self, reference: Policy | WithoutLora | None) -> Any:  # one of two kinds
+    def _build_step(
+        self, reference: Policy | WithoutLora | None, pairs: Sequence[Preference] | None
+    ) -> Any:  # one of two kinds
         """Returns what a step of ``method`` is computed by."""
         if self.config.method == "dpo":
             assert reference is not None  # `needs_reference` says so
             with self.ranks.failing_together():
-                offline = offline_pairs(self.config.dpo, self.task)
+                if pairs is None:
+                    pairs = offline_pairs(self.config.dpo, self.task)
                 return PreferenceStep(
-                    self.config, self.task, self.policy, reference, self.ranks, offline
+                    self.config, self.task, self.policy, reference, self.ranks, pairs
                 )
         return TrainStep(self.config, self.task, self.policy, reference, self.ranks)
 
