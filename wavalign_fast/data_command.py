@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ def add_data(commands: Any) -> None:
     own = parser.add_subparsers(metavar="COMMAND")
     _add_check(own)
     _add_pairs(own)
+    _add_encode(own)
     parser.set_defaults(commands=list(own.choices))
     for each in own.choices.values():
         each.set_defaults(parser=each, options=list(each._option_string_actions))
@@ -203,6 +206,125 @@ def _reasons(summary: dict[str, Any]) -> list[str]:
             summary["skipped_because"].items(), summary["first_skipped"].values(), strict=True
         )
     ]
+
+
+def _add_encode(commands: Any) -> None:
+    parser = commands.add_parser(
+        "encode",
+        help="encode the audio of dialogues before a run, in parallel",
+        description="Puts the codes of all WAV files into the cache of codes that a run reads. The "
+        "same command again goes on where it was stopped. The exit status is 1 if a file failed.",
+    )
+    _add_files(parser)
+    parser.add_argument(
+        "--codec", required=True, metavar="KIND | FILE.yaml",
+        help="kind of the codec, e.g. glm4_voice, or a file with its kind and options",
+    )  # fmt: skip
+    parser.add_argument(
+        "--codec-option", action="append", default=[], metavar="KEY=VALUE",
+        help="an option of the codec, e.g. tokenizer=models/glm-4-voice-tokenizer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", type=Path, default=Path("audio_cache"), metavar="DIR",
+        help="the cache, as task.cache of a run; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answers-only", action="store_true",
+        help="leave out what the user says, for a family that hears it without codes",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=_count, default=4, help="threads; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(command=_encode)
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from wavalign_fast.data.dialogues.audios import audio_files
+    from wavalign_fast.data.dialogues.read import read_dialogues
+    from wavalign_fast.speech.code_cache import CodeCache
+    from wavalign_fast.speech.codecs import open_codec
+    from wavalign_fast.speech.encode_files import encode_files
+
+    with user_input("data encode"):
+        codec = open_codec(_codec_options(args))
+        files = audio_files(
+            read_dialogues(args.files, _read_options(args)).dialogues,
+            answers_only=args.answers_only,
+        )
+        cache = CodeCache(args.cache / "codes")
+        with _progress_bar("encode") as progress:
+            found = encode_files(files, codec, cache, workers=args.workers, progress=progress)
+    summary = {
+        "files": found.done,
+        "encoded": found.origins["codec"],
+        "from_vita": found.origins["vita"],
+        "kept": found.origins["cache"],
+        "failed": {str(path): reason for path, reason in found.failed.items()},
+        "codes": found.codes,
+        "seconds": round(found.codes / codec.codes_per_second, 1),
+        "cache": str(cache.directory),
+    }
+    print(json.dumps(summary, ensure_ascii=False, indent=1) if args.json else _encoded(summary))
+    return int(bool(found.failed))
+
+
+def _codec_options(args: argparse.Namespace) -> dict[str, Any]:
+    from wavalign_fast.config.yaml import read_config_file, read_override
+
+    path = Path(args.codec)
+    is_file = path.suffix in (".yaml", ".yml")
+    options: dict[str, Any] = read_config_file(path) if is_file else {"kind": args.codec}
+    for text in args.codec_option:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--codec-option: {shown(text)} given, wanted KEY=VALUE")
+        options[key] = read_override(value, f"--codec-option {key}")
+    return {key: _plain(value) for key, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns what YAML makes of a value; only the codec knows which type it wants."""
+    from wavalign_fast.config.yaml import Source
+
+    if isinstance(value, Source):
+        return _plain(value.as_value())
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar on a terminal, and a line for every tenth of the work elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console,
+                  disable=not console.is_terminal) as bars:  # fmt: skip
+        task = bars.add_task(title)
+
+        def show(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                print(f"{title}: {done} of {total}", file=sys.stderr)
+
+        yield show
+
+
+def _encoded(summary: dict[str, Any]) -> str:
+    lines = [
+        f"files       {summary['files']}: {summary['encoded']} encoded, {summary['kept']} were in "
+        f"the cache, {summary['from_vita']} of VITA-Audio's own, {len(summary['failed'])} failed",
+        f"codes       {summary['codes']} ({summary['seconds']} s of speech) in {summary['cache']}",
+    ]
+    return "\n".join([*lines, *(f"failed      {why}" for why in summary["failed"].values())])
 
 
 def _task_types(text: str) -> tuple[str, ...] | None:

@@ -34,6 +34,11 @@ class Message(NamedTuple):
     content: str
     """Text, with ``AUDIO_TAG`` where an audio is."""
 
+    @property
+    def tags(self) -> int:
+        """Number of audio tags."""
+        return self.content.count(AUDIO_TAG)
+
 
 class Scores(NamedTuple):
     """What a judge gave the two answers of a pair, on the judge's scale; ``None`` if unknown."""
@@ -89,4 +94,4 @@ class Dialogue:
 
 def count_tags(messages: tuple[Message, ...]) -> int:
     """Returns the number of audio tags in all turns."""
-    return sum(message.content.count(AUDIO_TAG) for message in messages)
+    return sum(message.tags for message in messages)

@@ -48,9 +48,8 @@ def _turns(dialogue: Dialogue) -> Iterator[Fault]:
             yield Fault("warning", "system turn after the first", f"{name} is a system turn")
         if turn.role == "user" and not turn.content.strip():
             yield Fault("warning", "empty turn", f"{name} has neither words nor an audio tag")
-        tags = turn.content.count(AUDIO_TAG)
-        if turn.role == "assistant" and tags > 1:
-            message = f"{name} is an answer with {tags} audio tags, wanted at most 1"
+        if turn.role == "assistant" and turn.tags > 1:
+            message = f"{name} is an answer with {turn.tags} audio tags, wanted at most 1"
             yield Fault("error", "several audios in an answer", message)
         for token in _special(turn.content):
             message = f"{name} holds the special token {shown(token)}"
