@@ -32,6 +32,7 @@ from wavalign_fast.models.families.interface import (
 )
 from wavalign_fast.models.families.native import causal_lm, field, refuse_tied
 from wavalign_fast.models.families.tokens import (
+    DIGITS_BY_THREE,
     NUMBERED_CODES,
     check_table,
     numbered_codes,
@@ -49,11 +50,6 @@ NAME = "glm4_voice"
 RATIO = (13, 26)
 STREAMING = "streaming_transcription"
 """Follows the assistant's token where the answer is spoken."""
-
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 SPECIAL = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
 STOP = ("<|endoftext|>", "<|user|>", "<|observation|>")
@@ -102,7 +98,7 @@ def detect(config: Mapping[str, Any], tokens: Collection[str]) -> int:
 def load_tokenizer(directory: Path, config: Mapping[str, Any]) -> "PreTrainedTokenizerBase":
     """Builds the tokenizer from ``tokenizer.model``, or loads that of a converted directory."""
     if (directory / "tokenizer.model").is_file():
-        return tiktoken_tokenizer(directory / "tokenizer.model", pattern=PATTERN)
+        return tiktoken_tokenizer(directory / "tokenizer.model", pattern=DIGITS_BY_THREE)
     from transformers import PreTrainedTokenizerFast
 
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 NUMBERED_CODES = "<|audio_{}|>"
 
+DIGITS_BY_THREE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Splits text into pieces as GPT-4 does: words, up to three digits, signs, white space."""
+
 
 def qwen2_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     """Loads a Qwen2 tokenizer; ``AutoTokenizer`` would ask whether to run the directory's code.
@@ -43,13 +49,13 @@ def tiktoken_tokenizer(file: Path, *, pattern: str) -> "PreTrainedTokenizerBase"
     Raises:
         DamagedFileError: a file cannot be read, or an added token has the id of another one.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     ranks = _ranks(file)
     settings = read_json(file.parent / "tokenizer_config.json")
     added = {int(i): entry for i, entry in settings.get("added_tokens_decoder", {}).items()}
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {_spelled(token, letters): rank for token, rank in ranks.items()}
     taken = set(vocab.values())
     for index, entry in sorted(added.items()):
@@ -60,12 +66,7 @@ def tiktoken_tokenizer(file: Path, *, pattern: str) -> "PreTrainedTokenizerBase"
         vocab[entry["content"]] = index
     merges = [(_spelled(a, letters), _spelled(b, letters)) for a, b in _merges(ranks)]
     tokenizer = Tokenizer(models.BPE(vocab, merges, fuse_unk=False, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = byte_level_pieces(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     # Their ids are in the vocabulary already, and stay.
     tokenizer.add_tokens([AddedToken(**entry) for _, entry in sorted(added.items())])
@@ -76,6 +77,18 @@ def tiktoken_tokenizer(file: Path, *, pattern: str) -> "PreTrainedTokenizerBase"
         **{key: name for key, name in names.items() if isinstance(name, str)},
     )
     return built
+
+
+def byte_level_pieces(pattern: str) -> Any:
+    """Returns what splits text into pieces and spells their bytes."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _ranks(file: Path) -> dict[bytes, int]:
@@ -100,7 +113,7 @@ def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """Returns the character that spells each byte in byte-level BPE, as GPT-2 chose them."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
