@@ -268,6 +268,7 @@ def test_every_other_key_reaches_what_it_is_for(toy_task, monkeypatch, tmp_path,
 URL = "http://127.0.0.1:9"
 VLLM = {
     "url": (URL, lambda it: it.vllm.url),
+    "command": (["vllm", "serve"], lambda it: it.vllm.command),
     "options": ({"seed": 3}, lambda it: {"seed": it.vllm.options["seed"]}),
     "weights_dir": ("weights", lambda it: it._new_directory(1).parent.name),
     "update_every": (2, lambda it: steps_with_the_first_weights(it)),
@@ -377,6 +378,7 @@ def test_vllm_in_this_process_takes_the_longest_prompt_with_its_completion(
             ["rollout.engine=vllm", f"rollout.vllm.url={URL}", "rollout.vllm.options={seed: 1}"],
             "options seed given with a url",
         ),
+        (["rollout.engine=vllm", "rollout.vllm.command=[vllm]"], "command given without a url"),
         (["rollout.engine=vllm", "rollout.vllm.url=127.0.0.1:8000"], "rollout.vllm.url"),
     ],
 )

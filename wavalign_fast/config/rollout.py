@@ -28,8 +28,12 @@ class VLLMConfig(Group):
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+$")] | None = None
     """Address of a running server, such as http://127.0.0.1:8000. null: vLLM runs in this process,
     which must be the only rank."""
+    command: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Command that starts the server at ``url``, such as [vllm, serve], and is ended with the run;
+    the model's directory and the flags that are needed are added. By default it is running."""
     options: dict[str, bool | int | float | str | dict[str, Any] | None] = Field(default={})
-    """Arguments of vLLM's ``LLM`` in this process, such as gpu_memory_utilization."""
+    """Arguments of vLLM's ``LLM`` in this process, such as gpu_memory_utilization, or as flags
+    those of ``command``."""
     weights_dir: Annotated[str, Field(min_length=1)] | None = None
     """Directory that rank 0 and the server share, for the weights of an update; by default one in
     the directory for temporary files. It needs room for two copies of the model."""
@@ -62,11 +66,13 @@ class VLLMConfig(Group):
         return self
 
     @model_validator(mode="after")
-    def _options_are_for_this_process(self) -> Self:
-        if self.url is not None and self.options:
+    def _options_have_a_reader(self) -> Self:
+        if self.command and self.url is None:
+            raise ValueError("command given without a url, wanted the address for its server")
+        if self.url is not None and self.options and not self.command:
             raise ValueError(
-                f"options {', '.join(self.options)} given with a url, wanted them at the start of "
-                "that server"
+                f"options {', '.join(self.options)} given with a url, wanted a command that they "
+                "are for, or them at the start of that server"
             )
         if self.url is None and self.weights_dir is not None:
             raise ValueError("weights_dir given without a url, wanted both")

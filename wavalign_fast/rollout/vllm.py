@@ -7,6 +7,7 @@ routes of vLLM 0.32, ``/inference/v1/generate`` and those of ``VLLM_SERVER_DEV_M
 """
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -14,8 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from wavalign_fast.errors import UserError, described, one_line, shorten, shown
+from wavalign_fast.rollout.server_process import ServerProcess
 from wavalign_fast.rollout.token_answers import Choice, EngineError
 
 logger = logging.getLogger(__name__)
@@ -29,14 +32,14 @@ POLL_S = 0.5
 
 
 class VLLM(Protocol):
-    """A running vLLM."""
-
-    def version(self) -> str:
-        """Returns the release of vLLM, once it is ready."""
-        ...
+    """A vLLM, which the first ``load`` starts or waits for."""
 
     def load(self, directory: Path, label: str) -> None:
         """Loads the weights in ``directory`` and calls them ``label``."""
+        ...
+
+    def version(self) -> str:
+        """Returns the release of vLLM."""
         ...
 
     def generate(self, requests: Sequence[dict[str, Any]]) -> list[list[Choice]]:
@@ -49,13 +52,15 @@ class VLLM(Protocol):
 
 
 class VLLMServer:
-    """A server that somebody has started.
+    """A server: one that somebody has started, or that the first ``load`` starts.
 
     Args:
         url: its address, such as ``http://127.0.0.1:8000``.
         timeout_s: seconds that an update of the weights or the completions of a step may take.
         start_timeout_s: seconds within which a server that is starting must be ready.
-        alive: says why the server's process has ended, or ``None`` while it runs.
+        command: what starts it, such as ``vllm serve``; the model, the address and the flags that
+            token ids and log-probs need are added.
+        options: further flags of the command: ``{"max_model_len": 64}`` is --max-model-len 64.
     """
 
     def __init__(
@@ -64,23 +69,38 @@ class VLLMServer:
         *,
         timeout_s: float,
         start_timeout_s: float,
-        alive: Callable[[], str | None] = lambda: None,
+        command: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
-        self.alive = alive
+        self.command = list(command)
+        self.options = dict(options or {})
+        self.process: ServerProcess | None = None
+        self.ready = False
         self.httpx = _httpx()
 
     def version(self) -> str:
-        """Waits until the server is ready; returns its release.
+        """Returns its release."""
+        return str(self._now("GET", "/version").get("version", "unknown"))
 
-        Raises:
-            EngineError: it is not ready in time.
-        """
+    def _start(self, directory: Path) -> None:
+        """Starts the server if that is to be done here, and waits until it is ready."""
+        if self.command and self.process is None:
+            if self._health() == "ready":
+                raise EngineError(
+                    f"rollout.vllm.command: a server answers at {self.url} already, wanted the "
+                    "address of none"
+                )
+            at = urlsplit(self.url)
+            address = {"host": at.hostname, "port": at.port or 80}
+            flags = _flags(address | SERVING | SERVER_ONLY | self.options)
+            command = [*self.command, str(directory), *flags]
+            self.process = ServerProcess(command, {"VLLM_SERVER_DEV_MODE": "1"})
         end = time.monotonic() + self.start_timeout_s
         while (status := self._health()) != "ready":
-            if (ending := self.alive()) is not None:
+            if (ending := self._ending()) is not None:
                 raise EngineError(f"rollout.vllm: the server {ending}, wanted one that runs")
             if time.monotonic() > end:
                 raise EngineError(
@@ -88,16 +108,19 @@ class VLLMServer:
                     f"(rollout.vllm.start_timeout_s): {status}"
                 )
             time.sleep(POLL_S)
-        return str(self._now("GET", "/version").get("version", "unknown"))
+        self.ready = True
 
     def load(self, directory: Path, label: str) -> None:
-        """Replaces the weights while no request runs.
+        """Replaces the weights while no request runs, of a server that is started if need be.
 
         After a failure the server stays paused: its weights may be a mixture of old and new.
 
         Raises:
-            EngineError: a route failed, or the server has other weights afterwards.
+            EngineError: the server is not ready in time, a route failed, or the server has other
+                weights afterwards.
         """
+        if not self.ready:
+            self._start(directory)
         self._now("POST", "/pause", params={"mode": "wait"})
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
         self._now("POST", "/collective_rpc", json=reload)
@@ -134,7 +157,15 @@ class VLLMServer:
         return [_choices(answer) for answer in self._within(every, "completions")]
 
     def close(self) -> None:
-        """Leaves the server running: somebody else has started it."""
+        """Ends the server if it was started here; another one is left running."""
+        self.ready = False
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.end()
+
+    def _ending(self) -> str | None:
+        """Returns how the server's process has ended, ``None`` if it runs or is not ours."""
+        return None if self.process is None else self.process.ending()
 
     def _client(self) -> Any:
         # The whole call has a deadline of its own; requests may queue as long as they like.
@@ -186,7 +217,7 @@ class VLLMServer:
         return asyncio.run(self._health_soon())
 
     async def _health_soon(self) -> str:
-        if (ending := self.alive()) is not None:
+        if (ending := self._ending()) is not None:
             return f"the server {ending}"
         try:
             async with self._client() as client:
@@ -265,8 +296,22 @@ class VLLMInProcess:
             _by_thread(lambda: llm.llm_engine.engine_core.shutdown(), self.timeout_s, "end")
 
 
+SERVER_ONLY = {"enable_scale_out": True}
 SERVING = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logprobs"}
 """Log-probs are then those of the distribution that was sampled from, at the temperature."""
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Returns options as flags of the command line: ``--max-model-len 64``, ``--enable-this``."""
+    flags: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            flags += [f"--{flag}", text]
+    return flags
 
 
 def _httpx() -> ModuleType:

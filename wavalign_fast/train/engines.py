@@ -47,18 +47,21 @@ def rollout_engine(config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> R
 
 def _vllm_of(config: VLLMConfig, length: int, ranks: Ranks) -> VLLM:
     timeout_s, start_timeout_s = config.timeout_s, config.start_timeout_s
+    options = {"max_model_len": length} | config.options
     if config.url is not None:
-        return VLLMServer(config.url, timeout_s=timeout_s, start_timeout_s=start_timeout_s)
+        return VLLMServer(
+            config.url,
+            timeout_s=timeout_s,
+            start_timeout_s=start_timeout_s,
+            command=config.command,
+            options=options,
+        )
     if ranks.world > 1:
         raise UserError(
             f"rollout.vllm.url: null given for {ranks.world} ranks, wanted the address of a server "
             "that all of them ask"
         )
-    return VLLMInProcess(
-        {"max_model_len": length} | config.options,
-        timeout_s=timeout_s,
-        start_timeout_s=start_timeout_s,
-    )
+    return VLLMInProcess(options, timeout_s=timeout_s, start_timeout_s=start_timeout_s)
 
 
 class VLLMEngine:
@@ -89,9 +92,11 @@ class VLLMEngine:
         """
         if self.sent is not None and step - self.sent < self.config.update_every:
             return
+        first = self.checks is None
         if self.checks is None:
-            self._connect()
-        assert self.checks is not None
+            run = self.ranks.on_main(lambda: uuid.uuid4().hex[:8])
+            size = self.twin.source.get_input_embeddings().weight.shape[0]
+            self.checks = AnswerChecks(size, WeightLabels(run), self.config.max_staleness)
         label = self.checks.labels.of(step)
         with self.ranks.failing_together():
             new = self._new_directory(step) if self.ranks.is_main else None
@@ -99,25 +104,22 @@ class VLLMEngine:
         with self.ranks.failing_together(), user_input("rollout.vllm.weights_dir"):
             write_model(self.twin.source, new, dtype=self.dtype, root=self.twin.root)
         self.ranks.on_main(partial(self._load, new, label))
+        if first:
+            self.ranks.on_main(self._warn)
         self.sent = step
 
-    def _connect(self) -> None:
-        """Waits for a server; agrees on what the weights of this run are called."""
-        run, release = self.ranks.on_main(lambda: (uuid.uuid4().hex[:8], self.vllm.version()))
-        size = self.twin.source.get_input_embeddings().weight.shape[0]
-        self.checks = AnswerChecks(size, WeightLabels(run), self.config.max_staleness)
-        if self.ranks.is_main:
-            logger.info("rollouts by vLLM %s", release)
-            warn_of_release(release)
-            for name, plain in TRUNCATING.items():
-                if self.sampling[name] != plain:
-                    logger.warning(
-                        "rollout.vllm.%s: %g given; vLLM's log-probs are then those of another "
-                        "distribution than the trainer's, wanted %g",
-                        name,
-                        self.sampling[name],
-                        plain,
-                    )
+    def _warn(self) -> None:
+        """Warns once of what makes log-probs differ, and of an untested release."""
+        warn_of_release(self.vllm.version())
+        for name, plain in TRUNCATING.items():
+            if self.sampling[name] != plain:
+                logger.warning(
+                    "rollout.vllm.%s: %g given; vLLM's log-probs are then those of another "
+                    "distribution than the trainer's, wanted %g",
+                    name,
+                    self.sampling[name],
+                    plain,
+                )
 
     def _new_directory(self, step: int) -> Path:
         with user_input("rollout.vllm.weights_dir"):
