@@ -122,7 +122,8 @@ from wavalign_fast.rollout.server_process import ServerProcess
 ServerProcess([sys.executable, "-c", "import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(99)"], {{}})
 time.sleep(99)
 """  # noqa: E501
-    with subprocess.Popen([sys.executable, "-c", code]) as trainer:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody removes its log
+    with subprocess.Popen([sys.executable, "-c", code], env=env) as trainer:
         end = time.monotonic() + 60
         while not note.exists() or not note.read_text():
             assert time.monotonic() < end
