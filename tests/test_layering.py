@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "models": PARTS,
     "models/prompt_audio/cache": PARTS | {"outputs"},
     "rewards": PARTS | {"redaction"},
+    "rewards/options": PARTS | {"config"},
     "rewards/judge/options": PARTS | {"config", "redaction"},
     "rollout": PARTS,
     "speech": {"errors", "models", "outputs", "rewards"},

@@ -11,8 +11,9 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import wavalign_fast as wf
+from wavalign_fast.config.gate import GateConfig
 from wavalign_fast.config.listing import list_settings
-from wavalign_fast.config.schema import GateConfig, LossConfig
+from wavalign_fast.config.schema import LossConfig
 from wavalign_fast.ops.options import BACKENDS
 
 PARAMETERS = {
@@ -44,7 +45,8 @@ def test_defaults_and_choices_agree(name: str) -> None:
 def test_the_gate_and_the_backend_agree() -> None:
     parameters = inspect.signature(wf.MixingGate).parameters
     defaults = {name: p.default for name, p in parameters.items() if name != "initial"}
-    assert {name: key.default for name, key in GateConfig.model_fields.items()} == defaults
+    keys = {name: key.default for name, key in GateConfig.model_fields.items()}
+    assert keys == defaults | {"scale": (1.0, 5.0)}
     backend = LossConfig.model_fields["backend"]
     assert (backend.default, get_args(backend.annotation)) == (wf.LossOptions().backend, BACKENDS)
 

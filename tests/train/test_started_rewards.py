@@ -160,6 +160,8 @@ def exchanged() -> list:
     table = rewards_everywhere(own, 3, 2, ranks)
     mine = [{"judge/asked": 4.0, "judge/latency_p95_s": 2.0}, {"judge/asked": 2.0}][ranks.rank]
     mine |= {"judge/spread_max": float(ranks.rank), "judge/latency_p95_s": 2.0 - ranks.rank}
+    mine |= {"rewards/wer_sum": 1.0 + ranks.rank, "rewards/wer_count": 1.0 + 3 * ranks.rank}
+    mine |= {"rewards/none_sum": 0.0, "rewards/none_count": 0.0}
     return [table, metrics_everywhere(mine, ranks)]
 
 
@@ -169,4 +171,5 @@ def test_rewards_and_metrics_of_all_ranks():
         assert table[2, 0] == 4.0 and table[2, 1].isnan()
         assert metrics == {
             "judge/asked": 6.0, "judge/latency_p95_s": 2.0, "judge/spread_max": 1.0,
+            "rewards/wer": 0.6,
         }  # fmt: skip

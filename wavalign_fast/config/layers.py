@@ -114,8 +114,19 @@ def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) 
 
 
 def _check_options(model: type[BaseModel], options: Mapping[str, Any]) -> None:
-    wrapped = create_model("Wrapped", __base__=Group, task=(model, ...))
-    _validate(wrapped, {"task": dict(options)})
+    read_group("task", model, options)
+
+
+def read_group(name: str, model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Returns ``values`` as a group of keys.
+
+    Raises:
+        UserError: a key or a value that the group does not have; the message begins with ``name``.
+    """
+    fields: dict[str, Any] = {name: (model, ...)}
+    wrapped = create_model("Wrapped", __base__=Group, **fields)
+    found: ModelT = getattr(_validate(wrapped, {name: dict(values)}), name)
+    return found
 
 
 def options_model(factory: Callable[..., Any]) -> type[BaseModel]:

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from wavalign_fast.config.dpo import DPOConfig
+from wavalign_fast.config.gate import GateConfig
 from wavalign_fast.config.group import (
-    LARGEST,
     LONGEST_NAME,
     MOST_THREADS,
     AsTuple,
@@ -38,21 +38,6 @@ class AnchorConfig(Group):
 
     rows: Rows = 32
     """Demonstrations per step; the first ones answer the step's rollout prompts. 0 = no anchor."""
-
-
-class GateConfig(Group):
-    """Adaptive λ: the EMA of λ_max · σ(slope·(max R − threshold)) · Var(R)/variance_scale."""
-
-    lambda_max: Fraction = 0.8
-    """Upper limit of λ, the weight of the policy term."""
-    ema: Fraction = 0.9
-    """Decay of the moving average: the share of the previous λ in the next one."""
-    slope: Weight = 5.0
-    """Steepness of the sigmoid over a group's best reward."""
-    threshold: Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)] = 3.0
-    """Best reward of a group at which the sigmoid is 1/2, on the scale of the rewards."""
-    variance_scale: Positive = 4.0
-    """Reward variance at which the gate is fully open; 4 is the maximum on a 1-5 scale."""
 
 
 class LossConfig(Group):

@@ -1,24 +1,18 @@
 """The third stage: a speech recogniser listens to the answers, to compare sound with text."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wavalign_fast.data.words import word_errors, words
 from wavalign_fast.errors import described
 from wavalign_fast.evaluation.prompts import file_digest
 from wavalign_fast.evaluation.stages import StageFile
+from wavalign_fast.rewards.spoken_words import Recogniser
 from wavalign_fast.speech.channels import to_mono
 from wavalign_fast.speech.wave_files import read_wave
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 logger = logging.getLogger(__name__)
-
-Recogniser = Callable[["Tensor", int], str]
-"""Returns the words in a wave, float32 [N] of the given rate in Hz."""
 
 
 def heard(recogniser: Recogniser, sounds: Mapping[str, Path], file: StageFile) -> Iterator[int]:

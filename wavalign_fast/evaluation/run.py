@@ -14,7 +14,7 @@ from wavalign_fast.evaluation.answering import (
     answers,
     given_answer,
 )
-from wavalign_fast.evaluation.hearing import Recogniser, agreement, heard
+from wavalign_fast.evaluation.hearing import agreement, heard
 from wavalign_fast.evaluation.judging import Judge, Judged, Question, judged, key_of
 from wavalign_fast.evaluation.outcome import Result, result, summary
 from wavalign_fast.evaluation.prompts import SPEECH_TASKS, Prompt, file_digest
@@ -29,6 +29,7 @@ from wavalign_fast.evaluation.stages import (
     Stages,
 )
 from wavalign_fast.evaluation.voicebench import write_voicebench
+from wavalign_fast.rewards.spoken_words import Recogniser
 from wavalign_fast.train.atomic_files import to_json, write_json, write_text
 
 if TYPE_CHECKING:

@@ -68,7 +68,11 @@ def rewards_everywhere(mine: Tensor, prompts: int, group_size: int, ranks: Ranks
 
 
 def metrics_everywhere(mine: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
-    """Returns a task's metrics over all ranks: sums, and the largest of ``*_s`` and ``*_max``."""
+    """Returns a task's metrics over all ranks.
+
+    They are sums, and of ``*_s`` and ``*_max`` the largest. A pair ``NAME_sum`` and ``NAME_count``
+    becomes their ratio ``NAME``; there is none if nothing was counted.
+    """
     merged: dict[str, float] = {}
     for part in ranks.gather(dict(mine)):
         for name, value in part.items():
@@ -79,4 +83,11 @@ def metrics_everywhere(mine: Mapping[str, float], ranks: Ranks) -> dict[str, flo
                 merged[name] = max(before, value)
             else:
                 merged[name] = before + value
+    means = [
+        name[:-4] for name in merged if name.endswith("_sum") and f"{name[:-4]}_count" in merged
+    ]
+    for name in means:
+        total, count = merged.pop(f"{name}_sum"), merged.pop(f"{name}_count")
+        if count:
+            merged[name] = total / count
     return merged

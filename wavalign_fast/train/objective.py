@@ -21,7 +21,9 @@ def build_objective(config: LossConfig, layout: ModalityLayout, *, kl: bool) -> 
     adaptive = config.mixing == "adaptive"
     return HybridObjective(
         layout,
-        gate=MixingGate(**config.gate.model_dump()) if adaptive else float(config.mixing),
+        gate=MixingGate(**config.gate.model_dump(exclude={"scale"}))
+        if adaptive
+        else float(config.mixing),
         options=LossOptions(backend=config.backend),
         **settings,
     )

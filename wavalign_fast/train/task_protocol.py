@@ -62,8 +62,9 @@ class Task(Protocol):
 class RewardHandle(Protocol):
     """Rewards that a task is working on.
 
-    It may have ``metrics()``, floats by name, which the trainer logs: their sums over the ranks,
-    and of names that end in ``_s`` or ``_max`` the largest.
+    It may have ``metrics()``, floats by name, which the trainer logs: their sums over the ranks, of
+    names that end in ``_s`` or ``_max`` the largest, and the ratio of ``NAME_sum`` to
+    ``NAME_count`` as ``NAME``.
     """
 
     def result(self) -> list[float | None]:
