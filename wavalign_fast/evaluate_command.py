@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wavalign_fast.codec_arguments import add_codec_arguments, codec_options
 from wavalign_fast.errors import UserError, naming, shown, user_input
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from wavalign_fast.evaluation.endpoint_judge import EndpointJudge
     from wavalign_fast.evaluation.judging import FunctionJudge
     from wavalign_fast.evaluation.run import Asked, Plan, Progress
+    from wavalign_fast.speech.codec import SpeechCodec
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRESETS = ("openaudiobench", "voicebench", "vstyle")
@@ -67,6 +69,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--language", help="language of records that name none, e.g. en")
     group.add_argument(
+        "--modality", choices=("audio", "text"), default="audio",
+        help="text: ask in text what has sound too; default: %(default)s",
+    )  # fmt: skip
+    group.add_argument(
         "--skip-bad", action="store_true", help="leave out records that cannot be used"
     )
 
@@ -91,12 +97,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--speech", default="<|audio_0|>", metavar="TOKEN",
         help="the speech token of number 0, or none; default: %(default)s",
     )  # fmt: skip
+    group.add_argument(
+        "--family", metavar="NAME | FILE.py",
+        help="family of the model, or none; default: the one that its files tell",
+    )  # fmt: skip
     group.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
     group.add_argument("--device", default=None, help="default: a GPU if there is one")
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speech and scores")
+    add_codec_arguments(group)
     group.add_argument(
         "--asr", metavar="FILE.py:FUNCTION",
         help="speech recogniser: gets a wave, float32 [N], and its rate, returns text",
@@ -218,7 +229,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
 
     reading = Reading(
         preset=args.preset, keys=_fields(args.field), task=args.task, category=args.category,
-        language=args.language, skip_bad=args.skip_bad,
+        language=args.language, modality=args.modality, skip_bad=args.skip_bad,
     )  # fmt: skip
     prompts, left_out = read_prompts(args.prompts, reading)
     registry = args.ifeval_registry
@@ -231,11 +242,14 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
     )
     judge = None if args.judge is None else _judge(args)
-    model, answers = _model(args, output)
+    codec = None if args.codec is None else _codec(args)
+    model, answers = _model(args, output, codec)
     if model is not None:
         answers |= _flags(args, "max_new_tokens", "temperature", "seed")
     # A part that is left out now says nothing about the file that it made before.
     settings = {"responses": answers}
+    if codec is not None:
+        settings["wavs"] = {"--codec": codec_options(args), "codec": codec.identity}
     if recogniser is not None:
         settings["heard"] = _flags(args, "asr")
     if judge is not None:
@@ -243,7 +257,8 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     about = {"prompts": str(args.prompts), "model": str(args.model or "answers of the records")}
     return Plan(
         directory=output, prompts=prompts, left_out=left_out, model=model, sampling=sampling,
-        rows=args.rows, recogniser=recogniser, judge=judge, rules=rules, settings=settings,
+        rows=args.rows, codec=codec, recogniser=recogniser, judge=judge, rules=rules,
+        settings=settings,
         about=about, voicebench=_model_name(args) if args.preset == "voicebench" else None,
     )  # fmt: skip
 
@@ -263,7 +278,16 @@ def _judge(args: argparse.Namespace) -> "FunctionJudge | EndpointJudge":
     return judge
 
 
-def _model(args: argparse.Namespace, output: Path) -> "tuple[Asked | None, dict[str, Any]]":
+def _codec(args: argparse.Namespace) -> "SpeechCodec":
+    from wavalign_fast.speech.codecs import open_codec
+
+    with naming("--codec"):
+        return open_codec(codec_options(args))
+
+
+def _model(
+    args: argparse.Namespace, output: Path, codec: "SpeechCodec | None"
+) -> "tuple[Asked | None, dict[str, Any]]":
     if args.answered:
         return None, {"--answered": True}
     from wavalign_fast.evaluation.opening import Opening, open_model
@@ -273,6 +297,7 @@ def _model(args: argparse.Namespace, output: Path) -> "tuple[Asked | None, dict[
     opening = Opening(
         directory=args.model.expanduser(), system=args.system, chat_template=args.chat_template,
         speech=args.speech, dtype=args.dtype, device=args.device,
+        family=args.family, codec=codec,
     )  # fmt: skip
     return open_model(opening, cache=output)
 

@@ -26,6 +26,7 @@ class TinySpeaker:
     ends = frozenset((1,))
     pad_id = 0
     positions = 40
+    embeddings = None
 
     def __init__(self, counting):
         self.counting = counting

@@ -9,6 +9,7 @@ import torch
 
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.evaluation.prompts import Prompt
+from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.rollout import sample_completions, uniforms
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Speaker(Protocol):
     @property
     def positions(self) -> int:
         """Most ids of prompt and answer together."""
+
+    @property
+    def embeddings(self) -> PromptEmbeddings | None:
+        """The vectors that prompts name by ids behind the vocabulary, if any do."""
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Returns the ids of a prompt up to the answer; raises ``ValueError`` if it cannot."""
@@ -162,6 +167,7 @@ def _answered(
         pad_id=speaker.pad_id,
         temperature=sampling.temperature,
         draws=draws,
+        prompt_embeddings=speaker.embeddings,
     )
     for (prompt, _), ids in zip(asked, sampled, strict=True):
         ended = bool(ids) and ids[-1] in speaker.ends

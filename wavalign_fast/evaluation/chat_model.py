@@ -22,6 +22,8 @@ class ChatModel:
         UserError: the directory is not a model's, or lacks what the options name.
     """
 
+    embeddings = None
+
     def __init__(self, directory: Path, *, system: str | None, options: Options) -> None:
         with _as_arguments():
             self.tokens: Tokens = load_tokens(directory, options)
@@ -35,7 +37,7 @@ class ChatModel:
         if prompt.audios:
             raise ValueError(
                 f"the prompt has sound ({prompt.audios[0].name}), which a model of this kind "
-                "cannot hear; wanted speech tokens in the text, or a directory of a known family"
+                "cannot hear; wanted --modality text, or a directory of a known family"
             )
         turns = [{"role": role, "content": content} for role, content in prompt.messages]
         for number, turn in enumerate(turns):

@@ -6,13 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wavalign_fast.errors import UserError, user_input
+from wavalign_fast.errors import UserError, naming, user_input
+from wavalign_fast.evaluation.answering import Speaker
 from wavalign_fast.evaluation.chat_model import ChatModel
+from wavalign_fast.evaluation.family_model import FamilyModel
 from wavalign_fast.evaluation.model_files import ModelFiles
 from wavalign_fast.evaluation.prompts import file_digest
 from wavalign_fast.evaluation.run import Asked
 from wavalign_fast.models import load_checkpoint
+from wavalign_fast.models.families.checkpoint import load_family_model
+from wavalign_fast.models.families.interface import Family
+from wavalign_fast.models.families.registry import (
+    FAMILY_KEY,
+    find_family,
+    named_family,
+    storing_family,
+)
+from wavalign_fast.models.json_files import read_config
 from wavalign_fast.recipes.dialogue.options import NO_TEMPLATE, TOKENIZER, Options
+from wavalign_fast.speech.codec import SpeechCodec
 from wavalign_fast.train.export import model_directory
 from wavalign_fast.train.owned_files import CONFIG_FILE
 from wavalign_fast.train.run_directory import read_run_config
@@ -20,7 +32,7 @@ from wavalign_fast.train.run_directory import read_run_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NO_SPEECH = "none"
+NO_SPEECH = NO_FAMILY = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,10 @@ class Opening:
     speech: str = "<|audio_0|>"
     dtype: str | None = None
     device: str | None = None
+    family: str | None = None
+    """Name or file of the family, or ``none``; by default the one that the files tell."""
+    codec: SpeechCodec | None = None
+    """Encodes the sound of prompts."""
 
 
 def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]:
@@ -44,17 +60,27 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
         UserError: the directory is not a model's, or an option does not fit it.
     """
     weights, files = _directories(opening.directory)
-    options = Options(
-        data="",
-        chat_template=opening.chat_template,
-        speech=[] if opening.speech == NO_SPEECH else opening.speech,
-    )
-    speaker = ChatModel(files, system=opening.system, options=options)
+    family = _family(files, opening)
+    speaker: Speaker
+    if family is None:
+        options = Options(
+            data="",
+            chat_template=opening.chat_template,
+            speech=[] if opening.speech == NO_SPEECH else opening.speech,
+        )
+        speaker = ChatModel(files, system=opening.system, options=options)
+    else:
+        speaker = FamilyModel(
+            files, family, rows=_rows(files, family), system=opening.system,
+            codec=opening.codec, cache=cache,
+        )  # fmt: skip
     digests = ModelFiles(weights, cache).digests()
     device = _device(opening.device)
     dtype = None if opening.dtype is None else getattr(torch, opening.dtype)
 
     def load() -> "PreTrainedModel":
+        if family is not None and storing_family(weights) is not None:
+            return load_family_model(weights, family, dtype).to(device).eval()
         return load_checkpoint(weights, dtype=dtype).to(device).eval()
 
     settings = {
@@ -63,6 +89,7 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
         "--chat-template": _template_digest(opening.chat_template),
         "--speech": opening.speech,
         "--dtype": opening.dtype,
+        "--family": None if family is None else family.NAME,
     }
     return Asked(speaker, load, digests["weights"]), settings
 
@@ -81,6 +108,30 @@ def _directories(directory: Path) -> tuple[Path, Path]:
             "tokenizer; wanted a run that began with model.path"
         )
     return model_directory(directory), Path(config.model.path).expanduser()
+
+
+def _family(directory: Path, opening: Opening) -> Family | None:
+    """Returns the family that is named, or that the files tell surely; ``None`` for a plain model.
+
+    Speech tokens alone are no sure sign: a plain model with a chat template may have them too.
+    """
+    if opening.family == NO_FAMILY:
+        return None
+    if opening.family is not None:
+        with naming("--family"):
+            return named_family(opening.family)
+    with naming("--model"):
+        sure = FAMILY_KEY in read_config(directory)
+        return find_family(directory) if sure else storing_family(directory)
+
+
+def _rows(directory: Path, family: Family) -> int:
+    """Returns the rows of the model's embedding."""
+    from wavalign_fast.models.meta_weights import weights_on_meta
+
+    with weights_on_meta():
+        model = family.build(read_config(directory), torch.float32)
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _template_digest(name: str) -> str:

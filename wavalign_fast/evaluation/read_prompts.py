@@ -31,6 +31,8 @@ class Reading:
     category: str | None = None
     """Category of records that name none; by default the preset's for the file, or its name."""
     language: str | None = None
+    modality: str = "audio"
+    """``text``: prompts are asked as text, and their sound is left out."""
     skip_bad: bool = False
 
 
@@ -122,7 +124,8 @@ class _Reader:
                 f"task is {shown(task)} in category {category}, wanted one of {', '.join(TASKS)}"
             )
         messages = _messages(given["messages"], given["prompt"])
-        audios = self._audios("audio", given["audio"])
+        spoken = self.reading.modality == "audio"
+        audios = self._audios("audio", given["audio"]) if spoken else ()
         sound = self._audios("response_audio", given["response_audio"])
         references = self._references(given["references"], given["reference"])
         choices = _choices(given["choices"])

@@ -1,0 +1,119 @@
+"""Models of the families' directories: their prompts, sound in them, and their answers."""
+
+import json
+
+import pytest
+import torch
+
+from tests.evaluation.test_command import evaluate, write  # noqa: F401
+from tests.models.families.golden import GOLDEN, greedy, loaded
+from wavalign_fast.models.families.encoders import load_audio_encoder
+from wavalign_fast.models.families.interface import Audio
+from wavalign_fast.speech.channels import to_mono
+from wavalign_fast.speech.codecs import open_codec
+from wavalign_fast.speech.wave_files import read_wave, write_wave
+
+COUNT = 5
+
+
+@pytest.fixture
+def asked(evaluate, folder):  # noqa: F811
+    """Evaluates prompts on a family's directory; returns the responses by id."""
+    wave = torch.sin(torch.arange(8000) * 0.3) * torch.linspace(0.1, 0.9, 8000)
+    write_wave(folder / "q.wav", wave, 16000)
+
+    def call(name, records, *words):
+        write(folder / "p.jsonl", [{"task": "spoken", "id": str(n), **one}
+                                   for n, one in enumerate(records)])  # fmt: skip
+        status, shown, _ = evaluate("p.jsonl", "--model", GOLDEN / name, "--max-new-tokens", COUNT,
+                                    "--dtype", "float32", *words)  # fmt: skip
+        if status:
+            return shown.err
+        lines = (folder / "out" / "responses.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return call
+
+
+def expected(golden, prompt, vectors=None):
+    """The ids that a model says greedily, and their parts, computed without the sampler."""
+    model = golden.model
+    ids = torch.tensor([prompt.ids])
+    embedded = model.get_input_embeddings()(ids)
+    for span in prompt.spans:
+        embedded[0, span.first : span.first + span.count] = vectors[span.offset :][: span.count]
+    said = []
+    with torch.no_grad():
+        for _ in range(COUNT):
+            token = model(inputs_embeds=embedded).logits[:, -1:].argmax(-1)
+            said.append(int(token))
+            if said[-1] in golden.files.layout.stop:
+                break
+            embedded = torch.cat([embedded, model.get_input_embeddings()(token)], 1)
+    return said
+
+
+@pytest.mark.parametrize("name", ["vita_audio", "glm4_voice"])
+def test_a_text_is_asked_in_the_familys_words(asked, name):
+    golden, _ = loaded(name)
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
+    (response,) = asked(name, [{"messages": turns}])
+    prompt = golden.family.prompt(golden.files, turns, [])
+    assert response["ids"] == expected(golden, prompt)
+    said = greedy(golden.model, torch.tensor([prompt.ids]), len(response["ids"]))
+    assert response["ids"] == said[0].tolist()
+    parts = golden.family.split(golden.files, response["ids"])
+    assert response["codes"] == list(parts.codes)
+    assert response["text"] == golden.files.tokenizer.decode(parts.text)
+
+
+def test_sound_becomes_codes_and_answers_become_sound(asked, folder):
+    golden, _ = loaded("vita_audio")
+    size = golden.files.layout.codebook_size
+    codec = ("--codec", "toy", "--codec-option", f"codebook_size={size}")
+    (response,) = asked("vita_audio", [{"prompt": "what?", "audio": "q.wav"}], *codec)
+    wave, rate = read_wave(folder / "q.wav")
+    codes = open_codec({"kind": "toy", "codebook_size": size}).encode(wave, rate).tolist()
+    turn = {"role": "user", "content": "<|audio|>"}
+    prompt = golden.family.prompt(golden.files, [turn], [Audio(codes=codes)])
+    assert response["ids"] == expected(golden, prompt)
+    assert (folder / "out" / "wavs.jsonl").exists() == bool(response["codes"])
+
+
+def test_sound_becomes_vectors_where_the_family_has_an_encoder(asked, folder):
+    golden, _ = loaded("vita_audio_plus")
+    (response,) = asked("vita_audio_plus", [{"prompt": "<|audio|> and?", "audio": "q.wav"}])
+    encoder = load_audio_encoder(golden.family, golden.files)
+    vectors = encoder.encode(to_mono(read_wave(folder / "q.wav")[0]))
+    turn = {"role": "user", "content": "<|audio|> and?"}
+    audio = Audio(positions=[len(piece) for piece in vectors])
+    prompt = golden.family.prompt(golden.files, [turn], [audio])
+    assert prompt.spans and response["ids"] == expected(golden, prompt, torch.cat(vectors))
+
+
+def test_sound_without_a_codec_is_not_asked_and_said(asked):
+    records = [{"prompt": "what?", "audio": "q.wav"}, {"prompt": "hello"}]
+    first, second = asked("vita_audio", records)
+    assert "hears as codes; wanted --codec glm4_voice" in first["cause"] and second["ids"]
+    assert (first["stop"], first["ids"]) == ("not asked", [])
+
+
+def test_modality_text_asks_the_words(asked, folder):
+    records = [{"prompt": "hello", "audio": "q.wav"}]
+    (response,) = asked("vita_audio", records, "--modality", "text")
+    golden, _ = loaded("vita_audio")
+    prompt = golden.family.prompt(golden.files, [{"role": "user", "content": "hello"}], [])
+    assert response["ids"] == expected(golden, prompt)
+
+
+def test_a_family_of_two_streams_is_refused(asked):
+    assert "kimi_audio answers in two streams" in asked("kimi_audio", [{"prompt": "hello"}])
+
+
+def test_another_family_or_codec_is_named(asked):
+    records = [{"prompt": "hello"}]
+    assert "--family: family 'vita': not known" in asked("vita_audio", records, "--family", "vita")
+    assert "--codec: " in asked("vita_audio", records, "--codec", "toyy")
+    assert "--codec-option: 'x' given" in asked(
+        "vita_audio", records, "--codec", "toy", "--codec-option", "x"
+    )
