@@ -12,6 +12,7 @@ from wavalign_fast.models.families.checkpoint import GENERATION, weight_table
 from wavalign_fast.models.families.registry import family_of
 from wavalign_fast.models.families.tiny_parts import PARTS
 from wavalign_fast.models.families.weight_table import Shape
+from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.weight_files import INDEX, ONE_FILE
 
 
@@ -50,7 +51,7 @@ def make_tiny_checkpoint(
     _write_json(directory / "config.json", config)
     _write_json(directory / GENERATION, parts.generation)
     family = family_of(directory)
-    with torch.device("meta"):
+    with weights_on_meta():
         table = weight_table(family.build(config, dtype), family, config)
     random = torch.Generator().manual_seed(seed)
     native = {name: _drawn(name, shape, random) for name, shape in sorted(table.shapes.items())}
@@ -61,6 +62,11 @@ def make_tiny_checkpoint(
         stored[name] = shape if isinstance(shape, Tensor) else _drawn(name, shape, random)
     table.check({name: tuple(tensor.shape) for name, tensor in stored.items()}, str(directory))
     _write_weights(directory, {name: w.to(dtype) for name, w in stored.items()}, weight_files)
+    for name, (own, wanted) in parts.folders.items():
+        (directory / name).mkdir()
+        _write_json(directory / name / "config.json", own)
+        beside = {n: _drawn(n, shape, random).to(dtype) for n, shape in sorted(wanted.items())}
+        _write_weights(directory / name, beside, 1)
 
 
 def _drawn(name: str, shape: Shape, random: torch.Generator) -> Tensor:

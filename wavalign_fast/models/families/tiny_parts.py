@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wavalign_fast.models.families import kimi_audio as kimi_family
+from wavalign_fast.models.families import step_audio_2 as step_family
 from wavalign_fast.models.families.tiny_tokenizers import (
     QWEN2_ADDED,
     ranks,
@@ -19,6 +21,8 @@ from wavalign_fast.models.families.tokens import NUMBERED_CODES
 from wavalign_fast.models.families.vita_audio import ADDED, CONTEXT, ENCODER, PLUS, PROJECTOR
 from wavalign_fast.models.families.weight_table import Shape
 from wavalign_fast.models.prompt_audio.sense_voice import Projection, SenseVoiceEncoder, Sizes
+from wavalign_fast.models.prompt_audio.step_audio_2 import StepAudio2Encoder
+from wavalign_fast.models.prompt_audio.whisper import CovoAudioEncoder, KimiAudioEncoder
 
 HIDDEN = 64
 QWEN2 = {
@@ -32,6 +36,15 @@ QWEN2 = {
     "max_position_embeddings": 32768,
     "use_sliding_window": False,
     "tie_word_embeddings": False,
+}
+WHISPER: dict[str, Any] = {
+    "model_type": "whisper",
+    "num_mel_bins": 128,
+    "d_model": 24,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "max_source_positions": 1500,
 }
 GLM_SPECIAL = (
     *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
@@ -50,12 +63,14 @@ class TinyParts:
         generation: ``generation_config.json``.
         aside: tensors beside the language model whose shape its table leaves open, or that have
             fixed values.
+        folders: models in folders beside it: their configurations, and the shapes of their tensors.
     """
 
     config: dict[str, Any]
     write_files: Callable[[Path], None]
     generation: dict[str, Any]
     aside: Mapping[str, Shape | Tensor] = field(default_factory=dict)
+    folders: Mapping[str, tuple[dict[str, Any], Mapping[str, Shape]]] = field(default_factory=dict)
 
 
 def vita_audio(codebook_size: int) -> TinyParts:
@@ -137,6 +152,92 @@ def glm4_voice(codebook_size: int) -> TinyParts:
     )
 
 
+def step_audio_2(codebook_size: int) -> TinyParts:
+    """Two layers of Qwen2, and a small encoder with its adapter."""
+    names = (*step_family.TURNS, "<tts_pad>", *step_family.SPEECH, *step_family.AUDIO)
+    # One code more, which fills speech up.
+    codes = [(step_family.CODES.format(number), False) for number in range(codebook_size + 1)]
+    added = [(name, True) for name in names] + codes
+    first = len(ranks()) + len(QWEN2_ADDED)
+    end, rows = first + names.index("<|EOT|>"), _padded(first + len(added), 8)
+    encoder = {"n_mels": 128, "n_audio_ctx": 1500, "n_audio_state": 24, "n_audio_head": 4}
+    encoder |= {"n_audio_layer": 1, "llm_dim": HIDDEN, "kernel_size": 3, "adapter_stride": 2}
+    text = QWEN2 | {"model_type": "qwen2", "num_hidden_layers": 2, "vocab_size": rows}
+    return TinyParts(
+        config={
+            "architectures": ["StepAudio2ForCausalLM"],
+            "model_type": "step_audio_2",
+            "audio_encoder_config": encoder,
+            "text_config": text | {"eos_token_id": end, "pad_token_id": len(ranks())},
+        },
+        generation={"eos_token_id": end, "pad_token_id": len(ranks())},
+        write_files=lambda directory: write_qwen2_tokenizer(directory, added),
+        aside=_shapes(lambda: StepAudio2Encoder(encoder, inner=32), ""),
+    )
+
+
+def covo_audio(codebook_size: int) -> TinyParts:
+    """Two layers of Qwen2, and a small Whisper encoder with its adapter."""
+    names = ("<|cAUDIO|>", "<|begofcAUDIO|>", "<|endofcAUDIO|>")
+    pad = len(ranks())
+    first = pad + len(QWEN2_ADDED) + len(names)
+    text = QWEN2 | {"model_type": "qwen2", "num_hidden_layers": 2, "eos_token_id": pad}
+    config = {
+        "architectures": ["CovoAudioForCausalLM"],
+        "model_type": "covo_audio",
+        "audio_token_index": first,
+        "adapter_downsample": 8,
+        "llm_config": text | {"vocab_size": first + codebook_size},
+        "encoder_config": WHISPER,
+    }
+    return TinyParts(
+        config=config,
+        generation={"eos_token_id": pad, "pad_token_id": pad},
+        write_files=lambda directory: write_qwen2_tokenizer(
+            directory, [(name, True) for name in names]
+        ),
+        aside=_shapes(lambda: CovoAudioEncoder(config, inner=32), ""),
+    )
+
+
+def kimi_audio(codebook_size: int) -> TinyParts:
+    """Four layers of Qwen2, two more of the audio stream, and a small Whisper in its folder."""
+    places = {place: name for name, place in kimi_family.SPECIAL.values()}
+    places |= {0: "[BOS]", 1: "[EOS]"}
+    names = [places.get(place, f"<|reserved_token_{place}|>") for place in range(40)]
+    begin = len(ranks())
+    offset = _padded(begin + len(names), 8)
+    config = QWEN2 | {
+        "architectures": ["MoonshotKimiaForCausalLM"],
+        "model_type": "kimi_audio",
+        "num_hidden_layers": 4,
+        "vocab_size": offset + codebook_size,
+        "kimia_token_offset": offset,
+        "kimia_mimo_layers": 2,
+        "kimia_mimo_transformer_from_layer_index": 2,
+        "kimia_mimo_audiodelaytokens": 5,
+        "kimia_adaptor_input_dim": 4 * WHISPER["d_model"],
+        "bos_token_id": begin,
+        "eos_token_id": begin + 1,
+        "pad_token_id": offset - 1,
+    }
+    with torch.device("meta"):
+        whisper = KimiAudioEncoder(WHISPER, config).encoder
+    tensors = {f"model.encoder.{n}": tuple(w.shape) for n, w in whisper.named_parameters()}
+    return TinyParts(
+        config=config,
+        generation={"eos_token_id": begin + 1, "pad_token_id": offset - 1},
+        write_files=lambda directory: write_tiktoken(
+            directory / "tiktoken.model",
+            [(name, True) for name in names],
+            tokenizer_class="TikTokenTokenizer",
+            eos="[EOS]",
+            pad="[EOS]",
+        ),
+        folders={kimi_family.WHISPER: (WHISPER, tensors)},
+    )
+
+
 def _vita(
     codebook_size: int, *, continuous: bool
 ) -> tuple[dict[str, Any], dict[str, Any], Callable[[Path], None]]:
@@ -209,5 +310,8 @@ PARTS: Mapping[str, Callable[[int], TinyParts]] = {
     "vita_audio": vita_audio,
     "vita_audio_plus": vita_audio_plus,
     "glm4_voice": glm4_voice,
+    "step_audio_2": step_audio_2,
+    "covo_audio": covo_audio,
+    "kimi_audio": kimi_audio,
 }
 """By the name of a kind of checkpoint: makes its parts for a number of codes."""
