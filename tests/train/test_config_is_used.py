@@ -361,12 +361,24 @@ def test_every_key_of_vllm_reaches_the_engine(name, toy_task, make_config, monke
         it.close()
 
 
-def test_vllm_in_this_process_takes_the_longest_prompt_with_its_completion(
-    toy_task, make_config, monkeypatch
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [
+        ([], "float32"),
+        (["rollout.dtype=bfloat16"], "bfloat16"),
+        (["model.compute_dtype=bfloat16"], "bfloat16"),
+        (["model.compute_dtype=bfloat16", "rollout.dtype=float32"], "float32"),
+        (["model.dtype=bfloat16"], "bfloat16"),
+        (["rollout.vllm.options={dtype: float16}"], "float16"),
+    ],
+)
+def test_vllm_gets_the_dtype_and_the_longest_prompt_with_its_completion(
+    toy_task, make_config, monkeypatch, keys, dtype
 ):
     monkeypatch.setattr(vllm, "_vllm", lambda: None)
-    it = engines.rollout_engine(make_config("rollout.engine=vllm"), toy_task(), None, Ranks())
-    assert it.vllm.options == {"max_model_len": 4 + 8}
+    config = make_config("rollout.engine=vllm", *keys)
+    it = engines.rollout_engine(config, toy_task(), None, Ranks())
+    assert it.vllm.options == {"max_model_len": 4 + 8, "dtype": dtype}
 
 
 @pytest.mark.parametrize(

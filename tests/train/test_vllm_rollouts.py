@@ -15,6 +15,7 @@ from wavalign_fast.train.model_setup import prepare_model
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.run_directory import check_run, start_run
 from wavalign_fast.train.step import TrainStep
 
 
@@ -145,6 +146,28 @@ def test_in_this_process_there_is_one_rank(toy_task, make_config, monkeypatch) -
     config = make_config("rollout.engine=vllm")
     with pytest.raises(UserError, match=r"rollout.vllm.url: null given for 2 ranks"):
         engines.rollout_engine(config, toy_task(), None, Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "rollout.vllm.url=http://127.0.0.1:2",
+        "rollout.vllm.command=[vllm, serve, --quiet]",
+        "rollout.vllm.options={max_num_seqs: 8}",
+        "rollout.vllm.weights_dir=elsewhere",
+        "rollout.vllm.timeout_s=7",
+        "rollout.vllm.start_timeout_s=7",
+    ],
+)
+def test_a_resumed_run_may_find_its_server_elsewhere(change, tmp_path, make_config) -> None:
+    server = ["rollout.engine=vllm", "rollout.vllm.url=http://127.0.0.1:1"]
+    server += ["rollout.vllm.command=[vllm, serve]", "rollout.vllm.options={max_num_seqs: 4}"]
+    start_run(tmp_path / "run", make_config(*server), data={})
+    check_run(tmp_path / "run", make_config(*server, change), resume=True, overwrite=False)
+    for other in ("rollout.vllm.top_p=0.9", "rollout.engine=builtin"):
+        changed = make_config(other) if other.endswith("builtin") else make_config(*server, other)
+        with pytest.raises(UserError, match="another rollout"):
+            check_run(tmp_path / "run", changed, resume=True, overwrite=False)
 
 
 def steps_on_ranks(config, task, broken: bool):

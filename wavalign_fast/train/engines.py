@@ -6,6 +6,7 @@ import tempfile
 import uuid
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from wavalign_fast.config.rollout import RolloutConfig, VLLMConfig
 from wavalign_fast.config.schema import RunConfig
@@ -41,13 +42,17 @@ def rollout_engine(config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> R
                 "builtin"
             )
         longest = max((len(example.prompt_ids) for example in task.train_examples), default=1)
-        vllm = _vllm_of(config.rollout.vllm, longest + config.rollout.max_new_tokens, ranks)
+        # By itself vLLM computes with float32 weights in a shorter dtype.
+        dtype = str(sampling_dtype(config) or config.model.dtype).removeprefix("torch.")
+        own = {"max_model_len": longest + config.rollout.max_new_tokens, "dtype": dtype}
+        vllm = _vllm_of(config.rollout.vllm, own, ranks)
     return VLLMEngine(config, twin, vllm, ranks)
 
 
-def _vllm_of(config: VLLMConfig, length: int, ranks: Ranks) -> VLLM:
+def _vllm_of(config: VLLMConfig, own: dict[str, Any], ranks: Ranks) -> VLLM:
+    """Returns vLLM with the options ``own``, unless the configuration gives others."""
     timeout_s, start_timeout_s = config.timeout_s, config.start_timeout_s
-    options = {"max_model_len": length} | config.options
+    options = own | config.options
     if config.url is not None:
         return VLLMServer(
             config.url,

@@ -51,6 +51,13 @@ CHANGEABLE_ON_RESUME = {
     "train.max_nonfinite_steps",
     "train.async_checkpoint",
     "rollout.keep_copy",
+    # Where a server is, and how long it may take.
+    "rollout.vllm.url",
+    "rollout.vllm.command",
+    "rollout.vllm.options",
+    "rollout.vllm.weights_dir",
+    "rollout.vllm.timeout_s",
+    "rollout.vllm.start_timeout_s",
     "parallel.replicate",
     "parallel.shard",
     "parallel.reshard",
@@ -265,9 +272,14 @@ def _sample_record(sample: SpokenSample, wav: str | None) -> dict[str, Any]:
     }
 
 
+def _may_change(key: str) -> bool:
+    """Whether ``--resume`` may change a key, or the group that holds it."""
+    return any(key == it or key.startswith(f"{it}.") for it in CHANGEABLE_ON_RESUME)
+
+
 def _check_same_run(path: Path, config: RunConfig) -> None:
     before = read_run_config(path)
-    others = [key for key in differing_keys(before, config) if key not in CHANGEABLE_ON_RESUME]
+    others = [key for key in differing_keys(before, config) if not _may_change(key)]
     if others:
         then_now = (
             f"{key} ({shown(_value(before, key))} then, {shown(_value(config, key))} now)"
