@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "ops": KERNELS,
     "losses": KERNELS,
     "data": PARTS,
-    "data_command": PARTS | {"config", "outputs"},
+    "data_command": PARTS | {"codec_arguments", "config", "outputs"},
     "models": PARTS,
     "models/prompt_audio/cache": PARTS | {"outputs"},
     "rewards": PARTS | {"redaction"},

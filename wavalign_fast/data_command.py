@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wavalign_fast.codec_arguments import add_codec_arguments, codec_options
 from wavalign_fast.errors import UserError, shown, user_input
 from wavalign_fast.outputs import check_output, write_whole
 
@@ -216,14 +217,7 @@ def _add_encode(commands: Any) -> None:
         "same command again goes on where it was stopped. The exit status is 1 if a file failed.",
     )
     _add_files(parser)
-    parser.add_argument(
-        "--codec", required=True, metavar="KIND | FILE.yaml",
-        help="kind of the codec, e.g. glm4_voice, or a file with its kind and options",
-    )  # fmt: skip
-    parser.add_argument(
-        "--codec-option", action="append", default=[], metavar="KEY=VALUE",
-        help="an option of the codec, e.g. tokenizer=models/glm-4-voice-tokenizer",
-    )  # fmt: skip
+    add_codec_arguments(parser, required=True)
     parser.add_argument(
         "--cache", type=Path, default=Path("audio_cache"), metavar="DIR",
         help="the cache, as task.cache of a run; default: %(default)s",
@@ -245,7 +239,7 @@ def _encode(args: argparse.Namespace) -> int:
     from wavalign_fast.speech.encode_files import encode_files
 
     with user_input("data encode"):
-        codec = open_codec(_codec_options(args))
+        codec = open_codec(codec_options(args))
         files = audio_files(
             read_dialogues(args.files, _read_options(args)).dialogues,
             answers_only=args.answers_only,
@@ -265,31 +259,6 @@ def _encode(args: argparse.Namespace) -> int:
     }
     print(json.dumps(summary, ensure_ascii=False, indent=1) if args.json else _encoded(summary))
     return int(bool(found.failed))
-
-
-def _codec_options(args: argparse.Namespace) -> dict[str, Any]:
-    from wavalign_fast.config.yaml import read_config_file, read_override
-
-    path = Path(args.codec)
-    is_file = path.suffix in (".yaml", ".yml")
-    options: dict[str, Any] = read_config_file(path) if is_file else {"kind": args.codec}
-    for text in args.codec_option:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"--codec-option: {shown(text)} given, wanted KEY=VALUE")
-        options[key] = read_override(value, f"--codec-option {key}")
-    return {key: _plain(value) for key, value in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Returns what YAML makes of a value; only the codec knows which type it wants."""
-    from wavalign_fast.config.yaml import Source
-
-    if isinstance(value, Source):
-        return _plain(value.as_value())
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

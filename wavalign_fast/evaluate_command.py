@@ -241,7 +241,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
     )
-    judge = None if args.judge is None else _judge(args)
+    judge = None if args.judge is None else _judge(args, output)
     codec = None if args.codec is None else _codec(args)
     model, answers = _model(args, output, codec)
     if model is not None:
@@ -263,7 +263,7 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
     )  # fmt: skip
 
 
-def _judge(args: argparse.Namespace) -> "FunctionJudge | EndpointJudge":
+def _judge(args: argparse.Namespace, output: Path) -> "FunctionJudge | EndpointJudge":
     from wavalign_fast.evaluation.judging import FunctionJudge
 
     if args.judge.endswith((".yaml", ".yml")):
@@ -272,7 +272,8 @@ def _judge(args: argparse.Namespace) -> "FunctionJudge | EndpointJudge":
         from wavalign_fast.rewards.judge.options import JudgeOptions
 
         with naming("--judge"):
-            return EndpointJudge(group_from_file(Path(args.judge), "judge", JudgeOptions))
+            options = group_from_file(Path(args.judge), "judge", JudgeOptions)
+            return EndpointJudge(options, cache=output / "judgements")
     judge = FunctionJudge(args.judge, timeout_s=args.judge_timeout)
     judge.load()
     return judge

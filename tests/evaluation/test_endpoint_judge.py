@@ -73,6 +73,16 @@ def test_nobody_is_asked_twice_and_another_judge_is_refused(ask):
     assert ask(answers, words=("--redo", "scores"))[0] == 0
 
 
+def test_what_came_before_a_kill_is_not_asked_again(ask, folder):
+    with LoopbackJudge(answers) as server:
+        lines = {"url": server.url, "model": "ear-1"}
+        (folder / "judge.yaml").write_text(json.dumps({"judge": lines}))
+        words = ["evaluate", "p.jsonl", "--answered", "--judge", "judge.yaml", "--output", "out"]
+        assert cli.main(words) == 0 and len(server.asked) == 3
+        (folder / "out" / "scores.jsonl").unlink()  # as if it were killed before it was written
+        assert cli.main(words) == 0 and len(server.asked) == 3
+
+
 def test_a_failed_judgement_is_missing_with_its_cause(ask):
     refused = message(None, refusal="no")
     status, _, report, _ = ask(sends(200, refused), max_missing=1.0)

@@ -46,6 +46,7 @@ def test_defaults_and_names_of_keys(tmp_path):
 
 BAD = [
     ({"task": "qa", "prompt": "x"}, "no reference"),
+    ({"task": "qa", "prompt": "x", "reference": "?!"}, "wanted a word or a number"),
     ({"task": "mcq", "prompt": "x", "reference": "Paris"}, "reference is 'Paris', wanted a letter"),
     ({"task": "mcq", "prompt": "x", "reference": "C", "choices": ["a", "b"]}, "of A to B"),
     ({"task": "bool", "prompt": "x", "reference": "maybe"}, "wanted yes, no"),

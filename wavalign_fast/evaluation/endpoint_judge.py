@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from wavalign_fast.errors import shorten
@@ -47,15 +48,20 @@ class EndpointJudge:
     judgements of a call are handed over before a share of missing ones above ``max_missing`` ends
     the run, so that none is lost.
 
+    Args:
+        cache: directory for judgements as they come, unless the options name one. They are written
+            to ``scores.jsonl`` rubric by rubric, so a killed process may have more than that.
+
     Raises:
         JudgeError: no address, no such key, or a package is missing.
     """
 
-    def __init__(self, options: JudgeOptions) -> None:
+    def __init__(self, options: JudgeOptions, *, cache: Path) -> None:
         self.options = options
         self.at_once = 2 * options.concurrency
         # It would keep what it has of a step when too much is missing; here that is written first.
-        kept = options.model_copy(update={"max_missing": 1.0})
+        changed = {"max_missing": 1.0, "cache": options.cache or cache}
+        kept = options.model_copy(update=changed)
         self._sound = Judge(kept)
         text = {"audio": "none", "model": options.text_model or options.model, "mode": "holistic"}
         self._text = Judge(kept.model_copy(update=text))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_fast.data.jsonl import check_text, each_line
+from wavalign_fast.data.words import words
 from wavalign_fast.errors import UserError, one_line, shown
 from wavalign_fast.evaluation.choices import LETTERS
 from wavalign_fast.evaluation.presets import FIELDS, PLAIN, PRESETS
@@ -254,6 +255,8 @@ def _check_references(task: str, references: tuple[str, ...], choices: tuple[str
         raise ValueError(f"no reference, wanted the right answer of a {task} record")
     letters = LETTERS[: len(choices) or len(LETTERS)]
     for text in references:
+        if task == "qa" and not words(text):
+            raise ValueError(f"reference is {shown(text)}, wanted a word or a number in it")
         bare = text.strip().strip("().").upper()
         if task == "mcq" and not (len(bare) == 1 and bare in letters):
             raise ValueError(f"reference is {shown(text)}, wanted a letter of {letters[0]} to "
