@@ -28,6 +28,7 @@ from wavalign_fast.errors import (
 from wavalign_fast.evaluate_command import add_evaluate
 from wavalign_fast.export_command import add_export
 from wavalign_fast.init_command import add_init
+from wavalign_fast.judge_command import add_judge
 from wavalign_fast.outputs import check_output, is_stdout
 from wavalign_fast.plan_command import add_plan
 from wavalign_fast.signals import Interrupted, interruption, signals_as_exceptions
@@ -186,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_export(commands)
     add_evaluate(commands)
+    add_judge(commands)
 
     build = commands.add_parser("build-recipe", help="build the files that ship with a recipe")
     build.add_argument("recipe", help="name of the recipe, e.g. spoken-sums")
