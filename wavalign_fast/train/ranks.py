@@ -4,9 +4,11 @@
 rank 0 of 1, and no call here communicates.
 """
 
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wavalign_fast.errors import OtherRankError, UserError, one_line, shared
+from wavalign_fast.train.forwarded_signals import signals_to_main
 from wavalign_fast.train.torchrun import several_ranks
 from wavalign_fast.train.waiting import naming_the_wait
 
@@ -121,12 +124,24 @@ class Ranks:
         raise shared(error)
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """Returns ``call()`` of rank 0 on every rank; an error there is raised on all."""
+        """Returns ``call()`` of rank 0 on every rank; an error there is raised on all.
+
+        SIGTERM or SIGHUP to a rank that waits is raised on rank 0, too.
+        """
         value: Any = None
-        with self.failing_together():
+        with self._forwarding_signals(), self.failing_together():
             if self.is_main:
                 value = call()
         return self.gather(value)[0]
+
+    def _forwarding_signals(self) -> AbstractContextManager[None]:
+        if self.world == 1 or threading.current_thread() is not threading.main_thread():
+            return nullcontext()
+        return signals_to_main(f"{next(_CALLS)}", is_main=self.is_main)
+
+
+_CALLS = itertools.count()
+"""Numbers the calls of ``on_main`` in the main thread, which every rank makes in one order."""
 
 
 @contextmanager
