@@ -79,6 +79,20 @@ class Recorded:
         is_speech = self.task.layout.classify(torch.tensor(answer)) == SPEECH
         return torch.where(is_speech, speech, text)
 
+    def gradients(self) -> dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """Runs the step; returns its gradient of each weight and that of the loss by hand.
+
+        The metrics of both must agree.
+        """
+        metrics = self.run()
+        found = {name: weight.grad for name, weight in self.model.named_parameters()}
+        self.model.zero_grad()
+        wanted = self.loss_by_hand()
+        for name, value in wanted.items():
+            assert metrics[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+        wanted["loss/total"].backward()
+        return {name: (found[name], it.grad) for name, it in self.model.named_parameters()}
+
     def loss_by_hand(self) -> dict[str, torch.Tensor]:
         """λ·policy + (1 - λ)·anchor under scopes "all", rows one at a time."""
         loss, temperature = self.config.loss, self.config.rollout.temperature
@@ -136,15 +150,8 @@ def test_a_step_is_the_formula(toy_task, make_config, monkeypatch, overrides, re
     reference = sharp(task.load_model(), 2) if KL[0] in overrides else None
     config = make_config(*SCOPES, *overrides)
     recorded = Recorded(config, task, monkeypatch, reference=reference, rewards=reward)
-    metrics = recorded.run()
-    found = {name: p.grad for name, p in recorded.model.named_parameters()}
-    recorded.model.zero_grad()
-    wanted = recorded.loss_by_hand()
-    for name, value in wanted.items():
-        assert metrics[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
-    wanted["loss/total"].backward()
-    for name, parameter in recorded.model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=2e-6)
+    for found, wanted in recorded.gradients().values():
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.gpu.wrapped import Wrapped
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.ops import operands
 from wavalign_fast.ops.chunked import api, autograd, compaction, kernels, products, row_ops
@@ -70,19 +71,10 @@ KERNELS = (
 )
 
 
-class OnGpu(torch.Tensor):
+class OnGpu(Wrapped):
     """A CPU tensor that reports a GPU as its device."""
 
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "OnGpu":
-        tensor = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device=DEVICE,
-        )  # fmt: skip
-        tensor.inner = inner
-        return tensor
+    place = DEVICE
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.gpu.wrapped import Wrapped
 from wavalign_fast.rollout import cuda_graphs
 from wavalign_fast.train import checkpoint_layouts, policy, telemetry
 
@@ -25,19 +26,8 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero
 TAKE_CPU_INDICES = {"index", "index_put_", "index_put", "_index_put_impl_"}
 
 
-class OnGpu(torch.Tensor):
+class OnGpu(Wrapped):
     """A CPU tensor that reports a GPU as its device."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "OnGpu":
-        tensor = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device=inner.device,
-        )  # fmt: skip
-        tensor.inner = inner
-        return tensor
 
     def __init__(self, inner: torch.Tensor) -> None:
         """Takes what ``__new__`` took."""
