@@ -19,6 +19,7 @@ from wavalign_fast.speech.wire import from_text, to_text
 CLONE = """
 import os
 import random
+import channels  # its own; this package has a file of this name
 import numpy
 import torch
 
@@ -46,12 +47,12 @@ class Codec:
             wave = (row.float() / (self.codebook_size - 1)).repeat_interleave(100)
             noise = torch.rand(1).item() + numpy.random.rand() + random.random()
             waves.append((wave + 1e-3 * noise)[None])
-        torch.manual_seed(7)
+        torch.manual_seed(int(codes[0][0]))
         return waves
 
 
-def make(size=50):
-    return Codec(size)
+def make(size):
+    return Codec(size * channels.FACTOR)
 
 
 class Broken(Codec):
@@ -158,7 +159,8 @@ def options(kind: str, folder: Path, url: str) -> dict:
     clone = folder / "clone"
     clone.mkdir(exist_ok=True)
     (clone / "fake_clone.py").write_text(CLONE)
-    of_clone = {"factory": "fake_clone:make", "paths": [str(clone)], "arguments": {"size": 60}}
+    (clone / "channels.py").write_text("FACTOR = 2\n")
+    of_clone = {"factory": "fake_clone:make", "paths": [str(clone)], "arguments": {"size": 30}}
     if kind == "step_audio_2":
         (folder / "speech_tokenizer_v2_25hz.onnx").write_bytes(b"weights")
         (folder / "voice.wav").write_bytes(wave_bytes([0.0] * 10, 24000))

@@ -136,12 +136,13 @@ def test_references_are_followed_and_nothing_named_is_run(tmp_path):
     marker = tmp_path / "was_run"
     text = (DECODER / "config.yaml").read_text().replace("output_size: 80", "output_size: !ref <m>")
     text = f"m: !ref <n>\nn: 80\nseed: !apply:os.mkdir ['{marker}']\n" + text
+    text += "open: !name:a.b\ndata: [\n  !ref <open>,\n  !ref <n> * 2\n]\n"  # as for training
     (tmp_path / "config.yaml").write_text(text)
     assert read_decoder_config(tmp_path / "config.yaml") == read_decoder_config(
         DECODER / "config.yaml"
     )
     assert not marker.exists()
-    (tmp_path / "config.yaml").write_text("n: !ref <m>\nm: !ref <n>\n")
+    (tmp_path / "config.yaml").write_text("flow: !ref <m>\nm: !ref <flow>\n")
     with pytest.raises(UserError, match="references lead in a circle"):
         read_decoder_config(tmp_path / "config.yaml")
 

@@ -86,7 +86,7 @@ class SpeechDecoder:
         mu, lengths = self.flow.conditions(codes)
         drawn = [self._noise(count) for count in lengths.counts]
         start, phases, noise = (_stacked(parts).to(mu.device) for parts in zip(*drawn, strict=True))
-        mel = lengths.clear(self.flow.mel(mu, start, lengths, steps=self.steps))
+        mel = self.flow.mel(mu, start, lengths, steps=self.steps)
         source = self.hift.excitation(self.hift.pitch(mel, lengths), phases, noise)
         return self.hift.wave(mel, source, lengths)
 

@@ -96,8 +96,8 @@ def read_decoder_config(path: Path) -> tuple[FlowSizes, HiftSizes]:
     from wavalign_fast.speech.glm4_voice.tagged_yaml import read_tagged_yaml
 
     with naming(str(path)):
-        root = read_tagged_yaml(path)
-        return _flow(_Node(root.get("flow"), "flow")), _hift(_Node(root.get("hift"), "hift"))
+        flow, hift = read_tagged_yaml(path, "flow", "hift")
+        return _flow(_Node(flow, "flow")), _hift(_Node(hift, "hift"))
 
 
 class _Node:

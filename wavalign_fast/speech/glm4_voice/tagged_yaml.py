@@ -9,8 +9,8 @@ from wavalign_fast.errors import UserError, one_line, shown
 _REFERENCE = re.compile(r"<([A-Za-z_][\w]*)>")
 
 
-def read_tagged_yaml(path: Path) -> dict[str, Any]:
-    """Reads a file whose tags name classes.
+def read_tagged_yaml(path: Path, *keys: str) -> list[Any]:
+    """Reads top-level entries of a file whose tags name classes; ``None`` for one that is missing.
 
     ``!new:CLASS`` and the like become an entry ``"!new": "CLASS"`` of their mapping, and
     ``!ref <NAME>`` the value of the top-level entry NAME.
@@ -27,7 +27,8 @@ def read_tagged_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"not YAML: {one_line(error)}") from error
     if not isinstance(root, dict):
         raise UserError(f"holds {shown(root)}, wanted a mapping")
-    return {key: _resolved(value, root, 0) for key, value in root.items()}
+    # Only these: what else the file has, as for training, may refer in ways that are not known.
+    return [_resolved(root.get(key), root, 0) for key in keys]
 
 
 class _Reference:
