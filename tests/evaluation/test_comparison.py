@@ -53,6 +53,13 @@ def test_the_difference_is_that_of_the_pairs(runs, folder, capfd):
     assert "alone: 1." in page and "<h3>mmsu 0</h3>" in page
 
 
+def test_iq_is_the_mean_of_its_categories_in_per_cent(runs, folder):
+    report = json.loads((folder / "a" / "report.json").read_text())
+    values = [row["value"] for row in report["categories"].values()]
+    assert report["iq"]["value"] == pytest.approx(100 * sum(values) / 4)
+    assert report["iq"]["low"] < report["iq"]["value"] < report["iq"]["high"] <= 100
+
+
 def test_the_other_way_round_it_is_the_opposite(runs, folder):
     values = []
     for names in (("a", "b"), ("b", "a"), ("a", "a")):

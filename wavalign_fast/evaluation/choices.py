@@ -49,7 +49,8 @@ def read_letter(answer: str, choices: Sequence[str] = (), *, count: int = 4) -> 
     one = f"[{letters}{letters.lower()}]"
     if found := re.fullmatch(rf"[(\[\"']?({one})[)\]\"']?[.,:;!]?", text):
         return found[1].upper()
-    if found := re.match(rf"[(\[\"']?({one})[\]\"']?[).:,]", text):
+    # Not "B, C and D are good".
+    if found := re.match(rf"[(\[\"']?({one})[\]\"']?[).:,](?!\s*[(\[]?{one}\b)", text):
         return found[1].upper()
     said = _said(text, one)
     return said or _single_letter(text, letters) or _single_choice(text, choices)
