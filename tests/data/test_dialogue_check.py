@@ -71,6 +71,14 @@ def test_encodings_are_reported(capsys):
     assert "begins with a byte order mark" in out and "2 lines end in CRLF" in out
 
 
+def test_line_ends_are_counted(tmp_path):
+    file = tmp_path / "d.jsonl"
+    one = json.dumps(GOOD).encode()
+    file.write_bytes(one + b"\r\n" + one + b"\n" + one + b"\r\n" + one + b" \r")
+    (found,) = check_files([file], ReadOptions(), look_at_audio=False).files
+    assert [fault.message for fault in found.encoding] == ["2 lines end in CRLF"]
+
+
 def test_good_files_have_no_errors_and_their_oddities_are_told(capsys):
     names = [f"dialogues/{name}.jsonl" for name in ("rl_sft", "dpo", "legacy")]
     status, out = run(capsys, *names)
@@ -161,6 +169,15 @@ def test_ids_must_differ_in_all_files_together(tmp_path):
     ).files
     assert first.findings[0].fault.message == f"id 7 occurs twice, also in {tmp_path}/b.jsonl:1"
     assert second.findings[0].fault.message == f"id 7 occurs twice, also in {tmp_path}/a.jsonl:1"
+
+
+def test_a_file_named_twice_is_checked_once(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({**GOOD, "id": 7}) + "\n")
+    (found,) = check_files(
+        [file, tmp_path / "." / "a.jsonl"], ReadOptions(), look_at_audio=False
+    ).files
+    assert found.records == 1 and found.findings == []
 
 
 @pytest.mark.parametrize(

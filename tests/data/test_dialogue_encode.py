@@ -59,6 +59,19 @@ def test_answers_only_leaves_out_what_the_user_says(tmp_path, capsys):
     names = [path.name for path in audio_files(found, answers_only=True)]
     assert names == ["a1_good.wav", "a3_good.wav", "a2_good.wav"]
     assert len(audio_files(found)) == 6
+    turns = [("user", "<|audio|>"), ("assistant", "<|audio|>"), ("user", "<|audio|> <|audio|>")]
+    record = {
+        "messages": [{"role": role, "content": text} for role, text in turns],
+        "audios": ["u1.wav", "a1.wav", "u2.wav", "u1.wav"],
+        "rejected_audio": "r.wav",
+    }
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(record))
+    found = read_dialogues([file], ReadOptions(task_types=None)).dialogues
+    names = [path.name for path in audio_files(found, answers_only=True)]
+    assert names == ["a1.wav", "r.wav"]
+    names = [path.name for path in audio_files(found)]
+    assert names == ["u1.wav", "a1.wav", "u2.wav", "r.wav"]
     summary = encode(tmp_path, capsys, TRAIN, "--codec", "toy", "--answers-only")
     assert summary["files"] == 3
 

@@ -78,6 +78,12 @@ def write(path, *records):
     return path
 
 
+def test_equal_semantic_scores_are_told_apart_by_delivery(tmp_path, capsys):
+    file = write(tmp_path / "in.jsonl", scored((5, 1), (5, 3), (1, 4), (1, 2)))
+    (pair,), _ = build(tmp_path, capsys, "--score-mode", "semantic", source=file)
+    assert (pair["chosen_key"], pair["rejected_key"]) == ("s1", "s3")
+
+
 @pytest.mark.parametrize(
     ("scores", "tie", "best", "worst"),
     [
@@ -179,6 +185,33 @@ def test_without_a_pair_nothing_is_written(tmp_path, capsys):
 def test_options_without_meaning_are_refused(tmp_path, capsys, arguments, message):
     file = write(tmp_path / "in.jsonl", scored((5, 5), (1, 1)))
     assert message in fails(capsys, file, "--output", tmp_path / "out.jsonl", *arguments)
+
+
+def test_files_are_looked_for_under_the_roots(tmp_path, capsys, monkeypatch):
+    """Roots start where the user is, other relative paths at the input."""
+    work, source = tmp_path / "work", tmp_path / "source"
+    for file in (work / "said/p.wav", work / "made/o.wav", work / "gold/t.wav", source / "p.wav"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    record = scored((5, 5), (1, 1), audios=["p.wav"], sft_target_audio="t.wav")
+    record["messages"] = [{"role": "user", "content": "<|audio|>"}]
+    for output in record["output"].values():
+        output["output-audio"] = "o.wav"
+    write(source / "in.jsonl", record)
+    monkeypatch.chdir(work)
+    gold = ["--chosen-source", "sft_target", "--sft-audio-root", "gold"]
+    arguments = ["--validate-audio", "--gen-audio-root", "made", *gold]
+
+    def made(*more):
+        return build(tmp_path, capsys, *arguments, *more, source=source / "in.jsonl")[0]
+
+    assert made()[0]["audios"] == ["p.wav"]
+    (pair,) = made("--prompt-audio-root", "said")
+    assert (pair["sft_target_audio"], pair["rejected_audio"]) == ("gold/t.wav", "made/o.wav")
+    (work / "gold/t.wav").unlink()
+    output = str(tmp_path / "out.jsonl")
+    error = fails(capsys, source / "in.jsonl", "--output", output, *arguments)
+    assert "no pair of 1 records; 1: chosen audio is missing" in error
 
 
 def test_paths_that_lead_nowhere_from_the_output_are_noted(tmp_path, capsys):

@@ -152,6 +152,13 @@ def test_a_list_that_is_not_utf8_or_too_large_is_refused(tmp_path, monkeypatch):
         list(raw_records(file))
 
 
+def test_a_jsonl_file_is_lines_whatever_it_begins_with(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('["a"]\n' + json.dumps(record()) + "\n")
+    found = list(raw_records(file))
+    assert str(found[0][1]) == '["a"] is not a JSON object' and found[1][1] == record()
+
+
 def test_json_lines_under_another_name_are_read_as_lines(tmp_path):
     file = write(tmp_path / "d.json", record(id=0), record(id=1))
     assert [(place.line, place.index) for place, _ in raw_records(file)] == [(1, None), (2, None)]
@@ -200,6 +207,15 @@ def test_a_missing_path_takes_its_dialogue_along_unless_it_is_kept(tmp_path):
     kept = read_dialogues([file], ReadOptions(validate_audio=True, unmatched="keep")).dialogues
     assert kept[1].tags == 2 and kept[1].audios == (tmp_path / "a.wav",)
     assert len(read_dialogues([file]).dialogues) == 2  # nobody looked
+
+
+def test_a_blank_path_is_no_audio(tmp_path):
+    blank = record("<|audio|>", audios=["a.wav", " "])
+    file = write(tmp_path / "d.jsonl", record(), blank)
+    (drop,) = read_dialogues([file]).drops
+    assert drop.detail == "audios[1] is empty, wanted a path"
+    kept = read_dialogues([file], ReadOptions(unmatched="keep")).dialogues[1]
+    assert kept.audios == (tmp_path / "a.wav",)
 
 
 def test_audios_of_the_answers_left_out_go_with_them(tmp_path):
@@ -262,7 +278,11 @@ def test_legacy_history_without_markers_or_words_passes(tmp_path):
     legacy = {"question_audio": "q.wav", "task_type": "s2s"}
     file = write(
         tmp_path / "d.jsonl",
-        {**legacy, "history": "before [USER] hello [ASSISTANT]  [USER] again"},
+        {
+            **legacy,
+            "history": "before [USER] hello [ASSISTANT]  [USER] again",
+            "history_text": "not this one",
+        },
         {**legacy, "history": None, "history_text": " free "},
         {"task_type": "s2s", "history": 3},
     )

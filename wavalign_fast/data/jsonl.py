@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, NoReturn
 
 from wavalign_fast.errors import shorten, shown
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can write and UTF-8 cannot."""
 MAX_LINE = 16 << 20
 """Maximum length of a line in bytes: far above any record, far below the size of the memory."""
 
@@ -114,7 +117,7 @@ def check_text(name: str, value: Any) -> str:
     """Returns ``value`` if it is text with something in it; ``name`` is its key in the message."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {shown(value)}, wanted text that is not empty")
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if HALF_PAIR.search(value):
         raise ValueError(f"{name} is {shown(value)}: half of a surrogate pair")
     return value
 

@@ -89,7 +89,7 @@ def check_files(
     """
     audios: list[NamedAudio] = []
     ids: dict[str, list[Place]] = defaultdict(list)
-    files = [_check_file(path, options, audios, ids) for path in paths]
+    files = [_check_file(path, options, audios, ids) for path in dict.fromkeys(paths)]
     found = look_at_all(one.path for one in audios) if look_at_audio else {}
     by_name = {str(file.path): file for file in files}
     for named in audios if look_at_audio else ():
@@ -168,11 +168,9 @@ def _is_inside(named: NamedAudio) -> bool:
 
 def _encoding(path: Path) -> Iterator[Fault]:
     """Yields what other programs may stumble over; ours reads it."""
-    ends, first = 0, b""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            first = first or block[:3]
-            ends += block.count(b"\r\n")
+        first = file.read(len(BOM))
+        ends = sum(line.endswith(b"\r\n") for line in file)
     if first == BOM:
         message = "the file begins with a byte order mark, which other JSON readers refuse"
         yield Fault("warning", "byte order mark", message)

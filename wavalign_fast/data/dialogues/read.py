@@ -64,11 +64,14 @@ def read_dialogues(paths: Sequence[str | Path], options: ReadOptions | None = No
         UserError: a file cannot be read, or no dialogue is left.
     """
     options = options or ReadOptions()
-    raw = [(Path(path), one) for path in paths for one in raw_records(Path(path))]
+    raw: list[tuple[Path, RawRecord]] = []
+    for path in map(Path, paths):
+        folder = folder_of(path)
+        raw += [(folder, one) for one in raw_records(path)]
     kept: list[Dialogue] = []
     drops: list[Drop] = []
-    for path, (place, record) in _subset(raw, options):
-        read = _dialogue_or_drop(record, place, folder_of(path), options)
+    for folder, (place, record) in _subset(raw, options):
+        read = _dialogue_or_drop(record, place, folder, options)
         if isinstance(read, Drop):
             drops.append(read)
         else:

@@ -19,6 +19,7 @@ from wavalign_fast.data.dialogues.records import (
     Scores,
     count_tags,
 )
+from wavalign_fast.data.jsonl import HALF_PAIR
 from wavalign_fast.errors import UserError, shown
 
 TEXTS = (
@@ -102,9 +103,7 @@ def is_legacy(record: Mapping[str, Any]) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether it is ``None`` or text that can be encoded."""
-    return value is None or (
-        isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-    )
+    return value is None or (isinstance(value, str) and not HALF_PAIR.search(value))
 
 
 def _message_errors(messages: Any) -> Iterator[str]:
@@ -234,7 +233,7 @@ def _inferred_task(*, hears: bool, writes: bool, speaks: bool) -> str:
 def _file(path: str | None, base: Path, options: ReadOptions) -> Path | None:
     if not path or not path.strip():
         return None
-    found = Path(path) if Path(path).is_absolute() else base / path
+    found = base / path  # an absolute path stays as it is
     return None if options.validate_audio and not found.exists() else found
 
 
