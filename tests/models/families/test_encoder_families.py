@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,3 +301,44 @@ def test_full_sizes_have_the_right_number_of_weights():
     assert count == 28 * LAYER + 2 * 168055 * 3584 + 3584
     assert table.pieces["lm_head.weight"].stored == "llm.lm_head.weight"
     assert table.aside["audio_adapter.downsample_layers.2.linear2.bias"] == (3584,)
+
+
+class Vocabulary:
+    """Stands for a tokenizer of the real size: plain tokens, then the added ones."""
+
+    def __init__(self, plain, added, special=()):
+        self.vocab = {f"t{number}": number for number in range(plain)}
+        self.vocab |= {name: plain + number for number, name in enumerate(added)}
+        self.added_tokens_decoder = {
+            self.vocab[name]: SimpleNamespace(special=name in special) for name in added
+        }
+
+    def get_vocab(self):
+        return self.vocab
+
+
+QWEN2_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|q{n}|>" for n in range(19))]
+
+
+def test_step_has_the_ids_of_the_published_model():
+    turns = ["<|BOT|>", "<|EOT|>", *(f"<|r{n}|>" for n in range(21))]
+    audio = ["<audio_start>", "<audio_end>", "<audio_patch>", "<tts_start>", "<tts_end>"]
+    rest = [f"<|s{n}|>" for n in range(3)]
+    codes = [f"<audio_{n}>" for n in range(6562)]
+    tokenizer = Vocabulary(151643, [*QWEN2_SPECIAL, *turns, *audio, *rest, *codes])
+    layout = step_audio_2.layout({"text_config": {"vocab_size": 158720}}, tokenizer)
+    named = layout.named
+    assert (named["<audio_start>"], named["<audio_patch>"]) == (151688, 151690)
+    assert (layout.first_code, layout.codebook_size, named["padding"]) == (151696, 6561, 158257)
+    answer = step_audio_2.split(SimpleNamespace(layout=layout), [9, 151696, 158256, 158257, 151690])
+    assert (answer.text, answer.codes, answer.ended) == ([9], [0, 6560], False)
+
+
+def test_covo_has_the_ids_of_the_published_model():
+    audio = ["<|c|>", "<|cAUDIO|>", "<|begofcAUDIO|>", "<|endofcAUDIO|>", "<|d|>", "<|e|>"]
+    tokenizer = Vocabulary(151643, [*QWEN2_SPECIAL, *audio])
+    config = {"llm_config": {"vocab_size": 168055}, "audio_token_index": 151671}
+    layout = covo_audio.layout(config, tokenizer)
+    assert (layout.first_code, layout.codebook_size) == (151671, 16384)
+    assert layout.named["<|cAUDIO|>"] == 151666
+    assert layout.stop == (151645, 151643)

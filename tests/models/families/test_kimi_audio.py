@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -375,3 +376,16 @@ def test_full_sizes_have_the_right_number_of_weights():
     assert table.pieces["upper.layers.0.mlp.up_proj.weight"].stored.startswith("model.layers.22.")
     assert table.aside["model.vq_adaptor.layers.0.weight"] == (3584, 5120)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_it_has_the_ids_of_the_published_model():
+    names = {place: token for token, place in kimi_audio.SPECIAL.values()} | {0: "[BOS]"}
+    vocab = {f"t{number}": number for number in range(151643)}
+    vocab |= {names.get(place, f"<|r{place}|>"): 151643 + place for place in range(421)}
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocab, added_tokens_decoder={})
+    config = {"vocab_size": 168448, "kimia_token_offset": 152064}
+    layout = kimi_audio.layout(config, tokenizer)
+    named = layout.named
+    assert (named["text_blank"], named["text_eos"]) == (151666, 151667)
+    assert (named["media_begin"], named["media_end"]) == (151661, 151663)
+    assert (layout.first_code, layout.codebook_size) == (152064, 16384)
