@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from wavalign_fast.errors import UserError
 from wavalign_fast.models.families.interface import FamilyLayout, Prompt
 from wavalign_fast.models.families.kimi_streams import DELAY
-from wavalign_fast.rollout.checks import check_draws, check_numbers, refuse_logits
+from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, refuse_logits
 from wavalign_fast.rollout.choice import NO_TOKEN, choose_with_logps
 
 if TYPE_CHECKING:
@@ -23,10 +24,21 @@ class HeardPrompt(NamedTuple):
     """[n, H] of each audio that the spans name by its number; more than a span takes are left."""
 
     def placed(self) -> tuple[Tensor, Tensor] | None:
-        """Returns the positions of the vectors, int64 [E], and the vectors, [E, H]."""
+        """Returns the positions of the vectors, int64 [E], and the vectors, [E, H].
+
+        Raises:
+            UserError: an audio has fewer vectors than its spans take.
+        """
         spans = self.prompt.spans
         if not spans:
             return None
+        for span in spans:
+            given = len(self.vectors[span.audio]) if span.audio < len(self.vectors) else 0
+            if given < span.offset + span.count:
+                raise UserError(
+                    f"audio {span.audio} has {given} vectors, wanted {span.offset + span.count} or "
+                    "more"
+                )
         places = [torch.arange(span.first, span.first + span.count) for span in spans]
         parts = [self.vectors[s.audio][s.offset : s.offset + s.count] for s in spans]
         return torch.cat(places), torch.cat(parts)
@@ -77,12 +89,15 @@ def sample_two_streams(
         draws = draws.to(model.device)
     elif temperature > 0:
         raise ValueError(f"no draws at temperature {temperature}, wanted some, or temperature 0")
+    blank = layout.named["text_blank"]
+    for streams in zip(*((h.prompt.ids, h.prompt.second_ids or ()) for h in prompts), strict=True):
+        check_ids(model, streams, ends=frozenset(layout.stop), pad_id=blank)
     if not prompts:
         return SampledStreams([], [], [], [])
     was_training = model.training
     model.eval()
     try:
-        decode = _Decode(model, prompts, layout.named["text_blank"], group_size)
+        decode = _Decode(model, prompts, blank, group_size)
         return _decoded(decode, layout, max_new_tokens, temperature, draws, speech, group_size)
     finally:
         model.train(was_training)

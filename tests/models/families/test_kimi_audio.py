@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +158,10 @@ class Scripted(torch.nn.Module):
         self.script, self.step, self.device = (text, audio), -1, torch.device("cpu")
         self.fed = []
         self.lm_head = self.mimo_output = torch.nn.Identity()
+        self.embedding = torch.nn.Embedding(560, 1)
+
+    def get_input_embeddings(self):
+        return self.embedding
 
     def new_caches(self):
         return ()
@@ -193,6 +198,24 @@ def test_forced_ids_are_filled_in(speech, text, audio, wanted_text, wanted_audio
     chosen = decisions(opened.layout, wanted_text, wanted_audio, speech=speech)
     assert chosen[0] == [index != BLANK for index in wanted_text]
     assert chosen[1] == [index != BLANK for index in wanted_audio]
+
+
+def test_prompts_that_cannot_be_sampled_are_refused(golden):
+    case, expected = golden
+    messages, audios, vectors = dialogue(case, expected, 0)
+    prompt = case.family.prompt(case.files, messages, audios)
+    layout, settings = case.files.layout, {"max_new_tokens": 1, "temperature": 0.0}
+    for given, message in [
+        (HeardPrompt(prompt), "audio 0 has 0 vectors, wanted 9 or more"),
+        (HeardPrompt(prompt, [vectors[0][:8]]), "audio 0 has 8 vectors, wanted 9 or more"),
+        (HeardPrompt(replace(prompt, second_ids=[560])), "holds the id 560, wanted 0 <= id < 560"),
+        (HeardPrompt(replace(prompt, second_ids=None)), "is empty, wanted at least one id"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sample_two_streams(case.model, [given], layout, **settings)
+    with pytest.raises(ValueError, match=r"no draws at temperature 1\.0"):
+        sample_two_streams(case.model, [HeardPrompt(prompt, vectors)], layout, max_new_tokens=1)
+    assert sample_two_streams(case.model, [], layout, **settings).text == []
 
 
 def test_a_directory_is_found_and_its_ids_have_classes():

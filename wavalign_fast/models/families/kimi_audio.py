@@ -322,7 +322,8 @@ def _spoken(files: FamilyFiles, text: Sequence[int], codes: Sequence[int] | None
     said = [*text, named["text_eos"]]
     if codes is None:
         blanks = [IGNORE] * len(said)
-        return Target(ids=said, labels=said, second_ids=[blank] * len(said), second_labels=blanks)
+        silence = [blank] * len(said)
+        return Target(ids=said, labels=[*said], second_ids=silence, second_labels=blanks)
     speech = [*code_ids(files.layout, codes, "the answer's audio"), named["media_end"]]
     length = DELAY + len(speech)
     if len(said) > length:
