@@ -33,6 +33,8 @@ def write_model(
 ) -> None:
     """Writes the weights of now, adapters merged in, and the configuration. All ranks call it.
 
+    A tied head is written as a matrix of its own.
+
     Args:
         source: the policy's model, of transformers or peft; sharded or not.
         directory: an empty directory, on the rank that writes; ``None`` on the others.
@@ -45,8 +47,7 @@ def write_model(
     resharded(source if root is None else root)
     base = base_of(source)
     weights = merged_weights(source)
-    tied = _tied_names(base, weights)
-    names = [name for name in weights if name not in tied]
+    names = list(weights)
     dtypes = [_dtype(weights[name], dtype) for name in names]
     writer = None if directory is None else _Writer(directory)
     for name, whole in zip(
@@ -55,30 +56,19 @@ def write_model(
         if writer is not None:
             writer.add(name, whole)
     if writer is not None:
-        writer.finish(_config_of(base, tied=bool(tied), dtype=dtypes[0]))
+        writer.finish(_config_of(base, dtypes[0]))
 
 
 def _dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
     return weight.dtype if wanted is None or not weight.is_floating_point() else wanted
 
 
-def _tied_names(base: "PreTrainedModel", weights: dict[str, Tensor]) -> set[str]:
-    """The names of weights that are another one's second name, such as that of a tied head."""
-    seen: set[int] = set()
-    second: set[str] = set()
-    if not getattr(base.config, "tie_word_embeddings", False):
-        return second
-    for name, weight in weights.items():
-        if id(weight) in seen:
-            second.add(name)
-        seen.add(id(weight))
-    return second
-
-
-def _config_of(base: "PreTrainedModel", *, tied: bool, dtype: torch.dtype) -> Any:
+def _config_of(base: "PreTrainedModel", dtype: torch.dtype) -> Any:
     config = copy.deepcopy(base.config)
     config.architectures = [plain_class(base).__name__]
-    config.tie_word_embeddings = tied  # a tied head with an adapter is a matrix of its own
+    # A tied head with an adapter is a matrix of its own. And vLLM 0.32 keeps a copy of a tied head
+    # on a CPU, in another layout, which an update of the weights leaves as it was.
+    config.tie_word_embeddings = False
     config.dtype = dtype
     return config
 
