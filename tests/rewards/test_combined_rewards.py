@@ -14,7 +14,7 @@ from tests.rewards.loopback_judge import LoopbackJudge, says, scores
 from wavalign_fast.errors import UserError
 from wavalign_fast.rewards.build import build_rewards
 from wavalign_fast.rewards.combined import CombinedReward, Part, at_once
-from wavalign_fast.rewards.judge.options import JudgeOptions
+from wavalign_fast.rewards.judge.options import NO_JUDGE, JudgeOptions
 from wavalign_fast.rewards.options import KINDS, read_parts
 from wavalign_fast.speech.wave_files import read_wave
 
@@ -91,7 +91,6 @@ def test_parts_that_cannot_be_combined_are_refused(parts, message):
         CombinedReward([part("a", [])], scale=(5.0, 1.0))
 
 
-NO_JUDGE = JudgeOptions()
 A_JUDGE = JudgeOptions(url="http://h/v1", model="m")
 
 
@@ -120,7 +119,7 @@ def test_a_mistake_is_named_by_its_key(given, judge, message):
 
 def test_a_judge_alone_needs_no_list():
     (only,) = read_parts([], A_JUDGE)
-    assert only.kind == "judge" and read_parts([], NO_JUDGE) == []
+    assert only.kind == "judge" and read_parts(None, NO_JUDGE) == []
 
 
 FUNCTION = """

@@ -129,6 +129,34 @@ def test_what_a_handle_returns_is_checked(toy_task, given):
         pending.result()
 
 
+def test_a_judge_that_stops_the_run_loses_nothing(train, toy_task, metrics_of, tmp_path):
+    """The failure shows after the rollouts were scored; the steps before it are saved."""
+    task = toy_task()
+    rewards = task.rewards
+
+    def fails_at_three(completions):
+        if task.calls.get("rewards", 0) == 2:
+            raise UserError("40 of the last 64 scores are missing")
+        return rewards(completions)
+
+    class Lazy:
+        def __init__(self, completions) -> None:
+            self.completions = completions
+
+        def result(self):
+            return fails_at_three(self.completions)
+
+    task.start_rewards = Lazy
+    message = r"step 3 \(checkpoint of step 2 saved in .*\): 40 of the last 64 scores"
+    with pytest.raises(UserError, match=message):
+        train("train.steps=4", *KL, name="failed", task=task)
+    resumed = train("train.steps=4", *KL, name="failed")
+    whole = train("train.steps=4", *KL, name="whole")
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name])
+    assert [record["step"] for record in metrics_of(tmp_path / "failed")] == [1, 2, 3, 4]
+
+
 def one_rank_fails(toy_task, make_config) -> list[str]:
     """Returns what each of two ranks raises: rank 1's judge fails once the rollouts are scored."""
     ranks = Ranks(dist.get_rank(), dist.get_world_size())

@@ -87,10 +87,16 @@ def _summary(group: type[BaseModel]) -> str:
 
 
 def _task_entries(recipe: str, factory: Callable[..., Any]) -> dict[str, str]:
-    fields = options_model(factory).model_fields
-    return {
-        f"task.{name}": _entry(f"task.{name}", field, [recipe]) for name, field in fields.items()
-    }
+    entries: dict[str, str] = {}
+    for name, field in options_model(factory).model_fields.items():
+        if kind := group_of(field.annotation):
+            entries[f"task.{name}"] = "\n".join(
+                [*_wrapped(f"task.{name}: {_summary(kind)}  ({recipe})", 0), ""]
+            )
+            entries |= _entries(kind, f"task.{name}.", {})
+        else:
+            entries[f"task.{name}"] = _entry(f"task.{name}", field, [recipe])
+    return entries
 
 
 def _entry(key: str, field: Any, notes: Sequence[str]) -> str:

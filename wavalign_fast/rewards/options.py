@@ -161,7 +161,7 @@ KINDS: dict[str, type[PartOptions]] = {
 
 
 def read_parts(
-    given: Sequence[Any], judge: JudgeOptions, *, key: str = "task.rewards"
+    given: Sequence[Any] | None, judge: JudgeOptions, *, key: str = "task.rewards"
 ) -> list[PartOptions]:
     """Checks the parts of a config. Without any, a judge that is given is the only one.
 
@@ -171,7 +171,7 @@ def read_parts(
     Raises:
         UserError: a part is none, or the judge is a part and ``judge`` has no address.
     """
-    parts = [_read(value, f"{key}[{place}]") for place, value in enumerate(given)]
+    parts = [_read(value, f"{key}[{place}]") for place, value in enumerate(given or ())]
     if not parts and judge.url is not None:
         parts = [JudgePart()]
     asks = any(isinstance(part, JudgePart) for part in parts)

@@ -71,7 +71,7 @@ class Judge:
         self._make_sender = _sender_class()  # a missing package shows now
         self._sender: Sender | None = None
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
+        threading.Thread(target=_run, args=(self._loop,), name="judge", daemon=True).start()
         self._end = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     def start(
@@ -203,6 +203,13 @@ class Judging:
         """Returns the counts of these requests, complete once ``result`` has returned."""
         options = self._judge.options
         return self._group.tally.metrics(options.price_in, options.price_out)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def rubrics_of(options: "JudgeOptions") -> list[Rubric]:

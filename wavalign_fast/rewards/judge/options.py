@@ -103,6 +103,10 @@ class JudgeOptions(Group):
         return parts._replace(path=path).geturl()
 
 
+NO_JUDGE = JudgeOptions()
+"""The default of an option of a recipe."""
+
+
 def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
