@@ -83,7 +83,7 @@ def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
 
 
 def test_more_ranks_are_advised_where_the_shards_are_fixed(capsys, directories):
-    run = (directories / "large", "--json", "--gpu-memory", "2.5")
+    run = (directories / "large", "--json", "--gpu-memory", "3.5")
     found = json.loads(plan(capsys, *run, "--ranks", "2", "parallel.shard=2"))
     change = next(c for c in found["changes"] if c["words"][0].startswith("--ranks"))
     ranks, setting = change["words"]
