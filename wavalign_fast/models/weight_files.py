@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import DamagedFileError, UserError
 from wavalign_fast.models.json_files import read_json
 
 ONE_FILE = "model.safetensors"
@@ -17,6 +17,13 @@ INDEX = "model.safetensors.index.json"
 def has_weight_files(directory: Path) -> bool:
     """Whether ``directory`` has weights in safetensors files."""
     return any((directory / name).is_file() for name in (ONE_FILE, INDEX))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise DamagedFileError(f"{index} has no weight_map, wanted the file of each tensor")
+    return files
 
 
 class WeightFiles:
@@ -33,7 +40,7 @@ class WeightFiles:
         self._opened: dict[str, Any] = {}
         self._file_of: dict[str, str] | None = None
         if not (directory / ONE_FILE).is_file() and (directory / INDEX).is_file():
-            self._file_of = dict(read_json(directory / INDEX)["weight_map"])
+            self._file_of = _weight_map(directory / INDEX)
         for file in self.files:
             if not (directory / file).is_file():
                 raise UserError(f"weights in {directory}: the file {file} is missing")

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,17 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.models.families.golden import GOLDEN, opened
 from tests.ranks import run_ranks
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import DamagedFileError, UserError
 from wavalign_fast.models import decoder_layers, empty_model, fill_shards, load_checkpoint
+from wavalign_fast.models.families import vita_audio
 from wavalign_fast.models.families.checkpoint import load_family, read_aside
 from wavalign_fast.models.families.export import export_family, export_plain
-from wavalign_fast.models.families.registry import family_of, find_family, storing_family
+from wavalign_fast.models.families.registry import (
+    family_of,
+    find_family,
+    named_family,
+    storing_family,
+)
 
 CASES = {
     "vita_audio": "vita_audio", "vita_audio_plus": "vita_audio", "glm4_voice": "glm4_voice",
@@ -222,6 +229,21 @@ def test_a_missing_file_of_weights_is_named(tmp_path):
             load(source)
 
 
+def test_damaged_files_of_weights_are_named(tmp_path):
+    source = copied("glm4_voice", tmp_path)
+    file = source / "model-00001-of-00002.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    for load in (load_checkpoint, load_family, lambda path: empty_model(path, dtype=torch.float32)):
+        with pytest.raises(DamagedFileError, match=r"glm4_voice cannot be read"):
+            load(source)
+    file.write_bytes(whole)
+    load_family(source)
+    changed(source, "model.safetensors.index.json", lambda index: index.pop("weight_map"))
+    with pytest.raises(DamagedFileError, match=r"index\.json has no weight_map"):
+        load_family(source)
+
+
 def rename_token(old, new):
     def change(tokenizer):
         for token in tokenizer["added_tokens"]:
@@ -268,6 +290,28 @@ def test_a_plain_model_is_of_no_family(tmp_path):
     assert find_family(tmp_path) is None
     with pytest.raises(UserError, match=r"no known family: .*DeepseekV3.*known: vita_audio, glm4"):
         family_of(tmp_path)
+
+
+def test_a_users_own_family_loads_and_exports(tmp_path):
+    """A file of the same shape serves a directory that tells no family of ours."""
+    source = copied("vita_audio", tmp_path)
+    config = {"architectures": ["MineForCausalLM"], "model_type": "mine"}
+    changed(source, "config.json", lambda known: known.update(config))
+    code = Path(vita_audio.__file__).read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(code.replace('NAME = "vita_audio"', 'NAME = "mine"'))
+    mine = named_family(str(tmp_path / "mine.py"))
+    with pytest.raises(UserError, match="no known family"):
+        load_family(source)
+    loaded = load_family(source, family=mine)
+    assert loaded.family.NAME == "mine" and loaded.files.layout.first_code == 554
+    wanted = dict(load_checkpoint(source, family=mine).named_parameters())
+    assert all(torch.equal(w, wanted[n]) for n, w in loaded.model.named_parameters())
+    empty = empty_model(source, dtype=torch.bfloat16, family=mine)
+    empty.to_empty(device="cpu")
+    fill_shards(empty, source, family=mine)
+    assert all(torch.equal(w, wanted[n]) for n, w in empty.named_parameters())
+    export_family(source, tmp_path / "out", wanted, family=mine)
+    same_files(source, tmp_path / "out")
 
 
 def read_in_shards(directories):

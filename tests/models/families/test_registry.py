@@ -6,7 +6,7 @@ import pytest
 
 from wavalign_fast.errors import DamagedFileError, UserError
 from wavalign_fast.models.families import registry
-from wavalign_fast.models.families.interface import FUNCTIONS, evidence
+from wavalign_fast.models.families.interface import FUNCTIONS, DialogueOptions, evidence
 from wavalign_fast.models.families.registry import find_family, named_family
 
 ASKED = {"architectures": ("OwnForCausalLM",), "model_types": ("own",), "keys": ("own_a", "own_b")}
@@ -80,3 +80,8 @@ def test_a_directory_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DamagedFileError, match=r"config\.json cannot be read"):
         find_family(tmp_path)
+
+
+def test_an_unknown_style_of_prompts_is_refused():
+    with pytest.raises(UserError, match="prompt_style is 'rows', wanted one of row, release"):
+        DialogueOptions(prompt_style="rows")

@@ -17,6 +17,7 @@ from wavalign_fast.models.families.interface import (
 from wavalign_fast.models.families.registry import family_of
 from wavalign_fast.models.families.weight_table import WeightTable
 from wavalign_fast.models.json_files import read_config, read_json
+from wavalign_fast.models.loading import reading
 from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.weight_files import WeightFiles
 
@@ -78,7 +79,8 @@ def load_family(
         UserError: it is of no known family, or a file is missing, damaged or does not fit.
     """
     family, files = open_family(directory, family, options)
-    model = load_family_model(directory, family, dtype)
+    with reading(directory):
+        model = load_family_model(directory, family, dtype)
     return LoadedFamily(
         family=family, files=files, model=model, table=weight_table(model, family, files.config)
     )
@@ -135,7 +137,11 @@ def weight_table(
 
 
 def read_aside(directory: Path, table: WeightTable, prefix: str = "") -> dict[str, Tensor]:
-    """Reads the tensors that the native model lacks and whose names begin with ``prefix``."""
-    with WeightFiles(directory) as files:
+    """Reads the tensors that the native model lacks and whose names begin with ``prefix``.
+
+    Raises:
+        DamagedFileError: a file cannot be read.
+    """
+    with reading(directory), WeightFiles(directory) as files:
         names = [n for n in files.names if n.startswith(prefix) and table.is_aside(n)]
         return {name: files.tensor(name).clone() for name in names}

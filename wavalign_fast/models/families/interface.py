@@ -11,10 +11,11 @@ where nothing is scored. Labels are not shifted: a label stands where its own id
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 
+from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.weight_table import WeightTable
 
@@ -153,11 +154,21 @@ class DialogueOptions:
         prompt_style: "row" makes the prompt the beginning of the row that training scores;
             "release" builds it as the family's published inference code does.
         speech: asks for a spoken answer. A family whose prompts do not say so has one prompt.
+
+    Raises:
+        UserError: another style.
     """
 
     ratio: tuple[int, ...] | None = None
     prompt_style: PromptStyle = "row"
     speech: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prompt_style not in get_args(PromptStyle):
+            raise UserError(
+                f"prompt_style is {self.prompt_style!r}, wanted one of "
+                f"{', '.join(get_args(PromptStyle))}"
+            )
 
 
 DEFAULT_OPTIONS = DialogueOptions()
