@@ -153,3 +153,10 @@ def test_the_page_shows_every_fact(rich_installed, monkeypatch, failing_import, 
         assert title in page
         for fact in section:
             assert fact.name in page and fact.value in page
+
+
+def test_the_compiled_functions_on_data_are_told(monkeypatch):
+    monkeypatch.setattr(doctor.host, "EXTENSION", {"python": "3.11.2"})
+    assert facts("Backends")["data in C++"] == "built with Python 3.11.2"
+    monkeypatch.setattr(doctor.host, "EXTENSION", "they were not built")
+    assert facts("Backends")["data in C++"] == "they were not built; plain Python serves"

@@ -1,6 +1,7 @@
 """`wavalign-fast data pairs` makes the pairs of the authors' builder, without its traps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,11 @@ def test_files_are_looked_for_under_the_roots(tmp_path, capsys, monkeypatch):
     assert made()[0]["audios"] == ["p.wav"]
     (pair,) = made("--prompt-audio-root", "said")
     assert (pair["sft_target_audio"], pair["rejected_audio"]) == ("gold/t.wav", "made/o.wav")
+    # With one root alone, the outputs lie beside the input.
+    shutil.copy(work / "made/o.wav", source)
+    validated = ["--validate-audio", *gold]
+    (pair,), _ = build(tmp_path, capsys, *validated, source=source / "in.jsonl")
+    assert (pair["sft_target_audio"], pair["rejected_audio"]) == ("gold/t.wav", "o.wav")
     (work / "gold/t.wav").unlink()
     output = str(tmp_path / "out.jsonl")
     error = fails(capsys, source / "in.jsonl", "--output", output, *arguments)
