@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LADDER := $(VENV)/.ladder
+VLLM := .venv-vllm
 # What stands in for a GPU: the ladder, the emulators it runs on, and the rehearsals of what runs on one.
 LADDER_TESTS := tests/gpu tests/tools/ptx_emulator tests/tools/cuda_on_cpu tests/tools/test_rehearsal.py \
 	tests/benchmarks/test_pretended_gpu.py
@@ -26,7 +27,7 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ladder test-floors test-newest lint format bench clean
+.PHONY: help install demo test test-ladder test-floors test-newest test-vllm lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +87,18 @@ test-floors: ## run the tests that depend on them with the oldest torch, Triton 
 
 test-newest: ## run the same tests with the newest ones
 	PYTHON=$(PYTHON) tools/test_with.sh newest $(PYTEST_FLAGS)
+
+# Four gigabytes, and minutes for each start of vLLM; CI does without. The kernels of this checkout
+# serve there too, if torch has the release that they were built with.
+$(VLLM)/.installed: tools/install_vllm.py
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python tools/install_vllm.py "$(TORCH)"
+	@touch $@
+
+test-vllm: $(VLLM)/.installed ## rollouts by vLLM itself, in an environment of its own (4 GB)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VLLM)/bin/python -m pytest tests/rollout/test_vllm_real.py \
+	  $(PYTEST_FLAGS)
 
 lint: install ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .

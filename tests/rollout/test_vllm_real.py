@@ -1,0 +1,184 @@
+"""The engine with vLLM itself, over HTTP and in this process: ``make test-vllm``.
+
+It needs an environment of its own (tools/install_vllm.py), and a minute or two for each start.
+"""
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from wavalign_fast.config.layers import parse_overrides, resolve_config
+from wavalign_fast.data.records import Example
+from wavalign_fast.rollout import Twin
+from wavalign_fast.rollout.engine import RolloutRequest
+from wavalign_fast.rollout.token_answers import EngineError
+from wavalign_fast.train.engines import VLLMEngine, rollout_engine
+from wavalign_fast.train.ranks import Ranks
+
+pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
+
+VOCAB = 320
+ENDS = frozenset(range(1, 12))
+OTHER_ENDS = frozenset(range(60, 120))
+"""What the model's files call ends. They are none of the task: no completion ends with them."""
+SMALL = {
+    "gpu_memory_utilization": 0.05,
+    "kv_cache_memory_bytes": 64 * 2**20,
+    "enforce_eager": True,
+}
+
+
+class Task:
+    """What an engine asks of a task."""
+
+    pad_id, eos_id = 0, tuple(ENDS)
+    train_examples = tuple(
+        Example(id=str(n), prompt="", prompt_ids=(2, *range(40, 41 + n), 3), reference="")
+        for n in range(8)
+    )
+
+
+def model_of_qwen(*, tied: bool) -> Qwen2ForCausalLM:
+    """Two heads of 64, the smallest size that vLLM computes on a CPU."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=list(OTHER_ENDS),
+        pad_token_id=0,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    change(model, 1)
+    return model
+
+
+@torch.no_grad()
+def change(model, seed: int) -> None:
+    """Gives every weight a part of noise, so that distributions are far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.copy_(0.8 * weight + 0.1 * noise)
+
+
+def free_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def engine_of(kind: str, model) -> VLLMEngine:
+    config = resolve_config(
+        [
+            {"recipe": "real"},
+            parse_overrides(["rollout.engine=vllm", "rollout.max_new_tokens=24"]),
+            {"rollout": {"vllm": {"options": SMALL, "timeout_s": 300.0, "start_timeout_s": 900.0}}},
+        ]
+    )
+    if kind == "server":
+        keys = {"url": free_url(), "command": [str(Path(sys.executable).parent / "vllm"), "serve"]}
+        vllm = config.rollout.vllm.model_copy(update=keys)
+        rollout = config.rollout.model_copy(update={"vllm": vllm})
+        config = config.model_copy(update={"rollout": rollout})
+    return rollout_engine(config, Task(), Twin(model), Ranks())
+
+
+@pytest.fixture(scope="module", params=["server", "in this process"])
+def served(request):
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    model = model_of_qwen(tied=request.param == "server")
+    engine = engine_of(request.param, model)
+    yield request.param, engine, model
+    engine.close()
+
+
+def request_of(step: int) -> RolloutRequest:
+    return RolloutRequest(
+        prompt_ids=[example.prompt_ids for example in Task.train_examples],
+        places=range(8),
+        step=step,
+        seed=3,
+        group_size=4,
+        max_new_tokens=24,
+        ends=ENDS,
+        temperature=0.8,
+    )
+
+
+@torch.no_grad()
+def gaps(model, request: RolloutRequest, found) -> torch.Tensor:
+    """Δ log p of every id, the model's minus the engine's."""
+    every = []
+    for row, done in enumerate(found):
+        prompt = request.prompt_ids[row // request.group_size]
+        logits = model(torch.tensor([[*prompt, *done.ids]])).logits[0, len(prompt) - 1 : -1]
+        logps = (logits / request.temperature).log_softmax(-1)
+        every.append(logps.gather(1, torch.tensor(done.ids)[:, None])[:, 0] - done.logps)
+    return torch.cat(every)
+
+
+def test_log_probs_are_the_trainers_before_and_after_an_update(served, capsys) -> None:
+    kind, engine, model = served
+    start = time.monotonic()
+    engine.set_weights(1)
+    started = time.monotonic() - start
+    request = request_of(1)
+    first = engine.sample(request)
+    start = time.monotonic()
+    again = engine.sample(request)
+    sampling = time.monotonic() - start
+    assert [done.ids for done in again] == [done.ids for done in first]
+    before = gaps(model, request, first)
+    assert len({tuple(done.ids) for done in first}) > 16
+    assert {done.ended for done in first} == {True, False}
+    assert any(OTHER_ENDS.intersection(done.ids[:-1]) for done in first)
+
+    change(model, 2)
+    stale = gaps(model, request, first)
+    start = time.monotonic()
+    engine.set_weights(2)
+    updating = time.monotonic() - start
+    second = engine.sample(request_of(2))
+    after = gaps(model, request_of(2), second)
+    assert {int(version) for done in second for version in done.versions} == {2}
+    with capsys.disabled():
+        print(
+            f"\n{kind}: vLLM {engine.vllm.version()}, torch {torch.__version__}; "
+            f"|Δ log p| mean {before.abs().mean():.1e} max {before.abs().max():.1e}; after an "
+            f"update mean {after.abs().mean():.1e} max {after.abs().max():.1e}; old ids under new "
+            f"weights {stale.abs().mean():.1e}; start {started:.0f} s, update {updating:.2f} s, "
+            f"{len(before)} ids in {sampling:.2f} s"
+        )
+    assert before.abs().max() < 1e-4
+    assert after.abs().max() < 1e-4
+    assert stale.abs().mean() > 0.1
+
+
+def test_a_dead_engine_is_an_error_at_once(served) -> None:
+    """An id beyond the vocabulary, which the engine would never send, ends the whole server."""
+    kind, engine, _ = served
+    engine.set_weights(2)
+    request = request_of(2)
+    bodies = engine.checks.bodies(request, engine.sampling)
+    bodies[0]["token_ids"] = [2, VOCAB + 5]
+    start = time.monotonic()
+    with pytest.raises(EngineError) as caught:
+        engine.vllm.generate(bodies)
+    with pytest.raises(EngineError):
+        time.sleep(2.0 if kind == "server" else 0.0)
+        engine.sample(request)
+    assert time.monotonic() - start < 120
+    assert "rollout.vllm" in str(caught.value)
