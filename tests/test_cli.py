@@ -193,11 +193,11 @@ def test_every_key_every_arm_and_every_recipe_is_listed(capsys):
             assert " ".join(field.description.replace("``", "`").split()) in flat
     for option in inspect.signature(Options).parameters:
         assert f"task.{option} = " in text
-    # Both recipes have this one, with texts of their own.
-    assert flat.count("task.eos_as = speech") == 2
+    # All recipes have this one, with texts of their own.
+    assert flat.count("task.eos_as = speech") == 3
     assert "task.eos_as = speech (dialogue)" in flat and "= speech (spoken-sums)" in flat
     assert "task.data (dialogue)" in flat and "[[a whole number, …], …]" in flat
-    assert "train.steps = 150 (dialogue: 200, spoken-sums: 200)" in flat
+    assert "train.steps = 150 (dialogue: 200, spoken-sums: 200, wavalign: 2000)" in flat
     _, arms, _ = load_recipe("spoken-sums")
     for arm in arms:
         assert f"      {arm} " in text

@@ -22,6 +22,13 @@ def add_export(commands: Any) -> None:
         help="dtype of the written weights; default: that of the checkpoint",
     )
     parser.add_argument(
+        "--format",
+        choices=("transformers", "family"),
+        default="transformers",
+        help="family: the names and files of the model family that the run began with, for its own "
+        "code; wants DIR; default: %(default)s",
+    )
+    parser.add_argument(
         "--adapters",
         action="store_true",
         help="write the LoRA adapters alone, into DIR, as peft loads them",
@@ -39,12 +46,22 @@ def export(args: argparse.Namespace) -> int:
             f"{args.run / arms[0]}"
         )
 
-    if args.adapters and args.output is None:
-        args.parser.error("--adapters: DIR is missing, wanted a new directory")
+    if (args.adapters or args.format == "family") and args.output is None:
+        flag = "--adapters" if args.adapters else "--format family"
+        args.parser.error(f"{flag}: DIR is missing, wanted a new directory")
+    if args.format == "family" and (args.adapters or args.dtype):
+        flag = "--adapters" if args.adapters else "--dtype"
+        args.parser.error(f"--format family and {flag} given, wanted one; a family has its own")
 
     import torch
 
-    from wavalign_fast.train.export import export_adapters, export_run, run_of
+    from wavalign_fast.models.families.registry import named_family
+    from wavalign_fast.train.export import (
+        export_adapters,
+        export_as_family,
+        export_run,
+        run_of,
+    )
     from wavalign_fast.train.model_setup import load_base_model
     from wavalign_fast.train.run_directory import read_run_config
     from wavalign_fast.train_command import quiet_libraries, task_maker
@@ -61,6 +78,14 @@ def export(args: argparse.Namespace) -> int:
         if args.adapters:
             began_with = config().model.path
             print(f"adapters: {export_adapters(args.run, args.output, dtype, began_with)}")
+        elif args.format == "family":
+            began_with, named = config().model.path, config().task.get("family")
+            if began_with is None:
+                raise UserError(f"{args.run} began with its recipe's own model, which is of none")
+            family = None if named is None else named_family(named)
+            directory = Path(began_with).expanduser()
+            written = export_as_family(args.run, args.output, directory, family, base)
+            print(f"model: {written}")
         else:
             print(f"model: {export_run(args.run, args.output, dtype, base)}")
     return 0

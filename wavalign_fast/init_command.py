@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, did_you_mean, shown
 from wavalign_fast.outputs import write_whole
+from wavalign_fast.recipes import PACKAGES
+
+FOR_FAMILIES = "wavalign"
+"""The recipe that takes models of any family."""
 
 
 def add_init(commands: Any) -> None:
@@ -19,11 +23,21 @@ def add_init(commands: Any) -> None:
         "wavalign-fast train FILE",
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="what to train, e.g. dialogue; see wavalign-fast config"
+        "recipe",
+        metavar="RECIPE",
+        help="what to train, e.g. dialogue or wavalign, or a model family, e.g. vita_audio_plus: "
+        "the recipe wavalign with such a model",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory")
     parser.add_argument("--data", type=Path, required=True, help="file to train on")
     parser.add_argument("--eval-data", type=Path, metavar="FILE", help="file of held-out records")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further settings, e.g. task.judge.url=http://127.0.0.1:8000/v1",
+    )
     parser.add_argument("--name", help="name of the run directory; default: that of the recipe")
     parser.add_argument(
         "--output",
@@ -38,6 +52,8 @@ def add_init(commands: Any) -> None:
 def init(args: argparse.Namespace) -> int:
     """Runs the command."""
     from wavalign_fast.config.commented import commented_config
+    from wavalign_fast.config.layers import merge, parse_overrides, settle
+    from wavalign_fast.config.schema import RunConfig
 
     for flag, path, is_there in (
         ("--model", args.model, os.path.isdir),
@@ -46,16 +62,18 @@ def init(args: argparse.Namespace) -> int:
     ):
         if path is not None and not is_there(path):
             raise UserError(f"{flag}: {path} is not there")
+    recipe, family = _recipe_and_family(args.recipe, args.model)
     values: dict[str, Any] = {
         "name": args.name or args.recipe.replace("-", "_"),
         "model": {"path": str(args.model)},
-        "task": {"data": str(args.data)},
+        "task": {"data": str(args.data)} | family,
     }
     if args.eval_data is None:
-        values["train"] = {"eval_items": 0}
+        values["train"] = {"eval_items": 0, "eval_every": 0}
     else:
         values["task"]["eval_data"] = str(args.eval_data)
-    text = commented_config(args.recipe, values).encode()
+    given = settle(parse_overrides(args.set), RunConfig)
+    text = commented_config(recipe, merge(values, given)).encode()
     if str(args.output) == "-":
         sys.stdout.buffer.write(text)
         return 0
@@ -64,3 +82,27 @@ def init(args: argparse.Namespace) -> int:
     write_whole(args.output, text)
     print(f"config: {args.output}\nstart it with: wavalign-fast train {args.output}")
     return 0
+
+
+def _recipe_and_family(name: str, model: Path) -> tuple[str, dict[str, str]]:
+    """Returns the recipe of a name, and the option that names the family if that is one.
+
+    Raises:
+        UserError: it is neither a recipe nor a family, or the model is of another family.
+    """
+    if name in PACKAGES:
+        return name, {}
+    from wavalign_fast.models.families.registry import FAMILIES, family_of
+
+    families = {family: family for family in FAMILIES}
+    families |= {"vita_audio_plus": "vita_audio"}  # what its makers call one kind of it
+    if name not in families:
+        known = [*PACKAGES, *families]
+        raise UserError(
+            f"recipe: {shown(name)} given, wanted one of {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
+        )
+    found = family_of(model).NAME
+    if found != families[name]:
+        raise UserError(f"--model: {model} is of the family {found}, wanted {families[name]}")
+    return FOR_FAMILIES, {"family": found}

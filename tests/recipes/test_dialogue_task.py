@@ -12,7 +12,7 @@ from wavalign_fast.data.records import Completion
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.recipes import load_recipe
-from wavalign_fast.recipes.dialogue.evaluate import sample_answers
+from wavalign_fast.recipes.answers import sample_answers
 from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.tokens import load_tokens
 

@@ -9,7 +9,11 @@ from wavalign_fast.recipes import PACKAGES, build_recipe, describe_recipe, load_
 
 
 def test_every_folder_with_a_recipe_is_found():
-    assert PACKAGES == {"dialogue": "dialogue", "spoken-sums": "spoken_sums"}
+    assert PACKAGES == {
+        "dialogue": "dialogue",
+        "spoken-sums": "spoken_sums",
+        "wavalign": "wavalign",
+    }
     for name in PACKAGES:
         defaults, arms, _ = load_recipe(name)
         assert defaults["recipe"] == name and defaults["arm"] in arms and describe_recipe(name)

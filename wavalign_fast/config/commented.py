@@ -9,7 +9,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from wavalign_fast.config.layers import group_of, merge, options_model, resolve_config, wanted
+from wavalign_fast.config.layers import (
+    group_of,
+    merge,
+    options_model,
+    resolve_config,
+    settle_all,
+    wanted,
+)
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.config.yaml import Tree, dump_yaml
 from wavalign_fast.errors import user_input
@@ -35,8 +42,9 @@ def commented_config(recipe: str, values: Tree) -> str:
         defaults, _, factory = load_recipe(recipe)
     given = merge(merge(defaults, {"recipe": recipe}), values)
     resolve_config([given], task=factory)
+    task = options_model(factory)
     lines = [*_comment(HEAD, ""), ""]
-    lines += _group(RunConfig, given, "", options_model(factory))
+    lines += _group(RunConfig, settle_all(given, task), "", task)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -97,15 +97,20 @@ def resolve_config(
     tree: Tree = {}
     for layer in layers:
         tree = merge(tree, layer)
-    tree = settle(tree, RunConfig)
-    options = tree.get("task")
     model = Group if task is None else options_model(task)
-    if isinstance(options, Mapping):
-        tree["task"] = settle(options, model)
-    config = _validate(RunConfig, tree)
+    config = _validate(RunConfig, settle_all(tree, model))
     if task is not None:
         _check_options(model, config.task)
     return config
+
+
+def settle_all(tree: Mapping[str, Any], task: type[BaseModel]) -> Tree:
+    """Settles the tree of a run, whose ``task`` holds options of this kind."""
+    settled = settle(tree, RunConfig)
+    options = settled.get("task")
+    if isinstance(options, Mapping):
+        settled["task"] = settle(options, task)
+    return settled
 
 
 def check_task_options(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:

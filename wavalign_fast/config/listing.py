@@ -61,9 +61,15 @@ def _recipe(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _entries(
-    group: type[BaseModel], prefix: str, defaults: Mapping[str, Mapping[str, Any]]
+    group: type[BaseModel],
+    prefix: str,
+    defaults: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
 ) -> Iterator[tuple[str, str]]:
-    """Yields the dotted key and the text of every key; a group comes before its keys."""
+    """Yields the dotted key and the text of every key; a group comes before its keys.
+
+    ``notes`` stand behind every key.
+    """
     for name, field in group.model_fields.items():
         key = f"{prefix}{name}"
         if kind := group_of(field.annotation):
@@ -71,14 +77,14 @@ def _entries(
                 key,
                 "\n".join([*_wrapped(f"{key}: {_summary(kind)}", 0), ""]),
             )
-            yield from _entries(kind, f"{key}.", defaults)
+            yield from _entries(kind, f"{key}.", defaults, notes)
             continue
         others = [
             f"{recipe}: {_value(values[key])}"
             for recipe, values in defaults.items()
             if key in values and key != "recipe" and values[key] != field.default
         ]
-        yield key, _entry(key, field, others)
+        yield key, _entry(key, field, [*notes, *others])
 
 
 def _summary(group: type[BaseModel]) -> str:
@@ -87,16 +93,7 @@ def _summary(group: type[BaseModel]) -> str:
 
 
 def _task_entries(recipe: str, factory: Callable[..., Any]) -> dict[str, str]:
-    entries: dict[str, str] = {}
-    for name, field in options_model(factory).model_fields.items():
-        if kind := group_of(field.annotation):
-            entries[f"task.{name}"] = "\n".join(
-                [*_wrapped(f"task.{name}: {_summary(kind)}  ({recipe})", 0), ""]
-            )
-            entries |= _entries(kind, f"task.{name}.", {})
-        else:
-            entries[f"task.{name}"] = _entry(f"task.{name}", field, [recipe])
-    return entries
+    return dict(_entries(options_model(factory), "task.", {}, notes=[recipe]))
 
 
 def _entry(key: str, field: Any, notes: Sequence[str]) -> str:

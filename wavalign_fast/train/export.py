@@ -23,6 +23,7 @@ from wavalign_fast.models import (
     load_checkpoint,
     shapes_of,
 )
+from wavalign_fast.models.families.export import export_family
 from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import (
@@ -39,6 +40,8 @@ from wavalign_fast.train.sharded_files import PartError, load_tensors, saved_ten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from wavalign_fast.models.families.interface import Family
 
 WEIGHTS = "weights"
 """The folder of a sharded checkpoint with the weights and all that a model directory has beside."""
@@ -142,17 +145,8 @@ def export_run(
     own = target is None
     target = target or run / EXPORTED
     _refuse(foreign_file(target, EXPORTED) if own else next(iter(_inside(target)), None))
-    source = checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
-    if (source / ADAPTERS).is_file():
-        if base is None:
-            raise UserError(f"{checkpoint} has adapters alone; wanted the model that they are for")
-        model, weights = _merged(source, base(), dtype)
-    elif is_sharded(checkpoint):
-        model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
-        _check_names(checkpoint, model, weights)
-    else:
-        model = load_checkpoint(checkpoint, dtype=dtype)
-        weights = model.state_dict()
+    source = _source_of(checkpoint)
+    model, weights = _trained(checkpoint, dtype, base)
     step = checkpoint_contents(checkpoint).get("step") if own else None
 
     def write(directory: Path) -> None:
@@ -162,6 +156,33 @@ def export_run(
             write_contents(directory, step)
 
     _write(target, write)
+    return target
+
+
+def export_as_family(
+    run: Path,
+    target: Path,
+    began_with: Path,
+    family: "Family | None" = None,
+    base: Callable[[], "PreTrainedModel"] | None = None,
+) -> Path:
+    """Writes a run's newest model, or that of a checkpoint, in the format of a model family.
+
+    Args:
+        target: a new directory.
+        began_with: the family's directory that the run began with. What was not trained is copied
+            from there.
+        family: the family, by default the one that the files tell.
+        base: as for ``export_run``.
+
+    Raises:
+        UserError: there is no checkpoint, something is in ``target``, or ``began_with`` is of no
+            known family.
+    """
+    checkpoint = _checkpoint_of(run)
+    _refuse(next(iter(_inside(target)), None))
+    _, weights = _trained(checkpoint, None, base)
+    export_family(began_with, target, weights, family=family)
     return target
 
 
@@ -206,6 +227,28 @@ def export_adapters(
 
     _write(target, write)
     return target
+
+
+def _source_of(checkpoint: Path) -> Path:
+    """Returns the folder of a checkpoint that has the model."""
+    return checkpoint / WEIGHTS if is_sharded(checkpoint) else checkpoint
+
+
+def _trained(
+    checkpoint: Path, dtype: torch.dtype | None, base: Callable[[], "PreTrainedModel"] | None
+) -> tuple["PreTrainedModel", dict[str, Tensor]]:
+    """Returns the model of a checkpoint, perhaps without values, and its whole weights."""
+    source = _source_of(checkpoint)
+    if (source / ADAPTERS).is_file():
+        if base is None:
+            raise UserError(f"{checkpoint} has adapters alone; wanted the model that they are for")
+        return _merged(source, base(), dtype)
+    if is_sharded(checkpoint):
+        model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
+        _check_names(checkpoint, model, weights)
+        return model, weights
+    model = load_checkpoint(checkpoint, dtype=dtype)
+    return model, model.state_dict()
 
 
 def _checkpoint_of(run: Path) -> Path:

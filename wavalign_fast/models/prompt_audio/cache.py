@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from wavalign_fast.speech.wave_files import read_wave
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
+_WRITING = threading.Lock()
+"""The temporary file of a write is named by its process: threads take turns."""
 
 
 class PromptAudioCache:
@@ -65,7 +68,8 @@ def _write(path: Path, pieces: list[Tensor]) -> None:
     from safetensors.torch import save
 
     content = save({f"{number:06d}": piece for number, piece in enumerate(pieces)})
-    write_whole(path, hashlib.sha256(content).digest() + content)
+    with _WRITING:
+        write_whole(path, hashlib.sha256(content).digest() + content)
 
 
 def _read(path: Path) -> list[Tensor] | None:

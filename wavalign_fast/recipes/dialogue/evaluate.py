@@ -4,50 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from wavalign_fast.data.records import Completion, Evaluation, Example, SpokenSample
+from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
 from wavalign_fast.recipes.dialogue.rewards import Rewards
 from wavalign_fast.recipes.dialogue.tokens import Tokens
-from wavalign_fast.rollout import sample_completions, uniforms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NUM_SAMPLES = 8
 """Number of answers that are kept as text."""
-
-
-def sample_answers(
-    model: "PreTrainedModel",
-    examples: Sequence[Example],
-    tokens: Tokens,
-    *,
-    temperature: float,
-    max_new_tokens: int,
-    rows: int,
-    seed: int,
-) -> list[Completion]:
-    """Samples one answer per example, ``rows`` at a time, reproducibly for a seed."""
-    answers: list[Completion] = []
-    items = torch.arange(len(examples))
-    draws = uniforms(seed, 0, items, torch.zeros_like(items), torch.arange(max_new_tokens))
-    for start in range(0, len(examples), rows):
-        asked = examples[start : start + rows]
-        sampled = sample_completions(
-            model,
-            [example.prompt_ids for example in asked],
-            max_new_tokens=max_new_tokens,
-            eos_id=tokens.ends,
-            pad_id=tokens.pad_id,
-            temperature=temperature,
-            draws=draws[start : start + rows] if temperature > 0 else None,
-        )
-        answers += [
-            Completion(example=example, ids=tuple(ids), ended=bool(ids) and ids[-1] in tokens.ends)
-            for example, ids in zip(asked, sampled, strict=True)
-        ]
-    return answers
 
 
 def shown_sample(done: Completion, tokens: Tokens, reward: float | None) -> SpokenSample:
@@ -58,33 +24,6 @@ def shown_sample(done: Completion, tokens: Tokens, reward: float | None) -> Spok
         text=tokens.text(done.ids),
         reward=reward,
     )
-
-
-def answer_metrics(answers: Sequence[Completion], tokens: Tokens) -> dict[str, float]:
-    """Returns the share of answers that end, and mean numbers of ids: all, text and speech.
-
-    Boundary and end ids count in ``length`` alone.
-    """
-    marks = tokens.ends | {*tokens.layout.boundary}
-    speech = [len(tokens.speech(done.ids)) for done in answers]
-    marked = [sum(token in marks for token in done.ids) for done in answers]
-    lengths = [len(done.ids) for done in answers]
-    number = len(answers)
-    return {
-        "ended": sum(done.ended for done in answers) / number,
-        "length": sum(lengths) / number,
-        "text_length": (sum(lengths) - sum(speech) - sum(marked)) / number,
-        "speech_length": sum(speech) / number,
-    }
-
-
-def reward_metrics(rewards: Sequence[float | None]) -> dict[str, float]:
-    """Returns the mean reward on the function's scale, and how many are missing if any are."""
-    known = [reward for reward in rewards if reward is not None]
-    metrics = {"reward": sum(known) / len(known)} if known else {}
-    if len(known) < len(rewards):
-        metrics["reward_failed"] = float(len(rewards) - len(known))
-    return metrics
 
 
 def evaluate(

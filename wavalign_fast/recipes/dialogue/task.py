@@ -16,12 +16,8 @@ from wavalign_fast.data.records import (
 )
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import load_checkpoint
-from wavalign_fast.recipes.dialogue.evaluate import (
-    answer_metrics,
-    evaluate,
-    sample_answers,
-    shown_sample,
-)
+from wavalign_fast.recipes.answers import answer_metrics, sample_answers
+from wavalign_fast.recipes.dialogue.evaluate import evaluate, shown_sample
 from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.read import ExampleReader, read_examples
 from wavalign_fast.recipes.dialogue.rewards import Rewards

@@ -1,0 +1,132 @@
+"""The recipe of real models: dialogues become ids of the family, answers become sound."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.rewards.loopback_judge import LoopbackJudge, scores
+from wavalign_fast.cli import main
+from wavalign_fast.data.records import Completion
+from wavalign_fast.errors import UserError
+from wavalign_fast.models.families import vita_audio
+from wavalign_fast.models.families.interface import IGNORE, Audio
+from wavalign_fast.recipes.wavalign.task import WavAlign
+
+DATA = Path(__file__).parents[1] / "data"
+VITA = DATA / "families" / "vita_audio"
+DIALOGUES = DATA / "dialogues"
+FROM_RUN = {
+    "prompts": 2, "group_size": 2, "max_new_tokens": 8, "needs_rewards": False,
+    "needs_anchor": True, "eval_items": 0, "timeout_s": 600.0, "scale": (1.0, 5.0),
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_task(tmp_path):
+    def make(model=VITA, data=DIALOGUES / "rl_sft.jsonl", *, run=(), **options) -> WavAlign:
+        options = {"codec": {"kind": "toy", "codebook_size": 64}} | options
+        options = {"data": str(data), "cache": str(tmp_path / "cache")} | options
+        return WavAlign(**FROM_RUN | {"model_path": str(model)} | dict(run) | options)
+
+    return make
+
+
+def codes_of(task, name):
+    return task.speech.codes(DIALOGUES / name)
+
+
+def test_prompt_and_answer_are_the_familys_row(make_task):
+    task = make_task()
+    examples = {example.id: example for example in task.train_examples}
+    two = examples["two turns"]
+    record = two.record
+    turns = [
+        *record["messages"],
+        {"role": "assistant", "content": "Seven hundred thousand.\n<|audio|>"},
+    ]
+    audios = [
+        Audio(codes=codes_of(task, name)) for name in (*record["audios"], "audio/a3_good.wav")
+    ]
+    row = vita_audio.row(task.tokens.files, turns, audios)
+
+    (shown,) = task.demonstrations([two], random.Random(0))
+    assert list(shown.prompt_ids + shown.answer_ids) == row.ids
+    learnt = {*shown.history, *range(len(shown.prompt_ids), len(row.ids))}
+    assert learnt == {place for place, label in enumerate(row.labels) if label != IGNORE}
+    assert 0 < len(shown.history) < len(shown.prompt_ids)
+
+
+def test_earlier_answers_can_be_left_out_of_the_anchor(make_task):
+    assert not any(example.history for example in make_task(learn_history=False).train_examples)
+
+
+def test_dialogues_that_cannot_be_used_are_left_out_and_named(make_task, tmp_path, caplog):
+    shutil.copytree(DIALOGUES / "audio", tmp_path / "audio")
+    lines = (DIALOGUES / "rl_sft.jsonl").read_text(encoding="utf-8").splitlines()
+    foreign = json.loads(lines[0]) | {"sft_target_text": "Oslo.<|im_end|>"}
+    missing = json.loads(lines[0]) | {"audios": ["audio/none.wav"]}
+    data = tmp_path / "mixed.jsonl"
+    data.write_text("\n".join([lines[0], json.dumps(foreign), json.dumps(missing)]), "utf-8")
+
+    assert len(make_task(data=data).train_examples) == 1
+    assert f"2 of 3 records left out: cannot be used ({data}:2, {data}:3)" in caplog.text
+    with pytest.raises(UserError, match=r"no dialogue is left.*ids, wanted at most 3"):
+        _ = make_task(data=data, max_prompt=3).train_examples
+
+
+def test_pairs_of_the_data_are_the_preferences(make_task):
+    task = make_task(data=DIALOGUES / "dpo.jsonl", run={"needs_anchor": False})
+    (pair, *_) = task.preferences
+    record = json.loads((DIALOGUES / "dpo.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    for ids, side in ((pair.chosen_ids, "sft_target"), (pair.rejected_ids, "rejected")):
+        answer = task.tokens.split(ids)
+        assert task.tokens.words(answer) == record[f"{side}_text"]
+        assert answer.codes == codes_of(task, record[f"{side}_audio"])
+        assert answer.ended
+
+
+def test_the_judge_hears_the_decoded_answer(make_task):
+    with LoopbackJudge(scores(5), scores(2)) as server:
+        judge = {"url": server.url, "model": "ear-1"}
+        task = make_task(judge=judge, run={"needs_rewards": True})
+        example = task.train_examples[0]
+        answer = task.tokens.family.target(task.tokens.files, "Oslo.", [3, 4, 5]).ids
+        ids = (answer, [i for i in answer if i not in task.tokens.speech(answer)])
+        done = [Completion(example=example, ids=tuple(row), ended=True) for row in ids]
+        started = task.start_rewards(done)
+        found = started.result()
+        asked = server.asked[0].parts
+    assert found == [5.0, None]  # the second has no sound, which is a missing reward
+    assert "Oslo." in asked[0]["text"] and example.prompt in asked[0]["text"]
+    assert started.metrics()["judge/asked"] == 2.0
+    (wave,) = task.speech.waves([[3, 4, 5]])
+    assert torch.equal(wave, task.speech.codec.decode([torch.tensor([3, 4, 5])])[0])
+
+
+def test_mistakes_are_named_before_anything_is_loaded(make_task):
+    with pytest.raises(UserError, match="codec: toy has 48 codes, wanted 64, the model's"):
+        make_task(codec={"kind": "toy", "codebook_size": 48})
+    with pytest.raises(UserError, match="judge"):
+        make_task(run={"needs_rewards": True})
+    with pytest.raises(UserError, match=r"eval_data.*wanted held-out dialogues"):
+        make_task(run={"eval_items": 3})
+    with pytest.raises(UserError, match=r"has to be encoded, and task\.codec names no codec"):
+        _ = make_task(codec=None).train_examples
+
+
+def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = DIALOGUES / "rl_sft.jsonl"
+    words = ["init", "vita_audio", "--model", str(VITA), "--data", str(data)]
+    assert main([*words, "--set", "task.judge.model=ear-1"]) == 0
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    assert "family: vita_audio" in text and "model: ear-1" in text
+    assert main(["train", "run.yaml", "--print-config"]) == 0
+
+    capsys.readouterr()
+    assert main(["init", "glm4_voice", *words[2:], "--output", "other.yaml"]) == 2
+    assert "is of the family vita_audio, wanted glm4_voice" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""The audio of a run: codes and vectors of clips, each computed once and kept on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models.families.interface import Audio, Prompt
+from wavalign_fast.models.prompt_audio import PromptAudioCache
+
+
+class Sounds:
+    """Codes of clips by the codec, and their vectors if the family has a continuous encoder.
+
+    Args:
+        codes_of: returns the codes of a WAV file.
+        vectors_of: the family's encoder with its cache, ``None`` for a family without one.
+        vocab_size: V, the rows of the embedding; ids from V on name vectors.
+    """
+
+    def __init__(
+        self,
+        codes_of: Callable[[Path], Sequence[int]],
+        vectors_of: PromptAudioCache | None,
+        vocab_size: int,
+    ) -> None:
+        self._codes_of = codes_of
+        self._vectors_of = vectors_of
+        self.vectors = None if vectors_of is None else PromptEmbeddings(vocab_size)
+
+    def codes(self, path: Path) -> Sequence[int]:
+        """Returns the codes of a clip."""
+        return self._codes_of(path)
+
+    def audio(self, path: Path) -> Audio:
+        """Returns a clip of a prompt as its family takes it.
+
+        Its codes are computed when the family asks for them: one with an encoder may not.
+        """
+        positions: tuple[int, ...] = ()
+        if self._vectors_of is not None:
+            positions = tuple(map(len, self._vectors_of.embeddings(path)))
+        return Audio(codes=_Codes(lambda: self._codes_of(path)), positions=positions)
+
+    def with_vectors(self, prompt: Prompt, paths: Sequence[Path]) -> list[int]:
+        """Returns the ids of a prompt, with those of vectors where the family wants them.
+
+        Args:
+            paths: the clips of the prompt, in their order.
+        """
+        ids = list(prompt.ids)
+        for span in prompt.spans:
+            named = self._ids_of(paths[span.audio])
+            ids[span.first : span.first + span.count] = named[
+                span.offset : span.offset + span.count
+            ]
+        return ids
+
+    def _ids_of(self, path: Path) -> range:
+        source = self._vectors_of
+        assert source is not None and self.vectors is not None  # a span is of an encoder
+        length = sum(map(len, source.embeddings(path)))
+        return self.vectors.ids(
+            source.path(path.read_bytes()), length, lambda: torch.cat(source.embeddings(path))
+        )
+
+
+class _Codes(Sequence[int]):
+    """The codes of a clip, computed when they are first looked at."""
+
+    def __init__(self, compute: Callable[[], Sequence[int]]) -> None:
+        self._compute = compute
+        self._found: Sequence[int] | None = None
+
+    @property
+    def _all(self) -> Sequence[int]:
+        if self._found is None:
+            self._found = self._compute()
+        return self._found
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        return self._all[place]

@@ -1,0 +1,252 @@
+"""``WavAlign``: a task of a family's checkpoint, spoken dialogues, a codec and a judge."""
+
+import functools
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wavalign_fast.data.dialogues.records import AUDIO_TAG, Dialogue, Message, Place
+from wavalign_fast.data.records import (
+    Completion,
+    Demonstration,
+    Evaluation,
+    Example,
+    Preference,
+    SpokenSample,
+)
+from wavalign_fast.errors import UserError, naming
+from wavalign_fast.models import load_checkpoint
+from wavalign_fast.models.families.encoders import load_audio_encoder
+from wavalign_fast.models.prompt_audio import PromptAudioCache
+from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
+from wavalign_fast.recipes.wavalign.answers import Listener, SpokenAnswer
+from wavalign_fast.recipes.wavalign.options import Options
+from wavalign_fast.recipes.wavalign.read import DialogueReader
+from wavalign_fast.recipes.wavalign.sounds import Sounds
+from wavalign_fast.recipes.wavalign.speech import Speech, codec_of
+from wavalign_fast.recipes.wavalign.tokens import FamilyTokens
+from wavalign_fast.rewards.build import build_rewards
+from wavalign_fast.rewards.combined import CombinedPending, CombinedReward
+from wavalign_fast.rewards.options import read_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+NUM_SAMPLES = 8
+"""Answers of an evaluation that are kept with their sound."""
+
+
+class WavAlign:
+    """Spoken answers to spoken dialogues; keywords are ``FROM_RUN`` and the fields of ``Options``.
+
+    ``train_examples`` and ``held_out`` are read at their first use, so that a run can be talked to
+    where its data is not.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str | None,
+        prompts: int,
+        group_size: int,
+        max_new_tokens: int,
+        needs_rewards: bool,
+        needs_anchor: bool,
+        eval_items: int,
+        timeout_s: float,
+        scale: tuple[float, float],
+        **options: Any,
+    ) -> None:
+        self.options = Options(**options)
+        if model_path is None:
+            raise UserError("model.path: nothing given, wanted the directory of a model")
+        self.directory = Path(model_path).expanduser()
+        self.rows = prompts * group_size
+        self.max_new_tokens = max_new_tokens
+        self.needs_anchor = needs_anchor
+        parts = read_parts(self.options.rewards or (), self.options.judge)
+        if needs_rewards and not parts:
+            raise UserError(
+                "task.rewards: nothing given, wanted rewards, or task.judge.url, the address of a "
+                "judge"
+            )
+        if eval_items and self.options.eval_data is None:
+            raise UserError(
+                "task.eval_data: nothing given, wanted held-out dialogues, or train.eval_items=0 "
+                f"instead of {eval_items}"
+            )
+        self.tokens = FamilyTokens(self.directory, self.options)
+        self.layout = self.tokens.layout
+        self.pad_id = self.tokens.pad_id
+        self.eos_id = self.tokens.ends
+        cache = Path(self.options.cache)
+        with naming("task.codec"):
+            codec = codec_of(self.options.codec, self.tokens.family.codec(self.tokens.files))
+            self.speech = Speech(codec, cache)
+            self.speech.check_codebook(self.tokens.files.layout.codebook_size)
+        encoder = load_audio_encoder(self.tokens.family, self.tokens.files)
+        vectors = None
+        if encoder is not None:
+            vectors = PromptAudioCache(encoder, cache / "vectors", channel=self.options.channel)
+        self.sounds = Sounds(self.speech.codes, vectors, self.layout.vocab_size)
+        self.prompt_embeddings = self.sounds.vectors
+        self._reader = DialogueReader(
+            self.tokens, self.sounds, self.options, max_new_tokens=max_new_tokens
+        )
+        self._listener = Listener(self.tokens, self.speech)
+        self._rewards: CombinedReward | None = None
+        self.reward_scale = "nobody is asked"
+        if parts:
+            self._rewards = build_rewards(parts, self.options.judge, scale=scale)
+            self.reward_scale = self._rewards.description
+
+    @functools.cached_property
+    def train_examples(self) -> tuple[Example, ...]:
+        """Reads the training data; clips that are not in the cache are encoded."""
+        with naming("task.data"):
+            examples = self._reader.read(self.options.data)
+        answered = sum(bool(example.answer_ids) for example in examples)
+        if self.needs_anchor and answered == 0:
+            raise UserError(
+                f"task.data: no dialogue of {self.options.data} has an answer for the anchor; "
+                "wanted answers, or anchor.rows=0"
+            )
+        if self.needs_anchor and answered < len(examples):
+            logger.warning(
+                "%d of %d dialogues have no answer; the anchor leaves them out",
+                len(examples) - answered, len(examples),
+            )  # fmt: skip
+        return examples
+
+    @property
+    def preferences(self) -> list[Preference]:
+        """The pairs of those dialogues that have a rejected answer."""
+        return [
+            Preference(
+                prompt_ids=example.prompt_ids,
+                chosen_ids=example.answer_ids,
+                rejected_ids=example.rejected_ids,
+                example_id=example.id,
+            )
+            for example in self.train_examples
+            if example.rejected_ids
+        ]
+
+    @functools.cached_property
+    def held_out(self) -> tuple[Example, ...]:
+        """Reads the data of evaluations."""
+        assert self.options.eval_data is not None  # checked at the start
+        with naming("task.eval_data"):
+            return self._reader.read(self.options.eval_data)
+
+    def load_model(self) -> "PreTrainedModel":
+        """Loads the model of ``model.path``, in fp32 and in eval mode."""
+        return load_checkpoint(self.directory, dtype=torch.float32).eval()
+
+    def demonstrations(
+        self, examples: Sequence[Example], rng: random.Random
+    ) -> list[Demonstration]:
+        """Returns the answers of those examples that have one."""
+        return [
+            Demonstration(
+                prompt_ids=example.prompt_ids,
+                answer_ids=example.answer_ids,
+                history=example.history,
+            )
+            for example in examples
+            if example.answer_ids
+        ]
+
+    def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Returns the combined rewards, ``None`` for a missing one."""
+        return self.start_rewards(completions).result()
+
+    def start_rewards(self, completions: Sequence[Completion]) -> CombinedPending:
+        """Decodes the answers and starts their rewards; returns before a judge has answered."""
+        return self._started(self._listener(completions))
+
+    def _started(self, answers: Sequence[SpokenAnswer]) -> CombinedPending:
+        assert self._rewards is not None  # checked at the start
+        return self._rewards.start([answer.described for answer in answers])
+
+    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
+        """Evaluates ``items`` held-out dialogues; repeats them as often as needed, if not greedy.
+
+        Answers without speech or without words are counted: ``speaks``, ``writes``.
+        """
+        examples = self.held_out
+        if self.options.eval_temperature == 0:
+            items = min(items, len(examples))
+        asked = [examples[item % len(examples)] for item in range(items)]
+        done = self._sampled(model, asked, rows=self.rows, seed=seed)
+        answers = self._listener(done)
+        metrics = answer_metrics(done, self.tokens) | {
+            "speaks": sum(bool(one.parts.codes) for one in answers) / items,
+            "writes": sum(bool(one.text) for one in answers) / items,
+        }
+        given: list[float | None] = [None] * items
+        if self._rewards is not None:
+            given = self._started(answers).result()
+            metrics = reward_metrics(given) | metrics
+        return Evaluation(
+            metrics=metrics | {"items": float(items)},
+            samples=[
+                _shown(answer, reward)
+                for answer, reward in zip(answers[:NUM_SAMPLES], given[:NUM_SAMPLES], strict=True)
+            ],
+        )
+
+    def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
+        """Answers a prompt: a question as text, or the path of a WAV file."""
+        audios = (Path(prompt),) if prompt.lower().endswith(".wav") else ()
+        content = AUDIO_TAG if audios else prompt
+        messages = [Message("user", content)]
+        if self.options.system is not None:
+            messages.insert(0, Message("system", self.options.system))
+        example = self._reader.example(
+            Dialogue(
+                place=Place("say"),
+                id="say",
+                messages=tuple(messages),
+                audios=audios,
+                task_type="s2s",
+                question_text=prompt,
+            )
+        )
+        done = self._sampled(model, [example], rows=1, seed=seed)
+        (answer,) = self._listener(done)
+        return Evaluation(metrics=answer_metrics(done, self.tokens), samples=[_shown(answer, None)])
+
+    def _sampled(
+        self, model: "PreTrainedModel", examples: Sequence[Example], *, rows: int, seed: int
+    ) -> list[Completion]:
+        return sample_answers(
+            model,
+            examples,
+            self.tokens,
+            temperature=self.options.eval_temperature,
+            max_new_tokens=self.max_new_tokens,
+            rows=rows,
+            seed=seed,
+            prompt_embeddings=self.prompt_embeddings,
+        )
+
+
+def _shown(answer: SpokenAnswer, reward: float | None) -> SpokenSample:
+    return SpokenSample(
+        prompt=answer.done.example.prompt,
+        reference=answer.done.example.reference,
+        text=answer.text,
+        waveform=None if answer.wave is None else answer.wave.numpy(),
+        sample_rate=answer.sample_rate,
+        reward=reward,
+    )
+
+
+TASK = WavAlign

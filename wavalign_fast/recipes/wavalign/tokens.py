@@ -1,0 +1,71 @@
+"""The ids of a family's checkpoint, as losses, rollouts and metrics take them."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wavalign_fast.errors import naming
+from wavalign_fast.models.families.checkpoint import open_family
+from wavalign_fast.models.families.interface import Answer, DialogueOptions, Family, FamilyFiles
+from wavalign_fast.models.families.registry import named_family
+from wavalign_fast.recipes.wavalign.options import Options
+
+
+class FamilyTokens:
+    """Takes answers of a family apart, and says which ids are what.
+
+    Raises:
+        UserError: the directory is of no known family, or a file of it cannot be used.
+    """
+
+    def __init__(self, directory: Path, options: Options) -> None:
+        chosen: Family | None = None
+        if options.family is not None:
+            with naming("task.family"):
+                chosen = named_family(options.family)
+        ratio = None if options.ratio is None else tuple(options.ratio)
+        settings = DialogueOptions(ratio=ratio, prompt_style=options.prompt_style)
+        self.family: Family
+        self.files: FamilyFiles
+        with naming("model.path"):
+            self.family, self.files = open_family(directory, chosen, settings)
+        self.layout = dataclasses.replace(
+            self.files.layout.stream, boundary_as=options.boundary_as, eos_as=options.eos_as
+        )
+        self.pad_id = self.files.layout.stop[-1]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint."""
+        return self.files.tokenizer
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return frozenset(self.files.layout.stop)
+
+    @property
+    def positions(self) -> int:
+        """Maximum length of prompt and answer together."""
+        found = self.files.config.get("max_position_embeddings") or self.files.config.get(
+            "seq_length"
+        )
+        return int(found) if found else 1 << 40
+
+    def split(self, ids: Sequence[int]) -> Answer:
+        """Takes the ids of an answer apart."""
+        return self.family.split(self.files, ids)
+
+    def speech(self, ids: Iterable[int]) -> list[int]:
+        """Returns those ids that stand for speech codes, in order."""
+        first, size = self.files.layout.first_code, self.files.layout.codebook_size
+        return [token for token in ids if first <= token < first + size]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the words of an answer."""
+        return self.words(self.split(ids))
+
+    def words(self, answer: Answer) -> str:
+        """Returns the words of an answer that was taken apart."""
+        return str(self.tokenizer.decode(answer.text)).strip()
