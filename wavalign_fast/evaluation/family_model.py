@@ -6,23 +6,18 @@ Sound of a prompt becomes codes by the codec, or vectors by the family's own enc
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.answering import Parts
 from wavalign_fast.evaluation.prompts import Prompt
-from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.models.families.checkpoint import open_family
 from wavalign_fast.models.families.encoders import load_audio_encoder
-from wavalign_fast.models.families.interface import AUDIO_TAG, Audio, Family
+from wavalign_fast.models.families.interface import AUDIO_TAG, Family
+from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
+from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.speech.code_cache import CodeCache
 from wavalign_fast.speech.codec import SpeechCodec
-
-UNLIMITED = 1 << 40
-"""Positions of a model whose config names no limit."""
 
 
 class FamilyModel:
@@ -57,14 +52,13 @@ class FamilyModel:
             )
         self.ends = frozenset(layout.stop)
         self.pad_id = layout.stop[-1]
-        self.positions = _positions(self.files.config)
-        self.embeddings = PromptEmbeddings(rows)
+        self.positions = self.files.positions or UNLIMITED
         self._system = system
         self._codec = codec
         self._codes = CodeCache(cache / "codes")
         self._vectors_at = cache / "prompt_audio"
-        self._encoder: PromptAudioCache | None = None
-        self._asked_for_encoder = False
+        self._sounds = Sounds(self._codes_of, self._encoder, rows)
+        self.embeddings = self._sounds.vectors
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Returns the ids of a prompt, with those of vectors where the family wants them."""
@@ -74,51 +68,23 @@ class FamilyModel:
             turns[-1]["content"] = AUDIO_TAG * len(prompt.audios)
         if self._system is not None and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": self._system}, *turns]
-        built = self.family.prompt(self.files, turns, [self._audio(p) for p in prompt.audios])
-        ids = list(built.ids)
-        for span in built.spans:
-            named = self._ids_of(prompt.audios[span.audio])
-            ids[span.first : span.first + span.count] = named[span.offset :][: span.count]
-        return ids
+        audios = [self._sounds.audio(path) for path in prompt.audios]
+        built = self.family.prompt(self.files, turns, audios)
+        return self._sounds.with_vectors(built, prompt.audios)
 
     def parts(self, ids: Sequence[int]) -> Parts:
         """Splits an answer."""
         answer = self.family.split(self.files, ids)
         return Parts(str(self.files.tokenizer.decode(answer.text)), list(answer.codes))
 
-    def _audio(self, path: Path) -> Audio:
-        vectors = self._vectors()
-        if vectors is not None:
-            return Audio(positions=[len(piece) for piece in vectors.embeddings(path)])
+    def _codes_of(self, path: Path) -> list[int]:
         if self._codec is None:
             raise UserError(
                 f"the prompt has sound ({path.name}), which {self.family.NAME} hears as codes; "
                 f"wanted --codec {self.family.codec(self.files)}"
             )
-        return Audio(codes=[int(code) for code in self._codes.codes(path, self._codec).codes])
+        return [int(code) for code in self._codes.codes(path, self._codec).codes]
 
-    def _vectors(self) -> PromptAudioCache | None:
-        """Returns the family's encoder; it is loaded for the first prompt with sound."""
-        if not self._asked_for_encoder:
-            encoder = load_audio_encoder(self.family, self.files)
-            self._encoder = None if encoder is None else PromptAudioCache(encoder, self._vectors_at)
-            self._asked_for_encoder = True
-        return self._encoder
-
-    def _ids_of(self, path: Path) -> range:
-        vectors = self._vectors()
-        assert vectors is not None  # a span is of an encoder
-
-        def load() -> torch.Tensor:
-            return torch.cat(vectors.embeddings(path))
-
-        return self.embeddings.ids(vectors.path(path.read_bytes()), len(load()), load)
-
-
-def _positions(config: Any) -> int:
-    """Returns the most ids that the model takes, as its config or that of a part of it says."""
-    for part in (config, config.get("text_config"), config.get("llm_config")):
-        for key in ("max_position_embeddings", "seq_length"):
-            if part and isinstance(part.get(key), int):
-                return int(part[key])
-    return UNLIMITED
+    def _encoder(self) -> PromptAudioCache | None:
+        encoder = load_audio_encoder(self.family, self.files)
+        return None if encoder is None else PromptAudioCache(encoder, self._vectors_at)

@@ -190,6 +190,15 @@ class FamilyFiles:
     layout: FamilyLayout
     options: DialogueOptions = DEFAULT_OPTIONS
 
+    @property
+    def positions(self) -> int | None:
+        """Maximum length of prompt and answer, as the config or that of a part of it says."""
+        for part in (self.config, *(self.config.get(f"{name}_config") for name in ("text", "llm"))):
+            for key in ("max_position_embeddings", "seq_length"):
+                if isinstance(part, Mapping) and isinstance(part.get(key), int):
+                    return int(part[key])
+        return None
+
 
 class Family(Protocol):
     """A module of this shape is a family. Mistakes in the files are ``UserError``."""

@@ -10,8 +10,8 @@ from wavalign_fast.data.dialogues.schemas import ReadOptions
 from wavalign_fast.data.records import Example
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.models.families.interface import IGNORE
+from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.recipes.wavalign.options import Options, Paths
-from wavalign_fast.recipes.wavalign.sounds import Sounds
 from wavalign_fast.recipes.wavalign.speech import NoCodecError
 from wavalign_fast.recipes.wavalign.tokens import FamilyTokens
 

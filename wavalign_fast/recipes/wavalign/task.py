@@ -21,12 +21,12 @@ from wavalign_fast.data.records import (
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.models.families.encoders import load_audio_encoder
+from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
 from wavalign_fast.recipes.wavalign.answers import Listener, SpokenAnswer
 from wavalign_fast.recipes.wavalign.options import Options
 from wavalign_fast.recipes.wavalign.read import DialogueReader
-from wavalign_fast.recipes.wavalign.sounds import Sounds
 from wavalign_fast.recipes.wavalign.speech import Speech, codec_of
 from wavalign_fast.recipes.wavalign.tokens import FamilyTokens
 from wavalign_fast.rewards.build import build_rewards
@@ -90,11 +90,7 @@ class WavAlign:
             codec = codec_of(self.options.codec, self.tokens.family.codec(self.tokens.files))
             self.speech = Speech(codec, cache)
             self.speech.check_codebook(self.tokens.files.layout.codebook_size)
-        encoder = load_audio_encoder(self.tokens.family, self.tokens.files)
-        vectors = None
-        if encoder is not None:
-            vectors = PromptAudioCache(encoder, cache / "vectors", channel=self.options.channel)
-        self.sounds = Sounds(self.speech.codes, vectors, self.layout.vocab_size)
+        self.sounds = Sounds(self.speech.codes, self._prompt_audio, self.layout.vocab_size)
         self.prompt_embeddings = self.sounds.vectors
         self._reader = DialogueReader(
             self.tokens, self.sounds, self.options, max_new_tokens=max_new_tokens
@@ -105,6 +101,14 @@ class WavAlign:
         if parts:
             self._rewards = build_rewards(parts, self.options.judge, scale=scale)
             self.reward_scale = self._rewards.description
+
+    def _prompt_audio(self) -> PromptAudioCache | None:
+        """Loads the family's encoder of prompt audio, if it has one."""
+        encoder = load_audio_encoder(self.tokens.family, self.tokens.files)
+        if encoder is None:
+            return None
+        place = Path(self.options.cache) / "vectors"
+        return PromptAudioCache(encoder, place, channel=self.options.channel)
 
     @functools.cached_property
     def train_examples(self) -> tuple[Example, ...]:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.errors import naming
+from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models.families.checkpoint import open_family
 from wavalign_fast.models.families.interface import Answer, DialogueOptions, Family, FamilyFiles
 from wavalign_fast.models.families.registry import named_family
+from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.recipes.wavalign.options import Options
 
 
@@ -30,6 +31,11 @@ class FamilyTokens:
         self.files: FamilyFiles
         with naming("model.path"):
             self.family, self.files = open_family(directory, chosen, settings)
+            if self.files.layout.second is not None:
+                raise UserError(
+                    f"{directory} is of the family {self.family.NAME}, which answers in two "
+                    "streams; wanted a family of one stream, the others are not trained yet"
+                )
         self.layout = dataclasses.replace(
             self.files.layout.stream, boundary_as=options.boundary_as, eos_as=options.eos_as
         )
@@ -48,10 +54,7 @@ class FamilyTokens:
     @property
     def positions(self) -> int:
         """Maximum length of prompt and answer together."""
-        found = self.files.config.get("max_position_embeddings") or self.files.config.get(
-            "seq_length"
-        )
-        return int(found) if found else 1 << 40
+        return self.files.positions or UNLIMITED
 
     def split(self, ids: Sequence[int]) -> Answer:
         """Takes the ids of an answer apart."""

@@ -1,14 +1,15 @@
-"""The audio of a run: codes and vectors of clips, each computed once and kept on disk."""
+"""The clips of dialogues as their family takes them: codes, or vectors of its encoder."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import torch
 
-from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.models.families.interface import Audio, Prompt
 from wavalign_fast.models.prompt_audio import PromptAudioCache
+from wavalign_fast.models.prompt_embeddings import PromptEmbeddings
 
 
 class Sounds:
@@ -16,19 +17,24 @@ class Sounds:
 
     Args:
         codes_of: returns the codes of a WAV file.
-        vectors_of: the family's encoder with its cache, ``None`` for a family without one.
+        encoder: returns the family's encoder with its cache, ``None`` for a family without one;
+            called once, for the first clip of a prompt.
         vocab_size: V, the rows of the embedding; ids from V on name vectors.
     """
 
     def __init__(
         self,
         codes_of: Callable[[Path], Sequence[int]],
-        vectors_of: PromptAudioCache | None,
+        encoder: Callable[[], PromptAudioCache | None],
         vocab_size: int,
     ) -> None:
         self._codes_of = codes_of
-        self._vectors_of = vectors_of
-        self.vectors = None if vectors_of is None else PromptEmbeddings(vocab_size)
+        self._encoder = encoder
+        self.vectors = PromptEmbeddings(vocab_size)
+
+    @cached_property
+    def _vectors_of(self) -> PromptAudioCache | None:
+        return self._encoder()
 
     def codes(self, path: Path) -> Sequence[int]:
         """Returns the codes of a clip."""
@@ -60,7 +66,7 @@ class Sounds:
 
     def _ids_of(self, path: Path) -> range:
         source = self._vectors_of
-        assert source is not None and self.vectors is not None  # a span is of an encoder
+        assert source is not None  # a span is of an encoder
         length = sum(map(len, source.embeddings(path)))
         return self.vectors.ids(
             source.path(path.read_bytes()), length, lambda: torch.cat(source.embeddings(path))
