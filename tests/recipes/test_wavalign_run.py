@@ -1,6 +1,11 @@
 """Whole runs of real models in small: files in the families' formats, WAVs, codec, judge, ranks."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,10 @@ import torch
 from tests.rewards.loopback_judge import LoopbackJudge, scores
 from wavalign_fast.cli import main
 from wavalign_fast.models.families.checkpoint import load_family
+from wavalign_fast.models.families.tiny import make_tiny_checkpoint
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
 FAMILIES = DATA / "families"
 DIALOGUES = DATA / "dialogues" / "rl_sft.jsonl"
 SMALL = [
@@ -18,7 +25,9 @@ SMALL = [
     "rollout.max_new_tokens=16", "anchor.rows=2", "train.eval_items=2", "train.eval_every=0",
     "train.checkpoint_every=1", "optimizer.lr=1e-3", "optimizer.warmup_steps=0",
 ]  # fmt: skip
-TIME_LIMIT_S = 500
+CODEC = {name: FAMILIES / f"glm4_voice_{name}" for name in ("tokenizer", "decoder")}
+"""The native codec, shrunk, with 64 codes."""
+TIME_LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +37,18 @@ def judge():
         yield server
 
 
-def settings(judge, family: str, *more: str) -> list[str]:
-    return [f"task.judge.url={judge.url}", "task.judge.model=ear-1", *SMALL, *more]
+def settings(judge, *more: str) -> list[str]:
+    return [
+        f"task.judge.url={judge.url}",
+        "task.judge.model=ear-1",
+        "task.judge.max_missing=1",
+        *SMALL,
+        *more,
+    ]
 
 
-def init(family: str, *more: str) -> None:
-    files = ["--model", str(FAMILIES / family), "--data", str(DIALOGUES)]
+def init(family: str, *more: str, model: Path | None = None) -> None:
+    files = ["--model", str(model or FAMILIES / family), "--data", str(DIALOGUES)]
     assert main(["init", family, *files, "--eval-data", str(DIALOGUES), "--set", *more]) == 0
 
 
@@ -45,7 +60,7 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
     before = load_family(FAMILIES / family)
     codes = before.files.layout.codebook_size
     codec = f"task.codec={{kind: toy, codebook_size: {codes}}}"
-    init(family, codec, *settings(judge, family, "train.steps=2"))
+    init(family, codec, *settings(judge, "train.steps=2"))
 
     assert main(["train", "run.yaml"]) == 0
     run = tmp_path / "runs" / family
@@ -67,3 +82,54 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
         if not torch.equal(old, new)
     ]
     assert moved
+
+
+@pytest.mark.slow
+def test_two_ranks_with_the_native_codec_survive_a_kill(judge, tmp_path, monkeypatch):
+    """The paper's model in small: raw files to an export, killed and resumed on the way."""
+    monkeypatch.chdir(tmp_path)
+    make_tiny_checkpoint("vita_audio_plus", tmp_path / "checkpoint", codebook_size=64)
+    codec = [f"task.codec.{name}={place}" for name, place in CODEC.items()]
+    few = settings(judge, "train.steps=4", "loss.text_kl=0.01", *codec)
+    init("vita_audio_plus", *few, model=tmp_path / "checkpoint")
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*ranks, "-m", "wavalign_fast", "train", "run.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "runs" / "vita_audio_plus"
+
+    with subprocess.Popen(command, env=environment, start_new_session=True) as started:
+        try:
+            wait_until(lambda: len(steps_of(run)) >= 2, started)
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+    assert len(steps_of(run)) < 4, "the run had ended before it was killed"
+    subprocess.run([*command, "--resume"], env=environment, check=True, timeout=TIME_LIMIT_S)
+
+    records = steps_of(run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record["judge/asked"] == 4 for record in records)
+    assert any(record["gate/lambda"] > 0 for record in records)
+    assert (run / "report.html").is_file() and list((run / "tensorboard").iterdir())
+    assert list((tmp_path / "audio_cache" / "vectors").rglob("*")), "prompts had no vectors"
+    export = ["export", str(run), str(tmp_path / "out"), "--format", "family"]
+    assert main(export) == 0
+    load_family(tmp_path / "out")
+    for name in ("am.mvn", "config.json", "config.yaml"):
+        assert (tmp_path / "out" / name).read_bytes() == (
+            tmp_path / "checkpoint" / name
+        ).read_bytes()
+
+
+def steps_of(run: Path) -> list[dict]:
+    """The metrics of the steps so far."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def wait_until(happened, process: subprocess.Popen) -> None:
+    end = time.monotonic() + TIME_LIMIT_S
+    while not happened():
+        assert process.poll() is None, f"the run ended with status {process.returncode}"
+        assert time.monotonic() < end, f"nothing happened in {TIME_LIMIT_S} s"
+        time.sleep(0.05)
