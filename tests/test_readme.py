@@ -154,7 +154,7 @@ def test_every_python_block_is_run_here():
 
 def commands(*program):
     """The arguments of every call of ``program``, in blocks and in running text."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     lines += [text for text in re.findall("`([^`\n]+)`", TEXT) if text.startswith(program[0])]
     calls = []
     for line in lines:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import torch
 
 from tests.rewards.loopback_judge import LoopbackJudge, scores
 from wavalign_fast.cli import main
+from wavalign_fast.config.layers import resolve_config
+from wavalign_fast.config.yaml import parse_yaml
 from wavalign_fast.data.records import Completion
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.families import vita_audio
+from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.interface import IGNORE, Audio
+from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.wavalign.task import WavAlign
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
 VITA = DATA / "families" / "vita_audio"
 DIALOGUES = DATA / "dialogues"
 FROM_RUN = {
@@ -130,3 +136,23 @@ def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["init", "glm4_voice", *words[2:], "--output", "other.yaml"]) == 2
     assert "is of the family vita_audio, wanted glm4_voice" in capsys.readouterr().err
+
+
+def test_a_plan_takes_a_familys_directory(tmp_path, capsys):
+    """The families' own types of model are none that transformers knows."""
+    settings = [f"model.path={VITA}", f"task.data={DIALOGUES / 'rl_sft.jsonl'}"]
+    assert main(["plan", "--recipe", "wavalign", "--json", *settings]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    weights = sum(p.numel() for p in load_family(VITA).model.parameters())
+    assert planned["parameters"] == weights
+
+
+def test_the_page_names_every_option_and_its_config_is_one():
+    text = (ROOT / "docs" / "spoken_models.md").read_text(encoding="utf-8")
+    defaults, arms, factory = load_recipe("wavalign")
+    for name in (*factory.__signature__.parameters, *arms):
+        assert f"`{name}`" in text, name
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    config = resolve_config([defaults, parse_yaml(shown, "spoken_models.md")], task=factory)
+    assert (config.rollout.group_size, config.rollout.temperature) == (4, 0.9)
+    assert (config.optimizer.lr, config.loss.gate.lambda_max) == (1e-6, 0.8)

@@ -9,6 +9,9 @@ import torch
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.models.families.registry import storing_family
+from wavalign_fast.models.json_files import read_config
+from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.plan.planned_run import PlannedRun
 from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.policy import mesh_shape
@@ -62,6 +65,8 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
 def model_config(directory: Path) -> Any:
     """Reads the transformers config of a model directory; no weight is read and no code run.
 
+    For a family's own directory it is that of its native model.
+
     Raises:
         UserError: the directory has no ``config.json``, or it is not that of a causal LM that
             transformers itself knows.
@@ -73,9 +78,14 @@ def model_config(directory: Path) -> Any:
         raise UserError(f"model.path: no config.json in {directory}, wanted a model's directory")
     try:
         json.loads(path.read_text(encoding="utf-8"))
+        if family := storing_family(directory):
+            with weights_on_meta():
+                return family.build(read_config(directory), torch.float32).config
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
+    except UserError:
+        raise
     except Exception as error:  # transformers raises many types for a bad file
         raise DamagedFileError(f"model.path: {path} cannot be read: {one_line(error)}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
