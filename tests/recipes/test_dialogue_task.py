@@ -345,7 +345,7 @@ def test_one_prompt_is_answered_without_data_or_reward(task, model, folder):
         (folder / name).unlink()
     done = made.answer(model, "say red", seed=1)
     assert done.samples[0].prompt == "say red" and done.metrics["length"] <= 8
-    assert made._rewards.function._worker is None
+    assert made._rewards.function._worker._worker is None
     with pytest.raises(ValueError, match="prompt has the special token"):
         made.answer(model, "say<|im_end|>", seed=1)
 

@@ -1,7 +1,6 @@
 """``Dialogue``: a task of the user's own model, data and reward function."""
 
 import functools
-import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.read import ExampleReader, read_examples
 from wavalign_fast.recipes.dialogue.rewards import Rewards
 from wavalign_fast.recipes.dialogue.tokens import load_tokens
+from wavalign_fast.recipes.examples import check_answered, demonstrations_of, preferences_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 
 class Dialogue:
@@ -78,33 +76,15 @@ class Dialogue:
         """Reads the training data and tries the reward function on the first record."""
         with naming("task.data"):
             examples = read_examples(self.options.data, self._reader)
-        answered = sum(bool(example.answer_ids) for example in examples)
-        if self.needs_anchor and answered == 0:
-            raise UserError(
-                f"task.data: no record of {self.options.data} has an answer for the anchor; wanted "
-                "answers, or anchor.rows=0"
-            )
-        if self.needs_anchor and answered < len(examples):
-            logger.warning(
-                "%s: %d of %d records have no answer; the anchor leaves them out",
-                self.options.data, len(examples) - answered, len(examples),
-            )  # fmt: skip
+        if self.needs_anchor:
+            check_answered(examples, self.options.data)
         self._rewards.try_out(examples[0])
         return examples
 
     @property
     def preferences(self) -> list[Preference]:
         """The pairs of those records that have a rejected answer."""
-        return [
-            Preference(
-                prompt_ids=example.prompt_ids,
-                chosen_ids=example.answer_ids,
-                rejected_ids=example.rejected_ids,
-                example_id=example.id,
-            )
-            for example in self.train_examples
-            if example.rejected_ids
-        ]
+        return preferences_of(self.train_examples)
 
     @functools.cached_property
     def held_out(self) -> tuple[Example, ...]:
@@ -123,11 +103,7 @@ class Dialogue:
         self, examples: Sequence[Example], rng: random.Random
     ) -> list[Demonstration]:
         """Returns the answers of those examples that have one."""
-        return [
-            Demonstration(prompt_ids=example.prompt_ids, answer_ids=example.answer_ids)
-            for example in examples
-            if example.answer_ids
-        ]
+        return demonstrations_of(examples)
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
         """Returns the function's rewards, mapped from ``task.reward_range`` to 1 to 5."""

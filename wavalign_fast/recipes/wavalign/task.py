@@ -1,7 +1,6 @@
 """``WavAlign``: a task of a family's checkpoint, spoken dialogues, a codec and a judge."""
 
 import functools
-import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
+from wavalign_fast.recipes.examples import check_answered, demonstrations_of, preferences_of
 from wavalign_fast.recipes.wavalign.answers import Listener, SpokenAnswer
 from wavalign_fast.recipes.wavalign.options import Options
 from wavalign_fast.recipes.wavalign.read import DialogueReader
@@ -35,8 +35,6 @@ from wavalign_fast.rewards.options import read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 8
 """Answers of an evaluation that are kept with their sound."""
@@ -115,32 +113,14 @@ class WavAlign:
         """Reads the training data; clips that are not in the cache are encoded."""
         with naming("task.data"):
             examples = self._reader.read(self.options.data)
-        answered = sum(bool(example.answer_ids) for example in examples)
-        if self.needs_anchor and answered == 0:
-            raise UserError(
-                f"task.data: no dialogue of {self.options.data} has an answer for the anchor; "
-                "wanted answers, or anchor.rows=0"
-            )
-        if self.needs_anchor and answered < len(examples):
-            logger.warning(
-                "%d of %d dialogues have no answer; the anchor leaves them out",
-                len(examples) - answered, len(examples),
-            )  # fmt: skip
+        if self.needs_anchor:
+            check_answered(examples, self.options.data)
         return examples
 
     @property
     def preferences(self) -> list[Preference]:
         """The pairs of those dialogues that have a rejected answer."""
-        return [
-            Preference(
-                prompt_ids=example.prompt_ids,
-                chosen_ids=example.answer_ids,
-                rejected_ids=example.rejected_ids,
-                example_id=example.id,
-            )
-            for example in self.train_examples
-            if example.rejected_ids
-        ]
+        return preferences_of(self.train_examples)
 
     @functools.cached_property
     def held_out(self) -> tuple[Example, ...]:
@@ -157,15 +137,7 @@ class WavAlign:
         self, examples: Sequence[Example], rng: random.Random
     ) -> list[Demonstration]:
         """Returns the answers of those examples that have one."""
-        return [
-            Demonstration(
-                prompt_ids=example.prompt_ids,
-                answer_ids=example.answer_ids,
-                history=example.history,
-            )
-            for example in examples
-            if example.answer_ids
-        ]
+        return demonstrations_of(examples)
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
         """Returns the combined rewards, ``None`` for a missing one."""
