@@ -148,7 +148,7 @@ def test_a_linked_checkpoint_can_be_gone_on_from(run, train_toy, in_tmp_path):
 
 
 def test_a_start_that_fails_gives_the_old_run_back(run, refused, monkeypatch):
-    def fail(self, *args):
+    def fail(self, *args, **options):
         raise ValueError("no such weights")
 
     before = tree(run)

@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.errors import OtherRankError, UserError, is_shared
-from wavalign_fast.train.exchange import everywhere, own_prompts
+from wavalign_fast.train.exchange import everywhere, own_prompts, rewards_everywhere
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks, backend_of, started_ranks
 from wavalign_fast.train.torchrun import VARIABLES
@@ -103,7 +103,8 @@ def exchanged(count: int, group: int):
     ]
     rewards = torch.tensor([float(len(done.ids)) for done in mine])
     rewards[rewards == 3] = torch.nan
-    found, table = everywhere(mine, rewards, examples, group, ranks)
+    found = everywhere(mine, examples, group, ranks)
+    table = rewards_everywhere(rewards, count, group, ranks)
     rows = [(done.example.id, done.ids, done.ended, done.logps.tolist()) for done in found]
     return [rows, table]
 

@@ -42,10 +42,11 @@ class ClassifierReward:
             raise UserError(f"no such directory: {directory}")
         with user_input(str(directory)):
             # Said, or transformers asks on the terminal whether to run the directory's code.
-            safe = {"trust_remote_code": False, "local_files_only": True}
-            self.tokenizer = AutoTokenizer.from_pretrained(directory, **safe)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                directory, use_safetensors=True, **safe
+                directory, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
         labels = self.model.config.num_labels
         if not 0 <= label < labels:
