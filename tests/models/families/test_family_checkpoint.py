@@ -89,6 +89,21 @@ def test_what_is_loaded_and_saved_is_the_same_to_the_byte(tmp_path, case):
     assert all(torch.equal(w, loaded.model.state_dict()[n]) for n, w in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("case", "beside"), [("step_audio_2", "adapter."), ("covo_audio", "audio_adapter.")]
+)
+def test_the_dtype_is_that_of_the_language_model(tmp_path, case, beside):
+    directory = copied(case, tmp_path, files=1)
+    (directory / "model.safetensors.index.json").unlink()
+    tensors = load_file(directory / "model-00001-of-00001.safetensors")
+    tensors = {n: t.float() if n.startswith(beside) else t for n, t in tensors.items()}
+    save_file(tensors, directory / "model.safetensors")
+    model = load_family(directory).model
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert model.config.dtype == torch.bfloat16
+    assert load_family(directory, torch.float32).model.dtype == torch.float32
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_was_trained_is_exported(tmp_path, case):
     source = GOLDEN / case

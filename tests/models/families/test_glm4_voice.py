@@ -139,6 +139,8 @@ def test_what_glm_does_not_compute_is_refused(files, field, value, wanted):
 def test_rope_follows_its_ratio(files):
     plain = glm4_voice.build(files.config, torch.float32).model.rotary_emb.inv_freq
     wide = glm4_voice.build({**files.config, "rope_ratio": 16}, torch.float32)
+    unsaid = glm4_voice.build({**files.config, "rope_ratio": None}, torch.float32)
+    assert torch.equal(unsaid.model.rotary_emb.inv_freq, plain)
     exponents = torch.arange(0, 8, 2) / 8
     assert torch.equal(plain, 1 / 10000.0**exponents)
     torch.testing.assert_close(wide.model.rotary_emb.inv_freq, 1 / 160000.0**exponents)

@@ -17,7 +17,7 @@ from wavalign_fast.models.families.interface import (
 from wavalign_fast.models.families.registry import family_of
 from wavalign_fast.models.families.weight_table import WeightTable
 from wavalign_fast.models.json_files import read_config, read_json
-from wavalign_fast.models.loading import reading
+from wavalign_fast.models.loading import cast_weights, reading
 from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.weight_files import WeightFiles
 
@@ -119,8 +119,12 @@ def empty_family_model(
     with WeightFiles(directory) as files:
         stored = {name: files.shape(name) for name in files.names}
         with weights_on_meta():
-            model = family.build(config, dtype or files.dtype(files.names[0]))
-    weight_table(model, family, config).check(stored, str(directory))
+            model = family.build(config, dtype or torch.float32)
+        table = weight_table(model, family, config)
+        table.check(stored, str(directory))
+        if dtype is None:  # that of the language model: encoders beside it may have another one
+            cast_weights(model, files.dtype(next(iter(table.parts))))
+            model.config.dtype = model.dtype
     # Checkpoints take the files of the tokenizer from there.
     model.name_or_path = str(directory)
     if (directory / GENERATION).is_file():

@@ -153,6 +153,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> "PreTrainedModel":
     heads = field(config, "num_attention_heads")
     grouped = config.get("multi_query_attention", True)
     ids = {key: config.get(key) for key in ("pad_token_id", "eos_token_id")}
+    rope_ratio = config.get("rope_ratio")
     native = GlmConfig(
         vocab_size=_rows(config),
         hidden_size=field(config, "hidden_size"),
@@ -167,7 +168,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> "PreTrainedModel":
         max_position_embeddings=field(config, "seq_length"),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": 10000.0 * config.get("rope_ratio", 1),
+            "rope_theta": 10000.0 * (1 if rope_ratio is None else rope_ratio),
             "partial_rotary_factor": 0.5,
         },
         tie_word_embeddings=False,
