@@ -80,7 +80,10 @@ class Options:
     ] = None
     channel: Annotated[
         Annotated[int, Field(ge=0, le=1000)] | Literal["mean"],
-        Field(description="Channel of audio with several, from 0, or their mean."),
+        Field(
+            description="Channel of audio with several, from 0, or their mean; of codes too, "
+            "unless task.codec.channel says otherwise."
+        ),
     ] = "mean"
     cache: Annotated[
         str | Path,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.speech.channels import ChannelRule
 from wavalign_fast.speech.code_cache import CodeCache
 from wavalign_fast.speech.codec import CodecError, SpeechCodec
 from wavalign_fast.speech.codecs import open_codec
@@ -76,10 +77,21 @@ class Speech:
         return waves
 
 
-def codec_of(options: Mapping[str, Any] | None, family_codec: str) -> SpeechCodec | None:
+def codec_of(
+    options: Mapping[str, Any] | None, family_codec: str, channel: ChannelRule = "mean"
+) -> SpeechCodec | None:
     """Makes the codec of ``task.codec``, ``None`` if there are no options.
 
     Args:
         family_codec: the kind that the family names, taken where the options name none.
+        channel: that is encoded, where the options name none. Codes and vectors of a clip are then
+            of the same channel, which the released code mixes up.
     """
-    return None if options is None else open_codec({"kind": family_codec, **options})
+    if options is None:
+        return None
+    given = {"kind": family_codec, **options}
+    if given["kind"] != "pair":
+        return open_codec({"channel": channel, **given})
+    if isinstance(given.get("encode"), Mapping):
+        given["encode"] = {"channel": channel, **given["encode"]}
+    return open_codec(given)

@@ -85,7 +85,11 @@ class WavAlign:
         self.eos_id = self.tokens.ends
         cache = Path(self.options.cache)
         with naming("task.codec"):
-            codec = codec_of(self.options.codec, self.tokens.family.codec(self.tokens.files))
+            codec = codec_of(
+                self.options.codec,
+                self.tokens.family.codec(self.tokens.files),
+                self.options.channel,
+            )
             self.speech = Speech(codec, cache)
             self.speech.check_codebook(self.tokens.files.layout.codebook_size)
         self.sounds = Sounds(self.speech.codes, self._prompt_audio, self.layout.vocab_size)
