@@ -20,6 +20,7 @@ from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.interface import IGNORE, Audio
 from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.wavalign.task import WavAlign
+from wavalign_fast.speech.wave_files import write_wave
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -122,6 +123,37 @@ def test_mistakes_are_named_before_anything_is_loaded(make_task):
         make_task(run={"eval_items": 3})
     with pytest.raises(UserError, match=r"has to be encoded, and task\.codec names no codec"):
         _ = make_task(codec=None).train_examples
+
+
+def test_codes_are_of_the_channel_that_vectors_are_of(make_task, tmp_path):
+    left, right = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) / 5
+    write_wave(tmp_path / "stereo.wav", torch.stack([left, right * right]), 16000)
+    toy = {"kind": "toy", "codebook_size": 64}
+    pair = {"kind": "pair", "encode": toy, "decode": toy}
+    codes = {}
+    for channel in ("mean", 0, 1):
+        for codec in (toy, pair):
+            task = make_task(codec=codec, channel=channel)
+            assert task.speech.codec.channel == channel
+            codes[channel] = task.speech.codes(tmp_path / "stereo.wav")
+    assert codes["mean"] != codes[0] != codes[1]
+    assert make_task(codec=toy | {"channel": 0}).speech.codec.channel == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "codes", "ratio", "message"),
+    [
+        (VITA, 64, [4, 2], r"ratio \(4, 2\): wanted .* speech sizes of at least 3"),
+        (VITA, 64, [4], r"ratio \(4,\): wanted pairs"),
+        (VITA.parent / "step_audio_2", 65, None, "give the ratio"),
+    ],
+)
+def test_a_ratio_that_cannot_be_followed_leaves_no_dialogue_out(
+    make_task, model, codes, ratio, message
+):
+    task = make_task(model, ratio=ratio, codec={"kind": "toy", "codebook_size": codes})
+    with pytest.raises(UserError, match=rf"task\.data: task\.ratio: .*{message}"):
+        _ = task.train_examples
 
 
 def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):

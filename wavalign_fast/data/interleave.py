@@ -4,7 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
 from wavalign_fast.data.host import HOST
-from wavalign_fast.errors import shown
+from wavalign_fast.errors import UserError, shown
+
+
+class RatioError(UserError):
+    """The sizes of chunks are missing or cannot be followed; no fault of what is to be mixed."""
 
 
 def interleave(
@@ -30,7 +34,8 @@ def interleave(
         begin, end: ids around each chunk of speech; both or none.
 
     Raises:
-        ValueError: a ratio that is no pairs, or a size that leaves no id in a chunk.
+        RatioError: a ratio that is no pairs, or a size that leaves no id in a chunk.
+        ValueError: one of ``begin`` and ``end`` without the other.
     """
     text_sizes, speech_sizes = _sizes(ratio, 0 if begin is None else 2)
     if (begin is None) != (end is None):
@@ -67,10 +72,10 @@ def _interleave(
 
 def _sizes(ratio: Sequence[int], bounds: int) -> tuple[list[int], list[int]]:
     if not ratio or len(ratio) % 2:
-        raise ValueError(f"ratio {shown(ratio)}: wanted pairs of a text and a speech size")
+        raise RatioError(f"ratio {shown(ratio)}: wanted pairs of a text and a speech size")
     text, speech = list(ratio[::2]), [size - bounds for size in ratio[1::2]]
     if min(text) < 1 or min(speech) < 1:
-        raise ValueError(
+        raise RatioError(
             f"ratio {shown(ratio)}: wanted text sizes of at least 1, and speech sizes of at least "
             f"{bounds + 1}"
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wavalign_fast.data.interleave import interleave
+from wavalign_fast.data.interleave import RatioError, interleave
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.dialogue import (
@@ -206,7 +206,7 @@ def _answer(files: FamilyFiles, texts: Sequence[str], codes: Sequence[int] | Non
     if not text:
         return speech
     if files.options.ratio is None:
-        raise UserError(
+        raise RatioError(
             "Step-Audio 2 does not publish how many ids of text and codes its answers have by "
             "turns: give the ratio, such as the one that the model's own answers show"
         )

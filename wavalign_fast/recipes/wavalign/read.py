@@ -7,6 +7,7 @@ from pathlib import Path
 from wavalign_fast.data.dialogues.read import Dialogues, Drop, read_dialogues
 from wavalign_fast.data.dialogues.records import Dialogue
 from wavalign_fast.data.dialogues.schemas import ReadOptions
+from wavalign_fast.data.interleave import RatioError
 from wavalign_fast.data.records import Example
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.models.families.interface import IGNORE
@@ -72,6 +73,8 @@ class DialogueReader:
             try:
                 examples.append(self.example(dialogue))
                 kept.append(dialogue)
+            except RatioError as error:
+                raise RatioError(f"task.ratio: {error}") from error
             except NoCodecError:
                 raise  # that is no fault of the dialogue
             except UserError as error:
