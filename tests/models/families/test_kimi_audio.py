@@ -229,6 +229,19 @@ def test_a_directory_is_found_and_its_ids_have_classes():
     assert (layout.first_code, layout.codebook_size, layout.stop) == (480, 80, (460, 442))
 
 
+def test_special_tokens_that_no_file_lists_are_those_of_the_published_class(tmp_path):
+    directory = tmp_path / "kimi"
+    shutil.copytree(GOLDEN / "kimi_audio", directory)
+    listed = open_family(directory)[1]
+    (directory / "tokenizer_config.json").write_text("{}")
+    files = open_family(directory)[1]
+    assert files.layout == listed.layout
+    text = "The answer is 42.\n"
+    assert files.tokenizer(text)["input_ids"] == listed.tokenizer(text)["input_ids"]
+    ids = files.tokenizer.convert_tokens_to_ids
+    assert ids("<|reserved_token_0|>") == 440 + 5 and ids("<|reserved_token_20|>") == 440 + 34
+
+
 def test_turns_begin_and_end_where_the_role_changes():
     opened, silent = files(), files(speech=False)
     lines = [("system", "Be kind."), ("user", "Hi<|audio|>"), ("user", "<|audio|>"),

@@ -1,5 +1,6 @@
 """Kimi-Audio: two parallel streams, two heads, and Whisper's features beside the codes."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,14 @@ SPECIAL = {
     "ctd": ("<|im_kimia_speech_ctd_id|>", 33),
 }
 """Special tokens and their places behind ``[BOS]``, by our names."""
+OTHER_SPECIAL = {
+    "[BOS]": 0,
+    "[EOS]": 1,
+    "<|im_user_msg_start|>": 3,
+    "<|im_assistant_msg_start|>": 4,
+    "[EOT]": 9,
+}
+"""Those of which nothing here makes use; the places between are reserved."""
 
 _NAMES = {
     "lower.embed_tokens.weight": "model.embed_tokens.weight",
@@ -88,8 +97,25 @@ def detect(config: Mapping[str, Any], tokens: Collection[str]) -> int:
 
 
 def load_tokenizer(directory: Path, config: Mapping[str, Any]) -> "PreTrainedTokenizerBase":
-    """Builds the tokenizer from ``tiktoken.model``."""
-    return tiktoken_tokenizer(directory / "tiktoken.model", pattern=PATTERN)
+    """Builds the tokenizer from ``tiktoken.model``.
+
+    The published class names its special tokens itself: they fill the ids from the ranks up to the
+    codes, whether ``tokenizer_config.json`` lists them or not.
+    """
+    end: int = field(config, "kimia_token_offset")
+    return tiktoken_tokenizer(
+        directory / "tiktoken.model",
+        pattern=PATTERN,
+        unlisted=lambda first: _special_names(end - first),
+    )
+
+
+def _special_names(count: int) -> list[str]:
+    named = {place: name for name, place in (*SPECIAL.values(), *OTHER_SPECIAL.items())}
+    reserved = itertools.count()
+    return [
+        named.get(place) or f"<|reserved_token_{next(reserved)}|>" for place in range(max(count, 0))
+    ]
 
 
 def layout(config: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> FamilyLayout:

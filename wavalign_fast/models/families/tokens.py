@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,16 @@ def qwen2_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def tiktoken_tokenizer(file: Path, *, pattern: str) -> "PreTrainedTokenizerBase":
+def tiktoken_tokenizer(
+    file: Path, *, pattern: str, unlisted: Callable[[int], Sequence[str]] = lambda first: ()
+) -> "PreTrainedTokenizerBase":
     """Builds the tokenizer of a tiktoken file and the added tokens of ``tokenizer_config.json``.
 
     Args:
         file: lines of a token in base64 and its rank, which is its id.
         pattern: splits text into the pieces within which tokens are merged.
+        unlisted: returns the names of the special tokens from an id on, where
+            ``tokenizer_config.json`` lists no added tokens.
 
     Raises:
         DamagedFileError: a file cannot be read, or an added token has the id of another one.
@@ -55,6 +59,10 @@ def tiktoken_tokenizer(file: Path, *, pattern: str) -> "PreTrainedTokenizerBase"
     ranks = _ranks(file)
     settings = read_json(file.parent / "tokenizer_config.json")
     added = {int(i): entry for i, entry in settings.get("added_tokens_decoder", {}).items()}
+    if not added:
+        first = max(ranks.values(), default=-1) + 1
+        named = enumerate(unlisted(first), first)
+        added = {index: {"content": name, "special": True} for index, name in named}
     letters = byte_letters()
     vocab = {_spelled(token, letters): rank for token, rank in ranks.items()}
     taken = set(vocab.values())
