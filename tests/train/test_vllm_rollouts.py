@@ -10,6 +10,7 @@ import torch.distributed as dist
 from tests.ranks import run_ranks
 from tests.rollout.vllm_loopback import LoopbackVLLM
 from wavalign_fast.errors import UserError
+from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.train import engines
 from wavalign_fast.train.model_setup import prepare_model
 from wavalign_fast.train.phases import Stopwatch
@@ -135,7 +136,9 @@ def test_adapters_are_merged_for_the_server(loopback, train, metrics_of, tmp_pat
 
 def test_prompts_with_vectors_are_refused(loopback, toy_task, make_config) -> None:
     task = toy_task()
-    task.prompt_embeddings = object()
+    task.prompt_embeddings = PromptEmbeddings(64)  # a family that hears codes names none
+    engines.rollout_engine(make_config(*by(loopback)), task, None, Ranks()).close()
+    task.prompt_embeddings.ids("clip", 3, lambda: torch.zeros(3, 8))
     with pytest.raises(UserError, match=r"rollout.engine: vllm given.*vectors.*wanted builtin"):
         engines.rollout_engine(make_config(*by(loopback)), task, None, Ranks())
 

@@ -36,12 +36,12 @@ def rollout_engine(config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> R
     if config.rollout.engine == "builtin":
         return BuiltinEngine(twin, task.pad_id, vectors)
     with ranks.failing_together():
-        if vectors is not None:
+        longest = max((len(example.prompt_ids) for example in task.train_examples), default=1)
+        if vectors is not None and len(vectors):  # a task names them as it reads its prompts
             raise UserError(
                 "rollout.engine: vllm given for prompts with vectors (continuous audio), wanted "
                 "builtin"
             )
-        longest = max((len(example.prompt_ids) for example in task.train_examples), default=1)
         # By itself vLLM computes with float32 weights in a shorter dtype.
         dtype = str(sampling_dtype(config) or config.model.dtype).removeprefix("torch.")
         own = {"max_model_len": longest + config.rollout.max_new_tokens, "dtype": dtype}
