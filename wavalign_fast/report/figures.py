@@ -93,6 +93,22 @@ FIGURES = (
         meaning="mean number of speech codes in an answer",
     ),
     Figure(
+        key="speaks",
+        title="Speaks",
+        meaning="share of answers with speech",
+        share=True,
+        sampled=True,
+        better=1,
+    ),
+    Figure(
+        key="writes",
+        title="Writes",
+        meaning="share of answers with words",
+        share=True,
+        sampled=True,
+        better=1,
+    ),
+    Figure(
         key="judge_failed",
         title="Not judged",
         meaning="answers on which the judge failed; the shares of speech leave them out",
