@@ -201,3 +201,13 @@ def test_a_missing_command_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["data"])
     assert "COMMAND is missing, wanted one of check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".wav", "a\0.wav"])
+def test_a_name_that_no_system_takes_is_a_missing_file(tmp_path, capsys, name):
+    record = {"task_type": "s2s", "messages": [{"role": "user", "content": "<|audio|>"}]}
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps(record | {"audios": [name]}), encoding="utf-8")
+    status, out = run(capsys, file)
+    assert status == 1
+    assert "audio is missing (1)" in out and "1 unusable" in out

@@ -1,5 +1,6 @@
 """Looks at the WAV files that records name."""
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +34,7 @@ def look_at_all(paths: Iterable[Path]) -> dict[Path, AudioFile]:
 
 
 def _look(path: Path) -> AudioFile:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that no system takes
         return AudioFile(problem="does not exist")
     try:
         wave, rate = read_wave(path)

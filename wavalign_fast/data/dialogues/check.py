@@ -1,5 +1,6 @@
 """Checks whole files of dialogues: every record, the WAV files, ids and encodings."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,8 +153,10 @@ def _audios(dialogue: Dialogue, folder: Path) -> Iterator[NamedAudio]:
 def _audio_fault(named: NamedAudio, found: AudioFile) -> Fault | None:
     what = f"{named.role} audio {named.path}"
     if found.problem:
-        outside = "" if named.path.exists() or _is_inside(named) else " (it leaves the folder)"
-        kind = "audio cannot be read" if named.path.exists() else "audio is missing"
+        outside = (
+            "" if os.path.exists(named.path) or _is_inside(named) else " (it leaves the folder)"
+        )
+        kind = "audio cannot be read" if os.path.exists(named.path) else "audio is missing"
         return Fault("error", kind, f"{what}: {found.problem}{outside}")
     if found.peak < SILENT:
         return Fault(
@@ -163,7 +166,10 @@ def _audio_fault(named: NamedAudio, found: AudioFile) -> Fault | None:
 
 
 def _is_inside(named: NamedAudio) -> bool:
-    return named.path.resolve().is_relative_to(named.folder.resolve())
+    try:
+        return named.path.resolve().is_relative_to(named.folder.resolve())
+    except (OSError, ValueError):  # a name that no system takes leads nowhere
+        return True
 
 
 def _encoding(path: Path) -> Iterator[Fault]:

@@ -289,7 +289,7 @@ def _check_files(
     files = (pair["audios"], [pair["sft_target_audio"]], [pair["rejected_audio"]])
     for role, root, paths in zip(AUDIO_ROLES, roots, files, strict=True):
         start = folder if root is None else Path()  # a root is the user's, from where they are
-        if not all((start / path).exists() for path in paths if path):
+        if not all(os.path.exists(start / path) for path in paths if path):
             counts.missing[role] += 1
             raise _SkippedError(f"{role} audio is missing")
 
@@ -305,4 +305,4 @@ def unresolved_paths(pairs: Iterable[Mapping[str, Any]], folder: Path) -> int:
         for path in (*pair["audios"], pair["sft_target_audio"], pair["rejected_audio"])
         if path and not os.path.isabs(path)
     }
-    return sum(not (folder / path).exists() for path in paths)
+    return sum(not os.path.exists(folder / path) for path in paths)

@@ -4,6 +4,7 @@ A record with ``messages`` has the first schema, any other the legacy one. The r
 WavAlign's released dataset class, except where ``ReadOptions`` says otherwise.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def _file(path: str | None, base: Path, options: ReadOptions) -> Path | None:
     if not path or not path.strip():
         return None
     found = base / path  # an absolute path stays as it is
-    return None if options.validate_audio and not found.exists() else found
+    return None if options.validate_audio and not os.path.exists(found) else found
 
 
 def _first(record: Mapping[str, Any], legacy: str, name: str) -> str | None:
