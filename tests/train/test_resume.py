@@ -15,8 +15,16 @@ import yaml
 from safetensors.torch import load_file
 
 from wavalign_fast.cli import main
+from wavalign_fast.rewards.judge.options import JudgeOptions
 from wavalign_fast.train.owned_files import MARKER_FILE
-from wavalign_fast.train.run_directory import changes, check_run, fingerprint, start_run
+from wavalign_fast.train.run_directory import (
+    CHANGEABLE_ON_RESUME,
+    SERVICE_KEYS,
+    changes,
+    check_run,
+    fingerprint,
+    start_run,
+)
 from wavalign_fast.train_command import resume_command
 
 pytestmark = pytest.mark.usefixtures("toy_recipe", "no_report", "in_tmp_path")
@@ -327,3 +335,11 @@ def test_a_data_record_that_is_damaged_is_not_compared(train_toy):
     assert train_toy("--name", "one", "train.eval_items=0", "train.steps=1") == 0
     Path("runs/one/.wavalign-run.json").write_text('{"format": 1, "data": 7}')
     assert train_toy("--name", "one", "--resume", "train.eval_items=0", "train.steps=2") == 0
+
+
+def test_a_judge_may_move_and_get_more_time_on_resume():
+    """What the service options leave out decides the scores, and must stay."""
+    kept = {"model", "mode", "rubric", "semantic_weight", "acoustic_weight", "audio", "text_model"}
+    kept |= {"response_format", "samples", "temperature", "max_tokens", "body"}
+    assert {*SERVICE_KEYS} == {*JudgeOptions.model_fields} - kept
+    assert {f"task.judge.{key}" for key in SERVICE_KEYS} <= CHANGEABLE_ON_RESUME

@@ -39,6 +39,13 @@ from wavalign_fast.train.owned_files import (
     write_marker,
 )
 
+SERVICE_KEYS = (
+    "url", "key_variable", "concurrency", "requests_per_minute", "timeout_s", "deadline_s",
+    "group_deadline_s", "attempts", "first_wait_s", "longest_wait_s", "max_missing", "cache",
+    "price_in", "price_out",
+)  # fmt: skip
+"""Options of a judge that say where it is and how long it may take, but not how it judges."""
+
 CHANGEABLE_ON_RESUME = {
     "name",
     "train.steps",
@@ -58,6 +65,8 @@ CHANGEABLE_ON_RESUME = {
     "rollout.vllm.weights_dir",
     "rollout.vllm.timeout_s",
     "rollout.vllm.start_timeout_s",
+    "task.cache",
+    *(f"task.judge.{key}" for key in SERVICE_KEYS),
     "parallel.replicate",
     "parallel.shard",
     "parallel.reshard",
