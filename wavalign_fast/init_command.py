@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from wavalign_fast.errors import UserError, did_you_mean, shown
+from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.outputs import write_whole
 from wavalign_fast.recipes import PACKAGES
 
@@ -61,7 +62,8 @@ def init(args: argparse.Namespace) -> int:
         ("--eval-data", args.eval_data, os.path.exists),
     ):
         if path is not None and not is_there(path):
-            raise UserError(f"{flag}: {path} is not there")
+            found = "is no directory" if os.path.exists(path) else "is not there"
+            raise UserError(f"{flag}: {path} {found}")
     recipe, family = _recipe_and_family(args.recipe, args.model)
     values: dict[str, Any] = {
         "name": args.name or args.recipe.replace("-", "_"),
@@ -77,10 +79,12 @@ def init(args: argparse.Namespace) -> int:
     if str(args.output) == "-":
         sys.stdout.buffer.write(text)
         return 0
-    if os.path.isfile(args.output):
+    if os.path.isfile(args.output) or os.path.isdir(args.output):
         raise UserError(f"{args.output} is there already, wanted a new file")
-    write_whole(args.output, text)
-    print(f"config: {args.output}\nstart it with: wavalign-fast train {args.output}")
+    with user_input("--output"):
+        write_whole(args.output, text)
+    place = shlex.quote(str(args.output))
+    print(f"config: {args.output}\nstart it with: wavalign-fast train {place}")
     return 0
 
 
@@ -92,6 +96,7 @@ def _recipe_and_family(name: str, model: Path) -> tuple[str, dict[str, str]]:
     """
     if name in PACKAGES:
         return name, {}
+    from wavalign_fast.models.families.checkpoint import open_family
     from wavalign_fast.models.families.registry import FAMILIES, family_of
 
     families = {family: family for family in FAMILIES}
@@ -105,4 +110,6 @@ def _recipe_and_family(name: str, model: Path) -> tuple[str, dict[str, str]]:
     found = family_of(model).NAME
     if found != families[name]:
         raise UserError(f"--model: {model} is of the family {found}, wanted {families[name]}")
+    if open_family(model)[1].layout.second is not None:
+        raise UserError(f"--model: {found} answers in two streams, which no recipe trains yet")
     return FOR_FAMILIES, {"family": found}

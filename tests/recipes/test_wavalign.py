@@ -19,6 +19,7 @@ from wavalign_fast.models.families import vita_audio
 from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.interface import IGNORE, Audio
 from wavalign_fast.recipes import load_recipe
+from wavalign_fast.recipes.wavalign.speech import MOST_FAILURES
 from wavalign_fast.recipes.wavalign.task import WavAlign
 from wavalign_fast.speech.wave_files import write_wave
 
@@ -85,6 +86,29 @@ def test_dialogues_that_cannot_be_used_are_left_out_and_named(make_task, tmp_pat
         _ = make_task(data=data, max_prompt=3).train_examples
 
 
+def test_why_a_dialogue_cannot_be_used_is_shown_once_for_each_kind(make_task, tmp_path, caplog):
+    shutil.copytree(DIALOGUES / "audio", tmp_path / "audio")
+    line = (DIALOGUES / "rl_sft.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    foreign = json.dumps(json.loads(line) | {"sft_target_text": "Oslo.<|im_end|>"})
+    data = tmp_path / "mixed.jsonl"
+    data.write_text("\n".join([line, foreign, foreign]), "utf-8")
+    _ = make_task(data=data).train_examples
+    shown = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert [one for one in shown if "<|im_end|>" in one] == [
+        one for one in shown if one.startswith(f"{data}:2: ")
+    ]
+    assert any("<|im_end|>" in one for one in shown)
+
+
+def test_an_option_that_the_family_lacks_stops_the_run(make_task):
+    """Without a ratio no spoken answer of Step-Audio 2 can be built; none may be lost unseen."""
+    step = DATA / "families" / "step_audio_2"
+    codec = {"kind": "toy", "codebook_size": load_family(step).files.layout.codebook_size}
+    with pytest.raises(UserError, match="give the ratio"):
+        _ = make_task(model=step, codec=codec).train_examples
+    assert len(make_task(model=step, codec=codec, ratio=[2, 4]).train_examples) == 6
+
+
 def test_pairs_of_the_data_are_the_preferences(make_task):
     task = make_task(data=DIALOGUES / "dpo.jsonl", run={"needs_anchor": False})
     (pair, *_) = task.preferences
@@ -114,11 +138,25 @@ def test_the_judge_hears_the_decoded_answer(make_task):
     assert torch.equal(wave, task.speech.codec.decode([torch.tensor([3, 4, 5])])[0])
 
 
+def test_a_codec_that_keeps_failing_stops_the_run(make_task, caplog):
+    task = make_task()
+    for _ in range(2):  # a call that succeeds begins the count anew
+        for _ in range(MOST_FAILURES - 1):
+            assert task.speech.waves([[64]]) == [None]
+        assert task.speech.waves([[3]])[0] is not None
+    assert "toy: code 64" in caplog.text and "1 answers have no sound" in caplog.text
+    with pytest.raises(UserError, match=r"toy: code 64.*; 5 calls in a row failed"):
+        for _ in range(MOST_FAILURES):
+            task.speech.waves([[64]])
+
+
 def test_mistakes_are_named_before_anything_is_loaded(make_task):
     with pytest.raises(UserError, match="codec: toy has 48 codes, wanted 64, the model's"):
         make_task(codec={"kind": "toy", "codebook_size": 48})
     with pytest.raises(UserError, match="judge"):
         make_task(run={"needs_rewards": True})
+    with pytest.raises(UserError, match="is of the family vita_audio, wanted glm4_voice"):
+        make_task(family="glm4_voice")
     with pytest.raises(UserError, match=r"eval_data.*wanted held-out dialogues"):
         make_task(run={"eval_items": 3})
     with pytest.raises(UserError, match=r"has to be encoded, and task\.codec names no codec"):
@@ -165,9 +203,37 @@ def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
     assert "family: vita_audio" in text and "model: ear-1" in text
     assert main(["train", "run.yaml", "--print-config"]) == 0
 
-    capsys.readouterr()
+    kimi = str(DATA / "families" / "kimi_audio")
+    words_of_kimi = ["init", "kimi_audio", "--model", kimi, "--data", str(data)]
+    assert main([*words_of_kimi, "--output", "kimi.yaml"]) == 2
+    assert "answers in two streams" in capsys.readouterr().err
+
     assert main(["init", "glm4_voice", *words[2:], "--output", "other.yaml"]) == 2
     assert "is of the family vita_audio, wanted glm4_voice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--output", "taken"], "taken is there already, wanted a new file"),
+        (["--output", "file/run.yaml"], "--output: file/run.yaml: Not a directory"),
+        (["--model", "file"], "--model: file is no directory"),
+    ],
+)
+def test_init_refuses_places_by_name(tmp_path, monkeypatch, capsys, change, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("{}")
+    words = ["init", "vita_audio", "--model", str(VITA), "--data", "file"]
+    assert main([*words, *change]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_that_init_shows_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["init", "vita_audio", "--model", str(VITA), "--data", str(DIALOGUES)]
+    assert main([*words, "--output", "my run.yaml"]) == 0
+    assert "wavalign-fast train 'my run.yaml'" in capsys.readouterr().out
 
 
 def test_a_plan_takes_a_familys_directory(tmp_path, capsys):

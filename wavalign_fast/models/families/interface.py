@@ -253,6 +253,7 @@ class Family(Protocol):
 FUNCTIONS = tuple(name for name in vars(Family) if not name.startswith("_") and name != "NAME")
 """Names of the functions that a family has."""
 
+
 EVIDENCE = {"architecture": 4, "model_type": 3, "key": 2, "tokens": 1}
 """What tells a family, the surest first."""
 

@@ -82,8 +82,11 @@ class DialogueReader:
                 drops.append(Drop(dialogue.place, reason, one_line(error)))
         for line in Dialogues(tuple(kept), tuple(drops)).describe_drops():
             logger.warning("%s", line)
+        told = {drop.reason: drop for drop in reversed(drops)}.values()
         for drop in drops:
-            logger.info("%s: %s", drop.place, drop.detail)
+            # The first of a kind is shown: what one lacks is often what all of them lack.
+            level = logging.WARNING if drop in told else logging.INFO
+            logger.log(level, "%s: %s", drop.place, drop.detail)
         if not examples:
             raise UserError(f"no dialogue is left, the first: {drops[0].place}: {drops[0].detail}")
         return tuple(examples)

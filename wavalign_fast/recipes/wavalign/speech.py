@@ -16,6 +16,9 @@ from wavalign_fast.speech.codecs import open_codec
 
 logger = logging.getLogger(__name__)
 
+MOST_FAILURES = 5
+"""Failed calls of the codec in a row after which the run stops: no more answer has sound."""
+
 
 class NoCodecError(UserError):
     """Sound has to be encoded, and no codec is named."""
@@ -31,6 +34,7 @@ class Speech:
 
     def __init__(self, codec: SpeechCodec | None, cache: Path) -> None:
         self.codec = codec
+        self._failures = 0
         self._cache = CodeCache(cache / "codes")
 
     @property
@@ -61,6 +65,9 @@ class Speech:
         """Decodes answers; ``None`` for one without speech, or whose codec fails.
 
         A failing codec is logged; its answers have no sound, and a judge counts them as missing.
+
+        Raises:
+            CodecError: it has failed ``MOST_FAILURES`` times in a row.
         """
         spoken = [index for index, row in enumerate(codes) if row]
         waves: list[Tensor | None] = [None] * len(codes)
@@ -69,9 +76,13 @@ class Speech:
         try:
             decoded = self.codec.decode([torch.tensor(codes[index]) for index in spoken])
         except CodecError as error:
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                raise CodecError(f"{error}; {MOST_FAILURES} calls in a row failed") from error
             # An error, not a warning: each rank decodes its own, and all but one hide warnings.
             logger.error("%s; %d answers have no sound", error, len(spoken))
             return waves
+        self._failures = 0
         for index, wave in zip(spoken, decoded, strict=True):
             waves[index] = wave
         return waves

@@ -8,7 +8,7 @@ from typing import Any
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models.families.checkpoint import open_family
 from wavalign_fast.models.families.interface import Answer, DialogueOptions, Family, FamilyFiles
-from wavalign_fast.models.families.registry import named_family
+from wavalign_fast.models.families.registry import FAMILIES, named_family, storing_family
 from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.recipes.wavalign.options import Options
 
@@ -30,6 +30,12 @@ class FamilyTokens:
         self.family: Family
         self.files: FamilyFiles
         with naming("model.path"):
+            told = storing_family(directory) if chosen and chosen.NAME in FAMILIES else None
+            if told is not None and chosen is not None and told.NAME != chosen.NAME:
+                raise UserError(
+                    f"{directory} is of the family {told.NAME}, wanted {chosen.NAME}, the one of "
+                    "task.family"
+                )
             self.family, self.files = open_family(directory, chosen, settings)
             if self.files.layout.second is not None:
                 raise UserError(
