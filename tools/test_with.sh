@@ -34,7 +34,7 @@ install_releases() {
   "${PYTHON:-python3}" -m venv "$venv"
   python tools/install_torch.py "$(grep '^torch==' "$list")"
   # Nothing that requires torch, or pip would add the libraries that it was installed without.
-  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; of_dev hypothesis ninja pytest pytest-xdist)
+  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; of_dev httpx hypothesis ninja pytest pytest-xdist tenacity)
   python -m pip install --quiet --no-compile --no-warn-conflicts psutil "${others[@]}"
   # These require torch. Only here liger-kernel runs in CI: beside .venv's benchmarks it would be a rival.
   python -m pip install --quiet --no-compile --no-deps accelerate "$(of_dev peft)" \
