@@ -17,7 +17,7 @@ def run_ranks(
     world: int,
     function: Callable[..., Any],
     *args: Any,
-    deadline: float = 60,
+    deadline: float = 240,
     device: str = "cpu",
 ) -> list:
     """Calls ``function(*args)`` on each of ``world`` ranks, inside a process group of theirs.
