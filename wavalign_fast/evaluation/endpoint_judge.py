@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.data.dialogues.records import AUDIO_TAG
 from wavalign_fast.errors import shorten
 from wavalign_fast.evaluation.judging import Judged, Question, scale_of
 from wavalign_fast.evaluation.prompts import SPEECH_TASKS, Prompt, digest
@@ -19,7 +20,6 @@ SETTINGS = (
     "samples", "temperature", "max_tokens", "body",
 )  # fmt: skip
 """Options on which scores depend."""
-AUDIO_TAG = "<|audio|>"
 
 OPEN = """\
 score: how well the words of the reply answer what the user asked. The voice does not count.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wavalign_fast.data.dialogues.records import ROLES
 from wavalign_fast.data.jsonl import check_text, each_line
 from wavalign_fast.data.words import words
 from wavalign_fast.errors import UserError, one_line, shown
@@ -16,8 +17,6 @@ from wavalign_fast.evaluation.choices import LETTERS
 from wavalign_fast.evaluation.presets import FIELDS, PLAIN, PRESETS
 from wavalign_fast.evaluation.prompts import TASKS, Prompt
 from wavalign_fast.evaluation.voicebench_scores import read_scores
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, kw_only=True)
