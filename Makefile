@@ -27,7 +27,7 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ladder test-floors test-newest test-vllm lint format bench clean
+.PHONY: help install demo test test-ladder test-floors test-newest test-vllm lint format docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,11 @@ format: install ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(KERNEL_SOURCES) $(TEST_SOURCES)
+
+# The notice is of a later mkdocs, which pyproject.toml does not allow.
+docs: install ## build the documentation into build/docs and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m tools.docs_site.check build/docs
 
 bench: install ## time the losses beside the installed rivals and write a page
 	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)

@@ -2,7 +2,8 @@
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,37 @@ from wavalign_fast.recipes import PACKAGES, describe_recipe, load_recipe
 WIDTH = 80
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A key of a configuration, or a group of keys.
+
+    Attributes:
+        key: dotted.
+        text: its meaning.
+        wanted: the values that it takes; "" for a group.
+        default: as text; ``None`` for a group, and where it must be set.
+        notes: recipes that have the key or another default of it.
+    """
+
+    key: str
+    text: str
+    wanted: str = ""
+    default: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_group(self) -> bool:
+        return not self.wanted
+
+
 def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str:
     """Returns the listing as plain text of at most 80 columns; ``keys`` limits it to those keys."""
     names = list(PACKAGES) if recipe is None else [recipe]
-    with user_input("recipe"):
-        recipes = {name: load_recipe(name) for name in names}
-    defaults = {name: dict(leaves(parts[0])) for name, parts in recipes.items()}
-    entries = dict(_entries(RunConfig, "", defaults))
-    for name, (_, _, factory) in recipes.items():
-        for key, entry in _task_entries(name, factory).items():  # recipes may share a name
-            entries[key] = "\n".join(filter(None, [entries.get(key), entry]))
+    found = settings(names)
+    entries = {key: "\n".join(map(_entry, same)) for key, same in found.items()}
     if keys:
         return "\n".join(text for key in keys for text in _chosen(key, entries))
-    head = [line for name, parts in recipes.items() for line in _recipe(name, parts[1])]
+    head = [line for name in names for line in _recipe(name, load_recipe(name)[1])]
     return "\n".join(
         [
             "Recipes: wavalign-fast train --recipe NAME --arm ARM",
@@ -40,6 +59,22 @@ def list_settings(keys: Sequence[str] = (), *, recipe: str | None = None) -> str
             *entries.values(),
         ]
     )
+
+
+def settings(recipes: Sequence[str]) -> dict[str, list[Setting]]:
+    """Returns the settings of these recipes by key: several where recipes share its name.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    with user_input("recipe"):
+        loaded = {name: load_recipe(name) for name in recipes}
+    defaults = {name: dict(leaves(parts[0])) for name, parts in loaded.items()}
+    found = {setting.key: [setting] for setting in _settings(RunConfig, "", defaults)}
+    for name, (_, _, factory) in loaded.items():
+        for setting in _settings(options_model(factory), "task.", {}, notes=[name]):
+            found.setdefault(setting.key, []).append(setting)
+    return found
 
 
 def _chosen(key: str, entries: Mapping[str, str]) -> list[str]:
@@ -60,31 +95,31 @@ def _recipe(name: str, arms: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _entries(
+def _settings(
     group: type[BaseModel],
     prefix: str,
     defaults: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str] = (),
-) -> Iterator[tuple[str, str]]:
-    """Yields the dotted key and the text of every key; a group comes before its keys.
-
-    ``notes`` stand behind every key.
-    """
+) -> Iterator[Setting]:
+    """Yields every key; a group comes before its keys. ``notes`` belong to every key."""
     for name, field in group.model_fields.items():
         key = f"{prefix}{name}"
         if kind := group_of(field.annotation):
-            yield (
-                key,
-                "\n".join([*_wrapped(f"{key}: {_summary(kind)}", 0), ""]),
-            )
-            yield from _entries(kind, f"{key}.", defaults, notes)
+            yield Setting(key=key, text=_summary(kind), notes=tuple(notes))
+            yield from _settings(kind, f"{key}.", defaults, notes)
             continue
         others = [
             f"{recipe}: {_value(values[key])}"
             for recipe, values in defaults.items()
             if key in values and key != "recipe" and values[key] != field.default
         ]
-        yield key, _entry(key, field, [*notes, *others])
+        yield Setting(
+            key=key,
+            text=field.description or "",
+            wanted=wanted(field.annotation, field.metadata),
+            default=None if field.default is PydanticUndefined else _value(field.default),
+            notes=(*notes, *others),
+        )
 
 
 def _summary(group: type[BaseModel]) -> str:
@@ -92,18 +127,15 @@ def _summary(group: type[BaseModel]) -> str:
     return " ".join((group.__doc__ or "").partition("\n\n")[0].split())
 
 
-def _task_entries(recipe: str, factory: Callable[..., Any]) -> dict[str, str]:
-    return dict(_entries(options_model(factory), "task.", {}, notes=[recipe]))
-
-
-def _entry(key: str, field: Any, notes: Sequence[str]) -> str:
-    required = field.default is PydanticUndefined
-    head = key if required else f"{key} = {_value(field.default)}"
-    note = f"  ({', '.join(notes)})" if notes else ""
+def _entry(setting: Setting) -> str:
+    if setting.is_group:
+        return "\n".join([*_wrapped(f"{setting.key}: {setting.text}", 0), ""])
+    head = setting.key if setting.default is None else f"{setting.key} = {setting.default}"
+    note = f"  ({', '.join(setting.notes)})" if setting.notes else ""
     lines = [
         *_wrapped(head + note, 2, hanging=2),
-        *_wrapped(field.description or "", 6),
-        *_wrapped(wanted(field.annotation, field.metadata), 6),
+        *_wrapped(setting.text, 6),
+        *_wrapped(setting.wanted, 6),
         "",
     ]
     return "\n".join(lines)
