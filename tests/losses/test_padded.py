@@ -232,7 +232,7 @@ def test_log_probs_of_both_policies_are_placed() -> None:
             {"attention_mask": torch.arange(7).expand(5, 7) > 5},
             r"prompt end 6 \(columns that attention_mask leaves out\) \+ 3 \+ 0 is outside",
         ),
-        ({"rewards": None}, r"rewards: got a NoneType, want a torch\.Tensor"),
+        ({"rewards": None}, "rewards and advantages: got neither, want one of them"),
         ({"rewards": [[10**400, 1.0], [1.0, 1.0]]}, "rewards: got a list .*too large"),
         ({"prompt_lengths": [-1, 1]}, r"prompt_lengths\[0\]: got -1, want 0 <= length <= 7"),
         ({"prompt_lengths": [3, 8]}, r"prompt_lengths\[1\]: got 8, want 0 <= length <= 7"),

@@ -6,7 +6,12 @@ import torch
 
 from wavalign_fast.losses import padded
 from wavalign_fast.losses.all_reduce import in_process_group
-from wavalign_fast.losses.rewards import refuse_infinite, rewards_table
+from wavalign_fast.losses.rewards import (
+    advantages_table,
+    check_one_given,
+    refuse_infinite,
+    rewards_table,
+)
 from wavalign_fast.losses.segments import MAX_SEGMENTS
 from wavalign_fast.ops.inputs import (
     can_be_read,
@@ -29,21 +34,33 @@ class HybridBatch:
     same, while its [T] tables hold only the rows that are here, under their indices in the step:
     advantages are right even where a group is split over parts. A rollout is whole in one part.
 
+    ``advantages`` take the place of ``rewards`` where another program has computed them: TRL
+    shuffles rollouts, so that a group is not whole in a part, and a reward may have several parts.
+    Nothing is then computed from groups, so the caller gives what is: ``rl_weight`` to the
+    objective, unless its gate is a constant, and ``normalisers`` if the batch is a part of a step.
+    The metrics of rewards are left out (``HybridObjective.reward_metrics`` computes them).
+    ``group_advantages(rewards)`` gives the loss that ``rewards`` give.
+
     Args:
         targets: [T] int64 ids; of any value where both rows are -1.
-        policy_row: [T] int64 in [0, B·G) or -1: rollout g of prompt b is row b·G + g.
+        policy_row: [T] int64 in [0, B·G) or -1: rollout g of prompt b is row b·G + g. In [0, N) for
+            advantages [N].
         anchor_row: [T] int64 in [0, 2^24) or -1, an index of demonstrations; with gaps if need be.
             On another device than the CPU it must be below T.
         rewards: [B, G] floats, or a nested list of numbers. NaN or ``None`` is a missing reward.
+            ``None`` beside advantages.
         ref_logp: [T] floats, log-probs of the targets under the reference, for the KL.
         old_logp: [T] floats, log-probs of the targets under the policy that sampled them; ``None``
             if that is the policy itself.
         importance: [T] floats >= 0, constant weights of the policy surrogate, not of the KL; such
             as ``truncated_importance``, where another implementation of the policy sampled.
+        advantages: [N] floats, that of each rollout, in any order and of any groups; or [B, G].
+            They are constants and finite. With [N], the entropies in ``metrics`` are means over the
+            rollouts, for groups are unknown.
 
-    All three are constants without a gradient. They must be finite at the tokens of their term and
-    may have any value elsewhere. A token that was forced, not sampled, may have a log-prob of
-    -inf; it belongs to no ``policy_row``.
+    The last three of [T] are constants without a gradient. They must be finite at the tokens of
+    their term and may have any value elsewhere. A token that was forced, not sampled, may have a
+    log-prob of -inf; it belongs to no ``policy_row``.
 
     Raises:
         ValueError: a table that does not fit; on the CPU also a row out of range or an infinite
@@ -53,17 +70,22 @@ class HybridBatch:
     targets: torch.Tensor
     policy_row: torch.Tensor
     anchor_row: torch.Tensor
-    rewards: torch.Tensor
+    rewards: torch.Tensor | None = None
     ref_logp: torch.Tensor | None = None
     old_logp: torch.Tensor | None = None
     importance: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_one_given(self.rewards, self.advantages)
         # The only way to set a field of a frozen dataclass.
-        object.__setattr__(self, "rewards", rewards_table(self.rewards))
-        # If one rank raised here, the others would wait for it in the gate's all-reduce.
-        if not in_process_group():
-            refuse_infinite(self.rewards)
+        if self.rewards is None:
+            object.__setattr__(self, "advantages", advantages_table(self.advantages))
+        else:
+            object.__setattr__(self, "rewards", rewards_table(self.rewards))
+            # If one rank raised here, the others would wait for it in the gate's all-reduce.
+            if not in_process_group():
+                refuse_infinite(self.rewards)
         for name in ("targets", "policy_row", "anchor_row"):
             check_tensor(name, getattr(self, name))
         shape, device = self.targets.shape, self.targets.device
@@ -83,13 +105,30 @@ class HybridBatch:
             table = getattr(self, name)
             if table is not None and table.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(table.shape)}, want {tuple(shape)}")
-        self._check_rows("policy_row", self.rewards.numel(), "B·G")
+        self._check_rows("policy_row", self.rollouts, "B·G" if self.rewards is not None else "N")
         self._check_rows("anchor_row", MAX_SEGMENTS, "2^24")
 
     def to(self, device: torch.device | str) -> "HybridBatch":
         """The batch on ``device``; the host does not wait for the copy."""
         (there,) = copied_together(torch.device(device), self)
         return there
+
+    @property
+    def of_rollouts(self) -> torch.Tensor:
+        """The rewards, or else the advantages: a number of each rollout."""
+        table = self.advantages if self.rewards is None else self.rewards
+        assert table is not None  # one of the two was given
+        return table
+
+    @property
+    def rollouts(self) -> int:
+        """How many rollouts there are, those without a position here included."""
+        return self.of_rollouts.numel()
+
+    @property
+    def group_size(self) -> int:
+        """G, the rollouts of a prompt; 1 where the groups are unknown."""
+        return self.of_rollouts.shape[1] if self.of_rollouts.dim() == 2 else 1
 
     @property
     def anchor_rows(self) -> int:
@@ -114,12 +153,13 @@ class HybridBatch:
         input_ids: torch.Tensor,
         completion_mask: torch.Tensor,
         labels: torch.Tensor,
-        rewards: torch.Tensor,
+        rewards: torch.Tensor | None,
         prompt_lengths: torch.Tensor,
         ref_logp: torch.Tensor | None = None,
         old_logp: torch.Tensor | None = None,
         *,
         importance: torch.Tensor | None = None,
+        advantages: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> "HybridBatch":
         """Reads padded rows, B·G rollouts and then demonstrations, as the released code has them.
@@ -135,10 +175,12 @@ class HybridBatch:
                 column after the row's prompt.
             labels: [R, L] integer ids; -100 on demonstration tokens without a loss. Rollout rows
                 are not read.
-            rewards: [B, G] floats, or a nested list of numbers.
-            prompt_lengths: [B] whole numbers, the tokens of each prompt without padding.
+            rewards: [B, G] floats, or a nested list of numbers; ``None`` beside advantages.
+            prompt_lengths: [B] whole numbers, the tokens of each prompt without padding; [N], for
+                each rollout, beside advantages [N].
             ref_logp: [B·G, L - 1] floats; column t is the log-prob of id t + 1.
             old_logp, importance: [B·G, L - 1] floats, likewise.
+            advantages: [N] or [B, G] floats in place of rewards.
             attention_mask: [R, L] or [B·G, L], 1 on tokens and 0 on padding.
 
         Returns:
@@ -147,11 +189,16 @@ class HybridBatch:
         Raises:
             ValueError: an argument that does not fit, under its name here.
         """
+        check_one_given(rewards, advantages)
+        if advantages is None:
+            table = rewards = rewards_table(rewards)
+        else:
+            table = advantages_table(advantages)
         rows = padded.PaddedRows.of(
             input_ids=input_ids,
             completion_mask=completion_mask,
             labels=labels,
-            rewards=rewards_table(rewards),
+            of_rollouts=table.unsqueeze(1) if table.dim() == 1 else table,
             prompt_lengths=prompt_lengths,
             attention_mask=attention_mask,
         )
@@ -159,8 +206,9 @@ class HybridBatch:
             targets=rows.targets(),
             policy_row=rows.policy_row(),
             anchor_row=rows.anchor_row(),
-            rewards=rows.rewards,
+            rewards=rewards,
             ref_logp=rows.flat_logps("ref_logp", ref_logp),
             old_logp=rows.flat_logps("old_logp", old_logp),
             importance=rows.flat_logps("importance", importance),
+            advantages=advantages,
         )

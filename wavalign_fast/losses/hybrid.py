@@ -145,7 +145,8 @@ class HybridObjective(nn.Module):
                 captured they must be on the GPU.
             bias: [V] floats, the head's bias.
             rl_weight: a λ in [0, 1] that was computed before, a number or 0-d: for a second head,
-                gradient accumulation or rewards that arrive late. The gate then does not move.
+                gradient accumulation or rewards that arrive late. The gate then does not move. A
+                batch with advantages needs it, unless the gate is a constant.
             normalisers: what to divide the terms by, if the batch is a part of a step: the losses
                 of the parts, and their ``totals``, then add up to the step's. A rollout must be in
                 one part as a whole; a group may be split if every part has its rewards.
@@ -168,7 +169,7 @@ class HybridObjective(nn.Module):
             ignore_index=IGNORE_INDEX,
             options=self.options,
         )
-        rl_weight, gate_metrics = self._rl_weight(batch.rewards, rl_weight)
+        rl_weight, gate_metrics = self._rl_weight(batch, rl_weight)
         tables = self._tables(batch, token_weights, rl_weight, normalisers)
         coefficients = tables.coefficients()
         # Not fused are the reference, whose loss differentiates itself; ratios of whole rollouts,
@@ -299,16 +300,17 @@ class HybridObjective(nn.Module):
         )
 
     def _rl_weight(
-        self, rewards: torch.Tensor, given: torch.Tensor | float | None
+        self, batch: HybridBatch, given: torch.Tensor | float | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """λ, 0-d, and the gate's metrics: the λ given, else a constant, else a step of the gate."""
         fixed = given if given is not None else self.gate
         if isinstance(fixed, MixingGate):
-            return fixed.step(rewards, self.options)
+            assert batch.rewards is not None  # else `_check_inputs` has refused the batch
+            return fixed.step(batch.rewards, self.options)
         if isinstance(fixed, torch.Tensor):
             return _checked_rl_weight(fixed), {}
         fixed = finite_number("rl_weight", fixed, low=0.0, high=1.0)
-        return torch.full((), fixed, dtype=torch.float32, device=rewards.device), {}
+        return torch.full((), fixed, dtype=torch.float32, device=batch.of_rollouts.device), {}
 
     def _check_inputs(
         self,
@@ -330,6 +332,12 @@ class HybridObjective(nn.Module):
         if positions != wanted:
             raise ValueError(
                 f"hidden has {positions} positions, want {wanted}, those of batch.targets"
+            )
+        if rl_weight is None and isinstance(self.gate, MixingGate) and batch.rewards is None:
+            raise ValueError(
+                "batch.rewards: got None, want the rewards that the MixingGate computes λ from; "
+                "beside advantages give rl_weight, such as gate(rewards) of the whole step, or a "
+                "constant gate"
             )
         if batch.ref_logp is None and (self.kl_weights.text > 0 or self.kl_weights.speech > 0):
             raise ValueError(
@@ -354,7 +362,7 @@ class HybridObjective(nn.Module):
                 f"clip = {self.clip} without batch.old_logp: every ratio is 1, so nothing is ever "
                 "clipped; give the log-probs under the policy that sampled"
             )
-        if batch.rewards.shape[0] > 0 and batch.rewards.shape[1] == 1:
+        if batch.rewards is not None and len(batch.rewards) > 0 and batch.group_size == 1:
             warn_once(
                 "rewards [B, 1]: in groups of 1 every advantage is 0, so the policy term teaches "
                 "nothing; sample more rollouts a prompt"

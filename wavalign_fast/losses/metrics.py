@@ -24,7 +24,7 @@ class StepMetrics:
     KL and entropy are reported for a class only if all its completion tokens carry loss: the others
     are never multiplied with the head. The entropy of demonstrations is that of the tokens that the
     anchor weighs. Which names there are depends on the options and on which
-    log-probs the batch has, not on its values, so that all ranks have the same names.
+    tables the batch has, not on its values, so that all ranks have the same names.
     """
 
     known: dict[str, torch.Tensor]
@@ -74,7 +74,7 @@ class StepMetrics:
         anchored = torch.stack([~weights.speech, weights.speech]) & (weights.anchor > 0)
         anchored = anchored.to(torch.float64)
         per_anchored = anchored / anchored.sum(-1, keepdim=True).clamp(min=1)
-        of_batch = max(batch.rewards.numel(), 1)
+        of_batch = max(batch.rollouts, 1)
         of_step = None if normalisers is None else normalisers.rollouts
         of_step = of_batch if of_step is None else of_step
         moved = (weights.policy > 0) & (advantage != 0)
@@ -84,7 +84,7 @@ class StepMetrics:
         sums = torch.stack([*counts.values(), length]).double()
         zeros = dict.fromkeys(CLIPPED, advantage.new_zeros(()))
         return cls(
-            known=reward_metrics(batch.rewards, advantage_std)
+            known=({} if batch.rewards is None else reward_metrics(batch.rewards, advantage_std))
             | {"completion_length": _per(of_batch, length)}
             | zeros
             | counts,
@@ -151,8 +151,9 @@ def _per(total: torch.Tensor | int, count: torch.Tensor) -> torch.Tensor:
 
 def _of_groups(batch: HybridBatch, weights: torch.Tensor) -> torch.Tensor:
     """Weights [T] in the mean over the groups with a weight of weighted token means."""
-    groups, size = batch.rewards.shape
-    prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // max(size, 1))
+    size = max(batch.group_size, 1)
+    groups = batch.rollouts // size
+    prompt = torch.where(batch.policy_row < 0, -1, batch.policy_row // size)
     nonempty = segments_with_weight(weights, prompt, groups).clamp(min=1)
     return mean_weights(weights, prompt, groups) / nonempty
 
@@ -162,7 +163,7 @@ def _of_rollouts(
 ) -> torch.Tensor:
     """Weights [2, C, T] in the mean over all rollouts, of the batch and of the step, of token means
     of a class."""
-    count = batch.rewards.numel()
+    count = batch.rollouts
     rows = [mean_weights(of, batch.policy_row, count) for of in in_class]
     in_rollout = torch.stack(rows) if rows else in_class
     return torch.stack([in_rollout / max(count, 1), normalised(in_rollout, of_step)])
@@ -175,7 +176,7 @@ def _clip_weights(
     all are clipped."""
     each, total = weights.policy, weights.policy.sum()
     if level == "sequence":
-        count = batch.rewards.numel()
+        count = batch.rollouts
         each = mean_weights(weights.policy, batch.policy_row, count)
         total = segments_with_weight(weights.policy, batch.policy_row, count).double()
     return torch.stack([each / total.clamp(min=1e-6), each])[:, None], total

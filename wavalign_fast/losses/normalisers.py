@@ -41,7 +41,7 @@ class Normalisers:
             tokens.
         kl: of the KL term of ``kl_scope="completion"``: rollouts, or their tokens.
         rollouts: of metrics that are means over rollouts, in ``HybridOutput.totals``; ``None``
-            takes those of ``batch.rewards``.
+            takes those of the batch.
 
     Raises:
         ValueError: a number that is not above 0, a tensor that is not 0-d; on the CPU also a tensor
@@ -79,7 +79,7 @@ class Normalisers:
         cls, batch: HybridBatch, weights: TokenWeights, normalisation: Normalisation
     ) -> "Normalisers":
         """The counts of ``batch``, float64 on its device, without a host sync."""
-        rollouts = weights.policy.new_full((), batch.rewards.numel())
+        rollouts = weights.policy.new_full((), batch.rollouts)
         if normalisation == "token":
             completion = weights.completion.sum().double()
             return cls(weights.policy.sum(), weights.anchor.sum(), completion, rollouts)

@@ -30,8 +30,6 @@ class PaddedRows:
     """[B·G, C] bool, the completion tokens, from column ``first`` of a row on."""
     first: torch.Tensor
     """[B·G, 1] int64, the column of each row's first completion token."""
-    rewards: torch.Tensor
-    """[B, G]"""
 
     @classmethod
     def of(
@@ -39,11 +37,15 @@ class PaddedRows:
         input_ids: torch.Tensor,
         completion_mask: torch.Tensor,
         labels: torch.Tensor,
-        rewards: torch.Tensor,
+        of_rollouts: torch.Tensor,
         prompt_lengths: Any,
         attention_mask: torch.Tensor | None,
     ) -> "PaddedRows":
-        """The rows of ``HybridBatch.from_padded``, after a check of its arguments."""
+        """The rows of ``HybridBatch.from_padded``, after a check of its arguments.
+
+        Args:
+            of_rollouts: [B, G], rewards or advantages; only the shape counts.
+        """
         for name, ids in (("input_ids", input_ids), ("labels", labels)):
             _check_table(name, ids, "[R, L]")
             check_integers(name, ids)
@@ -51,16 +53,16 @@ class PaddedRows:
         if labels.shape != input_ids.shape:
             raise ValueError(f"labels: got {tuple(labels.shape)}, want {tuple(input_ids.shape)}")
         rows, rollouts = len(input_ids), len(completion_mask)
-        if rewards.numel() != rollouts or rollouts > rows:
+        if of_rollouts.numel() != rollouts or rollouts > rows:
             raise ValueError(
-                f"completion_mask has {rollouts} rows, want B·G = {rewards.numel()} of rewards "
-                f"{tuple(rewards.shape)} and at most {rows}, the rows of input_ids"
+                f"completion_mask has {rollouts} rows, want B·G = {of_rollouts.numel()} of rewards "
+                f"{tuple(of_rollouts.shape)} and at most {rows}, the rows of input_ids"
             )
         device = input_ids.device
         check_device("labels", labels, device, "input_ids are")
         check_device("completion_mask", completion_mask, device, "input_ids are")
-        lengths = _prompt_lengths(prompt_lengths, len(rewards), input_ids)
-        first = lengths.repeat_interleave(rewards.shape[1]).unsqueeze(1)
+        lengths = _prompt_lengths(prompt_lengths, len(of_rollouts), input_ids)
+        first = lengths.repeat_interleave(of_rollouts.shape[1]).unsqueeze(1)
         _check_ones("completion_mask", completion_mask)
         completion = completion_mask.to(torch.bool)
         left = torch.zeros_like(first)
@@ -72,13 +74,12 @@ class PaddedRows:
             _check_attended(attention_mask[:rollouts], completion, first)
         # A mask of ones says nothing: tokenizers return one for rows that are not padded.
         if attention_mask is None or (can_be_read(left) and bool(attention_mask[:rollouts].all())):
-            check_right_padded(input_ids[:rollouts], completion, first, rewards.shape[1])
+            check_right_padded(input_ids[:rollouts], completion, first, of_rollouts.shape[1])
         return cls(
             input_ids=input_ids.to(torch.int64),
             labels=labels.to(torch.int64),
             completion=completion,
             first=first,
-            rewards=rewards,
         )
 
     def targets(self) -> torch.Tensor:

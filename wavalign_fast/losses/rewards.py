@@ -1,4 +1,4 @@
-"""Rewards [B, G] from a tensor, a nested list or an array, and what they must be."""
+"""Rewards or advantages of rollouts: from what they may come, and what they must be."""
 
 from typing import Any
 
@@ -47,6 +47,41 @@ def refuse_infinite(rewards: torch.Tensor) -> None:
             f"rewards[{prompt}, {rollout}]: got {float(rewards[prompt, rollout])}, want a finite "
             "reward, or NaN for a missing one"
         )
+
+
+def check_one_given(rewards: Any, advantages: Any) -> None:
+    """Refuses both of them at once, and neither.
+
+    Raises:
+        ValueError: says which of the two it was.
+    """
+    if (rewards is None) == (advantages is None):
+        seen = "neither" if rewards is None else "both"
+        raise ValueError(f"rewards and advantages: got {seen}, want one of them")
+
+
+def advantages_table(advantages: Any) -> torch.Tensor:
+    """Advantages [N] or [B, G], without a gradient.
+
+    Raises:
+        ValueError: another shape or type; on the CPU also one that is not finite, for an advantage
+            cannot be missing: that of a rollout without a reward is 0.
+    """
+    check_tensor("advantages", advantages)
+    if advantages.dim() not in (1, 2) or not advantages.is_floating_point():
+        raise ValueError(
+            f"advantages: got {advantages.dtype} of shape {tuple(advantages.shape)}, want floats "
+            "[N], one for each rollout, or [B, G]"
+        )
+    if can_be_read(advantages):
+        bad = torch.nonzero(~torch.isfinite(advantages.reshape(-1)))
+        if bad.numel() > 0:
+            row = int(bad[0, 0])
+            raise ValueError(
+                f"advantages of rollout {row}: got {float(advantages.reshape(-1)[row])}, want a "
+                "finite one; 0 for a rollout that has no reward"
+            )
+    return advantages.detach()
 
 
 def _from_numbers(rewards: Any) -> torch.Tensor:

@@ -89,7 +89,7 @@ class StepTables:
                     device, batch, weights, rl_weight, normalisers
                 )
         by = normalisers or Normalisers.of(batch, weights, normalisation)
-        count = batch.rewards.numel()
+        count = batch.rollouts
         policy = _in_mean(weights.policy, batch.policy_row, count, by.policy, normalisation)
         anchor = _in_mean(
             weights.anchor, batch.anchor_row, batch.anchor_rows, by.anchor, normalisation
@@ -98,7 +98,10 @@ class StepTables:
         if kl_scope == "completion":
             completion = weights.completion.to(weights.policy)
             in_kl = _in_mean(completion, batch.policy_row, count, by.kl, normalisation)
-        of_rollouts = group_advantages(batch.rewards, std=advantage_std, options=options)
+        of_rollouts = batch.advantages
+        if batch.rewards is not None:
+            of_rollouts = group_advantages(batch.rewards, std=advantage_std, options=options)
+        assert of_rollouts is not None  # one of the two was given
         advantage = at_positions(of_rollouts.to(torch.float64).reshape(-1), batch.policy_row)
         advantage = _weighted_by_importance(advantage, batch, weights)
         rollouts = None
