@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=Path("answer.wav"),
-        help="WAV file to write; default: %(default)s",
+        help="WAV file to write, - for the standard output; default: %(default)s",
     )
     say.add_argument(
         "--seed", type=_seed, default=0, help="seed for sampling the answer; default: %(default)s"
@@ -299,10 +299,14 @@ def _say(args: argparse.Namespace) -> int:
     from wavalign_fast.train.run_directory import arm_directories, read_run_config
     from wavalign_fast.train_command import quiet_libraries, task_maker
 
+    if not args.prompt.strip():
+        raise UserError("say: the prompt is empty, wanted a question")
     directory, *others = arm_directories(args.run)
     config = read_run_config(directory)
     with user_input("recipe"):
         make_task = task_maker(config)
+    if str(args.out) == "-":
+        args.out = Path("/dev/stdout")
     with user_input("say"):
         check_output(args.out)
 

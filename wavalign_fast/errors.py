@@ -4,6 +4,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 ErrorT = TypeVar("ErrorT", bound=Exception)
@@ -31,8 +32,16 @@ def is_shared(error: BaseException) -> bool:
     return getattr(error, "_on_every_rank", False)
 
 
+class KeyedError(UserError):
+    """The message begins with the key at fault; ``naming`` puts no other in front of it."""
+
+
 class DamagedFileError(UserError):
     """A file of a run is truncated or damaged, or was written by another program."""
+
+
+class CacheError(OSError):
+    """A directory that keeps results for later runs cannot be read or written."""
 
 
 @contextmanager
@@ -55,9 +64,20 @@ def naming(key: str) -> Iterator[None]:
     try:
         with user_input(key):
             yield
+    except KeyedError:
+        raise
     except UserError as error:
         named = str(error).startswith(f"{key}: ")
         raise UserError(str(error) if named else f"{key}: {error}") from error
+
+
+@contextmanager
+def using_cache(directory: Path) -> Iterator[None]:
+    """Makes an ``OSError`` of this block a ``CacheError`` that names the directory."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(f"{directory} cannot be used: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -65,6 +65,7 @@ def init(args: argparse.Namespace) -> int:
             found = "is no directory" if os.path.exists(path) else "is not there"
             raise UserError(f"{flag}: {path} {found}")
     recipe, family = _recipe_and_family(args.recipe, args.model)
+    given = settle(parse_overrides(args.set), RunConfig)
     values: dict[str, Any] = {
         "name": args.name or args.recipe.replace("-", "_"),
         "model": {"path": str(args.model)},
@@ -74,8 +75,9 @@ def init(args: argparse.Namespace) -> int:
         values["train"] = {"eval_items": 0, "eval_every": 0}
     else:
         values["task"]["eval_data"] = str(args.eval_data)
-    given = settle(parse_overrides(args.set), RunConfig)
     text = commented_config(recipe, merge(values, given)).encode()
+    if recipe == FOR_FAMILIES and "codec" not in given.get("task", {}):
+        _say_that_a_codec_is_missing(args.model)
     if str(args.output) == "-":
         sys.stdout.buffer.write(text)
         return 0
@@ -86,6 +88,20 @@ def init(args: argparse.Namespace) -> int:
     place = shlex.quote(str(args.output))
     print(f"config: {args.output}\nstart it with: wavalign-fast train {place}")
     return 0
+
+
+def _say_that_a_codec_is_missing(model: Path) -> None:
+    from wavalign_fast.models.families.checkpoint import open_family
+    from wavalign_fast.models.families.registry import find_family
+
+    family = find_family(model)
+    if family is not None:
+        kind = family.codec(open_family(model, family)[1])
+        print(
+            f"note: without task.codec no clip is encoded and answers have no sound; {family.NAME} "
+            f"has the codec {kind}, docs/speech.md lists its options",
+            file=sys.stderr,
+        )
 
 
 def _recipe_and_family(name: str, model: Path) -> tuple[str, dict[str, str]]:

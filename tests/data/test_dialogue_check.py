@@ -9,6 +9,7 @@ import pytest
 from wavalign_fast.cli import main
 from wavalign_fast.data.dialogues.check import check_files
 from wavalign_fast.data.dialogues.schemas import ReadOptions
+from wavalign_fast.speech.wave_files import write_wave
 
 FOLDER = Path(__file__).parent / "dialogues"
 
@@ -60,6 +61,16 @@ def test_messages_say_what_was_seen(capsys):
         assert any(words in one["message"] for one in findings if one["line"] == line), line
     assert out["audio"]["files"] == 10 and out["audio"]["unusable"] == 6
     assert out["audio"]["sample_rates"] == {"16000": 4}
+
+
+def test_an_odd_rate_is_an_error_and_long_paths_are_shortened(tmp_path, capsys):
+    write_wave(tmp_path / "slow.wav", [0.5] * 9, 1)
+    records = [GOOD | {"id": name, "audios": [name]} for name in ("slow.wav", "a" * 5000)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, records)))
+    status, out = run(capsys, tmp_path / "d.jsonl")
+    assert status == 1
+    assert "slow.wav: its header says 1 Hz, wanted 4000 to 768000" in out
+    assert "aaa...aaa" in out and "does not exist" in out and len(out) < 3000
 
 
 def test_encodings_are_reported(capsys):

@@ -101,6 +101,8 @@ def test_a_process_that_fails_dies_or_hangs_is_named_and_replaced(tmp_path, capf
     codec = open_codec({**given, **broken})
     with pytest.raises(CodecError, match=r"^subprocess fake_clone:broken: SystemExit: no"):
         codec.encode(torch.zeros(4), 16000)
+    with pytest.raises(CodecError, match=r"^subprocess fake_clone:broken: SystemExit: no"):
+        codec.encode(torch.zeros(5), 16000)
     with pytest.raises(CodecError, match=r"ValueError: a wave of torch.int64 \(2,\), wanted flo"):
         codec.decode([torch.tensor([3])])
     with pytest.raises(CodecError, match="a decoded sample is nan"):
@@ -112,7 +114,9 @@ def test_a_process_that_fails_dies_or_hangs_is_named_and_replaced(tmp_path, capf
     with pytest.raises(CodecError, match=r"waited 0\.5 s for the codes of 4 samples; its process"):
         codec.encode(torch.zeros(4), 2)
     codec.close()
-    assert "SystemExit: no licence" in capfd.readouterr().err  # with its traceback
+    err = capfd.readouterr().err
+    assert err.count("Traceback") == 2  # of the ValueError, and once of the SystemExit
+    assert "\nSystemExit: no licence (failure 2 there, traceback above)" in err
 
 
 def test_files_for_other_interpreters_are_of_old_python():

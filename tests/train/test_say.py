@@ -85,6 +85,17 @@ def test_text_goes_to_stderr_where_the_sound_goes_to_stdout(run, capsys, monkeyp
     assert capsys.readouterr().out.splitlines() == ["t", "heard: h", "speech: there.wav"]
 
 
+def test_a_dash_is_the_standard_output(run, capfd):
+    assert main(say("-")) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("RIFF") and err.splitlines()[-1] == "speech: /dev/stdout"
+    assert not Path("-").exists()
+
+
+def test_an_empty_prompt_is_refused(run, error_line):
+    assert "say: the prompt is empty" in error_line("say", " ", "--run", "runs/one")
+
+
 def with_code(run, **changes):
     """Adds code to the checkpoint that leaves a trace when it runs."""
     path = run / "checkpoint" / "config.json"

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from wavalign_fast.errors import UserError, naming, shown
+from wavalign_fast.errors import UserError, naming, shown, using_cache
 from wavalign_fast.outputs import write_whole
 from wavalign_fast.speech.codec import SpeechCodec
 from wavalign_fast.speech.file_digest import file_digest
@@ -65,14 +65,17 @@ class CodeCache:
 
         Raises:
             UserError: the file cannot be read, or the codec fails.
+            CacheError: the directory cannot be used.
         """
         path = self.path(file, codec)
-        kept = self._kept(path, codec)
+        with using_cache(self.directory):
+            kept = self._kept(path, codec)
         if kept is not None:
             return FoundCodes(kept, "cache")
         theirs = self._vita(file, codec)
         codes = _encode(file, codec) if theirs is None else theirs
-        write_whole(path, json.dumps(codes.tolist()).encode())
+        with using_cache(self.directory):
+            write_whole(path, json.dumps(codes.tolist()).encode())
         return FoundCodes(codes, "codec" if theirs is None else "vita")
 
     def _kept(self, path: Path, codec: SpeechCodec) -> Tensor | None:

@@ -25,6 +25,7 @@ class CodecServer:
         self.wire: dict[str, Any] = {}
         self.codec: Any = None
         self.seed = 0
+        self.failures: dict[Any, int] = {}
 
     def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
         """Loads the codec, encodes or decodes."""
@@ -37,8 +38,21 @@ class CodecServer:
                 return {"codes": self._list(self.codec.encode(wave, message["sample_rate"]))}
             return {"waves": self._decoded(message["decode"])}
         except BaseException as error:  # also what sys.exit in the user's code raises
-            traceback.print_exc()
+            self._print(error)
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+    def _print(self, error: BaseException) -> None:
+        """Prints the traceback of a failure once; the next ones from there are counted."""
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        key = (type(error), place and (place.tb_frame.f_code, place.tb_lineno))
+        self.failures[key] = self.failures.get(key, 0) + 1
+        if self.failures[key] == 1:
+            traceback.print_exc()
+        else:
+            name, count = type(error).__name__, self.failures[key]
+            print(f"{name}: {error} (failure {count} there, traceback above)", file=sys.stderr)
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         self.wire = runpy.run_path(sys.argv[3])

@@ -55,7 +55,7 @@ def encode_files(
 
     Raises:
         CodecError: the codec failed for ``MOST_FAILURES`` files in a row.
-        OSError: the cache cannot be written.
+        CacheError: the cache cannot be used.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}, wanted at least 1")

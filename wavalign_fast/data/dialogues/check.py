@@ -14,6 +14,8 @@ from wavalign_fast.data.dialogues.rules import SEVERITIES, Fault, Severity, faul
 from wavalign_fast.data.dialogues.schemas import ReadOptions, make_dialogue, structure_errors
 from wavalign_fast.errors import UserError, one_line, shown
 
+RATES = (4000, 768_000)
+"""Sample rates of recorded speech, in Hz; with another one the header was written wrong."""
 BOM = b"\xef\xbb\xbf"
 
 
@@ -158,6 +160,10 @@ def _audio_fault(named: NamedAudio, found: AudioFile) -> Fault | None:
         )
         kind = "audio cannot be read" if os.path.exists(named.path) else "audio is missing"
         return Fault("error", kind, f"{what}: {found.problem}{outside}")
+    if not RATES[0] <= found.sample_rate <= RATES[1]:
+        wanted = f"wanted {RATES[0]} to {RATES[1]}"
+        message = f"{what}: its header says {found.sample_rate} Hz, {wanted}"
+        return Fault("error", "odd sample rate", message)
     if found.peak < SILENT:
         return Fault(
             "warning", "audio is silent", f"{what} is silent: its peak is {found.peak:.1g}"

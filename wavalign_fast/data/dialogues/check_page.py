@@ -8,6 +8,7 @@ from typing import Any
 from wavalign_fast.data.dialogues.audio_files import AudioFile
 from wavalign_fast.data.dialogues.check import Check, CheckedFile, Finding
 from wavalign_fast.data.dialogues.rules import SEVERITIES
+from wavalign_fast.errors import MAX_MESSAGE, shorten
 
 VERDICTS = (
     ("clean", "clean"),
@@ -69,7 +70,8 @@ def _file_lines(file: CheckedFile, shown: int) -> Iterator[str]:
         yield f"  task types  {tasks}"
     for kind, findings in _by_kind(file.findings):
         yield f"  {findings[0].fault.severity}: {kind} ({len(findings)})"
-        yield from (f"    {_short(one)}: {one.fault.message}" for one in findings[:shown])
+        for one in findings[:shown]:
+            yield f"    {_short(one)}: {shorten(one.fault.message, MAX_MESSAGE)}"
         if len(findings) > shown:
             yield f"    and {len(findings) - shown} more (--show, --json)"
     yield from (f"  {fault.severity}: {fault.message}" for fault in file.encoding)

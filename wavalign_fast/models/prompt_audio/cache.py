@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wavalign_fast.errors import naming, user_input
+from wavalign_fast.errors import naming, user_input, using_cache
 from wavalign_fast.models.prompt_audio.encoder import PromptAudioEncoder
 from wavalign_fast.outputs import write_whole
 from wavalign_fast.speech.channels import ChannelRule, to_mono
@@ -42,19 +42,22 @@ class PromptAudioCache:
 
         Raises:
             UserError: the file cannot be read, has no such channel, or is too short.
+            CacheError: the directory cannot be used.
         """
         name = "WAV data" if isinstance(source, bytes) else str(source)
         with user_input(name):
             data = source if isinstance(source, bytes) else source.read_bytes()
         path = self.path(data)
-        found = _read(path)
+        with using_cache(self.directory):
+            found = _read(path)
         if found is None:
             with naming(name):
                 wave, rate = read_wave(data)
                 mono = to_mono(wave, self.channel)
                 encoded = self.encoder.encode(self.encoder.resampled(mono, rate))
             found = [piece.float().cpu().contiguous() for piece in encoded]
-            _write(path, found)
+            with using_cache(self.directory):
+                _write(path, found)
         return found
 
     def path(self, data: bytes) -> Path:

@@ -4,13 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from wavalign_fast.recipes.dialogue import options as dialogue
 from wavalign_fast.rewards.judge.options import JudgeOptions
 
 FROM_RUN = {**dialogue.FROM_RUN, "scale": "loss.gate.scale"}
 """What the task takes from other keys of the run's configuration, by the names it has for them."""
+
+
+def _pairs(ratio: list[int]) -> list[int]:
+    """Refuses sizes without a partner; which sizes can be followed, only the family knows."""
+    if not ratio or len(ratio) % 2:
+        raise ValueError(f"{ratio} given, wanted pairs of a text and a speech size")
+    return ratio
+
 
 Paths = str | Path | list[str | Path]
 
@@ -60,7 +68,7 @@ class Options:
         ),
     ] = "row"
     ratio: Annotated[
-        list[Annotated[int, Field(ge=1, le=1_000_000)]] | None,
+        Annotated[list[Annotated[int, Field(ge=1, le=1_000_000)]], AfterValidator(_pairs)] | None,
         Field(
             description="Sizes of the text and speech chunks of answers by turns, the last pair "
             "repeats. null: the family's own."

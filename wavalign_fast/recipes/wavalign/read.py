@@ -9,7 +9,7 @@ from wavalign_fast.data.dialogues.records import Dialogue
 from wavalign_fast.data.dialogues.schemas import ReadOptions
 from wavalign_fast.data.interleave import RatioError
 from wavalign_fast.data.records import Example
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import CacheError, KeyedError, UserError, one_line
 from wavalign_fast.models.families.interface import IGNORE
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.recipes.wavalign.options import Options, Paths
@@ -74,7 +74,9 @@ class DialogueReader:
                 examples.append(self.example(dialogue))
                 kept.append(dialogue)
             except RatioError as error:
-                raise RatioError(f"task.ratio: {error}") from error
+                raise KeyedError(f"task.ratio: {error}") from error
+            except CacheError as error:
+                raise KeyedError(f"task.cache: {one_line(error)}") from error
             except NoCodecError:
                 raise  # that is no fault of the dialogue
             except UserError as error:
