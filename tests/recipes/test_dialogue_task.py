@@ -131,7 +131,7 @@ def test_the_ids_may_be_given(task):
         ({"reward": None}, "task.reward: nothing given, wanted FILE.py:FUNCTION"),
         ({"reward": "mine.py"}, "task.reward: 'mine.py' given, wanted FILE.py:FUNCTION"),
         ({"reward_range": [1, 1]}, "task.reward_range: [1, 1] given, wanted [lowest, highest]"),
-        ({"eval_data": None}, "task.eval_data: nothing given, wanted a JSONL file, or train.eval_"),
+        ({"eval_data": None}, "task.eval_data: nothing given, wanted held-out records, or train."),
     ],
 )
 def test_a_wrong_setting_is_refused_before_data_and_model_are_read(task, options, message):

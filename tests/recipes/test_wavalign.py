@@ -157,7 +157,7 @@ def test_mistakes_are_named_before_anything_is_loaded(make_task):
         make_task(run={"needs_rewards": True})
     with pytest.raises(UserError, match="is of the family vita_audio, wanted glm4_voice"):
         make_task(family="glm4_voice")
-    with pytest.raises(UserError, match=r"eval_data.*wanted held-out dialogues"):
+    with pytest.raises(UserError, match=r"eval_data.*wanted held-out records"):
         make_task(run={"eval_items": 3})
     with pytest.raises(UserError, match=r"has to be encoded, and task\.codec names no codec"):
         _ = make_task(codec=None).train_examples
@@ -190,8 +190,33 @@ def test_a_ratio_that_cannot_be_followed_leaves_no_dialogue_out(
     make_task, model, codes, ratio, message
 ):
     task = make_task(model, ratio=ratio, codec={"kind": "toy", "codebook_size": codes})
-    with pytest.raises(UserError, match=rf"task\.data: task\.ratio: .*{message}"):
+    with pytest.raises(UserError, match=rf"^task\.ratio: .*{message}"):
         _ = task.train_examples
+
+
+def test_a_ratio_of_no_pairs_is_named_when_the_config_is_read():
+    defaults, _, factory = load_recipe("wavalign")
+    given = {"task": {"data": "d.jsonl", "ratio": [4, 10, 3]}}
+    with pytest.raises(UserError, match=r"task\.ratio: \[4, 10, 3\] given, wanted pairs of a text"):
+        resolve_config([defaults, given], task=factory)
+
+
+def test_a_cache_that_cannot_be_used_is_named(make_task, tmp_path):
+    (tmp_path / "taken").write_text("")
+    for model, codes in ((VITA, 64), (VITA.parent / "covo_audio", 71)):
+        codec = {"kind": "toy", "codebook_size": codes}
+        with pytest.raises(UserError, match=r"^task\.cache: .*taken.* cannot be used: .*irectory"):
+            _ = make_task(model, cache=str(tmp_path / "taken"), codec=codec).train_examples
+
+
+def test_a_file_that_two_keys_name_is_read_once(make_task, tmp_path, caplog):
+    shutil.copytree(DIALOGUES / "audio", tmp_path / "audio")
+    line = (DIALOGUES / "rl_sft.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    data = tmp_path / "mixed.jsonl"
+    data.write_text(f"{line}\n[]\n", "utf-8")
+    task = make_task(data=data, eval_data=[tmp_path / "audio" / ".." / "mixed.jsonl"])
+    assert task.held_out is task.train_examples
+    assert caplog.text.count("1 of 2 records left out") == 1
 
 
 def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
@@ -202,6 +227,9 @@ def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
     assert "family: vita_audio" in text and "model: ear-1" in text
     assert main(["train", "run.yaml", "--print-config"]) == 0
+    assert "vita_audio has the codec glm4_voice" in capsys.readouterr().err
+    assert main([*words, "--output", "-", "--set", "task.codec.kind=toy"]) == 0
+    assert "note:" not in capsys.readouterr().err
 
     kimi = str(DATA / "families" / "kimi_audio")
     words_of_kimi = ["init", "kimi_audio", "--model", kimi, "--data", str(data)]

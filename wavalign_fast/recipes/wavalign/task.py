@@ -1,31 +1,24 @@
 """``WavAlign``: a task of a family's checkpoint, spoken dialogues, a codec and a judge."""
 
-import functools
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from wavalign_fast.data.dialogues.records import AUDIO_TAG, Dialogue, Message, Place
 from wavalign_fast.data.records import (
     Completion,
-    Demonstration,
     Evaluation,
     Example,
-    Preference,
     SpokenSample,
 )
 from wavalign_fast.errors import UserError, naming
-from wavalign_fast.models import load_checkpoint
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
-from wavalign_fast.recipes.examples import check_answered, demonstrations_of, preferences_of
+from wavalign_fast.recipes.own_model import OwnModelTask, from_run
 from wavalign_fast.recipes.wavalign.answers import Listener, SpokenAnswer
-from wavalign_fast.recipes.wavalign.options import Options
+from wavalign_fast.recipes.wavalign.options import Options, Paths
 from wavalign_fast.recipes.wavalign.read import DialogueReader
 from wavalign_fast.recipes.wavalign.speech import Speech, codec_of
 from wavalign_fast.recipes.wavalign.tokens import FamilyTokens
@@ -40,44 +33,22 @@ NUM_SAMPLES = 8
 """Answers of an evaluation that are kept with their sound."""
 
 
-class WavAlign:
+class WavAlign(OwnModelTask):
     """Spoken answers to spoken dialogues; keywords are ``FROM_RUN`` and the fields of ``Options``.
 
-    ``train_examples`` and ``held_out`` are read at their first use, so that a run can be talked to
-    where its data is not.
+    Raises:
+        UserError: a value of the options cannot be used, or one is missing.
     """
 
-    def __init__(
-        self,
-        *,
-        model_path: str | None,
-        prompts: int,
-        group_size: int,
-        max_new_tokens: int,
-        needs_rewards: bool,
-        needs_anchor: bool,
-        eval_items: int,
-        timeout_s: float,
-        scale: tuple[float, float],
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, scale: tuple[float, float], **given: Any) -> None:
+        run, options = from_run(given)
         self.options = Options(**options)
-        if model_path is None:
-            raise UserError("model.path: nothing given, wanted the directory of a model")
-        self.directory = Path(model_path).expanduser()
-        self.rows = prompts * group_size
-        self.max_new_tokens = max_new_tokens
-        self.needs_anchor = needs_anchor
+        super().__init__(self.options, run)
         parts = read_parts(self.options.rewards or (), self.options.judge)
-        if needs_rewards and not parts:
+        if run.needs_rewards and not parts:
             raise UserError(
                 "task.rewards: nothing given, wanted rewards, or task.judge.url, the address of a "
                 "judge"
-            )
-        if eval_items and self.options.eval_data is None:
-            raise UserError(
-                "task.eval_data: nothing given, wanted held-out dialogues, or train.eval_items=0 "
-                f"instead of {eval_items}"
             )
         self.tokens = FamilyTokens(self.directory, self.options)
         self.layout = self.tokens.layout
@@ -95,7 +66,7 @@ class WavAlign:
         self.sounds = Sounds(self.speech.codes, self._prompt_audio, self.layout.vocab_size)
         self.prompt_embeddings = self.sounds.vectors
         self._reader = DialogueReader(
-            self.tokens, self.sounds, self.options, max_new_tokens=max_new_tokens
+            self.tokens, self.sounds, self.options, max_new_tokens=run.max_new_tokens
         )
         self._listener = Listener(self.tokens, self.speech)
         self._rewards: CombinedReward | None = None
@@ -112,36 +83,9 @@ class WavAlign:
         place = Path(self.options.cache) / "vectors"
         return PromptAudioCache(encoder, place, channel=self.options.channel)
 
-    @functools.cached_property
-    def train_examples(self) -> tuple[Example, ...]:
-        """Reads the training data; clips that are not in the cache are encoded."""
-        with naming("task.data"):
-            examples = self._reader.read(self.options.data)
-        if self.needs_anchor:
-            check_answered(examples, self.options.data)
-        return examples
-
-    @property
-    def preferences(self) -> list[Preference]:
-        """The pairs of those dialogues that have a rejected answer."""
-        return preferences_of(self.train_examples)
-
-    @functools.cached_property
-    def held_out(self) -> tuple[Example, ...]:
-        """Reads the data of evaluations."""
-        assert self.options.eval_data is not None  # checked at the start
-        with naming("task.eval_data"):
-            return self._reader.read(self.options.eval_data)
-
-    def load_model(self) -> "PreTrainedModel":
-        """Loads the model of ``model.path``, in fp32 and in eval mode."""
-        return load_checkpoint(self.directory, dtype=torch.float32).eval()
-
-    def demonstrations(
-        self, examples: Sequence[Example], rng: random.Random
-    ) -> list[Demonstration]:
-        """Returns the answers of those examples that have one."""
-        return demonstrations_of(examples)
+    def _read(self, data: Paths) -> tuple[Example, ...]:
+        """Reads dialogues; clips that are not in the cache are encoded."""
+        return self._reader.read(data)
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
         """Returns the combined rewards, ``None`` for a missing one."""
