@@ -13,16 +13,17 @@ from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import empty_model, frozen_copy, load_checkpoint
-from wavalign_fast.train.model_setup import fill_base_model, load_base_model
+from wavalign_fast.train.model_setup import fill_base_model, load_base_model, prepare_model
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
 
 HYBRID = ParallelConfig(replicate=2, shard=2)
+LORA = {"rank": 3, "alpha": 6, "head": True}
 
 
-def saved(model, directory, **settings):
+def saved(model, directory, lora=None, **settings):
     model.save_pretrained(directory, **settings)
-    return ModelConfig(path=str(directory))
+    return ModelConfig(path=str(directory), lora=lora or {})
 
 
 def read_in_shards(config, parallel):
@@ -30,8 +31,10 @@ def read_in_shards(config, parallel):
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     base = load_base_model(config, None, in_shards=True)
     assert all(weight.is_meta for weight in base.parameters())
+    # With adapters the reference of a KL is the policy without them, and no copy.
+    copies = [] if config.lora.rank else [frozen_copy(base)]
     found = []
-    for model in (frozen_copy(base), base):
+    for model in (*copies, prepare_model(base, config, seed=1)):
         wrapped(Policy(model), parallel, ranks)
         assert all(isinstance(weight, DTensor) for weight in model.parameters())
         fill_base_model(model, config)
@@ -41,21 +44,25 @@ def read_in_shards(config, parallel):
 
 
 @pytest.mark.parametrize(
-    ("world", "parallel", "settings"),
+    ("world", "parallel", "tied", "lora"),
     [
-        (3, ParallelConfig(), {"tie_word_embeddings": False}),  # 29 ids: unequal shards
-        (2, ParallelConfig(), {"tie_word_embeddings": True}),
-        (4, HYBRID, {"tie_word_embeddings": False}),
-        (2, ParallelConfig(head="sharded"), {"tie_word_embeddings": False}),
+        (3, ParallelConfig(), False, None),  # 29 ids: unequal shards
+        (2, ParallelConfig(), True, None),
+        (4, HYBRID, False, None),
+        (2, ParallelConfig(head="sharded"), False, None),
+        (2, ParallelConfig(), False, LORA),
+        (3, ParallelConfig(), True, LORA),
     ],
-    ids=["three", "tied", "hybrid", "head"],
+    ids=["three", "tied", "hybrid", "head", "lora", "tied-lora"],
 )
-def test_the_shards_together_are_the_model(tmp_path, world, parallel, settings):
-    model = tiny_model(torch.bfloat16, **settings)
+def test_the_shards_together_are_the_model(tmp_path, world, parallel, tied, lora):
+    if lora:
+        pytest.importorskip("peft")
+    model = tiny_model(torch.bfloat16, tie_word_embeddings=tied)
     # Several files, of which no rank reads all.
-    config = saved(model, tmp_path / "own", max_shard_size="20KB")
+    config = saved(model, tmp_path / "own", lora, max_shard_size="20KB")
     assert len(list((tmp_path / "own").glob("*.safetensors"))) > 1
-    whole = load_checkpoint(tmp_path / "own", dtype=torch.float32)
+    whole = prepare_model(load_checkpoint(tmp_path / "own", dtype=torch.float32), config, seed=1)
     wanted = dict(whole.named_parameters()) | dict(whole.named_buffers())
     for copies in run_ranks(world, read_in_shards, config, parallel):
         for found in copies:

@@ -28,6 +28,7 @@ def add_lora(
     targets: Sequence[str],
     head: bool,
     seed: int,
+    device: torch.device | None = None,
 ) -> None:
     """Puts adapters into linear layers, in place; they are trained, and all else is frozen.
 
@@ -40,6 +41,7 @@ def add_lora(
             all of them.
         head: whether the output head has an adapter, too.
         seed: of A, the same on every rank.
+        device: where the adapters are; by default each is where the weight below it is.
 
     Raises:
         UserError: peft is not installed, or a target is no linear layer.
@@ -54,7 +56,7 @@ def add_lora(
     source = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if is_adapted(module):
-            _fill(module, source)
+            _fill(module, source, device)
 
 
 def insert_adapters(model: "PreTrainedModel", config: Any, **options: Any) -> None:
@@ -71,14 +73,31 @@ def insert_adapters(model: "PreTrainedModel", config: Any, **options: Any) -> No
         peft.inject_adapter_in_model(config, model, NAME, **options)
 
 
-def _fill(layer: Any, source: torch.Generator) -> None:
+def _fill(layer: Any, source: torch.Generator, device: torch.device | None) -> None:
     """Gives an adapter, which peft has left without values, those that peft gives: B is 0."""
     weight, down, up = layer.base_layer.weight, layer.lora_A[NAME], layer.lora_B[NAME]
     dtype = _dtype_over(weight)
+    device = weight.device if device is None else device
     values = torch.empty(down.weight.shape, dtype=torch.float32, device="cpu")
     values.uniform_(-1, 1, generator=source).div_(math.sqrt(down.weight.shape[1]))
-    down.weight = nn.Parameter(values.to(weight.device, dtype))
-    up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=dtype, device=weight.device))
+    down.weight = nn.Parameter(values.to(device, dtype))
+    up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=dtype, device=device))
+
+
+def weights_below_lora(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the weights of the model that the adapters were put into, under their names there."""
+    adapters = {
+        weight
+        for layer in model.modules()
+        if is_adapted(layer)
+        for name, weight in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+    return {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in model.named_parameters()
+        if weight not in adapters
+    }
 
 
 def lora_bytes(model: "PreTrainedModel", *, rank: int, targets: Sequence[str], head: bool) -> int:

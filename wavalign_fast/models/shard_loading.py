@@ -15,6 +15,7 @@ from wavalign_fast.models.families.interface import Family
 from wavalign_fast.models.families.registry import storing_family
 from wavalign_fast.models.json_files import read_config
 from wavalign_fast.models.loading import reading, say_that_code_is_not_run, shapes_of
+from wavalign_fast.models.lora import weights_below_lora
 from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.weight_files import WeightFiles, has_weight_files
 
@@ -66,7 +67,8 @@ def empty_model(
 def fill_shards(model: "PreTrainedModel", directory: Path, *, family: Family | None = None) -> None:
     """Reads this rank's rows of each weight; the model came from ``empty_model`` and is sharded.
 
-    The weights have memory, and any values. No rank waits for another one.
+    The weights have memory, and any values. Adapters of ``add_lora`` keep theirs. No rank waits for
+    another one.
 
     Args:
         family: as for ``empty_model``.
@@ -77,7 +79,7 @@ def fill_shards(model: "PreTrainedModel", directory: Path, *, family: Family | N
     with reading(directory), WeightFiles(directory) as files, torch.no_grad():
         family = family or storing_family(directory)
         table = weight_table(model, family, read_config(directory)) if family else None
-        for name, weight in model.named_parameters():
+        for name, weight in weights_below_lora(model).items():
             local, first = _rows_here(weight)
             last = first + len(local)
             if table is None:

@@ -64,8 +64,7 @@ def load_base_model(
     else:
         directory, model = _directory(config), None
         with naming("model.path"):
-            # Adapters get their first values when they are added, so they need whole weights.
-            if in_shards and not config.lora.rank:
+            if in_shards:
                 model = empty_model(directory, dtype=dtype)
             if model is None:
                 model = load_checkpoint(directory, dtype=dtype)
@@ -142,6 +141,8 @@ def prepare_model(
                 targets=config.lora.targets,
                 head=config.lora.head,
                 seed=seed,
+                # No file has their values: they are made now, those of the weights read later.
+                device=torch.device("cpu") if model.device.type == "meta" else None,
             )
     if config.activation_checkpointing:
         recompute_activations(model)

@@ -14,7 +14,14 @@ from torch.distributed.fsdp import fully_shard
 from tests.models.families.golden import GOLDEN, opened
 from tests.ranks import run_ranks
 from wavalign_fast.errors import DamagedFileError, UserError
-from wavalign_fast.models import decoder_layers, empty_model, fill_shards, load_checkpoint
+from wavalign_fast.models import (
+    add_lora,
+    decoder_layers,
+    empty_model,
+    fill_shards,
+    has_lora,
+    load_checkpoint,
+)
 from wavalign_fast.models.families import vita_audio
 from wavalign_fast.models.families.checkpoint import load_family, read_aside
 from wavalign_fast.models.families.export import export_family, export_plain
@@ -24,6 +31,7 @@ from wavalign_fast.models.families.registry import (
     named_family,
     storing_family,
 )
+from wavalign_fast.models.lora import weights_below_lora
 
 CASES = {
     "vita_audio": "vita_audio", "vita_audio_plus": "vita_audio", "glm4_voice": "glm4_voice",
@@ -322,9 +330,13 @@ def test_a_users_own_family_loads_and_exports(tmp_path):
     wanted = dict(load_checkpoint(source, family=mine).named_parameters())
     assert all(torch.equal(w, wanted[n]) for n, w in loaded.model.named_parameters())
     empty = empty_model(source, dtype=torch.bfloat16, family=mine)
+    add_lora(empty, rank=2, alpha=2, targets=[], head=True, seed=0)
     empty.to_empty(device="cpu")
     fill_shards(empty, source, family=mine)
-    assert all(torch.equal(w, wanted[n]) for n, w in empty.named_parameters())
+    assert has_lora(empty)
+    below = weights_below_lora(empty)
+    assert below.keys() == wanted.keys()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in below.items())
     export_family(source, tmp_path / "out", wanted, family=mine)
     same_files(source, tmp_path / "out")
 

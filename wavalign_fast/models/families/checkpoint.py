@@ -17,7 +17,8 @@ from wavalign_fast.models.families.interface import (
 from wavalign_fast.models.families.registry import family_of
 from wavalign_fast.models.families.weight_table import WeightTable
 from wavalign_fast.models.json_files import read_config, read_json
-from wavalign_fast.models.loading import cast_weights, reading
+from wavalign_fast.models.loading import cast_weights, reading, shapes_of
+from wavalign_fast.models.lora import weights_below_lora
 from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.weight_files import WeightFiles
 
@@ -135,8 +136,8 @@ def empty_family_model(
 def weight_table(
     model: "PreTrainedModel", family: Family, config: Mapping[str, Any]
 ) -> WeightTable:
-    """Returns the table of a native model; it may be sharded."""
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    """Returns the table of a native model; it may be sharded, and have adapters."""
+    shapes = shapes_of(weights_below_lora(model))
     return family.weights(config, shapes)
 
 
