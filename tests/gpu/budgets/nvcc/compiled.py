@@ -13,7 +13,7 @@ from tools.build_once import build_once
 BUDGETS = Path(__file__).parent / "budgets.txt"
 CSRC = Path(__file__).parents[4] / "csrc"
 SOURCES = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
-ARCHS = ("80", "89", "90a", "100a", "120")
+ARCHS = ("80", "90a", "100a", "120")
 UNAVAILABLE = nvcc.UNAVAILABLE or (None if shutil.which("c++filt") else "needs c++filt")
 
 

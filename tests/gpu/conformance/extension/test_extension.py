@@ -63,19 +63,35 @@ def test_it_hands_out_nothing_but_its_module(binary):
     assert not [name for name in exported if re.search(r"^cu|cuda[A-Z]|wavalign", name)]
 
 
-def test_it_holds_code_for_every_architecture(binary):
-    assert set(cuda.EXTENSION["archs"].split(";")) == set(re.split(r"[;, ]", ARCHS))
+def holds_code_for(path: Path, archs: str) -> None:
+    """Asserts that a binary has machine code for each of ``archs``, and PTX where it is asked."""
     for option, suffix, wanted in (
-        ("--list-elf", "cubin", {word.removesuffix("+PTX") for word in ARCHS.split(";")}),
-        ("--list-ptx", "ptx", {word[:-4] for word in ARCHS.split(";") if word.endswith("+PTX")}),
+        ("--list-elf", "cubin", {word.removesuffix("+PTX") for word in archs.split(";")}),
+        ("--list-ptx", "ptx", {word[:-4] for word in archs.split(";") if word.endswith("+PTX")}),
     ):
         done = subprocess.run(
-            [TOOLS / "cuobjdump", option, binary], capture_output=True, text=True, check=True
+            [TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True
         )
         # Some releases of the tool do not print the letter of 90a.
         assert {name.rstrip("af") for name in wanted} == {
             name.rstrip("af") for name in re.findall(rf"\.sm_(\w+)\.{suffix}", done.stdout)
         }
+
+
+def test_it_holds_code_for_every_architecture(binary):
+    assert set(cuda.EXTENSION["archs"].split(";")) == set(re.split(r"[;, ]", ARCHS))
+    holds_code_for(binary, ARCHS)
+
+
+def test_the_default_architectures_compile_together(tmp_path, monkeypatch):
+    """CI builds the extension for one; tests/gpu/budgets/nvcc compiles each file for each."""
+    monkeypatch.delenv("WAVALIGN_CUDA_ARCHS", raising=False)
+    nvcc = build_cuda.find_nvcc()
+    known = re.findall(r"sm_(\d+)", build_cuda.run([str(nvcc), "--list-gpu-code"]))
+    archs = build_cuda.architectures(set(known))
+    command = build_cuda.nvcc_command(nvcc, archs, threads=2, debug=False)
+    build_cuda.run([*command, "-c", "csrc/cuda/status.cu", "-o", str(tmp_path / "status.o")])
+    holds_code_for(tmp_path / "status.o", build_cuda.DEFAULT_ARCHS)
 
 
 def test_torch_knows_the_schemas_of_this_source(binary):
