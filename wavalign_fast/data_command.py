@@ -3,15 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavalign_fast.codec_arguments import add_codec_arguments, codec_options
 from wavalign_fast.errors import UserError, shown, user_input
 from wavalign_fast.outputs import check_output, write_whole
+from wavalign_fast.progress_bars import progress_bars
 
 if TYPE_CHECKING:
     from wavalign_fast.data.dialogues.pairs import PairOptions
@@ -245,7 +245,8 @@ def _encode(args: argparse.Namespace) -> int:
             answers_only=args.answers_only,
         )
         cache = CodeCache(args.cache / "codes")
-        with _progress_bar("encode") as progress:
+        with progress_bars() as show:
+            progress = partial(show, "encode")
             found = encode_files(files, codec, cache, workers=args.workers, progress=progress)
     summary = {
         "files": found.done,
@@ -259,32 +260,6 @@ def _encode(args: argparse.Namespace) -> int:
     }
     print(json.dumps(summary, ensure_ascii=False, indent=1) if args.json else _encoded(summary))
     return int(bool(found.failed))
-
-
-@contextmanager
-def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar on a terminal, and a line for every tenth of the work elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console,
-                  disable=not console.is_terminal) as bars:  # fmt: skip
-        task = bars.add_task(title)
-
-        def show(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                print(f"{title}: {done} of {total}", file=sys.stderr)
-
-        yield show
 
 
 def _encoded(summary: dict[str, Any]) -> str:

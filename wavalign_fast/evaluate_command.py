@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wavalign_fast.evaluation.endpoint_judge import EndpointJudge
     from wavalign_fast.evaluation.judging import FunctionJudge
     from wavalign_fast.evaluation.run import Asked, Plan, Progress
+    from wavalign_fast.evaluation.talk import Talk
     from wavalign_fast.speech.codec import SpeechCodec
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,6 +53,7 @@ def add_evaluate(commands: Any) -> None:
     )
     _add_reading(parser)
     _add_sampling(parser)
+    _add_talk(parser)
     _add_scoring(parser)
     parser.set_defaults(command=evaluate)
 
@@ -88,7 +90,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--rows", type=_count, default=8, metavar="N",
         help="prompts that are asked at once; default: %(default)s",
     )  # fmt: skip
-    group.add_argument("--system", help="system message of prompts that have none of their own")
     group.add_argument(
         "--chat-template", default="tokenizer", metavar="FILE",
         help="a Jinja file; default: the template of the model directory",
@@ -97,12 +98,33 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--speech", default="<|audio_0|>", metavar="TOKEN",
         help="the speech token of number 0, or none; default: %(default)s",
     )  # fmt: skip
+    group.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
+    group.add_argument("--device", default=None, help="default: a GPU if there is one")
+
+
+def _add_talk(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "the prompts of a family", "By default as the model was trained, where its directory tells."
+    )
     group.add_argument(
         "--family", metavar="NAME | FILE.py",
         help="family of the model, or none; default: the one that its files tell",
     )  # fmt: skip
-    group.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as saved")
-    group.add_argument("--device", default=None, help="default: a GPU if there is one")
+    group.add_argument(
+        "--system", help='system message of prompts that have none of their own; "" for none'
+    )
+    group.add_argument(
+        "--ratio", type=_ratio, metavar="T,A,...",
+        help="sizes of text and speech chunks of spoken turns, the last pair repeats, e.g. 1,4",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-style", choices=("row", "release"),
+        help="row: as the recipe trains; release: as the family's published code; default: row",
+    )  # fmt: skip
+    group.add_argument(
+        "--channel", type=_channel, metavar="mean | N",
+        help="channel of sound with several, from 0, or their mean; default: mean",
+    )  # fmt: skip
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
@@ -203,20 +225,12 @@ def _console() -> "Console":
 
 
 def _show(progress: Iterable["Progress"]) -> None:
-    """Works the stages off, and shows on a terminal how far each is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    """Works the stages off."""
+    from wavalign_fast.progress_bars import progress_bars
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=console,
-              disable=not console.is_terminal) as bars:  # fmt: skip
-        tasks: dict[str, Any] = {}
+    with progress_bars() as show:
         for stage, done, total in progress:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+            show(stage, done, total)
 
 
 def _plan(args: argparse.Namespace, output: Path) -> "Plan":
@@ -242,8 +256,9 @@ def _plan(args: argparse.Namespace, output: Path) -> "Plan":
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
     )
     judge = None if args.judge is None else _judge(args, output)
-    codec = None if args.codec is None else _codec(args)
-    model, answers = _model(args, output, codec)
+    talk = _talk(args)
+    codec = None if args.codec is None else _codec(args, talk)
+    model, answers = _model(args, output, codec, talk)
     if model is not None:
         answers |= _flags(args, "max_new_tokens", "temperature", "seed")
     # A part that is left out now says nothing about the file that it made before.
@@ -279,15 +294,26 @@ def _judge(args: argparse.Namespace, output: Path) -> "FunctionJudge | EndpointJ
     return judge
 
 
-def _codec(args: argparse.Namespace) -> "SpeechCodec":
-    from wavalign_fast.speech.codecs import open_codec
+def _talk(args: argparse.Namespace) -> "Talk":
+    from wavalign_fast.evaluation.talk import Talk
+
+    talk = Talk(
+        system=args.system, family=args.family, ratio=args.ratio, prompt_style=args.prompt_style,
+        channel=args.channel,
+    )  # fmt: skip
+    return talk if args.model is None else talk.or_as_trained(args.model.expanduser())
+
+
+def _codec(args: argparse.Namespace, talk: "Talk") -> "SpeechCodec":
+    from wavalign_fast.speech.codecs import open_codec_of_channel
 
     with naming("--codec"):
-        return open_codec(codec_options(args))
+        channel = "mean" if talk.channel is None else talk.channel
+        return open_codec_of_channel(codec_options(args), channel)
 
 
 def _model(
-    args: argparse.Namespace, output: Path, codec: "SpeechCodec | None"
+    args: argparse.Namespace, output: Path, codec: "SpeechCodec | None", talk: "Talk"
 ) -> "tuple[Asked | None, dict[str, Any]]":
     if args.answered:
         return None, {"--answered": True}
@@ -296,9 +322,8 @@ def _model(
 
     quiet_libraries()
     opening = Opening(
-        directory=args.model.expanduser(), system=args.system, chat_template=args.chat_template,
-        speech=args.speech, dtype=args.dtype, device=args.device,
-        family=args.family, codec=codec,
+        directory=args.model.expanduser(), talk=talk, chat_template=args.chat_template,
+        speech=args.speech, dtype=args.dtype, device=args.device, codec=codec,
     )  # fmt: skip
     return open_model(opening, cache=output)
 
@@ -323,6 +348,21 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{shown(text)} given, wanted a whole number >= 1")
     return value
+
+
+def _ratio(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
+    if len(sizes) % 2 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} given, wanted pairs of a text and a speech size, e.g. 1,4"
+        )
+    return sizes
+
+
+def _channel(text: str) -> int | str:
+    if text != "mean" and not (text.isascii() and text.isdecimal() and len(text) < 5):
+        raise argparse.ArgumentTypeError(f"{shown(text)} given, wanted mean or a number from 0")
+    return text if text == "mean" else int(text)
 
 
 def _temperature(text: str) -> float:

@@ -88,4 +88,21 @@ def export(args: argparse.Namespace) -> int:
             print(f"model: {written}")
         else:
             print(f"model: {export_run(args.run, args.output, dtype, base)}")
+        if args.output is not None and not args.adapters:
+            _say_how_it_was_trained(args.run, args.output)
     return 0
+
+
+def _say_how_it_was_trained(run: Path, output: Path) -> None:
+    """Leaves a file from which ``evaluate`` asks the model as it was trained.
+
+    A checkpoint is exported without its run's configuration too, and then nothing is known.
+    """
+    from wavalign_fast.models.families.dialogue_file import write_dialogue_file
+    from wavalign_fast.train.export import run_of
+    from wavalign_fast.train.owned_files import CONFIG_FILE
+    from wavalign_fast.train.run_directory import read_run_config
+
+    directory = run_of(run)
+    if (directory / CONFIG_FILE).is_file():
+        write_dialogue_file(output, read_run_config(directory).task)

@@ -1,14 +1,19 @@
 """Models of the families' directories: their prompts, sound in them, and their answers."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
 from tests.evaluation.test_command import evaluate, write  # noqa: F401
 from tests.models.families.golden import GOLDEN, greedy, loaded
+from wavalign_fast.errors import UserError
+from wavalign_fast.evaluation.talk import Talk
+from wavalign_fast.models.families.dialogue_file import write_dialogue_file
 from wavalign_fast.models.families.encoders import load_audio_encoder
-from wavalign_fast.models.families.interface import Audio
+from wavalign_fast.models.families.interface import Audio, DialogueOptions
 from wavalign_fast.speech.channels import to_mono
 from wavalign_fast.speech.codecs import open_codec
 from wavalign_fast.speech.wave_files import read_wave, write_wave
@@ -96,6 +101,54 @@ def test_sound_without_a_codec_is_not_asked_and_said(asked):
     first, second = asked("vita_audio", records)
     assert "hears as codes; wanted --codec glm4_voice" in first["cause"] and second["ids"]
     assert (first["stop"], first["ids"]) == ("not asked", [])
+
+
+def test_a_model_is_asked_as_it_was_trained_unless_a_flag_differs(asked, folder):
+    golden, _ = loaded("step_audio_2")
+    directory = folder / "exported"
+    shutil.copytree(GOLDEN / "step_audio_2", directory)
+    write_dialogue_file(directory, {"data": "d.jsonl", "system": "Be kind.", "ratio": [1, 2]})
+    record = {"messages": [{"role": "user", "content": "hello"}]}
+    system = {"role": "system", "content": "Be kind."}
+
+    def prompt(turns):
+        files = dataclasses.replace(golden.files, options=DialogueOptions(ratio=(1, 2)))
+        return golden.family.prompt(files, turns, [])
+
+    (response,) = asked(directory, [record])
+    assert response["ids"] == expected(golden, prompt([system, *record["messages"]]))
+    assert "--system" in asked(directory, [record], "--system", "")  # other answers are there
+    (response,) = asked(directory, [record], "--system", "", "--redo", "responses")
+    assert response["ids"] == expected(golden, prompt(record["messages"]))
+    settings = json.loads((folder / "out" / "stages.json").read_text())["responses"]
+    assert settings["--ratio"] == [1, 2] and settings["--channel"] is None
+
+
+def test_a_run_says_how_its_model_was_trained(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    task = "{data: d.jsonl, ratio: [1, 4], channel: 1, prompt_style: release}"
+    (run / "config.yaml").write_text(f"recipe: wavalign\nmodel: {{path: m}}\ntask: {task}\n")
+    for directory in (run, run / "checkpoint"):
+        talk = Talk(channel="mean").or_as_trained(directory)
+        assert talk == Talk(ratio=(1, 4), channel="mean", prompt_style="release")
+        assert talk.options == DialogueOptions(ratio=(1, 4), prompt_style="release")
+    with pytest.raises(UserError, match=r"--ratio: \(1, 4\) given for a model of no known family"):
+        talk.check_plain()
+
+
+def test_the_channel_of_a_flag_is_heard(asked, folder):
+    golden, _ = loaded("vita_audio")
+    size = golden.files.layout.codebook_size
+    codec = ("--codec", "toy", "--codec-option", f"codebook_size={size}")
+    both = torch.stack([torch.sin(torch.arange(8000) * turn) for turn in (0.1, 0.4)])
+    write_wave(folder / "q.wav", both, 16000)
+    (response,) = asked("vita_audio", [{"prompt": "?", "audio": "q.wav"}], *codec, "--channel", "1")
+    wave, rate = read_wave(folder / "q.wav")
+    codes = open_codec({"kind": "toy", "codebook_size": size}).encode(wave[1], rate).tolist()
+    turn = {"role": "user", "content": "<|audio|>"}
+    prompt = golden.family.prompt(golden.files, [turn], [Audio(codes=codes)])
+    assert response["ids"] == expected(golden, prompt)
 
 
 def test_modality_text_asks_the_words(asked, folder):

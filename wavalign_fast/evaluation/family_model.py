@@ -10,12 +10,14 @@ from pathlib import Path
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.answering import Parts
 from wavalign_fast.evaluation.prompts import Prompt
+from wavalign_fast.evaluation.talk import Talk
 from wavalign_fast.models.families.checkpoint import open_family
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.interface import AUDIO_TAG, Family
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
+from wavalign_fast.speech.channels import ChannelRule
 from wavalign_fast.speech.code_cache import CodeCache
 from wavalign_fast.speech.codec import SpeechCodec
 
@@ -25,7 +27,7 @@ class FamilyModel:
 
     Args:
         rows: of the model's embedding; ids from there on name vectors.
-        system: system message of prompts that have none of their own.
+        talk: what prompts are made of.
         codec: encodes the sound of prompts, for families that hear codes.
         cache: directory for the codes and vectors of prompts.
 
@@ -39,11 +41,11 @@ class FamilyModel:
         family: Family,
         *,
         rows: int,
-        system: str | None,
+        talk: Talk,
         codec: SpeechCodec | None,
         cache: Path,
     ) -> None:
-        self.family, self.files = open_family(directory, family)
+        self.family, self.files = open_family(directory, family, talk.options)
         layout = self.files.layout
         if layout.second is not None:
             raise UserError(
@@ -53,7 +55,8 @@ class FamilyModel:
         self.ends = frozenset(layout.stop)
         self.pad_id = layout.stop[-1]
         self.positions = self.files.positions or UNLIMITED
-        self._system = system
+        self._system = talk.system or None
+        self._channel: ChannelRule = "mean" if talk.channel is None else talk.channel
         self._codec = codec
         self._codes = CodeCache(cache / "codes")
         self._vectors_at = cache / "prompt_audio"
@@ -87,4 +90,6 @@ class FamilyModel:
 
     def _encoder(self) -> PromptAudioCache | None:
         encoder = load_audio_encoder(self.family, self.files)
-        return None if encoder is None else PromptAudioCache(encoder, self._vectors_at)
+        if encoder is None:
+            return None
+        return PromptAudioCache(encoder, self._vectors_at, channel=self._channel)

@@ -13,6 +13,7 @@ from wavalign_fast.evaluation.family_model import FamilyModel
 from wavalign_fast.evaluation.model_files import ModelFiles
 from wavalign_fast.evaluation.prompts import file_digest
 from wavalign_fast.evaluation.run import Asked
+from wavalign_fast.evaluation.talk import Talk, is_run
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.models.families.checkpoint import load_family_model
 from wavalign_fast.models.families.interface import Family
@@ -26,7 +27,6 @@ from wavalign_fast.models.json_files import read_config
 from wavalign_fast.recipes.dialogue.options import NO_TEMPLATE, TOKENIZER, Options
 from wavalign_fast.speech.codec import SpeechCodec
 from wavalign_fast.train.export import model_directory
-from wavalign_fast.train.owned_files import CONFIG_FILE
 from wavalign_fast.train.run_directory import read_run_config
 
 if TYPE_CHECKING:
@@ -40,13 +40,12 @@ class Opening:
     """Which model is opened, and how it is talked to."""
 
     directory: Path
-    system: str | None = None
+    talk: Talk
+    """What prompts are made of, as ``Talk.or_as_trained`` returns it."""
     chat_template: str = TOKENIZER
     speech: str = "<|audio_0|>"
     dtype: str | None = None
     device: str | None = None
-    family: str | None = None
-    """Name or file of the family, or ``none``; by default the one that the files tell."""
     codec: SpeechCodec | None = None
     """Encodes the sound of prompts."""
 
@@ -60,19 +59,21 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
         UserError: the directory is not a model's, or an option does not fit it.
     """
     weights, files = _directories(opening.directory)
-    family = _family(files, opening)
+    talk = opening.talk
+    family = _family(files, talk)
     speaker: Speaker
     if family is None:
+        talk.check_plain()
         options = Options(
             data="",
             chat_template=opening.chat_template,
             speech=[] if opening.speech == NO_SPEECH else opening.speech,
         )
-        speaker = ChatModel(files, system=opening.system, options=options)
+        speaker = ChatModel(files, system=talk.system or None, options=options)
     else:
         speaker = FamilyModel(
-            files, family, rows=_rows(files, family), system=opening.system,
-            codec=opening.codec, cache=cache,
+            files, family, rows=_rows(files, family), talk=talk, codec=opening.codec,
+            cache=cache,
         )  # fmt: skip
     digests = ModelFiles(weights, cache).digests()
     device = _device(opening.device)
@@ -85,7 +86,7 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
 
     settings = {
         **digests,
-        "--system": opening.system,
+        **talk.flags(),
         "--chat-template": _template_digest(opening.chat_template),
         "--speech": opening.speech,
         "--dtype": opening.dtype,
@@ -98,8 +99,7 @@ def _directories(directory: Path) -> tuple[Path, Path]:
     """Returns the directory of the weights, and that of the tokenizer."""
     if not directory.is_dir():
         raise UserError(f"--model: no such directory: {directory}")
-    is_run = (directory / CONFIG_FILE).is_file() and not (directory / "config.json").is_file()
-    if not is_run:
+    if not is_run(directory):
         return directory, directory
     config = read_run_config(directory)
     if config.model.path is None:
@@ -110,16 +110,16 @@ def _directories(directory: Path) -> tuple[Path, Path]:
     return model_directory(directory), Path(config.model.path).expanduser()
 
 
-def _family(directory: Path, opening: Opening) -> Family | None:
+def _family(directory: Path, talk: Talk) -> Family | None:
     """Returns the family that is named, or that the files tell surely; ``None`` for a plain model.
 
     Speech tokens alone are no sure sign: a plain model with a chat template may have them too.
     """
-    if opening.family == NO_FAMILY:
+    if talk.family == NO_FAMILY:
         return None
-    if opening.family is not None:
+    if talk.family is not None:
         with naming("--family"):
-            return named_family(opening.family)
+            return named_family(talk.family)
     with naming("--model"):
         sure = FAMILY_KEY in read_config(directory)
         return find_family(directory) if sure else storing_family(directory)

@@ -54,6 +54,19 @@ def open_codec(options: Mapping[str, Any]) -> SpeechCodec:
     return codec
 
 
+def open_codec_of_channel(options: Mapping[str, Any], channel: ChannelRule) -> SpeechCodec:
+    """Makes a codec that encodes ``channel``, where its options name none.
+
+    Codes and vectors of a clip are then of the same channel, which the released code mixes up.
+    """
+    given = dict(options)
+    if given.get("kind") != "pair":
+        return open_codec({"channel": channel, **given})
+    if isinstance(given.get("encode"), Mapping):
+        given["encode"] = {"channel": channel, **given["encode"]}
+    return open_codec(given)
+
+
 class PairCodec:
     """Encodes with one codec and decodes with another, as Kimi-Audio does.
 

@@ -12,7 +12,7 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.speech.channels import ChannelRule
 from wavalign_fast.speech.code_cache import CodeCache
 from wavalign_fast.speech.codec import CodecError, SpeechCodec
-from wavalign_fast.speech.codecs import open_codec
+from wavalign_fast.speech.codecs import open_codec_of_channel
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +95,8 @@ def codec_of(
 
     Args:
         family_codec: the kind that the family names, taken where the options name none.
-        channel: that is encoded, where the options name none. Codes and vectors of a clip are then
-            of the same channel, which the released code mixes up.
+        channel: that is encoded, where the options name none.
     """
     if options is None:
         return None
-    given = {"kind": family_codec, **options}
-    if given["kind"] != "pair":
-        return open_codec({"channel": channel, **given})
-    if isinstance(given.get("encode"), Mapping):
-        given["encode"] = {"channel": channel, **given["encode"]}
-    return open_codec(given)
+    return open_codec_of_channel({"kind": family_codec, **options}, channel)
