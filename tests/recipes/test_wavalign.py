@@ -100,15 +100,6 @@ def test_why_a_dialogue_cannot_be_used_is_shown_once_for_each_kind(make_task, tm
     assert any("<|im_end|>" in one for one in shown)
 
 
-def test_an_option_that_the_family_lacks_stops_the_run(make_task):
-    """Without a ratio no spoken answer of Step-Audio 2 can be built; none may be lost unseen."""
-    step = DATA / "families" / "step_audio_2"
-    codec = {"kind": "toy", "codebook_size": load_family(step).files.layout.codebook_size}
-    with pytest.raises(UserError, match="give the ratio"):
-        _ = make_task(model=step, codec=codec).train_examples
-    assert len(make_task(model=step, codec=codec, ratio=[2, 4]).train_examples) == 6
-
-
 def test_pairs_of_the_data_are_the_preferences(make_task):
     task = make_task(data=DIALOGUES / "dpo.jsonl", run={"needs_anchor": False})
     (pair, *_) = task.preferences
@@ -183,7 +174,6 @@ def test_codes_are_of_the_channel_that_vectors_are_of(make_task, tmp_path):
     [
         (VITA, 64, [4, 2], r"ratio \(4, 2\): wanted .* speech sizes of at least 3"),
         (VITA, 64, [4], r"ratio \(4,\): wanted pairs"),
-        (VITA.parent / "step_audio_2", 65, None, "give the ratio"),
     ],
 )
 def test_a_ratio_that_cannot_be_followed_leaves_no_dialogue_out(

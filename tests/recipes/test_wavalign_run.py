@@ -14,6 +14,7 @@ import torch
 from tests.rewards.loopback_judge import LoopbackJudge, scores
 from wavalign_fast.cli import main
 from wavalign_fast.models.families.checkpoint import load_family
+from wavalign_fast.models.families.dialogue_file import read_dialogue_file
 from wavalign_fast.models.families.tiny import make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
     before = load_family(FAMILIES / family)
     codes = before.files.layout.codebook_size
     codec = f"task.codec={{kind: toy, codebook_size: {codes}}}"
-    own = ["task.ratio=[4,8]"] if family == "step_audio_2" else []  # it publishes none
+    own = ["task.ratio=[4,8]"] if family == "step_audio_2" else []  # not its own
     init(family, codec, *settings(judge, "train.steps=2", *own))
 
     assert main(["train", "run.yaml"]) == 0
@@ -72,6 +73,7 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
 
     assert main(["export", str(run), "out", "--format", "family"]) == 0
     after = load_family(tmp_path / "out")
+    assert read_dialogue_file(tmp_path / "out").get("ratio") == ([4, 8] if own else None)
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {
         file.name for file in (FAMILIES / family).iterdir() if "golden" not in file.name
     } - {"model.safetensors"}

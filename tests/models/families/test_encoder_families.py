@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -154,11 +155,35 @@ def test_step_asks_for_speech_by_a_token():
     assert step_audio_2.target(spoken, None, [5, 6]).ids == [443, 444, end, stop]
 
 
-def test_step_needs_the_ratio_of_text_and_speech_only_where_it_mixes():
+def test_step_speaks_four_codes_for_an_id_of_text_and_pads_what_has_ended():
+    opened, pad, filler = files(STEP), 433, 438 + 65
+    named = opened.layout.named
+    assert (named["<tts_pad>"], named["padding"]) == (pad, filler)
+    text = opened.tokenizer("The answer", add_special_tokens=False)["input_ids"]
+    assert len(text) == 3
+    end = [435, 423]
+
+    def ids(*codes):
+        return step_audio_2.target(opened, "The answer", codes).ids
+
+    first = opened.layout.first_code
+    speech = [first + code for code in range(14)]
+    spoken = [text[0], *speech[:4], text[1], *speech[4:8], text[2], *speech[8:12], pad]
+    spoken += [*speech[12:], *end]
+    assert ids(*range(14)) == spoken
+    assert step_audio_2.split(opened, spoken).text == text
+    assert ids(0, 1, 2) == [text[0], *speech[:3], *text[1:], *end]
+    assert ids(0) == [text[0], speech[0], filler, filler, *text[1:], *end]
+    assert step_audio_2.split(opened, ids(0)).codes == [0]
+
+
+def test_step_needs_a_ratio_where_the_tokenizer_has_no_padding_of_text():
     opened = files(STEP)
-    with pytest.raises(UserError, match=r"does not publish .*: give the ratio"):
-        step_audio_2.target(opened, "The answer", [5])
-    step_audio_2.target(opened, "The answer", None)
+    named = {key: value for key, value in opened.layout.named.items() if key != "<tts_pad>"}
+    bare = replace(opened, layout=replace(opened.layout, named=named))
+    with pytest.raises(UserError, match=r"no <tts_pad>.*: give the ratio"):
+        step_audio_2.target(bare, "The answer", [5])
+    step_audio_2.target(bare, "The answer", None)
 
 
 def test_covo_speaks_15_codes_for_5_ids_of_text():

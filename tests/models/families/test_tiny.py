@@ -8,7 +8,7 @@ from wavalign_fast.models import load_checkpoint
 from wavalign_fast.models.families.checkpoint import load_family, open_family
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.export import export_family
-from wavalign_fast.models.families.interface import Audio, DialogueOptions
+from wavalign_fast.models.families.interface import Audio
 from wavalign_fast.models.families.tiny import make_tiny_checkpoint
 from wavalign_fast.models.families.tiny_parts import PARTS
 
@@ -31,9 +31,7 @@ def scores(model, prompt, target):
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_small_checkpoint_is_whole(tmp_path, kind):
     make_tiny_checkpoint(kind, tmp_path / "tiny", codebook_size=48, weight_files=2)
-    # Step-Audio 2 has no ratio of its own.
-    options = DialogueOptions(ratio=(1, 3) if kind == "step_audio_2" else None)
-    loaded = load_family(tmp_path / "tiny", torch.float32, options=options)
+    loaded = load_family(tmp_path / "tiny", torch.float32)
     family, files = loaded.family, loaded.files
     assert files.layout.codebook_size == 48
     prompt = family.prompt(files, MESSAGES, [Audio(codes=range(5), positions=(7,))])

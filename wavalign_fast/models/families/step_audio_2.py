@@ -51,6 +51,11 @@ CODES = "<audio_{}>"
 AUDIO = ("<audio_start>", "<audio_end>", "<audio_patch>")
 SPEECH = ("<tts_start>", "<tts_end>")
 TURNS = ("<|BOT|>", "<|EOT|>")
+TEXT_PADDING = "<tts_pad>"
+CODES_A_TEXT_ID = 4
+"""The makers' server writes a spoken turn so: one id of text, four codes, and padding where one of
+them has ended. Source: ``build_tts_interleave_data`` in ``vllm/tokenizers/step_audio_2.py`` of
+https://github.com/stepfun-ai/vllm (branch step-audio2-mini) and of vllm-project/vllm#32333."""
 SIZES_THAT_DIFFER = ("adapter.linear1.weight", "adapter.linear1.bias", "adapter.linear2.weight")
 """Their inner width is in no configuration."""
 
@@ -91,6 +96,10 @@ def layout(config: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> F
         )
     control = frozenset(range(named["<audio_start>"], first))
     padding = first + size - 1
+    named |= {"padding": padding}
+    if TEXT_PADDING in vocab:
+        named[TEXT_PADDING] = vocab[TEXT_PADDING]
+        control |= {vocab[TEXT_PADDING]}
     return FamilyLayout(
         stream=ModalityLayout(
             vocab_size=rows,
@@ -102,7 +111,7 @@ def layout(config: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> F
         codebook_size=size - 1,
         stop=(named["<|EOT|>"],),
         special=special_ids(tokenizer, vocab, rows) | control | {padding},
-        named=named | {"padding": padding},
+        named=named,
     )
 
 
@@ -206,11 +215,23 @@ def _answer(files: FamilyFiles, texts: Sequence[str], codes: Sequence[int] | Non
     if not text:
         return speech
     if files.options.ratio is None:
-        raise RatioError(
-            "Step-Audio 2 does not publish how many ids of text and codes its answers have by "
-            "turns: give the ratio, such as the one that the model's own answers show"
-        )
+        return _padded_turns(files.layout, text, speech)
     return interleave(text, speech, files.options.ratio)
+
+
+def _padded_turns(layout: FamilyLayout, text: list[int], speech: list[int]) -> list[int]:
+    """Puts text and codes by turns as the makers' server does."""
+    if TEXT_PADDING not in layout.named:
+        raise RatioError(
+            f"the tokenizer has no {TEXT_PADDING}, which the turns of Step-Audio 2 need: give the "
+            "ratio of text and codes, such as the one that the model's own answers show"
+        )
+    count = max(len(text), -(-len(speech) // CODES_A_TEXT_ID))
+    text = text + [layout.named[TEXT_PADDING]] * (count - len(text))
+    # Codes are filled up to one a turn, not to four: so has the server.
+    speech = speech + [layout.named["padding"]] * (count - len(speech))
+    turns = zip(text, range(0, count * CODES_A_TEXT_ID, CODES_A_TEXT_ID), strict=True)
+    return [i for word, at in turns for i in (word, *speech[at : at + CODES_A_TEXT_ID])]
 
 
 def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) -> Target:
@@ -218,7 +239,7 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
 
     Raises:
         UserError: there is neither text nor speech, a code is not in the codebook, or text and
-            speech have no ratio.
+            speech have no ratio, and the tokenizer no padding.
     """
     if not text and codes is None:
         raise UserError("the answer has neither text nor codes, wanted one of them")
