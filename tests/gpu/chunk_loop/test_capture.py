@@ -20,7 +20,8 @@ COUNTS = wf.Normalisers(*(torch.tensor(3.0) for _ in range(4)))
 
 def on_gpu(device: Pretended, *, but: str | None = None) -> wf.HybridBatch:
     """The batch on the device, except for one table."""
-    tables = {name: table for name, table in vars(BATCH).items() if name != but}
+    given = {name: table for name, table in vars(BATCH).items() if table is not None}
+    tables = {name: table for name, table in given.items() if name != but}
     return replace(BATCH, **{name: device.put(table) for name, table in tables.items()})
 
 

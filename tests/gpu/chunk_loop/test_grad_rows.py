@@ -63,7 +63,8 @@ def test_a_step_multiplies_the_others_once(name, bound):
 def test_tables_on_the_device_say_nothing_to_the_host():
     live = live_rows("equal rewards")
     with gpu_pretended() as device:
-        batch = wf.HybridBatch(*(device.put(table) for table in vars(BATCH).values()))
+        tables = {n: t if t is None else device.put(t) for n, t in vars(BATCH).items()}
+        batch = wf.HybridBatch(**tables)
         hidden, weight = device.put(HIDDEN.bfloat16()), device.put(WEIGHT.bfloat16())
         with device.classes(LAYOUT):
             objective("equal rewards", live_rows=live)(hidden, weight, batch)
