@@ -27,7 +27,7 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ladder test-floors test-newest test-vllm lint format docs bench clean
+.PHONY: help install demo test test-ladder test-floors test-newest test-vllm test-extras lint format docs bench wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +118,12 @@ docs: install ## build the documentation into build/docs and check its links
 
 bench: install ## time the losses beside the installed rivals and write a page
 	$(BIN)/wavalign-fast bench $(BENCH_FLAGS)
+
+wheels: install ## the sdist and wheels for CPUs and for CUDA, into dist/
+	$(BIN)/python tools/build_wheels.py
+
+test-extras: ## install each extra of the wheel for CPUs in dist/ alone, and use it
+	$(BIN)/python tools/check_extras.py dist/wavalign_fast-*cpu*.whl
 
 clean: ## remove build products and caches; keeps the .venvs and runs
 	rm -rf build dist *.egg-info wavalign_fast/*.so $(STAMP) $(LADDER) .mypy_cache .pytest_cache .ruff_cache

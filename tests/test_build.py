@@ -176,6 +176,19 @@ def test_the_version_is_written_once():
     assert not copies
 
 
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search("^version: (.+)$", citation, re.M).group(1) == VERSION
+
+
+def test_every_extra_has_a_check():
+    """tools/check_extras.py installs each extra alone and runs its file."""
+    section = PYPROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = {name.replace("-", "_") for name in re.findall(r"^([a-z-]+) = \[", section, re.M)}
+    checks = {path.stem for path in (ROOT / "tools" / "extras").glob("*.py")}
+    assert checks == extras | {"no_extra"}
+
+
 def test_setup_py_is_short():
     assert len((ROOT / "setup.py").read_text(encoding="utf-8").splitlines()) <= 150
 
