@@ -1,8 +1,10 @@
 """The client of vLLM against a server in this process that speaks its routes."""
 
 import json
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.rollout.vllm_loopback import LoopbackVLLM
 from wavalign_fast.errors import UserError
+from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.rollout.engine import RolloutRequest
 from wavalign_fast.rollout.token_answers import AnswerChecks, EngineError, WeightLabels
-from wavalign_fast.rollout.vllm import VLLMInProcess, VLLMServer
+from wavalign_fast.rollout.vllm import VLLMServer
+from wavalign_fast.rollout.vllm_in_process import VLLMInProcess, with_vectors
 from wavalign_fast.rollout.weight_files import write_model
 
 VOCAB, EOS = 16, 1
@@ -385,3 +389,31 @@ def test_without_vllm_the_error_names_both_ways(failing_import) -> None:
     failing_import("vllm", ImportError("No module named 'vllm'"))
     with pytest.raises(UserError, match=r"rollout\.vllm\.url.*pip install vllm"):
         VLLMInProcess({}, timeout_s=1, start_timeout_s=1)
+
+
+def test_vectors_of_prompts_stand_beside_their_ids(monkeypatch) -> None:
+    asked = []
+
+    class LLM:
+        def generate(self, prompts, params, use_tqdm):
+            asked.extend(prompts)
+            return []
+
+    fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **given: given)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    engine = VLLMInProcess({}, timeout_s=9, start_timeout_s=9)
+    engine.llm = LLM()
+    vectors = PromptEmbeddings(VOCAB)
+    clip = torch.arange(1.0, 7.0).view(3, 2)
+    first, *_, last = vectors.ids("clip", 3, lambda: clip)
+    prompts = [[2, first, first + 1, last, 3], [5, 6], [last, 4]]
+    with pytest.raises(ValueError, match=f"holds the id {VOCAB + 3}"):
+        checks().bodies(request(prompt_ids=[[VOCAB + 3]]), PLAIN, vectors=3)
+    bodies = checks().bodies(request(prompt_ids=prompts, places=[1, 3, 4]), PLAIN, vectors=3)
+    engine.generate(with_vectors(bodies, vectors))
+    assert asked[0]["prompt_is_token_ids"] == [True, False, False, False, True]
+    assert torch.equal(asked[0]["prompt_embeds"][1:4], clip)
+    assert asked[1] == {"prompt_token_ids": [5, 6]}
+    assert asked[2]["prompt_token_ids"][1] == 4 and asked[2]["prompt_is_token_ids"] == [False, True]
+    assert torch.equal(asked[2]["prompt_embeds"][0], clip[2])
+    assert all(0 <= token < VOCAB for one in asked for token in one["prompt_token_ids"])

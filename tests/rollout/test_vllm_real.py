@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_fast.config.layers import parse_overrides, resolve_config
 from wavalign_fast.data.records import Example
+from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models.prompt_embeddings import EmbeddedBlock
 from wavalign_fast.rollout import Twin
 from wavalign_fast.rollout.engine import RolloutRequest
 from wavalign_fast.rollout.token_answers import EngineError
@@ -35,7 +38,14 @@ SMALL = {
 
 
 class Task:
-    """What an engine asks of a task."""
+    """What an engine asks of a task.
+
+    Args:
+        vectors: those that some of its prompts would name.
+    """
+
+    def __init__(self, vectors=None) -> None:
+        self.prompt_embeddings = vectors
 
     pad_id, eos_id = 0, tuple(ENDS)
     train_examples = tuple(
@@ -80,6 +90,15 @@ def free_url() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
+def clips() -> PromptEmbeddings:
+    """Two clips of eight vectors, whose prompts differ by them alone."""
+    vectors = PromptEmbeddings(VOCAB)
+    for name in range(2):
+        clip = torch.randn(8, 128, generator=torch.Generator().manual_seed(name))
+        vectors.ids(name, 8, lambda clip=clip: clip)
+    return vectors
+
+
 def engine_of(kind: str, model) -> VLLMEngine:
     config = resolve_config(
         [
@@ -93,7 +112,8 @@ def engine_of(kind: str, model) -> VLLMEngine:
         vllm = config.rollout.vllm.model_copy(update=keys)
         rollout = config.rollout.model_copy(update={"vllm": vllm})
         config = config.model_copy(update={"rollout": rollout})
-    return rollout_engine(config, Task(), Twin(model), Ranks())
+    task = Task(clips() if kind != "server" else None)  # a server takes ids alone
+    return rollout_engine(config, task, Twin(model), Ranks())
 
 
 @pytest.fixture(scope="module", params=["server", "in this process"])
@@ -105,10 +125,11 @@ def served(request):
     engine.close()
 
 
-def request_of(step: int) -> RolloutRequest:
+def request_of(step: int, prompts=None) -> RolloutRequest:
+    prompts = prompts or [example.prompt_ids for example in Task.train_examples]
     return RolloutRequest(
-        prompt_ids=[example.prompt_ids for example in Task.train_examples],
-        places=range(8),
+        prompt_ids=prompts,
+        places=range(len(prompts)),
         step=step,
         seed=3,
         group_size=4,
@@ -119,12 +140,19 @@ def request_of(step: int) -> RolloutRequest:
 
 
 @torch.no_grad()
-def gaps(model, request: RolloutRequest, found) -> torch.Tensor:
+def gaps(model, request: RolloutRequest, found, vectors=None) -> torch.Tensor:
     """Δ log p of every id, the model's minus the engine's."""
+    vectors = PromptEmbeddings(VOCAB) if vectors is None else vectors
     every = []
     for row, done in enumerate(found):
         prompt = request.prompt_ids[row // request.group_size]
-        logits = model(torch.tensor([[*prompt, *done.ids]])).logits[0, len(prompt) - 1 : -1]
+        row = vectors.fill(torch.tensor([[*prompt, *done.ids]]))
+        embedded = (
+            row.embedded(model)
+            if isinstance(row, EmbeddedBlock)
+            else model.get_input_embeddings()(row)
+        )
+        logits = model(inputs_embeds=embedded).logits[0, len(prompt) - 1 : -1]
         logps = (logits / request.temperature).log_softmax(-1)
         every.append(logps.gather(1, torch.tensor(done.ids)[:, None])[:, 0] - done.logps)
     return torch.cat(every)
@@ -167,11 +195,36 @@ def test_log_probs_are_the_trainers_before_and_after_an_update(served, capsys) -
     assert stale.abs().mean() > 0.1
 
 
+def test_prompts_may_hold_vectors_in_this_process(served, capsys) -> None:
+    """Beside prompts of ids, and where two prompts differ by their vectors alone."""
+    kind, engine, model = served
+    if kind == "server":
+        pytest.skip("a server takes ids alone")
+    vectors = engine.vectors
+    engine.set_weights(3)
+    first, second = (tuple(vectors.ids(name, 8, lambda: None)) for name in range(2))
+    request = request_of(3, [(2, *first, 40, 3), (2, *second, 40, 3), (2, 40, 3), (*first, 3)] * 2)
+    found = engine.sample(request)
+    before = gaps(model, request, found, vectors)
+    change(model, 4)
+    engine.set_weights(4)
+    after = gaps(model, request, engine.sample(replace(request, step=4)), vectors)
+    swapped = replace(request, prompt_ids=[(2, *second, 40, 3), (2, *first, 40, 3)])
+    assert gaps(model, swapped, found[:8], vectors).abs().mean() > 0.1
+    with capsys.disabled():
+        print(
+            f"\nprompts with vectors: |Δ log p| mean {before.abs().mean():.1e} max "
+            f"{before.abs().max():.1e}; after an update mean {after.abs().mean():.1e} max "
+            f"{after.abs().max():.1e}; {len(before)} ids"
+        )
+    assert before.abs().max() < 1e-4 and after.abs().max() < 1e-4
+
+
 def test_a_dead_engine_is_an_error_at_once(served) -> None:
     """An id beyond the vocabulary, which the engine would never send, ends the whole server."""
     kind, engine, _ = served
-    engine.set_weights(2)
-    request = request_of(2)
+    engine.set_weights(5)
+    request = request_of(5)
     bodies = engine.checks.bodies(request, engine.sampling)
     bodies[0]["token_ids"] = [2, VOCAB + 5]
     start = time.monotonic()

@@ -134,12 +134,12 @@ def test_adapters_are_merged_for_the_server(loopback, train, metrics_of, tmp_pat
     assert max(gaps) < 1e-5
 
 
-def test_prompts_with_vectors_are_refused(loopback, toy_task, make_config) -> None:
+def test_a_server_takes_no_prompts_with_vectors(loopback, toy_task, make_config) -> None:
     task = toy_task()
     task.prompt_embeddings = PromptEmbeddings(64)  # a family that hears codes names none
     engines.rollout_engine(make_config(*by(loopback)), task, None, Ranks()).close()
     task.prompt_embeddings.ids("clip", 3, lambda: torch.zeros(3, 8))
-    with pytest.raises(UserError, match=r"rollout.engine: vllm given.*vectors.*wanted builtin"):
+    with pytest.raises(UserError, match=r"rollout\.vllm\.url: http.*vectors.*wanted null"):
         engines.rollout_engine(make_config(*by(loopback)), task, None, Ranks())
 
 

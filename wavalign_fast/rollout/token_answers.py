@@ -55,18 +55,21 @@ class AnswerChecks:
     max_staleness: int
     """Steps by which the weights that sampled an id may be older than the step."""
 
-    def bodies(self, request: RolloutRequest, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def bodies(
+        self, request: RolloutRequest, sampling: Mapping[str, Any], *, vectors: int = 0
+    ) -> list[dict[str, Any]]:
         """Returns the body of ``/inference/v1/generate`` for each prompt.
 
         Ids are checked before they are sent: one beyond the vocabulary ends the whole server.
 
         Args:
             sampling: further sampling parameters, such as top_p.
+            vectors: how many ids behind the vocabulary prompts may hold.
 
         Raises:
             ValueError: an id without an embedding, or an empty prompt.
         """
-        prompts = check_prompts(request.prompt_ids, self.vocabulary)
+        prompts = check_prompts(request.prompt_ids, self.vocabulary, vectors)
         for end in sorted(request.ends):
             check_id("eos_id", end, self.vocabulary)
         params = {

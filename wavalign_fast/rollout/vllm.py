@@ -1,4 +1,4 @@
-"""vLLM as a rollout engine: a server over HTTP, or an ``LLM`` in this process.
+"""vLLM as a rollout engine over HTTP; ``vllm_in_process.py`` has one in this process.
 
 Token ids go in, and ids, their log-probs and the version of the weights of each id come out.
 Weights go through files: pause, reload, version, reset of the prefix cache, resume. Sources: the
@@ -9,7 +9,6 @@ routes of vLLM 0.32, ``/inference/v1/generate`` and those of ``VLLM_SERVER_DEV_M
 import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from wavalign_fast.errors import UserError, described, one_line, shorten, shown
+from wavalign_fast.errors import UserError, described, shorten, shown
 from wavalign_fast.rollout.server_process import ServerProcess
 from wavalign_fast.rollout.token_answers import Choice, EngineError
 
@@ -229,73 +228,6 @@ class VLLMServer:
         return f"its engine is dead (GET /health: {reply.status_code}); start the server anew"
 
 
-class VLLMInProcess:
-    """An ``LLM`` of vLLM in this process, made at the first call of ``load``.
-
-    Args:
-        options: arguments of ``LLM`` besides those that token ids and log-probs need.
-        timeout_s, start_timeout_s: as for ``VLLMServer``.
-    """
-
-    def __init__(
-        self, options: Mapping[str, Any], *, timeout_s: float, start_timeout_s: float
-    ) -> None:
-        self.options = dict(options)
-        self.timeout_s = timeout_s
-        self.start_timeout_s = start_timeout_s
-        self.vllm = _vllm()
-        self.llm: Any = None
-
-    def version(self) -> str:
-        """Returns the release of vLLM."""
-        return str(self.vllm.__version__)
-
-    def load(self, directory: Path, label: str) -> None:
-        """Starts the engine with the weights in ``directory``, or replaces its weights by them.
-
-        Raises:
-            EngineError: vLLM failed, or took longer than it may.
-        """
-        if self.llm is None:
-            self.llm = _by_thread(
-                lambda: self.vllm.LLM(model=str(directory), **SERVING, **self.options),
-                self.start_timeout_s,
-                "start",
-            )
-            _by_thread(lambda: self.llm.update_weight_version(label), self.timeout_s, "version")
-            return
-
-        def reload() -> bool:
-            # No request runs between two calls of ``generate``, so there is nothing to pause.
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-            self.llm.update_weight_version(label)
-            return bool(self.llm.reset_prefix_cache())
-
-        if not _by_thread(reload, self.timeout_s, "update of the weights"):
-            raise EngineError("rollout.vllm: vLLM could not empty its prefix cache")
-
-    def generate(self, requests: Sequence[dict[str, Any]]) -> list[list[Choice]]:
-        """Samples for all requests in one call of vLLM.
-
-        Raises:
-            EngineError: vLLM failed, or took longer than ``timeout_s``.
-        """
-        prompts = [{"prompt_token_ids": body["token_ids"]} for body in requests]
-        params = [self.vllm.SamplingParams(**body["sampling_params"]) for body in requests]
-        outputs: list[Any] = _by_thread(
-            lambda: self.llm.generate(prompts, params, use_tqdm=False),
-            self.timeout_s,
-            "completions",
-        )
-        return [[_as_choice(done) for done in output.outputs] for output in outputs]
-
-    def close(self) -> None:
-        """Ends the engine's own process."""
-        if self.llm is not None:
-            llm, self.llm = self.llm, None
-            _by_thread(lambda: llm.llm_engine.engine_core.shutdown(), self.timeout_s, "end")
-
-
 SERVER_ONLY = {"enable_scale_out": True}
 SERVING = {"skip_tokenizer_init": True, "logprobs_mode": "processed_logprobs"}
 """Log-probs are then those of the distribution that was sampled from, at the temperature."""
@@ -325,44 +257,8 @@ def _httpx() -> ModuleType:
     return httpx
 
 
-def _vllm() -> ModuleType:
-    try:
-        import vllm
-    except ImportError as error:
-        raise UserError(
-            f"rollout.engine: vllm without rollout.vllm.url needs the package vllm here: "
-            f"{one_line(error)}; wanted the url of a server, or pip install vllm"
-        ) from error
-    module: ModuleType = vllm
-    return module
-
-
 async def _at_most(call: Callable[[], Awaitable[T]], seconds: float) -> T:
     return await asyncio.wait_for(call(), seconds)
-
-
-def _by_thread(call: Callable[[], T], seconds: float, what: str) -> T:
-    """Returns ``call()``, or raises if it takes longer: vLLM itself may wait for ever."""
-    found: list[T] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            found.append(call())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, daemon=True, name=f"vLLM {what}")
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise EngineError(f"rollout.vllm: {what} by vLLM failed: {described(failed[0])}")
-    if thread.is_alive():
-        raise EngineError(
-            f"rollout.vllm: vLLM did not finish its {what} within {seconds:g} s "
-            "(rollout.vllm.timeout_s and start_timeout_s)"
-        )
-    return found[0]
 
 
 def _choices(answer: Any) -> list[Choice]:
@@ -370,24 +266,6 @@ def _choices(answer: Any) -> list[Choice]:
     if not isinstance(choices, list) or not all(isinstance(it, Mapping) for it in choices):
         raise EngineError(f"rollout.vllm: {shown(answer)} answered, wanted a list of choices")
     return choices
-
-
-def _as_choice(output: Any) -> Choice:
-    """A ``CompletionOutput`` in the form that the route gives it."""
-    logps = [
-        {"token_id": token, "logprob": entry[token].logprob}
-        for token, entry in zip(output.token_ids, output.logprobs or (), strict=True)
-    ]
-    spans = [
-        {"version": span.version, "start": span.start, "end": span.end}
-        for span in output.weight_versions or ()
-    ]
-    return {
-        "token_ids": list(output.token_ids),
-        "finish_reason": output.finish_reason,
-        "logprobs": {"content": logps},
-        "weight_versions": spans,
-    }
 
 
 def warn_of_release(release: str) -> None:

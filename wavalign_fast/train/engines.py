@@ -11,10 +11,12 @@ from typing import Any
 from wavalign_fast.config.rollout import RolloutConfig, VLLMConfig
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import UserError, user_input
+from wavalign_fast.models import PromptEmbeddings
 from wavalign_fast.rollout.engine import BuiltinEngine, Rollout, RolloutEngine, RolloutRequest
 from wavalign_fast.rollout.token_answers import AnswerChecks, EngineError, WeightLabels
 from wavalign_fast.rollout.twin import Twin
-from wavalign_fast.rollout.vllm import VLLM, VLLMInProcess, VLLMServer, warn_of_release
+from wavalign_fast.rollout.vllm import VLLM, VLLMServer, warn_of_release
+from wavalign_fast.rollout.vllm_in_process import FOR_VECTORS, VLLMInProcess, with_vectors
 from wavalign_fast.rollout.weight_files import write_model
 from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.ranks import Ranks
@@ -37,16 +39,20 @@ def rollout_engine(config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> R
         return BuiltinEngine(twin, task.pad_id, vectors)
     with ranks.failing_together():
         longest = max((len(example.prompt_ids) for example in task.train_examples), default=1)
-        if vectors is not None and len(vectors):  # a task names them as it reads its prompts
-            raise UserError(
-                "rollout.engine: vllm given for prompts with vectors (continuous audio), wanted "
-                "builtin"
-            )
         # By itself vLLM computes with float32 weights in a shorter dtype.
         dtype = str(sampling_dtype(config) or config.model.dtype).removeprefix("torch.")
-        own = {"max_model_len": longest + config.rollout.max_new_tokens, "dtype": dtype}
+        own: dict[str, Any] = {"max_model_len": longest + config.rollout.max_new_tokens}
+        own["dtype"] = dtype
+        if vectors is not None and len(vectors):  # a task names them as it reads its prompts
+            if config.rollout.vllm.url is not None:
+                raise UserError(
+                    f"rollout.vllm.url: {config.rollout.vllm.url} given for prompts with vectors "
+                    "(continuous audio), which a server does not take; wanted null, for vLLM in "
+                    "the trainer's process, or rollout.engine=builtin"
+                )
+            own |= FOR_VECTORS
         vllm = _vllm_of(config.rollout.vllm, own, ranks)
-    return VLLMEngine(config, twin, vllm, ranks)
+    return VLLMEngine(config, twin, vllm, ranks, vectors)
 
 
 def _vllm_of(config: VLLMConfig, own: dict[str, Any], ranks: Ranks) -> VLLM:
@@ -75,14 +81,23 @@ class VLLMEngine:
     Args:
         twin: what holds the policy's model; it is not copied for rollouts.
         vllm: what answers.
+        vectors: those that prompts name by ids behind the vocabulary, if any do.
     """
 
-    def __init__(self, config: RunConfig, twin: Twin, vllm: VLLM, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        twin: Twin,
+        vllm: VLLM,
+        ranks: Ranks,
+        vectors: PromptEmbeddings | None = None,
+    ) -> None:
         self.config = config.rollout.vllm
         self.dtype = sampling_dtype(config)
         self.twin = twin
         self.vllm = vllm
         self.ranks = ranks
+        self.vectors = vectors
         self.sampling = {name: getattr(self.config, name) for name in TRUNCATING}
         self.sent: int | None = None  # the step of the last update
         self.checks: AnswerChecks | None = None
@@ -158,7 +173,10 @@ class VLLMEngine:
         """
         assert self.checks is not None
         with user_input("rollout.vllm"):
-            bodies = self.checks.bodies(request, self.sampling)
+            vectors = 0 if self.vectors is None else len(self.vectors)
+            bodies = self.checks.bodies(request, self.sampling, vectors=vectors)
+            if self.vectors is not None:
+                bodies = with_vectors(bodies, self.vectors)
         answers = self.vllm.generate(bodies)
         return self.checks.rollouts(request, answers)
 
