@@ -12,6 +12,7 @@ from wavalign_fast.evaluation.prompts import SPEECH_TASKS, Prompt, digest
 from wavalign_fast.rewards.judge import Judge, JudgeError, Judgement, JudgeRequest
 from wavalign_fast.rewards.judge.options import JudgeOptions
 from wavalign_fast.rewards.judge.rubrics import HEAD, Rubric
+from wavalign_fast.speech.wave_files import as_wave_bytes
 
 WINDOW = 64
 """Judgements over which the share of missing ones is taken."""
@@ -19,6 +20,7 @@ SETTINGS = (
     "address", "model", "text_model", "mode", "semantic_weight", "acoustic_weight", "audio",
     "samples", "temperature", "max_tokens", "body",
 )  # fmt: skip
+
 """Options on which scores depend."""
 
 OPEN = """\
@@ -126,7 +128,7 @@ def _request(question: Question) -> JudgeRequest:
     if prompt.task == "qa":
         asked = f"{asked}\n\nReference answers: {'; '.join(prompt.references)}"
     spoken = prompt.task in SPEECH_TASKS and question.wav is not None
-    wav = question.wav.read_bytes() if spoken and question.wav is not None else None
+    wav = as_wave_bytes(question.wav) if spoken and question.wav is not None else None
     return JudgeRequest(question=asked, transcript=question.response.text, wav=wav)
 
 

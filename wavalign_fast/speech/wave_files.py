@@ -2,7 +2,7 @@
 
 Reads PCM of 8, 16, 24 and 32 bits and floats of 32 and 64, also as WAVE_FORMAT_EXTENSIBLE, with
 any number of channels. Python's own ``wave`` reads no floats, and the extensible form only since
-3.12.
+3.12. Files of other formats are left to ``compressed_files.py``.
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from wavalign_fast.errors import UserError, naming, shown
 from wavalign_fast.outputs import write_whole
+from wavalign_fast.speech.compressed_files import format_of, read_compressed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ WANTED = "wanted PCM of 8, 16, 24 or 32 bits, or floats of 32 or 64 bits"
 
 
 class WaveInfo(NamedTuple):
-    """What the header of a WAV file says."""
+    """What the header of a WAV file says; of another format, what its samples become."""
 
     sample_rate: int
     """In Hz."""
@@ -42,7 +43,7 @@ class WaveInfo(NamedTuple):
     bits: int
     """Of one sample of one channel."""
     start: int
-    """Byte at which the samples start."""
+    """Byte at which the samples start, in a WAV file."""
 
     @property
     def seconds(self) -> float:
@@ -51,30 +52,47 @@ class WaveInfo(NamedTuple):
 
 
 def wave_info(path: Path) -> WaveInfo:
-    """Reads the header of a WAV file, not its samples.
+    """Reads the header of a WAV file, not its samples; a file of another format is decoded.
 
     Raises:
-        UserError: no such file, it is empty, not a WAV file, cut off, or has another encoding or
+        UserError: no such file, it is empty, not a sound file, cut off, or has another encoding or
             no samples.
     """
     with naming(str(path)), path.open("rb") as file:
-        return _header(file)
+        kind = _other_format(file)
+        if kind is None:
+            return _header(file)
+        wave, rate = read_compressed(file, kind)
+        channels, frames = wave.shape
+        return WaveInfo(rate, channels, frames, FLOAT, 32, 0)
 
 
 def read_wave(source: Path | bytes) -> tuple["Tensor", int]:
-    """Reads a WAV file, or its bytes.
+    """Reads a sound file, or its bytes: WAV, or MP3, FLAC and Ogg by the extra ``audio``.
 
     Returns:
         The wave, float32 [channels, frames], PCM scaled to [-1, 1), and its rate in Hz.
 
     Raises:
-        UserError: as ``wave_info``, or a float sample is NaN or infinite.
+        UserError: as ``wave_info``, a float sample is NaN or infinite, or the file has another
+            format and cannot be decoded.
     """
     if isinstance(source, bytes):
         with naming("WAV data"):
             return _read(io.BytesIO(source))
     with naming(str(source)), source.open("rb") as file:
         return _read(file)
+
+
+def as_wave_bytes(path: Path) -> bytes:
+    """Returns the bytes of a sound file as those of a WAV file; a WAV file's are its own.
+
+    Raises:
+        UserError: as ``read_wave``.
+    """
+    with naming(str(path)):
+        content = path.read_bytes()
+    return content if format_of(content[:12]) is None else wave_bytes(*read_wave(path))
 
 
 def wave_bytes(waveform: Any, sample_rate: int) -> bytes:
@@ -114,6 +132,9 @@ def write_wave(path: Path, waveform: Any, sample_rate: int) -> None:
 def _read(file: BinaryIO) -> tuple["Tensor", int]:
     import torch
 
+    kind = _other_format(file)
+    if kind is not None:
+        return read_compressed(file, kind)
     info = _header(file)
     file.seek(info.start)
     data = bytearray(file.read(info.frames * info.channels * info.bits // 8))
@@ -140,6 +161,13 @@ def _pcm(data: bytearray, bits: int) -> "Tensor":
         return (value - ((high >> 7) << 24)).to(torch.float32) / 2**23
     dtype = torch.int16 if bits == 16 else torch.int32
     return torch.frombuffer(data, dtype=dtype).to(torch.float32) / 2.0 ** (bits - 1)
+
+
+def _other_format(file: BinaryIO) -> str | None:
+    """Returns the format of a file that is no WAV, if it is a known one."""
+    kind = format_of(file.read(12))
+    file.seek(0)
+    return kind
 
 
 def _header(file: BinaryIO) -> WaveInfo:

@@ -29,6 +29,7 @@ from wavalign_fast.rewards.options import read_parts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SOUND_FILES = (".wav", ".mp3", ".flac", ".ogg")
 NUM_SAMPLES = 8
 """Answers of an evaluation that are kept with their sound."""
 
@@ -127,8 +128,8 @@ class WavAlign(OwnModelTask):
         )
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
-        """Answers a prompt: a question as text, or the path of a WAV file."""
-        audios = (Path(prompt),) if prompt.lower().endswith(".wav") else ()
+        """Answers a prompt: a question as text, or the path of a sound file."""
+        audios = (Path(prompt),) if prompt.lower().endswith(SOUND_FILES) else ()
         content = AUDIO_TAG if audios else prompt
         messages = [Message("user", content)]
         if self.options.system is not None:

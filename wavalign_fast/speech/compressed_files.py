@@ -1,0 +1,67 @@
+"""Reads sound files that are no WAV: MP3, FLAC and Ogg, by the package soundfile."""
+
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+from wavalign_fast.errors import UserError, described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READ = ("MP3", "FLAC", "Ogg")
+
+
+def format_of(head: bytes) -> str | None:
+    """Returns the format of a file by its first 12 bytes, ``None`` for one that is not known."""
+    starts = {
+        b"ID3": "MP3", b"fLaC": "FLAC", b"OggS": "Ogg", b"#!AMR": "AMR", b"FORM": "AIFF",
+        b"\x1a\x45\xdf\xa3": "WebM/Matroska",
+    }  # fmt: skip
+    for start, name in starts.items():
+        if head.startswith(start):
+            return name
+    if head[4:8] == b"ftyp":
+        return "MP4/M4A"
+    # A frame of MPEG audio: eleven bits of ones, then neither a reserved version nor layer.
+    frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+    return "MP3" if frame and head[1] & 0x18 != 0x08 and head[1] & 0x06 == 0x02 else None
+
+
+def read_compressed(file: BinaryIO, kind: str) -> tuple["Tensor", int]:
+    """Decodes a whole file.
+
+    Args:
+        file: at its start.
+        kind: as ``format_of`` returns it.
+
+    Returns:
+        The wave, float32 [channels, frames], and its rate in Hz.
+
+    Raises:
+        UserError: soundfile is missing, does not read this format, or the file is damaged.
+    """
+    import torch
+
+    soundfile = _soundfile(kind)
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"the file is {kind} and cannot be decoded: {described(error)}") from error
+    if not len(samples):
+        raise UserError(f"the file is {kind} and has no samples, wanted at least one frame")
+    return torch.from_numpy(samples).T.contiguous(), int(rate)
+
+
+def _soundfile(kind: str) -> ModuleType:
+    convert = "convert the file: ffmpeg -i FILE FILE.wav"
+    if kind not in READ:
+        raise UserError(f"the file is {kind}, wanted WAV, {', '.join(READ)}; {convert}")
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: its C library is missing
+        raise UserError(
+            f"the file is {kind}, which the package soundfile reads: {described(error)}; "
+            f"pip install 'wavalign-fast[audio]', or {convert}"
+        ) from error
+    module: ModuleType = soundfile
+    return module
