@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses.layout import SPEECH, TEXT
@@ -390,8 +390,22 @@ def test_the_encoder_is_read_from_whispers_folder(tmp_path):
         {f"model.encoder.{name}": value.contiguous() for name, value in whisper.items()},
         directory / "whisper-large-v3" / "model.safetensors",
     )
-    (piece,) = kimi_audio.audio_encoder(opened).encode(torch.zeros(4000))
+    first = kimi_audio.audio_encoder(opened)
+    (piece,) = first.encode(torch.zeros(4000))
     assert piece.shape == (4, 48)
+
+    # The makers' export of a fine-tuned Whisper, and what their fine-tuning saves.
+    for folder, prefix, change in (
+        (directory / "whisper-large-v3", "encoder.", 1.0),
+        (directory, "whisper_model.speech_encoder.", 2.0),
+    ):
+        path = folder / "model.safetensors"
+        own = {} if change == 1.0 else load_file(path)
+        tuned = {f"{prefix}{name}": value + change for name, value in whisper.items()}
+        save_file(own | tuned, path)
+        found = kimi_audio.audio_encoder(opened).encoder.state_dict()
+        for name, value in whisper.items():
+            assert torch.equal(found[name], value + change), name
 
 
 def test_full_sizes_have_the_right_number_of_weights():

@@ -44,9 +44,7 @@ def kimi(config=WHISPER):
     _, model_config, stored, _ = golden("kimi_audio")
     torch.manual_seed(0)
     whisper = KimiAudioEncoder(config, model_config).encoder.state_dict()
-    named = {f"model.encoder.{name}": value for name, value in whisper.items()}
-    named["model.decoder.layer_norm.weight"] = torch.ones(1)
-    return KimiAudioEncoder.of(stored, model_config, named, config)
+    return KimiAudioEncoder.of(stored, model_config, whisper, config)
 
 
 ENCODERS = {"vita": vita, "step": step, "covo": covo, "kimi": kimi}

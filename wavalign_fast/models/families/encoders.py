@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wavalign_fast.models.families.interface import Family, FamilyFiles
 from wavalign_fast.models.families.weight_table import Shape
-from wavalign_fast.models.prompt_audio.encoder import PromptAudioEncoder
+from wavalign_fast.models.prompt_audio.encoder import PromptAudioEncoder, with_prefix
 from wavalign_fast.models.weight_files import WeightFiles
 
 
@@ -31,6 +31,18 @@ def aside_shapes(build: Callable[[], nn.Module]) -> dict[str, Shape | None]:
     with torch.device("meta"):
         module = build()
     return {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+
+
+def first_stored(places: Sequence[tuple[Path, str]]) -> dict[str, Tensor]:
+    """Reads the tensors of the first directory that has some under its prefix, named without it.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    for directory, prefix in places:
+        if found := with_prefix(stored_tensors(directory, [prefix]), prefix):
+            return found
+    return {}
 
 
 def stored_tensors(directory: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from wavalign_fast.models.families.dialogue import (
     code_ids,
     text_ids,
 )
-from wavalign_fast.models.families.encoders import aside_shapes, stored_tensors
+from wavalign_fast.models.families.encoders import aside_shapes, first_stored, stored_tensors
 from wavalign_fast.models.families.interface import (
     AUDIO_TAG,
     IGNORE,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 NAME = "kimi_audio"
 
 WHISPER = "whisper-large-v3"
+TUNED_WHISPER = "whisper_model.speech_encoder."
 ADAPTOR = "model.vq_adaptor."
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -207,18 +208,20 @@ def _stored(name: str, shared: int) -> str:
 
 
 def audio_encoder(files: FamilyFiles) -> KimiAudioEncoder:
-    """Loads the encoder of prompt audio: Whisper from its own folder, the adaptor from the model.
+    """Loads the encoder of prompt audio: the adaptor, and Whisper's encoder.
+
+    The makers' fine-tuning keeps Whisper among the model's weights, and their export writes it into
+    the folder as a bare ``WhisperModel`` (``export_model`` of their ``finetune_codes/model.py``).
 
     Raises:
         UserError: the folder ``whisper-large-v3`` is missing, or a tensor does not fit.
     """
     folder = files.directory / WHISPER
-    return KimiAudioEncoder.of(
-        stored_tensors(files.directory, (ADAPTOR,)),
-        files.config,
-        stored_tensors(folder, ("model.encoder.",)),
-        read_config(folder),
+    whisper = first_stored(
+        [(files.directory, TUNED_WHISPER), (folder, "encoder."), (folder, "model.encoder.")]
     )
+    adaptor = stored_tensors(files.directory, (ADAPTOR,))
+    return KimiAudioEncoder.of(adaptor, files.config, whisper, read_config(folder))
 
 
 class _Streams:

@@ -196,14 +196,14 @@ class KimiAudioEncoder(_WhisperPieces):
         whisper: Mapping[str, Tensor],
         whisper_config: Mapping[str, Any],
     ) -> "KimiAudioEncoder":
-        """Builds it from ``model.vq_adaptor.*`` and Whisper's ``model.encoder.*`` tensors.
+        """Builds it from ``model.vq_adaptor.*`` and the tensors of Whisper's encoder.
 
         Raises:
             UserError: a tensor is missing, left over, or has another shape.
         """
         encoder = cls(whisper_config, config)
         parts = {
-            **{f"encoder.{k}": v for k, v in with_prefix(whisper, "model.encoder.").items()},
+            **{f"encoder.{name}": value for name, value in whisper.items()},
             **{f"vq_adaptor.{k}": v for k, v in with_prefix(tensors, "model.vq_adaptor.").items()},
         }
         load_frozen(encoder, parts, what="kimi_audio: audio encoder")
