@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wavalign_fast.data.interleave import interleave
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.dialogue import (
     Row,
-    check_dialogue,
     check_ends_with_user,
-    code_ids,
+    check_says_something,
+    mixed,
     split_one_stream,
     text_ids,
+    turns,
+    vectors_of,
 )
 from wavalign_fast.models.families.encoders import aside_shapes, stored_tensors
 from wavalign_fast.models.families.interface import (
-    AUDIO_TAG,
-    Answer,
     Audio,
     FamilyFiles,
     FamilyLayout,
@@ -136,25 +135,18 @@ def prompt(files: FamilyFiles, messages: Sequence[Message], audios: Sequence[Aud
         UserError: the dialogue does not end with a user, or a message or an audio cannot be used.
     """
     check_ends_with_user(messages)
-    check_dialogue(messages, audios)
-    end, built, heard = files.layout.named["<|im_end|>"], Row(), 0
-    for message in messages:
-        role, parts = message["role"], message["content"].split(AUDIO_TAG)
-        own = audios[heard : heard + len(parts) - 1]
-        _open_turn(files, built, role)
-        if role == "assistant":
-            if len(own) > 1:
-                raise UserError(f"an assistant's turn has {len(own)} audios, wanted at most one")
-            answer = _answer(files, parts, own[0].codes or () if own else None)
-            built.add([*answer, end], scored=True)
+    end, built = files.layout.named["<|im_end|>"], Row()
+    for turn in turns(messages, audios):
+        _open_turn(files, built, turn.role)
+        if turn.role == "assistant":
+            built.add([*_answer(files, turn.parts, turn.codes), end], scored=True)
         else:
-            for number, part in enumerate(parts):
+            for number, part in enumerate(turn.parts):
                 built.add(text_ids(files, part))
-                if number < len(own):
-                    _hear(files, built, own[number], heard + number)
+                if number < len(turn.audios):
+                    _hear(files, built, turn.audios[number], turn.first + number)
             built.add([end])
         built.add(text_ids(files, "\n"))
-        heard += len(own)
     _open_turn(files, built, "assistant")
     return built.prompt()
 
@@ -165,22 +157,14 @@ def _open_turn(files: FamilyFiles, built: Row, role: str) -> None:
 
 def _hear(files: FamilyFiles, built: Row, audio: Audio, number: int) -> None:
     begin, end, place = (files.layout.named[name] for name in AUDIO)
-    if len(audio.positions) != 1 or audio.positions[0] < 1:
-        raise UserError(
-            f"audio {number} has the positions {tuple(audio.positions)}, wanted one number: how "
-            "many vectors the encoder makes of it"
-        )
+    count = vectors_of(audio, number)
     built.add([begin])
-    built.add_vectors(number, audio.positions[0], place)
+    built.add_vectors(number, count, place)
     built.add([end])
 
 
 def _answer(files: FamilyFiles, texts: Sequence[str], codes: Sequence[int] | None) -> list[int]:
-    return interleave(
-        [index for text in texts for index in text_ids(files, text)],
-        [] if codes is None else code_ids(files.layout, codes, "the answer's audio"),
-        files.options.ratio or RATIO,
-    )
+    return mixed(files, texts, codes, files.options.ratio or RATIO)
 
 
 def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) -> Target:
@@ -189,15 +173,12 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
     Raises:
         UserError: there is neither text nor speech, or a code is not in the codebook.
     """
-    if not text and codes is None:
-        raise UserError("the answer has neither text nor codes, wanted one of them")
+    check_says_something(text, codes)
     ids = [*_answer(files, [text or ""], codes), files.layout.named["<|im_end|>"]]
     return Target(ids=ids, labels=list(ids))
 
 
-def split(files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
-    """Takes text and codes out of an answer."""
-    return split_one_stream(files.layout, ids)
+split = split_one_stream
 
 
 def sampling(files: FamilyFiles) -> Sampling:

@@ -1,7 +1,9 @@
 """Parts of prompts, targets and answers that families share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from wavalign_fast.data.interleave import interleave
 from wavalign_fast.errors import UserError, shorten, shown
 from wavalign_fast.models.families.interface import (
     AUDIO_TAG,
@@ -40,6 +42,39 @@ class Row:
     def prompt(self) -> Prompt:
         """Returns what was put together."""
         return Prompt(ids=self.ids, labels=self.labels, spans=tuple(self.spans))
+
+
+class Turn(NamedTuple):
+    """A message of a dialogue with its audios."""
+
+    role: str
+    parts: list[str]
+    """Its text between the audios, one part more than audios."""
+    audios: Sequence[Audio]
+    first: int
+    """Number of its first audio in the dialogue."""
+
+    @property
+    def codes(self) -> Sequence[int] | None:
+        """What an assistant's turn speaks, ``None`` if it is text alone."""
+        return self.audios[0].codes or () if self.audios else None
+
+
+def turns(messages: Sequence[Message], audios: Sequence[Audio]) -> Iterator[Turn]:
+    """Yields the messages with their audios.
+
+    Raises:
+        UserError: as ``check_dialogue``, or an assistant's turn has several audios.
+    """
+    check_dialogue(messages, audios)
+    heard = 0
+    for message in messages:
+        parts = message["content"].split(AUDIO_TAG)
+        own = audios[heard : heard + len(parts) - 1]
+        if message["role"] == "assistant" and len(own) > 1:
+            raise UserError(f"an assistant's turn has {len(own)} audios, wanted at most one")
+        yield Turn(message["role"], parts, own, heard)
+        heard += len(own)
 
 
 def check_dialogue(messages: Sequence[Message], audios: Sequence[Audio]) -> None:
@@ -98,8 +133,48 @@ def code_ids(layout: FamilyLayout, codes: Sequence[int] | None, whose: str) -> l
     return [layout.first_code + code for code in codes]
 
 
-def split_one_stream(layout: FamilyLayout, ids: Sequence[int]) -> Answer:
+def mixed(
+    files: FamilyFiles,
+    texts: Sequence[str],
+    codes: Sequence[int] | None,
+    ratio: Sequence[int],
+    *,
+    begin: int | None = None,
+    end: int | None = None,
+) -> list[int]:
+    """Returns the ids of an answer's text and codes by turns; see ``interleave``.
+
+    Raises:
+        UserError: a text holds a token that is no text, or a code is not in the codebook.
+    """
+    words = [index for text in texts for index in text_ids(files, text)]
+    speech = [] if codes is None else code_ids(files.layout, codes, "the answer's audio")
+    return interleave(words, speech, ratio, begin=begin, end=end)
+
+
+def check_says_something(text: str | None, codes: Sequence[int] | None) -> None:
+    """Raises ``UserError`` for an answer without text and codes."""
+    if not text and codes is None:
+        raise UserError("the answer has neither text nor codes, wanted one of them")
+
+
+def vectors_of(audio: Audio, number: int) -> int:
+    """Returns how many vectors stand for an audio that is heard in one piece.
+
+    Raises:
+        UserError: it has none, or several pieces.
+    """
+    if len(audio.positions) != 1 or audio.positions[0] < 1:
+        raise UserError(
+            f"audio {number} has the positions {tuple(audio.positions)}, wanted one number: how "
+            "many vectors the encoder makes of it"
+        )
+    return audio.positions[0]
+
+
+def split_one_stream(files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
     """Takes an answer apart in which text and codes share a stream."""
+    layout = files.layout
     stops = [place for place, index in enumerate(ids) if index in layout.stop]
     own = ids[: stops[0]] if stops else ids
     return Answer(

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wavalign_fast.data.interleave import interleave
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.dialogue import (
     Row,
-    check_dialogue,
+    Turn,
     check_ends_with_user,
+    check_says_something,
     code_ids,
+    mixed,
     split_one_stream,
     text_ids,
+    turns,
 )
 from wavalign_fast.models.families.interface import (
-    AUDIO_TAG,
     EVIDENCE,
-    Answer,
     Audio,
     FamilyFiles,
     FamilyLayout,
@@ -212,40 +212,33 @@ def prompt(files: FamilyFiles, messages: Sequence[Message], audios: Sequence[Aud
         UserError: the dialogue does not end with a user, or a message or an audio cannot be used.
     """
     check_ends_with_user(messages)
-    check_dialogue(messages, audios)
-    named, built, heard = files.layout.named, Row(), 0
+    named, built = files.layout.named, Row()
     built.add([named["[gMASK]"], named["<sop>"]])
     answered = False
-    for message in messages:
-        role, parts = message["role"], message["content"].split(AUDIO_TAG)
-        own = audios[heard : heard + len(parts) - 1]
-        if role == "assistant":
+    for turn in turns(messages, audios):
+        if turn.role == "assistant":
             _open_answer(files, built)
-            if len(own) > 1:
-                raise UserError(f"an assistant's turn has {len(own)} audios, wanted at most one")
-            built.add(_answer(files, parts, own[0].codes or () if own else None), scored=True)
+            built.add(_answer(files, turn.parts, turn.codes), scored=True)
         else:
-            built.add([named[f"<|{role}|>"]], scored=answered and role == "user")
-            _hear(files, built, parts, own, heard)
-        answered = role == "assistant"
-        heard += len(own)
+            built.add([named[f"<|{turn.role}|>"]], scored=answered and turn.role == "user")
+            _hear(files, built, turn)
+        answered = turn.role == "assistant"
     _open_answer(files, built)
     return built.prompt()
 
 
-def _hear(
-    files: FamilyFiles, built: Row, parts: Sequence[str], own: Sequence[Audio], heard: int
-) -> None:
+def _hear(files: FamilyFiles, built: Row, turn: Turn) -> None:
     """Adds what a turn of the system or of a user says."""
-    named = files.layout.named
+    named, parts = files.layout.named, turn.parts
     if files.options.prompt_style == "release":
         parts = [f"\n{parts[0]}", *parts[1:]]
     else:
         built.add(text_ids(files, "\n"))
     for number, part in enumerate(parts):
         built.add(text_ids(files, part))
-        if number < len(own):
-            codes = code_ids(files.layout, own[number].codes, f"audio {heard + number}")
+        if number < len(turn.audios):
+            heard = f"audio {turn.first + number}"
+            codes = code_ids(files.layout, turn.audios[number].codes, heard)
             built.add([named["begin_of_audio"], *codes, named["end_of_audio"]])
 
 
@@ -255,11 +248,7 @@ def _open_answer(files: FamilyFiles, built: Row) -> None:
 
 
 def _answer(files: FamilyFiles, texts: Sequence[str], codes: Sequence[int] | None) -> list[int]:
-    return interleave(
-        [index for text in texts for index in text_ids(files, text)],
-        [] if codes is None else code_ids(files.layout, codes, "the answer's audio"),
-        files.options.ratio or RATIO,
-    )
+    return mixed(files, texts, codes, files.options.ratio or RATIO)
 
 
 def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) -> Target:
@@ -268,15 +257,12 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
     Raises:
         UserError: there is neither text nor speech, or a code is not in the codebook.
     """
-    if not text and codes is None:
-        raise UserError("the answer has neither text nor codes, wanted one of them")
+    check_says_something(text, codes)
     ids = [*_answer(files, [text or ""], codes), files.layout.named["<|user|>"]]
     return Target(ids=ids, labels=list(ids))
 
 
-def split(files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
-    """Takes text and codes out of an answer."""
-    return split_one_stream(files.layout, ids)
+split = split_one_stream
 
 
 def sampling(files: FamilyFiles) -> Sampling:

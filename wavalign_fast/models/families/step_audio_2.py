@@ -11,16 +11,15 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.dialogue import (
     Row,
-    check_dialogue,
     check_ends_with_user,
+    check_says_something,
     code_ids,
     split_one_stream,
     text_ids,
+    turns,
 )
 from wavalign_fast.models.families.encoders import aside_shapes, stored_tensors
 from wavalign_fast.models.families.interface import (
-    AUDIO_TAG,
-    Answer,
     Audio,
     FamilyFiles,
     FamilyLayout,
@@ -160,27 +159,20 @@ def prompt(files: FamilyFiles, messages: Sequence[Message], audios: Sequence[Aud
         UserError: the dialogue does not end with a user, or a message or an audio cannot be used.
     """
     check_ends_with_user(messages)
-    check_dialogue(messages, audios)
-    named, built, heard = files.layout.named, Row(), 0
-    for message in messages:
-        role, parts = message["role"], message["content"].split(AUDIO_TAG)
-        own = audios[heard : heard + len(parts) - 1]
-        _open_turn(files, built, "human" if role == "user" else role)
-        if role == "assistant":
-            if len(own) > 1:
-                raise UserError(f"an assistant's turn has {len(own)} audios, wanted at most one")
-            if own:
-                built.add([named["<tts_start>"]])
-            answer = _answer(files, parts, own[0].codes or () if own else None)
-            built.add([*answer, *([named["<tts_end>"]] if own else [])], scored=True)
+    named, built = files.layout.named, Row()
+    for turn in turns(messages, audios):
+        _open_turn(files, built, "human" if turn.role == "user" else turn.role)
+        if turn.role == "assistant":
+            begin, end = ([named[name]] if turn.audios else [] for name in SPEECH)
+            built.add(begin)
+            built.add([*_answer(files, turn.parts, turn.codes), *end], scored=True)
             built.add([named["<|EOT|>"]], scored=True)
         else:
-            for number, part in enumerate(parts):
+            for number, part in enumerate(turn.parts):
                 built.add(text_ids(files, part))
-                if number < len(own):
-                    _hear(files, built, own[number], heard + number)
+                if number < len(turn.audios):
+                    _hear(files, built, turn.audios[number], turn.first + number)
             built.add([named["<|EOT|>"]])
-        heard += len(own)
     _open_turn(files, built, "assistant")
     if files.options.speech:
         built.add([named["<tts_start>"]])
@@ -241,8 +233,7 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
         UserError: there is neither text nor speech, a code is not in the codebook, or text and
             speech have no ratio, and the tokenizer no padding.
     """
-    if not text and codes is None:
-        raise UserError("the answer has neither text nor codes, wanted one of them")
+    check_says_something(text, codes)
     named, spoken = files.layout.named, files.options.speech
     begin = [named["<tts_start>"]] if codes is not None and not spoken else []
     end = [named["<tts_end>"]] if codes is not None or spoken else []
@@ -250,9 +241,7 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
     return Target(ids=ids, labels=list(ids))
 
 
-def split(files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
-    """Takes text and codes out of an answer; the code that fills speech up is left out."""
-    return split_one_stream(files.layout, ids)
+split = split_one_stream
 
 
 def sampling(files: FamilyFiles) -> Sampling:

@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wavalign_fast.data.interleave import interleave
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import ModalityLayout
 from wavalign_fast.models.families.dialogue import (
     Row,
     check_dialogue,
     check_ends_with_user,
+    check_says_something,
     code_ids,
+    mixed,
     split_one_stream,
     text_ids,
+    turns,
+    vectors_of,
 )
 from wavalign_fast.models.families.encoders import stored_tensors
 from wavalign_fast.models.families.interface import (
     AUDIO_TAG,
     EVIDENCE,
-    Answer,
     Audio,
     FamilyFiles,
     FamilyLayout,
@@ -215,16 +217,13 @@ def target(files: FamilyFiles, text: str | None, codes: Sequence[int] | None) ->
     Raises:
         UserError: there is neither text nor speech, or a code is not in the codebook.
     """
-    if not text and codes is None:
-        raise UserError("the answer has neither text nor codes, wanted one of them")
+    check_says_something(text, codes)
     content = f"{text}\n" if text and codes is not None else text or ""
     ids = _answer(files, [content], codes)
     return Target(ids=ids, labels=list(ids))
 
 
-def split(files: FamilyFiles, ids: Sequence[int], second: Sequence[int] = ()) -> Answer:
-    """Takes text and codes out of an answer, without boundaries."""
-    return split_one_stream(files.layout, ids)
+split = split_one_stream
 
 
 def sampling(files: FamilyFiles) -> Sampling:
@@ -253,23 +252,16 @@ def ratio(files: FamilyFiles) -> tuple[int, ...]:
 
 
 def _turns(files: FamilyFiles, messages: Sequence[Message], audios: Sequence[Audio]) -> Row:
-    check_dialogue(messages, audios)
-    built, heard = Row(), 0
-    for message in messages:
-        role, parts = message["role"], message["content"].split(AUDIO_TAG)
-        own = range(heard, heard + len(parts) - 1)
-        heard = own.stop
-        _open_turn(files, built, role)
-        if role == "assistant":
-            if len(own) > 1:
-                raise UserError(f"an assistant's turn has {len(own)} audios, wanted at most one")
-            codes = [audios[k].codes or () for k in own]
-            built.add(_answer(files, parts, codes[0] if codes else None), scored=True)
+    built = Row()
+    for turn in turns(messages, audios):
+        _open_turn(files, built, turn.role)
+        if turn.role == "assistant":
+            built.add(_answer(files, turn.parts, turn.codes), scored=True)
             continue
-        for number, part in enumerate(parts):
+        for number, part in enumerate(turn.parts):
             built.add(text_ids(files, part))
-            if number < len(own):
-                _hear(files, built, audios[own[number]], own[number], coded=False)
+            if number < len(turn.audios):
+                _hear(files, built, turn.audios[number], turn.first + number, coded=False)
         built.add([files.layout.named["im_end"], *_new_line(files)])
     return built
 
@@ -286,14 +278,9 @@ def _new_line(files: FamilyFiles) -> list[int]:
 def _answer(files: FamilyFiles, texts: Sequence[str], codes: Sequence[int] | None) -> list[int]:
     """Returns the ids of an answer with the end of its turn."""
     named = files.layout.named
-    mixed = interleave(
-        [index for text in texts for index in text_ids(files, text)],
-        [] if codes is None else code_ids(files.layout, codes, "the answer's audio"),
-        ratio(files),
-        begin=named["begin_of_audio"],
-        end=named["end_of_audio"],
-    )
-    return [*mixed, named["im_end"], *_new_line(files)]
+    begin, end = named["begin_of_audio"], named["end_of_audio"]
+    said = mixed(files, texts, codes, ratio(files), begin=begin, end=end)
+    return [*said, named["im_end"], *_new_line(files)]
 
 
 def _hear(files: FamilyFiles, built: Row, audio: Audio, number: int, *, coded: bool) -> None:
@@ -302,13 +289,8 @@ def _hear(files: FamilyFiles, built: Row, audio: Audio, number: int, *, coded: b
     built.add([named["begin_of_audio"]])
     if coded or "context_of_audio" not in named:
         built.add(code_ids(files.layout, audio.codes, f"audio {number}"))
-    elif len(audio.positions) == 1 and audio.positions[0] > 0:
-        built.add_vectors(number, audio.positions[0], named["context_of_audio"])
     else:
-        raise UserError(
-            f"audio {number} has the positions {tuple(audio.positions)}, wanted one number: how "
-            "many vectors the encoder makes of it"
-        )
+        built.add_vectors(number, vectors_of(audio, number), named["context_of_audio"])
     built.add([named["end_of_audio"]])
 
 
