@@ -11,9 +11,13 @@ from tests.evaluation.test_command import evaluate, write  # noqa: F401
 from tests.models.families.golden import GOLDEN, greedy, loaded
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.talk import Talk
+from wavalign_fast.models import TwoStreams
+from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.dialogue_file import write_dialogue_file
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.interface import Audio, DialogueOptions
+from wavalign_fast.models.families.tiny import make_tiny_checkpoint
+from wavalign_fast.rollout.two_streams import HeardPrompt, sample_two_streams
 from wavalign_fast.speech.channels import to_mono
 from wavalign_fast.speech.codecs import open_codec
 from wavalign_fast.speech.wave_files import read_wave, write_wave
@@ -159,8 +163,29 @@ def test_modality_text_asks_the_words(asked, folder):
     assert response["ids"] == expected(golden, prompt)
 
 
-def test_a_family_of_two_streams_is_refused(asked):
-    assert "kimi_audio answers in two streams" in asked("kimi_audio", [{"prompt": "hello"}])
+def test_two_streams_answer_in_both(asked, folder):
+    """Codes and vectors of a clip are heard together, and a position has two ids."""
+    make_tiny_checkpoint("kimi_audio", folder / "kimi", codebook_size=80)
+    codec = ("--codec", "toy", "--codec-option", "codebook_size=80", "--max-new-tokens", "31")
+    records = [{"prompt": "<|audio|> and?", "audio": "q.wav"}]
+    (response,) = asked(folder / "kimi", records, *codec)
+    opened = load_family(folder / "kimi", torch.float32)
+    wave, rate = read_wave(folder / "q.wav")
+    codes = open_codec({"kind": "toy", "codebook_size": 80}).encode(wave, rate).tolist()
+    vectors = load_audio_encoder(opened.family, opened.files).encode(to_mono(wave))
+    audio = Audio(codes=codes, positions=[len(piece) for piece in vectors])
+    turn = {"role": "user", "content": "<|audio|> and?"}
+    prompt = opened.family.prompt(opened.files, [turn], [audio])
+    heard = HeardPrompt.of(prompt, vectors)
+    said = sample_two_streams(
+        opened.model, [heard], opened.files.layout, max_new_tokens=15, temperature=0.0
+    )
+    streams = TwoStreams(opened.files.layout)
+    assert len(heard.places) == len(codes) > 1
+    assert streams.apart(response["ids"]) == (said.text[0], said.audio[0])
+    parts = opened.family.split(opened.files, said.text[0], said.audio[0])
+    assert response["codes"] == parts.codes
+    assert response["text"] == opened.files.tokenizer.decode(parts.text)
 
 
 def test_another_family_or_codec_is_named(asked):

@@ -221,11 +221,6 @@ def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
     assert main([*words, "--output", "-", "--set", "task.codec.kind=toy"]) == 0
     assert "note:" not in capsys.readouterr().err
 
-    kimi = str(DATA / "families" / "kimi_audio")
-    words_of_kimi = ["init", "kimi_audio", "--model", kimi, "--data", str(data)]
-    assert main([*words_of_kimi, "--output", "kimi.yaml"]) == 2
-    assert "answers in two streams" in capsys.readouterr().err
-
     assert main(["init", "glm4_voice", *words[2:], "--output", "other.yaml"]) == 2
     assert "is of the family vita_audio, wanted glm4_voice" in capsys.readouterr().err
 

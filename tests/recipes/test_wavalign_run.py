@@ -54,15 +54,23 @@ def init(family: str, *more: str, model: Path | None = None) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["vita_audio", "vita_audio_plus", "glm4_voice", "step_audio_2", "covo_audio"]
+    "family",
+    ["vita_audio", "vita_audio_plus", "glm4_voice", "step_audio_2", "covo_audio", "kimi_audio"],
 )
 def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = load_family(FAMILIES / family)
+    source = FAMILIES / family
+    if family == "kimi_audio":  # its golden case has no Whisper beside it
+        source = tmp_path / "checkpoint"
+        make_tiny_checkpoint(family, source)
+    before = load_family(source)
     codes = before.files.layout.codebook_size
     codec = f"task.codec={{kind: toy, codebook_size: {codes}}}"
-    own = ["task.ratio=[4,8]"] if family == "step_audio_2" else []  # not its own
-    init(family, codec, *settings(judge, "train.steps=2", *own))
+    own = {
+        "step_audio_2": ["task.ratio=[4,8]"],  # not its own
+        "kimi_audio": ["rollout.max_new_tokens=40"],  # two ids a position, six before the speech
+    }.get(family, [])
+    init(family, codec, *settings(judge, "train.steps=2", *own), model=source)
 
     assert main(["train", "run.yaml"]) == 0
     run = tmp_path / "runs" / family
@@ -73,9 +81,10 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
 
     assert main(["export", str(run), "out", "--format", "family"]) == 0
     after = load_family(tmp_path / "out")
-    assert read_dialogue_file(tmp_path / "out").get("ratio") == ([4, 8] if own else None)
+    ratio = [4, 8] if family == "step_audio_2" else None
+    assert read_dialogue_file(tmp_path / "out").get("ratio") == ratio
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {
-        file.name for file in (FAMILIES / family).iterdir() if "golden" not in file.name
+        file.name for file in source.iterdir() if "golden" not in file.name
     } - {"model.safetensors"}
     moved = [
         name
@@ -85,6 +94,12 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
         if not torch.equal(old, new)
     ]
     assert moved
+    if family == "kimi_audio":  # its checkpoint is of a class of this package
+        (tmp_path / "p.jsonl").write_text('{"id": "1", "task": "spoken", "prompt": "hello"}')
+        words = ["p.jsonl", "--model", str(run), "--max-new-tokens", "20", "--output", "asked"]
+        assert main(["evaluate", *words]) == 0
+        response = json.loads((tmp_path / "asked" / "responses.jsonl").read_text())
+        assert 12 < len(response["ids"]) <= 20
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
+from tests.train.two_stream_task import TwoStreamTask
 from wavalign_fast.models import PromptEmbeddings, frozen_copy, set_attention
 from wavalign_fast.train import step as step_module
 from wavalign_fast.train.deal import deal
@@ -43,6 +44,10 @@ CASES = {
         *BOTH, "parallel.head=sharded", "loss.text_kl=0.1",
     ),
     "sharded head, kinds apart": (*BOTH, "parallel.head=sharded"),
+    "two streams": (
+        *BOTH, "loss.text_kl=0.2", "loss.speech_kl=0.1", "rollout.max_new_tokens=20",
+        "rollout.temperature=0.9",
+    ),
     "adapters": (*BOTH, "loss.text_kl=0.1", "model.lora.rank=2", "model.lora.head=true"),
     "adapters, sharded head": (*BOTH, "model.lora.rank=2", "parallel.head=sharded"),
 }  # fmt: skip
@@ -105,7 +110,9 @@ def run(name, task, make_config, dtype):
     config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
     if name.startswith("vectors in prompts"):
         task = with_vectors(task)
-    vectors = getattr(task, "prompt_embeddings", None)
+    if name == "two streams":
+        task = TwoStreamTask(hidden=task.hidden)
+    vectors, streams = (getattr(task, key, None) for key in ("prompt_embeddings", "streams"))
     base = task.load_model()
     if name.startswith("tied"):
         base.config.tie_word_embeddings = True
@@ -117,11 +124,12 @@ def run(name, task, make_config, dtype):
         prepare_model(base, config.model, seed=1)
     for parameter in base.parameters():
         parameter.data = parameter.data.to(dtype)
-    policy = Policy(base, vectors)
+    policy = Policy(base, vectors, streams)
     if config.needs_reference:
         reference = WithoutLora(policy)
         if not name.startswith("adapters"):
-            reference = wrapped(Policy(frozen_copy(base), vectors), config.parallel, ranks)
+            copied = Policy(frozen_copy(base), vectors, streams)
+            reference = wrapped(copied, config.parallel, ranks)
     wrapped(policy, config.parallel, ranks)
     taken = TrainStep(config, task, policy, reference, ranks)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)

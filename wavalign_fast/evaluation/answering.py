@@ -9,7 +9,7 @@ import torch
 
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.evaluation.prompts import Prompt
-from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models import PromptEmbeddings, TwoStreams
 from wavalign_fast.rollout import sample_completions, uniforms
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Speaker(Protocol):
     @property
     def embeddings(self) -> PromptEmbeddings | None:
         """The vectors that prompts name by ids behind the vocabulary, if any do."""
+
+    @property
+    def streams(self) -> TwoStreams | None:
+        """How the ids of two streams stand in one list, for a model that has two."""
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Returns the ids of a prompt up to the answer; raises ``ValueError`` if it cannot."""
@@ -168,6 +172,7 @@ def _answered(
         temperature=sampling.temperature,
         draws=draws,
         prompt_embeddings=speaker.embeddings,
+        streams=speaker.streams,
     )
     for (prompt, _), ids in zip(asked, sampled, strict=True):
         ended = bool(ids) and ids[-1] in speaker.ends

@@ -23,6 +23,7 @@ class ChatModel:
     """
 
     embeddings = None
+    streams = None
 
     def __init__(self, directory: Path, *, system: str | None, options: Options) -> None:
         with _as_arguments():

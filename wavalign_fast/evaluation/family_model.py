@@ -16,6 +16,7 @@ from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.interface import AUDIO_TAG, Family
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.prompt_audio import PromptAudioCache
+from wavalign_fast.models.two_streams import TwoStreams
 from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.speech.channels import ChannelRule
 from wavalign_fast.speech.code_cache import CodeCache
@@ -32,7 +33,7 @@ class FamilyModel:
         cache: directory for the codes and vectors of prompts.
 
     Raises:
-        UserError: the directory cannot be used, or the family answers in two streams.
+        UserError: the directory cannot be used.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class FamilyModel:
     ) -> None:
         self.family, self.files = open_family(directory, family, talk.options)
         layout = self.files.layout
-        if layout.second is not None:
-            raise UserError(
-                f"--model: {family.NAME} answers in two streams, which evaluate cannot sample; "
-                "wanted its answers by another program, with --answered"
-            )
+        self.streams: TwoStreams | None = None
         self.ends = frozenset(layout.stop)
         self.pad_id = layout.stop[-1]
         self.positions = self.files.positions or UNLIMITED
+        if layout.second is not None:
+            self.streams = TwoStreams(layout)
+            self.ends, self.pad_id = self.streams.ends, self.streams.forced
+            rows, self.positions = self.streams.layout.vocab_size, 2 * self.positions
         self._system = talk.system or None
         self._channel: ChannelRule = "mean" if talk.channel is None else talk.channel
         self._codec = codec
         self._codes = CodeCache(cache / "codes")
         self._vectors_at = cache / "prompt_audio"
-        self._sounds = Sounds(self._codes_of, self._encoder, rows)
+        self._sounds = Sounds(self._codes_of, self._encoder, rows, self.streams)
         self.embeddings = self._sounds.vectors
 
     def ids(self, prompt: Prompt) -> list[int]:
@@ -77,7 +78,8 @@ class FamilyModel:
 
     def parts(self, ids: Sequence[int]) -> Parts:
         """Splits an answer."""
-        answer = self.family.split(self.files, ids)
+        both = (ids,) if self.streams is None else self.streams.apart(ids)
+        answer = self.family.split(self.files, *both)
         return Parts(str(self.files.tokenizer.decode(answer.text)), list(answer.codes))
 
     def _codes_of(self, path: Path) -> list[int]:

@@ -7,6 +7,7 @@ from wavalign_fast.models.head import (
     check_head_can_be_sharded,
     is_adapted,
     output_head,
+    second_head,
     sharded_head,
 )
 from wavalign_fast.models.layers import compile_layers, decoder_layers, unsplit_modules
@@ -28,12 +29,15 @@ from wavalign_fast.models.packing import PackedRows
 from wavalign_fast.models.prompt_embeddings import EmbeddedBlock, PromptEmbeddings
 from wavalign_fast.models.shard_loading import empty_model, fill_shards, middle_rows
 from wavalign_fast.models.transformers_names import recompute_activations
+from wavalign_fast.models.two_streams import StreamBlock, TwoStreams, heads_of
 
 __all__ = [
     "EmbeddedBlock",
     "OutputHead",
     "PackedRows",
     "PromptEmbeddings",
+    "StreamBlock",
+    "TwoStreams",
     "add_lora",
     "cast_weights",
     "check_head_can_be_sharded",
@@ -46,6 +50,7 @@ __all__ = [
     "fill_shards",
     "frozen_copy",
     "has_lora",
+    "heads_of",
     "hidden_states",
     "insert_adapters",
     "is_adapted",
@@ -54,6 +59,7 @@ __all__ = [
     "middle_rows",
     "output_head",
     "recompute_activations",
+    "second_head",
     "set_attention",
     "shapes_of",
     "sharded_head",

@@ -24,4 +24,6 @@ def attention_windows(config: Any) -> tuple[int | None, ...]:
     if not kinds:  # all layers alike, as in Mistral
         return (window,) * config.num_hidden_layers
     windows = {"full_attention": None, "sliding_attention": window}
-    return tuple(windows[kind] for kind in kinds if kind in windows)
+    own = tuple(windows[kind] for kind in kinds if kind in windows)
+    # Kimi-Audio's layers of the audio stream, which are like the text's last ones.
+    return own + own[-1:] * getattr(config, "mimo_layers", 0)

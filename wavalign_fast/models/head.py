@@ -53,6 +53,12 @@ def output_head(module: nn.Module) -> OutputHead:
     return _head(_output_module(module))
 
 
+def second_head(model: nn.Module) -> nn.Linear | None:
+    """Returns the head of a model's second stream, ``None`` for a model of one stream."""
+    find = getattr(model, "get_second_output_embeddings", None)
+    return None if find is None else find()
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Whether peft has put a LoRA layer or a trained copy in place of a layer."""
     return _kind(module) in (LORA, TRAINED_COPY)

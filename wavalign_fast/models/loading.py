@@ -57,6 +57,9 @@ def load_checkpoint(
 def _load_plain(directory: Path, dtype: torch.dtype | None) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
+    from wavalign_fast.models.families.registry import register_own_class
+
+    register_own_class(directory)
     say_that_code_is_not_run(directory)
     return AutoModelForCausalLM.from_pretrained(
         directory,

@@ -27,7 +27,7 @@ class EmbeddedBlock:
     """A block of rows, in which some positions have a vector in place of an id."""
 
     block: Tensor | PackedRows
-    """int64 [R, L], or packed rows; an arbitrary id where a vector is put."""
+    """int64 [R, L], or packed rows; where a vector is put, the id under it or an arbitrary one."""
     places: Tensor
     """int64 [E], positions in the flattened block, rising."""
     vectors: Tensor
@@ -70,6 +70,7 @@ class PromptEmbeddings:
         self.vocab_size = vocab_size
         self._starts: list[int] = []
         self._loaders: list[Callable[[], Tensor]] = []
+        self._under: list[tuple[int, ...]] = []
         self._ranges: dict[Hashable, range] = {}
         self._end = vocab_size
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
@@ -79,19 +80,28 @@ class PromptEmbeddings:
         """Returns how many ids have been given out."""
         return self._end - self.vocab_size
 
-    def ids(self, clip: Hashable, length: int, load: Callable[[], Tensor]) -> range:
+    def ids(
+        self,
+        clip: Hashable,
+        length: int,
+        load: Callable[[], Tensor],
+        under: Sequence[int] = (),
+    ) -> range:
         """Returns the ids of the vectors of a clip, the same ones whenever it is named again.
 
         Args:
             clip: names the clip, such as by a hash of its sound.
             length: n, how many vectors it has.
             load: returns them, [n, H] on the CPU; called when they are needed, perhaps again.
+            under: ids that stay in the block under the first vectors, for a model that reads both;
+                any id stands under the others.
         """
         if clip not in self._ranges:
             if length < 1:
                 raise ValueError(f"clip {clip!r} has {length} vectors, wanted at least 1")
             self._starts.append(self._end)
             self._loaders.append(load)
+            self._under.append(tuple(under))
             self._ranges[clip] = range(self._end, self._end + length)
             self._end += length
         return self._ranges[clip]
@@ -107,12 +117,19 @@ class PromptEmbeddings:
         places = (flat >= self.vocab_size).nonzero().flatten()
         if len(places) == 0:
             return block
-        plain = ids.masked_fill(ids >= self.vocab_size, ANY_ID)
+        named = flat[places].tolist()
+        under = torch.tensor([self._id_under(index) for index in named])
+        plain = flat.index_copy(0, places, under).view_as(ids)
         return EmbeddedBlock(
             block=plain if isinstance(block, Tensor) else replace(block, ids=plain),
             places=places,
-            vectors=self._vectors(flat[places].tolist()),
+            vectors=self._vectors(named),
         )
+
+    def _id_under(self, index: int) -> int:
+        clip = bisect.bisect_right(self._starts, index) - 1
+        place = index - self._starts[clip]
+        return self._under[clip][place] if place < len(self._under[clip]) else ANY_ID
 
     def _vectors(self, ids: Sequence[int]) -> Tensor:
         """Returns the vectors of ids, [E, H]; a run of ids of one clip is one copy."""

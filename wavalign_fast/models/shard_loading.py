@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wavalign_fast.models.families.checkpoint import empty_family_model, weight_table
 from wavalign_fast.models.families.interface import Family
-from wavalign_fast.models.families.registry import storing_family
+from wavalign_fast.models.families.registry import register_own_class, storing_family
 from wavalign_fast.models.json_files import read_config
 from wavalign_fast.models.loading import reading, say_that_code_is_not_run, shapes_of
 from wavalign_fast.models.lora import weights_below_lora
@@ -46,6 +46,7 @@ def empty_model(
             return None
         if family := family or storing_family(directory):
             return empty_family_model(directory, family, dtype)
+        register_own_class(directory)
         say_that_code_is_not_run(directory)
         # A checkpoint is data: no code of it is run.
         config = AutoConfig.from_pretrained(

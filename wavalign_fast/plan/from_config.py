@@ -9,6 +9,7 @@ import torch
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
+from wavalign_fast.models import second_head
 from wavalign_fast.models.families.registry import storing_family
 from wavalign_fast.models.json_files import read_config
 from wavalign_fast.models.meta_weights import weights_on_meta
@@ -80,7 +81,13 @@ def model_config(directory: Path) -> Any:
         json.loads(path.read_text(encoding="utf-8"))
         if family := storing_family(directory):
             with weights_on_meta():
-                return family.build(read_config(directory), torch.float32).config
+                model = family.build(read_config(directory), torch.float32)
+            if second_head(model) is not None:
+                raise UserError(
+                    f"model.path: {directory} is of the family {family.NAME}, which has two "
+                    "streams; wanted a model of one, whose memory can be planned"
+                )
+            return model.config
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )

@@ -7,7 +7,7 @@ import torch
 
 from wavalign_fast.data.records import Completion, Example
 from wavalign_fast.losses import ModalityLayout
-from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models import PromptEmbeddings, TwoStreams
 from wavalign_fast.rollout import sample_completions, uniforms
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def sample_answers(
     rows: int,
     seed: int,
     prompt_embeddings: PromptEmbeddings | None = None,
+    streams: TwoStreams | None = None,
 ) -> list[Completion]:
     """Samples one answer per example, ``rows`` at a time, reproducibly for a seed."""
     answers: list[Completion] = []
@@ -63,6 +64,7 @@ def sample_answers(
             temperature=temperature,
             draws=draws[start : start + rows] if temperature > 0 else None,
             prompt_embeddings=prompt_embeddings,
+            streams=streams,
         )
         answers += [
             Completion(example=example, ids=tuple(ids), ended=bool(ids) and ids[-1] in tokens.ends)

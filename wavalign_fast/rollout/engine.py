@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models import PromptEmbeddings, TwoStreams
 from wavalign_fast.rollout.draws import uniforms
 from wavalign_fast.rollout.sampling import sample_with_logps
 from wavalign_fast.rollout.twin import Twin
@@ -75,14 +75,20 @@ class BuiltinEngine:
         twin: the model that samples.
         pad_id: any id of the vocabulary, for padding.
         prompt_embeddings: the vectors that prompts name by ids behind the vocabulary, if any do.
+        streams: how the ids of two streams stand in one list, for a model that has two.
     """
 
     def __init__(
-        self, twin: Twin, pad_id: int, prompt_embeddings: PromptEmbeddings | None = None
+        self,
+        twin: Twin,
+        pad_id: int,
+        prompt_embeddings: PromptEmbeddings | None = None,
+        streams: TwoStreams | None = None,
     ) -> None:
         self.twin = twin
         self.pad_id = pad_id
         self.prompt_embeddings = prompt_embeddings
+        self.streams = streams
 
     def set_weights(self, step: int) -> None:
         """Copies the policy's weights into the model that samples, if that is a copy."""
@@ -106,6 +112,7 @@ class BuiltinEngine:
             pad_id=self.pad_id,
             temperature=request.temperature,
             prompt_embeddings=self.prompt_embeddings,
+            streams=self.streams,
             draws=uniforms(
                 request.seed, request.step, rows[:, 0], rows[:, 1], torch.arange(length)
             ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec
 
 import torch
 
-from wavalign_fast.models import PromptEmbeddings
+from wavalign_fast.models import PromptEmbeddings, TwoStreams
 from wavalign_fast.rollout.checks import (
     check_draws,
     check_ids,
@@ -21,6 +21,7 @@ from wavalign_fast.rollout.plain_decode import PlainDecode
 from wavalign_fast.rollout.prefill import Prefix, prefill
 from wavalign_fast.rollout.settings import Settings
 from wavalign_fast.rollout.static_decode import Decoded, static_decode
+from wavalign_fast.rollout.two_streams import sample_lists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ def sample_with_logps(
     generator: torch.Generator | None = None,
     draws: torch.Tensor | None = None,
     prompt_embeddings: PromptEmbeddings | None = None,
+    streams: TwoStreams | None = None,
 ) -> Sampled:
     """Samples ``group_size`` completions of each of B prompts in one batched decode.
 
@@ -69,6 +71,8 @@ def sample_with_logps(
             [B * group_size, max_new_tokens]: completion n takes ``draws[n, t]`` for its token t,
             whatever the other completions are. ``rollout.draws.uniforms`` makes them.
         prompt_embeddings: the vectors that prompts name by ids behind the vocabulary, if any do.
+        streams: how the ids of two streams stand in one list, for a model that has two; its own
+            ids end an answer, not ``eos_id``.
 
     Raises:
         TypeError, ValueError: an argument is unusable; the message names it.
@@ -76,6 +80,11 @@ def sample_with_logps(
             above -inf.
     """
     check_numbers(group_size, max_new_tokens, temperature, generator)
+    if streams is not None:
+        settings = Settings(group_size, max_new_tokens, frozenset(), temperature)
+        return Sampled(
+            *sample_lists(model, prompt_ids, streams, settings, generator, draws, prompt_embeddings)
+        )
     ends = end_ids(eos_id)
     prompts = check_ids(
         model,

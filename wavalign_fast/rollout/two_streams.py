@@ -1,47 +1,76 @@
 """Samples answers in two streams at once: text and audio of Kimi-Audio."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.models import PromptEmbeddings, StreamBlock, TwoStreams
 from wavalign_fast.models.families.interface import FamilyLayout, Prompt
 from wavalign_fast.models.families.kimi_streams import DELAY
-from wavalign_fast.rollout.checks import check_draws, check_ids, check_numbers, refuse_logits
+from wavalign_fast.rollout.checks import (
+    check_draws,
+    check_ids,
+    check_numbers,
+    check_prompts,
+    refuse_logits,
+)
 from wavalign_fast.rollout.choice import NO_TOKEN, choose_with_logps
+from wavalign_fast.rollout.settings import Settings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from wavalign_fast.models.families.kimi_model import KimiAudioModel
 
 
 class HeardPrompt(NamedTuple):
     """A prompt with the vectors of its continuous audio."""
 
-    prompt: Prompt
-    vectors: Sequence[Tensor] = ()
-    """[n, H] of each audio that the spans name by its number; more than a span takes are left."""
+    text: Sequence[int]
+    audio: Sequence[int]
+    """The ids of the other stream, at the same positions."""
+    places: Tensor | None = None
+    """int64 [E], the positions that have vectors."""
+    vectors: Tensor | None = None
+    """[E, H]."""
 
-    def placed(self) -> tuple[Tensor, Tensor] | None:
-        """Returns the positions of the vectors, int64 [E], and the vectors, [E, H].
+    @classmethod
+    def of(cls, prompt: Prompt, vectors: Sequence[Tensor] = ()) -> "HeardPrompt":
+        """Returns a family's prompt.
+
+        Args:
+            vectors: [n, H] of each audio that the spans name by its number; more than a span takes
+                are left.
 
         Raises:
             UserError: an audio has fewer vectors than its spans take.
         """
-        spans = self.prompt.spans
+        own, spans = (prompt.ids, prompt.second_ids or ()), prompt.spans
         if not spans:
-            return None
+            return cls(*own)
         for span in spans:
-            given = len(self.vectors[span.audio]) if span.audio < len(self.vectors) else 0
+            given = len(vectors[span.audio]) if span.audio < len(vectors) else 0
             if given < span.offset + span.count:
                 raise UserError(
                     f"audio {span.audio} has {given} vectors, wanted {span.offset + span.count} or "
                     "more"
                 )
         places = [torch.arange(span.first, span.first + span.count) for span in spans]
-        parts = [self.vectors[s.audio][s.offset : s.offset + s.count] for s in spans]
-        return torch.cat(places), torch.cat(parts)
+        parts = [vectors[s.audio][s.offset : s.offset + s.count] for s in spans]
+        return cls(*own, torch.cat(places), torch.cat(parts))
+
+    @classmethod
+    def of_list(
+        cls, ids: Sequence[int], streams: TwoStreams, embeddings: PromptEmbeddings | None
+    ) -> "HeardPrompt":
+        """Returns a prompt whose two streams stand in one list of ids."""
+        block: Any = torch.tensor([ids])
+        part = StreamBlock.of(block if embeddings is None else embeddings.fill(block), streams)
+        assert isinstance(part.text, Tensor)
+        return cls(part.text[0].tolist(), part.audio[0].tolist(), part.places, part.vectors)
 
 
 class SampledStreams(NamedTuple):
@@ -90,7 +119,7 @@ def sample_two_streams(
     elif temperature > 0:
         raise ValueError(f"no draws at temperature {temperature}, wanted some, or temperature 0")
     blank = layout.named["text_blank"]
-    for streams in zip(*((h.prompt.ids, h.prompt.second_ids or ()) for h in prompts), strict=True):
+    for streams in zip(*((heard.text, heard.audio) for heard in prompts), strict=True):
         check_ids(model, streams, ends=frozenset(layout.stop), pad_id=blank)
     if not prompts:
         return SampledStreams([], [], [], [])
@@ -103,6 +132,54 @@ def sample_two_streams(
         model.train(was_training)
 
 
+def sample_lists(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    streams: TwoStreams,
+    settings: Settings,
+    generator: torch.Generator | None,
+    draws: Tensor | None,
+    prompt_embeddings: PromptEmbeddings | None,
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Samples spoken answers whose streams stand in one list, two ids for each position.
+
+    Args:
+        prompts: lists of ids, of an even length.
+        settings: its ``max_new_tokens`` are ids of a list, two for each position; an odd one is
+            left out. Its ``ends`` are not used.
+        generator: source of randomness without draws.
+        draws: as for ``sample_two_streams``, [B * group_size, max_new_tokens].
+
+    Returns:
+        The lists and the log-prob of each id, float32 on the CPU; 0 for forced ids.
+
+    Raises:
+        TypeError, ValueError: as ``sample_two_streams``; or a length of a single id.
+        UserError: logits are not a distribution.
+    """
+    group_size, length, _, temperature = settings
+    if length < 2:
+        raise ValueError(f"max_new_tokens is {length}, wanted at least 2: a position has two ids")
+    vectors = 0 if prompt_embeddings is None else len(prompt_embeddings)
+    prompts = check_prompts(prompts, streams.layout.vocab_size, vectors)
+    positions = length // 2
+    if draws is None and temperature > 0:
+        shape = len(prompts) * group_size, length
+        draws = torch.rand(shape, generator=generator, dtype=torch.float64, device=model.device)
+    found = sample_two_streams(
+        cast("KimiAudioModel", model),
+        [HeardPrompt.of_list(ids, streams, prompt_embeddings) for ids in prompts],
+        streams.family,
+        group_size=group_size,
+        max_new_tokens=positions,
+        temperature=temperature,
+        draws=None if draws is None else draws[:, : 2 * positions],
+    )
+    lists = [streams.answer(*ids) for ids in zip(found.text, found.audio, strict=True)]
+    logps = zip(found.text_logps, found.audio_logps, strict=True)
+    return lists, [torch.stack(both, 1).flatten() for both in logps]
+
+
 class _Decode:
     """The rows that are being decoded: caches, mask and positions, padded on the left."""
 
@@ -110,18 +187,16 @@ class _Decode:
         self, model: "KimiAudioModel", prompts: Sequence[HeardPrompt], blank: int, group_size: int
     ) -> None:
         self.model = model
-        lengths = [len(heard.prompt.ids) for heard in prompts]
+        lengths = [len(heard.text) for heard in prompts]
         width, device = max(lengths), model.device
         ids, second, places, vectors = [], [], [], []
         for number, (heard, length) in enumerate(zip(prompts, lengths, strict=True)):
-            assert heard.prompt.second_ids is not None
             pad = [blank] * (width - length)
-            ids.append([*pad, *heard.prompt.ids])
-            second.append([*pad, *heard.prompt.second_ids])
-            placed = heard.placed()
-            if placed is not None:
-                places.append(placed[0] + number * width + len(pad))
-                vectors.append(placed[1])
+            ids.append([*pad, *heard.text])
+            second.append([*pad, *heard.audio])
+            if heard.places is not None and heard.vectors is not None:
+                places.append(heard.places + number * width + len(pad))
+                vectors.append(heard.vectors)
         real = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
         self.real = real.to(device)
         self.caches = model.new_caches()

@@ -21,6 +21,7 @@ from wavalign_fast.rollout.weight_files import write_model
 from wavalign_fast.train.model_setup import sampling_dtype
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.task_protocol import Task
+from wavalign_fast.train.two_streams import streams_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def rollout_engine(config: RunConfig, task: Task, twin: Twin, ranks: Ranks) -> R
     """
     vectors = getattr(task, "prompt_embeddings", None)
     if config.rollout.engine == "builtin":
-        return BuiltinEngine(twin, task.pad_id, vectors)
+        return BuiltinEngine(twin, task.pad_id, vectors, streams_of(task))
     with ranks.failing_together():
         longest = max((len(example.prompt_ids) for example in task.train_examples), default=1)
         # By itself vLLM computes with float32 weights in a shorter dtype.

@@ -24,6 +24,7 @@ from wavalign_fast.models import (
     shapes_of,
 )
 from wavalign_fast.models.families.export import export_family
+from wavalign_fast.models.families.registry import register_own_class
 from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import (
@@ -338,6 +339,7 @@ def _empty_model(
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     try:
+        register_own_class(directory)
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from wavalign_fast.models import second_head
 from wavalign_fast.models.attention_shape import attention_windows, head_size
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ class ModelSize(NamedTuple):
     """Flops of a layer's attention for one query and one key: 4 · heads · head size."""
     windows: tuple[int | None, ...]
     """For each layer with attention the number of keys that a query sees; ``None`` = all before."""
+    heads: int = 1
+    """Heads of that size, each of which a sampled position is multiplied with."""
 
 
 class StepTokens(NamedTuple):
-    """The tokens of a step, over all ranks."""
+    """The tokens of a step, over all ranks. Lengths are in positions, of one id or of two."""
 
     trained: Sequence[int] = ()
     """Lengths of the rows that went forward and backward, without padding."""
@@ -89,20 +92,22 @@ def model_size(model: "PreTrainedModel") -> ModelSize:
     (a state-space or linear-attention layer) counts by its matrices alone.
     """
     config = model.config.get_text_config()
-    head = list(model.get_output_embeddings().parameters())
+    head, second = list(model.get_output_embeddings().parameters()), second_head(model)
+    outside_body = [*head, *(() if second is None else second.parameters())]
     lookups = [
         weight
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         for weight in module.parameters(recurse=False)
     ]
-    outside = {id(weight) for weight in (*head, *lookups)}
+    outside = {id(weight) for weight in (*outside_body, *lookups)}
     body = [weight for weight in model.parameters() if id(weight) not in outside]
     return ModelSize(
         _weights(body, _expert_share(config)),
         _weights(head, 1.0),
         4.0 * config.num_attention_heads * head_size(config),
         attention_windows(config),
+        heads=1 if second is None else 2,
     )
 
 
@@ -149,7 +154,7 @@ def _rollout(size: ModelSize, tokens: StepTokens) -> float:
     return (
         size.body.forward * (sum(tokens.prompts) + fed)
         + size.pair_flops * pairs
-        + size.head.forward * (len(tokens.prompts) + fed)
+        + size.heads * size.head.forward * (len(tokens.prompts) + fed)
     )
 
 

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from wavalign_fast.data.records import Completion
 from wavalign_fast.losses import HybridBatch
-from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions, linear_logprob
-from wavalign_fast.train.policy import Policy, WithoutLora
-from wavalign_fast.train.token_blocks import Row, TokenBlock
+from wavalign_fast.losses.two_heads import TwoHeads, rows_of_heads
+from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
+from wavalign_fast.ops.transfer import copied_to
+from wavalign_fast.train.policy import Head, Policy, WithoutLora
+from wavalign_fast.train.token_blocks import Row, RowTables, TokenBlock
 
 
 @dataclass
@@ -50,7 +52,7 @@ class MicroBatch:
                 torch.full((len(row.answer),), torch.nan) if logps is None else logps
                 for row, logps in zip(rows, known, strict=True)
             ]
-            cut = [part[: len(row.answer)] for row, part in zip(rows, parts, strict=True)]
+            cut = [part[list(row.chosen)] for row, part in zip(rows, parts, strict=True)]
             sampler_logp[block.tables.policy_row >= 0] = torch.cat(cut)
         return cls(block, sampler_logp, live, sampled)
 
@@ -80,7 +82,9 @@ def score_rollouts(
     tables = micro.block.tables
     targets = tables.targets.where(tables.policy_row >= 0, IGNORE_INDEX)
 
-    def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> Tensor:
+    def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> Tensor:
+        if isinstance(weight, TwoHeads):
+            return _of_heads(hidden, weight, tables, temperature, options)
         return linear_logprob(
             hidden,
             weight,
@@ -92,3 +96,28 @@ def score_rollouts(
         ).logp
 
     return policy([micro.block.ids], score, micro.sampled)
+
+
+def _of_heads(
+    hidden: Tensor,
+    heads: TwoHeads,
+    tables: RowTables,
+    temperature: float,
+    options: LossOptions | None,
+) -> Tensor:
+    """As ``score_rollouts``, each id under the head of its stream."""
+    found = hidden.new_zeros(len(tables.targets), dtype=torch.float32)
+    sampled = tables.policy_row >= 0
+    for head, own in zip(
+        heads, rows_of_heads(tables.targets, sampled, len(heads.first)), strict=True
+    ):
+        where = copied_to(own.where, hidden.device)
+        logp = linear_logprob(
+            hidden.index_select(0, where),
+            head,
+            tables.targets[own.where] - own.first_id,
+            temperature=temperature,
+            options=options,
+        ).logp
+        found = found.to(logp.dtype).index_copy(0, where, logp)
+    return found

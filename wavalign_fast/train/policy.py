@@ -17,12 +17,17 @@ from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
 from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
+from wavalign_fast.losses.two_heads import TwoHeads
 from wavalign_fast.models import (
     PackedRows,
     PromptEmbeddings,
+    StreamBlock,
+    TwoStreams,
     check_head_can_be_sharded,
+    heads_of,
     hidden_states,
     output_head,
+    second_head,
     sharded_head,
     unsplit_modules,
     without_lora,
@@ -40,9 +45,10 @@ UNIT_MAY_BE_INCOMPLETE = hasattr(FSDPState, "_force_complete_incomplete_states")
 """Whether a unit of several modules is gathered anew after a forward pass that left some out."""
 
 Blocks = Sequence[Tensor | PackedRows]
-Score = Callable[[Tensor, Tensor | HeadShard, Tensor | None], T]
+Head = Tensor | HeadShard | TwoHeads
+Score = Callable[[Tensor, Head, Tensor | None], T]
 """``score(hidden [T, H], weight [V, H], bias [V] or None)``; its result must be a pytree. With a
-sharded head, weight and bias are this rank's slices."""
+sharded head, weight and bias are this rank's slices. Of two streams it gets both heads."""
 
 
 class Policy(nn.Module):
@@ -52,6 +58,7 @@ class Policy(nn.Module):
 
     Args:
         prompt_embeddings: the vectors that blocks name by ids behind the vocabulary, if any do.
+        streams: how the ids of two streams stand in one list, for a model that has two.
 
     Attributes:
         head_is_sharded: whether each rank keeps its slice of the head, which is then never gathered
@@ -59,11 +66,15 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, model: "PreTrainedModel", prompt_embeddings: PromptEmbeddings | None = None
+        self,
+        model: "PreTrainedModel",
+        prompt_embeddings: PromptEmbeddings | None = None,
+        streams: TwoStreams | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.prompt_embeddings = prompt_embeddings
+        self.streams = streams
         self.head_is_sharded = False
 
     @property
@@ -81,6 +92,11 @@ class Policy(nn.Module):
         device = self.model.device
         fill = self.prompt_embeddings.fill if self.prompt_embeddings is not None else None
         filled = blocks if fill is None else [fill(block) for block in blocks]
+        if self.streams is not None:
+            parts = [StreamBlock.of(block, self.streams) for block in filled]
+            moved = [part.to(device, non_blocking=True) for part in parts]
+            hidden = torch.cat([part.hidden_states(self.model) for part in moved])
+            return score(hidden, heads_of(self.model), None)
         placed = [block.to(device, non_blocking=True) for block in filled]
         hidden = hidden_states(self.model, placed)
         if self.head_is_sharded:
@@ -211,6 +227,8 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
     if not UNIT_MAY_BE_INCOMPLETE:
         return units
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if (second := second_head(model)) is not None:
+        return [*units, [model.upper.norm, head], [model.mimo.norm, second]]
     norm = next(
         (m for name, m in model.named_modules() if name.split(".")[-1] in ("norm", "ln_f")), None
     )

@@ -12,8 +12,9 @@ from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Example, Preference
 from wavalign_fast.losses import SPEECH, DPOOutput, MetricTotals, fused_dpo_loss
 from wavalign_fast.losses.metrics import reward_metrics
+from wavalign_fast.losses.two_heads import TwoHeads
 from wavalign_fast.models.attention import TAKES_BORDERS
-from wavalign_fast.ops import IGNORE_INDEX, HeadShard, LossOptions
+from wavalign_fast.ops import IGNORE_INDEX, LossOptions
 from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.flops import StepTokens
@@ -27,7 +28,7 @@ from wavalign_fast.train.pairs import (
     with_demonstrations,
 )
 from wavalign_fast.train.phases import Stopwatch
-from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
+from wavalign_fast.train.policy import GradientAccumulation, Head, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import StepResult
 from wavalign_fast.train.step_metrics import (
@@ -255,7 +256,8 @@ class PreferenceStep:
     ) -> DPOOutput:
         dpo = self.config.dpo
 
-        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> DPOOutput:
+        def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> DPOOutput:
+            assert not isinstance(weight, TwoHeads)  # `check_options` refuses two streams
             if broken is not None:
                 broken.watch(hidden, block.block.tables)
             return fused_dpo_loss(

@@ -23,7 +23,6 @@ from wavalign_fast.losses import (
 )
 from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.models.attention import TAKES_BORDERS
-from wavalign_fast.ops import HeadShard
 from wavalign_fast.ops.transfer import copied_to, copied_together
 from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.deal import deal, rounds
@@ -33,7 +32,7 @@ from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
-from wavalign_fast.train.policy import GradientAccumulation, Policy, WithoutLora
+from wavalign_fast.train.policy import GradientAccumulation, Head, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_metrics import (
     as_floats,
@@ -124,8 +123,11 @@ class TrainStep:
         self.policy = policy
         self.reference = reference
         self.ranks = ranks
-        self.objective = build_objective(config.loss, task.layout, kl=reference is not None)
-        self.loss_ids = find_loss_ids(self.objective)
+        streams = policy.streams
+        self.objective = build_objective(
+            config.loss, task.layout, kl=reference is not None, streams=streams
+        )
+        self.loss_ids = find_loss_ids(self.objective, None if streams is None else streams.forced)
         self.twin = sampling_twin(policy, config)
         self.collect = Collector(config, task, self.twin, ranks)
         self.packed = config.model.attention in TAKES_BORDERS
@@ -192,6 +194,7 @@ class TrainStep:
                 group_size=self.config.rollout.group_size,
                 updates=self.config.train.updates_per_rollout,
                 scored=(self.reference is not None) + (self.config.loss.importance_cap is not None),
+                ids_a_position=1 if self.policy.streams is None else 2,
             ),
             anchored=any(not row.is_rollout for row in rows),
         )
@@ -346,7 +349,7 @@ class TrainStep:
     ) -> HybridOutput:
         batch = micro.batch(mixture.rewards)
 
-        def score(hidden: Tensor, weight: Tensor | HeadShard, bias: Tensor | None) -> HybridOutput:
+        def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> HybridOutput:
             broken.watch(hidden, micro.block.tables)
             return self.objective(
                 self._at_sampling_temperature(hidden, micro.block, bias),

@@ -1,6 +1,6 @@
 """Lists the tokens that a step computes, from which its model flops are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from wavalign_fast.data.records import Completion
 from wavalign_fast.train.flops import StepTokens
@@ -15,6 +15,7 @@ def step_work(
     group_size: int,
     updates: int = 1,
     scored: int = 0,
+    ids_a_position: int = 1,
 ) -> StepTokens:
     """Returns the tokens of a step over all ranks.
 
@@ -23,15 +24,22 @@ def step_work(
         completions: all completions of the step, ``group_size`` a prompt.
         updates: how many times they do.
         scored: how many times the rows of the rollouts go forward only, to be scored.
+        ids_a_position: 2 where two streams stand in one list.
     """
+
+    def positions(ids: Sized) -> int:
+        return len(ids) // ids_a_position
+
     rollouts = scored * [row for row in rows if row.is_rollout]
     return StepTokens(
-        trained=updates * [len(row) for row in rows],
+        trained=updates * [positions(row) for row in rows],
         live=updates * sum(_live(row, loss_ids) for row in rows),
-        scored=[len(row) for row in rollouts],
-        scored_live=sum(len(row.answer) for row in rollouts),
-        prompts=[len(done.example.prompt_ids) for done in completions[::group_size]],
-        completions=[(len(done.example.prompt_ids), len(done.ids)) for done in completions],
+        scored=[positions(row) for row in rollouts],
+        scored_live=sum(len(row.chosen) for row in rollouts),
+        prompts=[positions(done.example.prompt_ids) for done in completions[::group_size]],
+        completions=[
+            (positions(done.example.prompt_ids), positions(done.ids)) for done in completions
+        ],
     )
 
 

@@ -17,7 +17,8 @@ class Task(Protocol):
     It may also have ``reward_scale``, a text that says what a reward means, such as "1 (wrong) to 5
     (right)"; the report shows it. For DPO it may have ``preferences``, a sequence of
     ``data.records.Preference``: its offline pairs. It may have ``prompt_embeddings``, the
-    ``models.PromptEmbeddings`` whose ids its prompts hold.
+    ``models.PromptEmbeddings`` whose ids its prompts hold. It may have ``streams``, the
+    ``models.TwoStreams`` by which its lists of ids are those of a model with two streams.
 
     It may have ``start_rewards(completions)``, which starts what ``rewards`` does and returns a
     ``RewardHandle`` at once. The trainer then scores the rollouts under the reference and the

@@ -20,6 +20,8 @@ class LossIds:
 
     policy: Sequence[bool]
     anchor: Sequence[bool]
+    forced: int | None = None
+    """Stands in answers where nobody chose an id; it is in no term."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,21 @@ class Row:
     answer: tuple[int, ...]
     history: tuple[int, ...] = ()
     """Positions of the prompt whose ids are learnt too, each at least 1."""
+    forced: int | None = None
+    """Stands in the answer where nobody chose an id."""
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """The places of the answer whose ids somebody chose."""
+        if self.forced is None:
+            return range(len(self.answer))
+        return [place for place, token in enumerate(self.answer) if token != self.forced]
 
     @property
     def learnt(self) -> tuple[int, ...]:
-        """The ids that may carry loss: those of the history, then the answer."""
-        return (*(self.prompt[place] for place in self.history), *self.answer)
+        """The ids that may carry loss: those of the history, then the answer's."""
+        answer = (self.answer[place] for place in self.chosen)
+        return (*(self.prompt[place] for place in self.history), *answer)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer) - 1  # the last id is a target only
@@ -52,7 +64,7 @@ class RowTables:
 
     Position t of a row predicts id t+1. A position belongs to row r of the policy (anchor) term if
     the id it predicts is part of completion (answer) r, or of answers before it that are learnt
-    too. The rest of prompts and padding belong to no row.
+    too. The rest of prompts, ids that nobody chose, and padding belong to no row.
     """
 
     targets: Tensor
@@ -98,7 +110,14 @@ def step_rows(
     sampled = [(done.example.prompt_ids, done.ids) for done in completions]
     shown = [(pair.prompt_ids, pair.answer_ids) for pair in demonstrations]
     histories = [pair.history for pair in demonstrations]
-    cut = cut_rows("rollout", sampled, loss_ids.policy, is_rollout=True, vectors=vectors)
+    cut = cut_rows(
+        "rollout",
+        sampled,
+        loss_ids.policy,
+        is_rollout=True,
+        vectors=vectors,
+        forced=loss_ids.forced,
+    )
     rows = [row for row in cut if row.index not in skipped]
     demonstrated = cut_rows(
         "demonstration",
@@ -107,6 +126,7 @@ def step_rows(
         is_rollout=False,
         vectors=vectors,
         histories=histories,
+        forced=loss_ids.forced,
     )
     return rows + list(demonstrated)
 
@@ -165,6 +185,8 @@ def _positions(row: Row) -> tuple[Tensor, Tensor, Tensor]:
     row_of = torch.full_like(targets, row.index)
     other = torch.arange(len(targets)) < len(row.prompt) - 1
     other[[place - 1 for place in row.history]] = False
+    if row.forced is not None:
+        other |= tokens[1:] == row.forced
     targets[other] = 0
     row_of[other] = NOT_IN_A_ROW
     return tokens[:-1], targets, row_of
@@ -182,6 +204,7 @@ def cut_rows(
     is_rollout: bool,
     vectors: int = 0,
     histories: Sequence[tuple[int, ...]] | None = None,
+    forced: int | None = None,
 ) -> Iterator[Row]:
     """Yields (prompt, answer) as rows, without those that have no id that carries loss.
 
@@ -190,6 +213,7 @@ def cut_rows(
         carries_loss: one bool per id.
         vectors: how many ids behind the vocabulary prompts may hold.
         histories: positions of each prompt whose ids are learnt too; none by default.
+        forced: the id that stands where nobody chose one; it carries no loss.
 
     Raises:
         UserError: an empty prompt, or an id outside the layout.
@@ -201,7 +225,7 @@ def cut_rows(
         )
         history = histories[index] if histories is not None else ()
         if end or any(carries_loss[prompt[place]] for place in history):
-            yield Row(index, is_rollout, prompt, answer[:end], history)
+            yield Row(index, is_rollout, prompt, answer[:end], history, forced)
 
 
 def _check(

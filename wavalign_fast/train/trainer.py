@@ -18,7 +18,7 @@ from torch import nn
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Preference
 from wavalign_fast.errors import UserError, is_shared, one_line, shared
-from wavalign_fast.models import check_vocabulary, frozen_copy
+from wavalign_fast.models import frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.evaluation import evaluate
 from wavalign_fast.train.evaluation_schedule import EvaluationSchedule
@@ -44,6 +44,7 @@ from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.telemetry import Telemetry
+from wavalign_fast.train.two_streams import check_heads, check_options, streams_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,8 +91,9 @@ class Trainer:
             patience=config.train.early_stop,
         )
         with self.ranks.failing_together():
+            check_options(config, task)
             base = load_base_model(config.model, task, in_shards=self.ranks.world > 1)
-            check_vocabulary(base, task.layout)
+            check_heads(base, task)
             # Before the reference is copied, so that both round alike.
             set_kernels(base, config.model)
         check_same_weights(partial(middle_rows_of, base, config.model), self.ranks)
@@ -212,7 +214,7 @@ class Trainer:
     def _wrapped(self, model: "PreTrainedModel") -> Policy:
         hollow = any(weight.is_meta for weight in model.parameters())
         policy = wrapped(
-            Policy(model, getattr(self.task, "prompt_embeddings", None)),
+            Policy(model, getattr(self.task, "prompt_embeddings", None), streams_of(self.task)),
             self.config.parallel,
             self.ranks,
             compute_dtype=compute_dtype(self.config.model),

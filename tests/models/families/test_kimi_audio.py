@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -91,7 +90,7 @@ def test_rows_and_both_heads_are_those_of_the_family(golden, row):
     assert text == expected[f"row.{row}.text_ids"][0].tolist()
     assert audio == expected[f"row.{row}.audio_ids"][0].tolist()
 
-    places, taken = HeardPrompt(prompt, vectors).placed()
+    _, _, places, taken = HeardPrompt.of(prompt, vectors)
     assert places.tolist() == expected[f"row.{row}.continuous_mask"][0].nonzero()[:, 0].tolist()
     with torch.no_grad():
         states = case.model(
@@ -110,8 +109,9 @@ def test_greedy_answers_are_those_of_the_published_loop(golden):
     heard = []
     for row in (0, 1):
         messages, audios, vectors = dialogue(case, expected, row)
-        heard.append(HeardPrompt(case.family.prompt(case.files, messages, audios), vectors))
-    assert len(heard[0].prompt.ids) == int(expected["gen.prompt_length"])
+        prompt = case.family.prompt(case.files, messages, audios)
+        heard.append(HeardPrompt.of(prompt, vectors))
+    assert len(heard[0].text) == int(expected["gen.prompt_length"])
     settings = {"max_new_tokens": 20, "temperature": 0.0}
     layout = case.files.layout
     # Beside another prompt and twice: padding and groups change nothing.
@@ -126,14 +126,14 @@ def test_sampled_ids_have_the_log_probs_of_both_heads(golden):
     case, expected = golden
     messages, audios, vectors = dialogue(case, expected, 0)
     prompt = case.family.prompt(case.files, messages, audios)
-    heard = HeardPrompt(prompt, vectors)
+    heard = HeardPrompt.of(prompt, vectors)
     draws = torch.rand(3, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     sampled = sample_two_streams(
         case.model, [heard], case.files.layout, group_size=3, max_new_tokens=12,
         temperature=0.7, draws=draws,
     )  # fmt: skip
     assert len({tuple(ids) for ids in sampled.text}) == 3
-    places, taken = heard.placed()
+    places, taken = heard.places, heard.vectors
     for text, audio, *logps in zip(*sampled, strict=True):
         with torch.no_grad():
             states = case.model(
@@ -190,7 +190,7 @@ def test_forced_ids_are_filled_in(speech, text, audio, wanted_text, wanted_audio
     prompt = kimi_audio.prompt(opened, [{"role": "user", "content": "Hi."}], [])
     model = Scripted(text, audio)
     sampled = sample_two_streams(
-        model, [HeardPrompt(prompt)], opened.layout, max_new_tokens=15, temperature=0.0,
+        model, [HeardPrompt.of(prompt)], opened.layout, max_new_tokens=15, temperature=0.0,
         speech=speech,
     )  # fmt: skip
     assert sampled.text == [wanted_text] and sampled.audio == [wanted_audio]
@@ -206,15 +206,19 @@ def test_prompts_that_cannot_be_sampled_are_refused(golden):
     prompt = case.family.prompt(case.files, messages, audios)
     layout, settings = case.files.layout, {"max_new_tokens": 1, "temperature": 0.0}
     for given, message in [
-        (HeardPrompt(prompt), "audio 0 has 0 vectors, wanted 9 or more"),
-        (HeardPrompt(prompt, [vectors[0][:8]]), "audio 0 has 8 vectors, wanted 9 or more"),
-        (HeardPrompt(replace(prompt, second_ids=[560])), "holds the id 560, wanted 0 <= id < 560"),
-        (HeardPrompt(replace(prompt, second_ids=None)), "is empty, wanted at least one id"),
+        ([], "audio 0 has 0 vectors, wanted 9 or more"),
+        ([vectors[0][:8]], "audio 0 has 8 vectors, wanted 9 or more"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            HeardPrompt.of(prompt, given)
+    for second, message in [
+        ([560], "holds the id 560, wanted 0 <= id < 560"),
+        ([], "is empty, wanted at least one id"),
     ]:
         with pytest.raises(ValueError, match=message):
-            sample_two_streams(case.model, [given], layout, **settings)
+            sample_two_streams(case.model, [HeardPrompt([1], second)], layout, **settings)
     with pytest.raises(ValueError, match=r"no draws at temperature 1\.0"):
-        sample_two_streams(case.model, [HeardPrompt(prompt, vectors)], layout, max_new_tokens=1)
+        sample_two_streams(case.model, [HeardPrompt.of(prompt, vectors)], layout, max_new_tokens=1)
     assert sample_two_streams(case.model, [], layout, **settings).text == []
 
 

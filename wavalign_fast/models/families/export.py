@@ -19,6 +19,7 @@ from wavalign_fast.models.families.checkpoint import (
 from wavalign_fast.models.families.interface import Family
 from wavalign_fast.models.families.registry import FAMILY_KEY, family_of
 from wavalign_fast.models.families.weight_table import WeightTable
+from wavalign_fast.models.head import second_head
 from wavalign_fast.models.json_files import read_config, read_json
 from wavalign_fast.models.loading import check_same_shapes, shapes_of
 from wavalign_fast.models.weight_files import WeightFiles
@@ -84,12 +85,18 @@ def export_plain(
         dtype: of the written weights; by default that of ``weights``.
 
     Raises:
-        UserError: ``target`` exists, or ``weights`` do not fit ``source``.
+        UserError: ``target`` exists, ``weights`` do not fit ``source``, or the family has two
+            streams.
     """
     family = family or family_of(source)
     _checked_table(source, weights, family)
     wanted = dtype or next(iter(weights.values())).dtype
     model = empty_family_model(source, family, wanted)
+    if second_head(model) is not None:
+        raise UserError(
+            f"{family.NAME} has no plain form in transformers, which has no class for two streams; "
+            "wanted its family's own format"
+        )
     tokenizer = family.load_tokenizer(source, read_config(source))
     with _new_directory(target) as directory:
         model.save_pretrained(directory, state_dict={n: w.to(wanted) for n, w in weights.items()})

@@ -32,6 +32,7 @@ from wavalign_fast.models.families.interface import (
 )
 from wavalign_fast.models.families.kimi_streams import DELAY
 from wavalign_fast.models.families.native import field, qwen2_config
+from wavalign_fast.models.families.registry import KIMI_AUDIO_TYPE
 from wavalign_fast.models.families.tokens import (
     check_table,
     special_ids,
@@ -165,13 +166,14 @@ def layout(config: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> F
 
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> "PreTrainedModel":
     """Builds the two-stream model."""
-    from wavalign_fast.models.families.kimi_model import KimiAudioModel
+    from wavalign_fast.models.families.kimi_model import KimiAudioConfig, KimiAudioModel
 
-    model = KimiAudioModel(
-        qwen2_config(config, layers=field(config, "num_hidden_layers")),
-        shared_layers=_shared_layers(config),
-        mimo_layers=field(config, "kimia_mimo_layers"),
-    )
+    text = qwen2_config(config, layers=field(config, "num_hidden_layers")).to_dict()
+    sizes = {
+        "shared_layers": _shared_layers(config),
+        "mimo_layers": field(config, "kimia_mimo_layers"),
+    }
+    model = KimiAudioModel(KimiAudioConfig(**{**text, **sizes, "model_type": KIMI_AUDIO_TYPE}))
     cast_weights(model, dtype)
     return model.eval()
 

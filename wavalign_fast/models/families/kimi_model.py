@@ -4,11 +4,22 @@ import math
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import DynamicCache, Qwen2Config, Qwen2Model
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Qwen2Config, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 
 from wavalign_fast.errors import UserError
+from wavalign_fast.models.families.registry import KIMI_AUDIO_TYPE
 from wavalign_fast.models.transformers_names import cache_argument
+
+
+class KimiAudioConfig(Qwen2Config):
+    """Qwen2's configuration of the text's layers together, with the sizes of the other stacks.
+
+    ``shared_layers`` are the layers that both streams share, ``mimo_layers`` those of the audio
+    alone. Checkpoints of a run have it; a family's own directory has its family's.
+    """
+
+    model_type = KIMI_AUDIO_TYPE
 
 
 class StreamStates(NamedTuple):
@@ -36,18 +47,19 @@ class KimiAudioModel(Qwen2PreTrainedModel):
     ``upper`` those of the text alone, ``mimo`` those of the audio alone.
 
     Args:
-        config: of the text's layers together.
-        shared_layers: layers in ``lower``.
-        mimo_layers: layers in ``mimo``.
+        config: its ``shared_layers`` are in ``lower``, its ``mimo_layers`` in ``mimo``.
     """
+
+    config_class = KimiAudioConfig
 
     # What the base of a model computes without its heads is this forward pass.
     base_model_prefix = ""
     _tied_weights_keys: Any = None
 
-    def __init__(self, config: Qwen2Config, *, shared_layers: int, mimo_layers: int) -> None:
+    def __init__(self, config: KimiAudioConfig) -> None:
         super().__init__(config)
-        layers = config.num_hidden_layers
+        layers, fields = config.num_hidden_layers, config.to_dict()
+        shared_layers, mimo_layers = fields["shared_layers"], fields["mimo_layers"]
         if not 1 <= shared_layers <= layers or mimo_layers < 1:
             raise UserError(
                 f"{shared_layers} shared layers of {layers} and {mimo_layers} of the audio stream, "
@@ -85,11 +97,9 @@ class KimiAudioModel(Qwen2PreTrainedModel):
             stack.set_attn_implementation(*args, **kwargs)
         super().set_attn_implementation(*args, **kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: transformers has no class for two streams."""
-        raise UserError(
-            "Kimi-Audio has no plain form in transformers: write it in its family's own format"
-        )
+    def get_second_output_embeddings(self) -> nn.Linear:
+        """The head of the audio stream."""
+        return self.mimo_output
 
     def new_caches(self) -> StreamCaches:
         """Returns empty caches."""
@@ -159,6 +169,8 @@ class KimiAudioModel(Qwen2PreTrainedModel):
 def _stack(config: Qwen2Config, layers: int, *, norm: bool = True) -> Qwen2Model:
     """Returns layers of Qwen2 without an embedding."""
     fields = config.to_dict() | {"num_hidden_layers": layers, "layer_types": None, "vocab_size": 1}
+    for name in ("model_type", "shared_layers", "mimo_layers"):
+        del fields[name]
     fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     own = Qwen2Config(**fields)
     own._attn_implementation = config._attn_implementation
@@ -167,3 +179,8 @@ def _stack(config: Qwen2Config, layers: int, *, norm: bool = True) -> Qwen2Model
     if not norm:
         stack.norm = nn.Identity()
     return stack
+
+
+# So that transformers' auto classes read the checkpoints of a run.
+AutoConfig.register(KIMI_AUDIO_TYPE, KimiAudioConfig)
+AutoModelForCausalLM.register(KimiAudioConfig, KimiAudioModel)

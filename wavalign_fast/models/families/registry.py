@@ -17,6 +17,15 @@ FAMILIES = ("vita_audio", "glm4_voice", "step_audio_2", "covo_audio", "kimi_audi
 FAMILY_KEY = "wavalign_family"
 """In ``config.json`` of a converted directory: the family whose language model it is."""
 
+KIMI_AUDIO_TYPE = "wavalign_kimi_audio"
+"""``model_type`` of a checkpoint of Kimi-Audio, for which transformers has no class of its own."""
+
+
+def register_own_class(directory: Path) -> None:
+    """Lets transformers' auto classes read ``directory`` if its class is one of this package."""
+    if read_json(directory / "config.json").get("model_type") == KIMI_AUDIO_TYPE:
+        importlib.import_module("wavalign_fast.models.families.kimi_model")
+
 
 def find_family(directory: Path, *, least: int = 1) -> Family | None:
     """Returns the family that the files of ``directory`` tell, ``None`` for a plain model.

@@ -10,6 +10,7 @@ import torch
 from wavalign_fast.models.families.interface import Audio, Prompt
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.models.prompt_embeddings import PromptEmbeddings
+from wavalign_fast.models.two_streams import TwoStreams
 
 
 class Sounds:
@@ -19,7 +20,9 @@ class Sounds:
         codes_of: returns the codes of a WAV file.
         encoder: returns the family's encoder with its cache, ``None`` for a family without one;
             called once, for the first clip of a prompt.
-        vocab_size: V, the rows of the embedding; ids from V on name vectors.
+        vocab_size: V, the rows of the embedding; ids from V on name vectors. Of two streams it is
+            that of their list.
+        streams: how the ids of two streams stand in one list, for a family that has two.
     """
 
     def __init__(
@@ -27,9 +30,11 @@ class Sounds:
         codes_of: Callable[[Path], Sequence[int]],
         encoder: Callable[[], PromptAudioCache | None],
         vocab_size: int,
+        streams: TwoStreams | None = None,
     ) -> None:
         self._codes_of = codes_of
         self._encoder = encoder
+        self._streams = streams
         self.vectors = PromptEmbeddings(vocab_size)
 
     @cached_property
@@ -56,20 +61,26 @@ class Sounds:
         Args:
             paths: the clips of the prompt, in their order.
         """
-        ids = list(prompt.ids)
+        ids, step, stream = list(prompt.ids), 1, 0
+        if self._streams is not None:  # the codes stand in the second stream, under the vectors
+            ids, step, stream = self._streams.prompt(prompt), 2, 1
         for span in prompt.spans:
-            named = self._ids_of(paths[span.audio])
-            ids[span.first : span.first + span.count] = named[
-                span.offset : span.offset + span.count
-            ]
+            first = step * span.first + stream
+            own = slice(first, first + step * span.count, step)
+            under = ids[own] if self._streams is not None else ()
+            named = self._ids_of(paths[span.audio], under)
+            ids[own] = named[span.offset : span.offset + span.count]
         return ids
 
-    def _ids_of(self, path: Path) -> range:
+    def _ids_of(self, path: Path, under: Sequence[int]) -> range:
         source = self._vectors_of
         assert source is not None  # a span is of an encoder
         length = sum(map(len, source.embeddings(path)))
         return self.vectors.ids(
-            source.path(path.read_bytes()), length, lambda: torch.cat(source.embeddings(path))
+            source.path(path.read_bytes()),
+            length,
+            lambda: torch.cat(source.embeddings(path)),
+            under,
         )
 
 

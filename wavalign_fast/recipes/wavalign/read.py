@@ -10,7 +10,6 @@ from wavalign_fast.data.dialogues.schemas import ReadOptions
 from wavalign_fast.data.interleave import RatioError
 from wavalign_fast.data.records import Example
 from wavalign_fast.errors import CacheError, KeyedError, UserError, one_line
-from wavalign_fast.models.families.interface import IGNORE
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.recipes.wavalign.options import Options, Paths
 from wavalign_fast.recipes.wavalign.speech import NoCodecError
@@ -108,7 +107,6 @@ class DialogueReader:
         rejected = self._answer("rejected answer", dialogue.rejected_text, dialogue.rejected_audio)
         longest = max(len(answer), len(rejected))
         self._check_length("prompt and answer", len(ids) + longest, self.tokens.positions)
-        history = [place for place, label in enumerate(prompt.labels) if label != IGNORE]
         return Example(
             id=str(dialogue.place if dialogue.id is None else dialogue.id),
             prompt=dialogue.question_text,
@@ -116,7 +114,7 @@ class DialogueReader:
             reference=dialogue.target_text or "",
             answer_ids=answer,
             rejected_ids=rejected if answer else (),
-            history=tuple(history) if self.options.learn_history else (),
+            history=self.tokens.history(prompt) if self.options.learn_history else (),
             record=dialogue.record,
         )
 
@@ -124,9 +122,9 @@ class DialogueReader:
         if text is None and audio is None:
             return ()
         codes: Sequence[int] | None = None if audio is None else self.sounds.codes(audio)
-        ids = self.tokens.family.target(self.tokens.files, text, codes).ids
+        ids = self.tokens.target(text, codes)
         self._check_length(what, len(ids), self.options.max_answer)
-        return tuple(ids)
+        return ids
 
     def _check_length(self, what: str, length: int, most: int) -> None:
         if length > most:

@@ -64,7 +64,10 @@ class WavAlign(OwnModelTask):
             )
             self.speech = Speech(codec, cache)
             self.speech.check_codebook(self.tokens.files.layout.codebook_size)
-        self.sounds = Sounds(self.speech.codes, self._prompt_audio, self.layout.vocab_size)
+        self.streams = self.tokens.streams
+        self.sounds = Sounds(
+            self.speech.codes, self._prompt_audio, self.layout.vocab_size, self.streams
+        )
         self.prompt_embeddings = self.sounds.vectors
         self._reader = DialogueReader(
             self.tokens, self.sounds, self.options, max_new_tokens=run.max_new_tokens
@@ -111,7 +114,7 @@ class WavAlign(OwnModelTask):
         asked = [examples[item % len(examples)] for item in range(items)]
         done = self._sampled(model, asked, rows=self.rows, seed=seed)
         answers = self._listener(done)
-        metrics = answer_metrics(done, self.tokens) | {
+        metrics = self._lengths(answers) | {
             "speaks": sum(bool(one.parts.codes) for one in answers) / items,
             "writes": sum(bool(one.text) for one in answers) / items,
         }
@@ -146,7 +149,13 @@ class WavAlign(OwnModelTask):
         )
         done = self._sampled(model, [example], rows=1, seed=seed)
         (answer,) = self._listener(done)
-        return Evaluation(metrics=answer_metrics(done, self.tokens), samples=[_shown(answer, None)])
+        return Evaluation(metrics=self._lengths([answer]), samples=[_shown(answer, None)])
+
+    def _lengths(self, answers: Sequence[SpokenAnswer]) -> dict[str, float]:
+        metrics = answer_metrics([answer.done for answer in answers], self.tokens)
+        if self.streams is not None:  # what is neither code nor mark may be a forced id there
+            metrics["text_length"] = sum(len(one.parts.text) for one in answers) / len(answers)
+        return metrics
 
     def _sampled(
         self, model: "PreTrainedModel", examples: Sequence[Example], *, rows: int, seed: int
@@ -160,6 +169,7 @@ class WavAlign(OwnModelTask):
             rows=rows,
             seed=seed,
             prompt_embeddings=self.prompt_embeddings,
+            streams=self.streams,
         )
 
 

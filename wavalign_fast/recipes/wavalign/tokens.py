@@ -7,8 +7,16 @@ from typing import Any
 
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models.families.checkpoint import open_family
-from wavalign_fast.models.families.interface import Answer, DialogueOptions, Family, FamilyFiles
+from wavalign_fast.models.families.interface import (
+    IGNORE,
+    Answer,
+    DialogueOptions,
+    Family,
+    FamilyFiles,
+    Prompt,
+)
 from wavalign_fast.models.families.registry import FAMILIES, named_family, storing_family
+from wavalign_fast.models.two_streams import TwoStreams
 from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.recipes.wavalign.options import Options
 
@@ -37,15 +45,15 @@ class FamilyTokens:
                     "task.family"
                 )
             self.family, self.files = open_family(directory, chosen, settings)
-            if self.files.layout.second is not None:
-                raise UserError(
-                    f"{directory} is of the family {self.family.NAME}, which answers in two "
-                    "streams; wanted a family of one stream, the others are not trained yet"
-                )
-        self.layout = dataclasses.replace(
-            self.files.layout.stream, boundary_as=options.boundary_as, eos_as=options.eos_as
-        )
-        self.pad_id = self.files.layout.stop[-1]
+        self.streams: TwoStreams | None = None
+        if self.files.layout.second is None:
+            self.layout = dataclasses.replace(
+                self.files.layout.stream, boundary_as=options.boundary_as, eos_as=options.eos_as
+            )
+            self.pad_id = self.files.layout.stop[-1]
+        else:
+            self.streams = TwoStreams(self.files.layout, options.eos_as)
+            self.layout, self.pad_id = self.streams.layout, self.streams.forced
 
     @property
     def tokenizer(self) -> Any:
@@ -55,20 +63,36 @@ class FamilyTokens:
     @property
     def ends(self) -> frozenset[int]:
         """The ids that end an answer."""
-        return frozenset(self.files.layout.stop)
+        return frozenset(self.files.layout.stop) if self.streams is None else self.streams.ends
 
     @property
     def positions(self) -> int:
-        """Maximum length of prompt and answer together."""
-        return self.files.positions or UNLIMITED
+        """Maximum length of prompt and answer together, in ids; two streams have two a position."""
+        positions = self.files.positions or UNLIMITED
+        return positions if self.streams is None else 2 * positions
+
+    def target(self, text: str | None, codes: Sequence[int] | None) -> tuple[int, ...]:
+        """Returns the ids of an answer that says ``text`` and speaks ``codes``."""
+        target = self.family.target(self.files, text, codes)
+        return tuple(target.ids if self.streams is None else self.streams.target(target))
+
+    def history(self, prompt: Prompt) -> tuple[int, ...]:
+        """Returns the places of a prompt's ids that are labels."""
+        if self.streams is not None:
+            return tuple(self.streams.history(prompt))
+        return tuple(place for place, label in enumerate(prompt.labels) if label != IGNORE)
 
     def split(self, ids: Sequence[int]) -> Answer:
         """Takes the ids of an answer apart."""
+        if self.streams is not None:
+            return self.family.split(self.files, *self.streams.apart(ids))
         return self.family.split(self.files, ids)
 
     def speech(self, ids: Iterable[int]) -> list[int]:
         """Returns those ids that stand for speech codes, in order."""
         first, size = self.files.layout.first_code, self.files.layout.codebook_size
+        if self.streams is not None:
+            first += self.streams.rows
         return [token for token in ids if first <= token < first + size]
 
     def text(self, ids: Sequence[int]) -> str:
