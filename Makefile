@@ -27,7 +27,7 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ladder test-floors test-newest test-vllm test-extras lint format docs bench wheels clean
+.PHONY: help install demo test test-ladder test-floors test-newest test-vllm test-integrations test-trl-suite test-extras lint format docs bench wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,12 @@ $(VLLM)/.installed: tools/install_vllm.py
 test-vllm: $(VLLM)/.installed ## rollouts by vLLM itself, in an environment of its own (4 GB)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VLLM)/bin/python -m pytest tests/rollout/test_vllm_real.py \
 	  $(PYTEST_FLAGS)
+
+test-integrations: install ## every option of other libraries' trainers, which takes minutes
+	$(PYTEST) -m wide tests/integrations $(PYTEST_FLAGS)
+
+test-trl-suite: install ## TRL's own tests of GRPO, with our class: TRL=a checkout of its repository
+	$(BIN)/python -m tools.trl_suite $(TRL)
 
 lint: install ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .

@@ -30,13 +30,19 @@ class Side:
     tolerance: float
     """The largest distance of its gradient from our fp32 one, relative to that one's norm."""
     settings: Callable[[Size], Mapping[str, Any]] = field(default=lambda size: {})
+    fused_head: bool = False
+    """TRL's trainer over our head."""
 
     def prepare(self, size: Size, task: Recorded, **arguments: Any) -> Ready:
         if self.ours:
-            from .ours import prepare
-        else:
-            from .trl_side import prepare
-        return prepare(size, task, self.settings(size), **arguments)
+            from . import ours
+
+            return ours.prepare(size, task, self.settings(size), **arguments)
+        from . import trl_side
+
+        return trl_side.prepare(
+            size, task, self.settings(size), fused_head=self.fused_head, **arguments
+        )
 
 
 def _trl_defaults(size: Size) -> Mapping[str, Any]:
@@ -48,6 +54,12 @@ SIDES = {
         label="TRL, its best setting here: fp32, one micro-batch, no checkpointing",
         ours=False,
         tolerance=1e-4,
+    ),
+    "trl-fused-head": Side(
+        label="the same TRL over our head: one import changed",
+        ours=False,
+        tolerance=1e-4,
+        fused_head=True,
     ),
     "trl-defaults": Side(
         label="TRL's defaults: bf16 autocast, micro-batches of 8, checkpointing",

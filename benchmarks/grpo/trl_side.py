@@ -18,11 +18,13 @@ def prepare(
     seed: int,
     directory: Path,
     clip_norm: float,
+    fused_head: bool = False,
     completions: Sequence[Completion] | None = None,
 ) -> Ready:
     """A run of ``steps`` steps, with further ``settings`` of ``GRPOConfig``.
 
     Args:
+        fused_head: our subclass of TRL's trainer.
         completions: trains on these instead of sampling, ``size.group`` of each prompt.
 
     Raises:
@@ -54,7 +56,11 @@ def prepare(
     }  # fmt: skip
     arguments |= settings
     micro_batch = arguments["per_device_train_batch_size"]
-    trainer = trl.GRPOTrainer(
+    if fused_head:
+        from wavalign_fast.integrations.trl import FusedGRPOTrainer as GRPOTrainer
+    else:
+        from trl import GRPOTrainer
+    trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
         args=trl.GRPOConfig(

@@ -113,6 +113,21 @@ def test_gradients_are_compared_on_the_same_completions(monkeypatch):
     assert sides.disagreement("other", TINY, 0) == pytest.approx(1.5**0.5 - 1, rel=1e-2)
 
 
+def test_trl_over_our_head_has_the_gradient_of_our_trainer(monkeypatch):
+    pytest.importorskip("trl")
+    from wavalign_fast.integrations import trl_head
+
+    score, calls = trl_head.score, []
+
+    def counted(*arguments, **options):
+        calls.append(options)
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(trl_head, "score", counted)
+    assert sides.disagreement("trl-fused-head", TINY, 0) < sides.SIDES["trl-fused-head"].tolerance
+    assert calls
+
+
 def test_the_record_and_its_table(children):
     children["gradient"] = 2e-7
     record = bench_grpo.measure(TINY, ["trl", "ours"], rounds=3)
