@@ -1,4 +1,4 @@
-"""Regenerates README's tables, the plots and the page from benchmarks/results/*.json.
+"""Regenerates tables of README and docs/, plots and the page from benchmarks/results/*.json.
 
 python -m benchmarks.report [--check]
 """
@@ -14,7 +14,7 @@ from ..record import RESULTS, load
 from .gpu_check import FOLDER, RehearsalError, read_gpu
 from .page import write_page
 from .plots import NoMatplotlibError, Records, write_plots
-from .readme import README, rendered
+from .readme import ROOT, read_pages, rendered
 
 NAMES = (
     "linear_logprob",
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="change nothing; fail if README.md is out of date",
+        help="change nothing; fail if a table is out of date",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RehearsalError as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2
-    before = README.read_text(encoding="utf-8")
+    before = read_pages()
     after = rendered(before, records)
     if arguments.check:
         return int(before != after)
@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NoMatplotlibError as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2
-    write_whole(README, after.encode())
-    for path in (README, *written, write_page(records, PAGE)):
+    for page, text in after.items():
+        write_whole(ROOT / page, text.encode())
+    for path in (*(ROOT / page for page in after), *written, write_page(records, PAGE)):
         print(path)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the demo costs, in a sentence of README.md."""
+"""What the demo costs, in a sentence of docs/getting_started.md."""
 
 from typing import Any
 

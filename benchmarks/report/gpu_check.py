@@ -1,4 +1,4 @@
-"""The results of tools/gpu_check.sh on a GPU, for README.md."""
+"""The results of tools/gpu_check.sh on a GPU, for docs/gpu.md."""
 
 import json
 import math

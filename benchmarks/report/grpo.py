@@ -1,4 +1,4 @@
-"""A step of GRPO by our trainer and by TRL's, as a table of README.md and of the page."""
+"""A step of GRPO by our trainer and by TRL's, as a table of docs/benchmarks.md and of the page."""
 
 import html
 from typing import Any
@@ -25,6 +25,16 @@ def grpo_markdown(record: dict[str, Any]) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         parts += ["\n".join(lines), _note(found)]
     return "\n\n".join(parts)
+
+
+def grpo_sentence(record: dict[str, Any]) -> str:
+    """How many times our CPU time a step of TRL's takes, for each size."""
+    ratios = [
+        f"{found['sides']['trl']['cpu_s_over_ours']['median']:.2f}× on {found['size']['title']}"
+        for found in record["sizes"].values()
+    ]
+    taken = " and ".join(ratios)
+    return f"A step of GRPO by TRL's trainer takes {taken} of the CPU time of ours, on one thread."
 
 
 def grpo_html(record: dict[str, Any]) -> str:

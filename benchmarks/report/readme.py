@@ -1,20 +1,28 @@
-"""The measured part of README.md, between its markers."""
+"""The measured parts of README.md and of pages in docs/, between their markers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .demo import demo_sentence
 from .gpu_check import gpu_block
-from .grpo import grpo_markdown
+from .grpo import grpo_markdown, grpo_sentence
 from .plots import Records, cases_of, compared_cases, main_cases, plot_names, slope_rows
 from .provenance import uncommitted_note, where_measured
 from .recipe import recipe_markdown
 from .rows import error_name, primary_of, standings
 from .tables import case_verdicts, machine_line, markdown_table, rates_line, scientific
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    "README.md": ("headline",),
+    "docs/getting_started.md": ("demo",),
+    "docs/benchmarks.md": ("overview", "hybrid_loss", "linear_logprob", "growth", "grpo"),
+    "docs/spoken_sums.md": ("spoken_sums",),
+    "docs/gpu.md": ("gpu_check",),
+}
+"""Page -> its blocks, in any order."""
 PLOTS = "benchmarks/plots"
 ALT = {
     "overview": "Time of every rival over ours, case by case",
@@ -106,7 +114,28 @@ def _record(records: Records, name: str) -> dict[str, Any]:
     return record
 
 
+HEADLINE = {
+    "hybrid_loss": "The hybrid step on the paper's head",
+    "linear_logprob": "Log-probabilities under a head of 32 768 ids",
+}
+
+
+def headline(records: Records) -> str:
+    """What the losses and the trainer cost beside others, in a line each."""
+    lines = []
+    if compared := compared_cases(records):
+        lines.append(f"- {where_measured(records)} {standing_text(compared)}")
+    for name, what in HEADLINE.items():
+        if cases := main_cases(cases_of(records, name)):
+            verdicts = "; ".join(case_verdicts(cases[0])[:2])
+            lines.append(f"- {what} ({machine_line(cases[0])}): {verdicts}.")
+    if grpo := records.get("grpo"):
+        lines.append(f"- {grpo_sentence(grpo)}")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[Records], str]] = {
+    "headline": headline,
     "overview": overview,
     "hybrid_loss": benchmark("hybrid_loss", "The hybrid step on the paper's head:"),
     "linear_logprob": benchmark(
@@ -120,19 +149,35 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
 }
 
 
-def rendered(text: str, records: Records) -> str:
-    """README with every block regenerated; the block of something not measured is empty."""
+def read_pages() -> dict[str, str]:
+    """The pages as they are."""
+    return {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+
+
+def rendered(pages: Mapping[str, str], records: Records) -> dict[str, str]:
+    """The pages with every block regenerated; the block of something not measured is empty."""
     measured = {*plot_names(records), *(name for name, record in records.items() if record)}
-    measured.add("gpu_check")  # it says itself that nothing was measured
-    for name, make in BLOCKS.items():
-        block = f"\n{make(records)}" if name in measured else ""
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        text, count = re.subn(
-            f"{re.escape(begin)}.*?{re.escape(end)}",
-            lambda _, block=block, begin=begin, end=end: f"{begin}{block}\n{end}",
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"README.md has {count} places for {name}, want 1")
-    return text
+    # Those say themselves that nothing was measured.
+    measured |= {"gpu_check", "headline"}
+    done = {}
+    for page, text in pages.items():
+        for name in PAGES[page]:
+            block = f"\n{_for_page(page, BLOCKS[name](records))}" if name in measured else ""
+            begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+            text, count = re.subn(
+                f"{re.escape(begin)}.*?{re.escape(end)}",
+                lambda _, block=block, begin=begin, end=end: f"{begin}{block}\n{end}",
+                text,
+                flags=re.DOTALL,
+            )
+            if count != 1:
+                raise ValueError(f"{page} has {count} places for {name}, want 1")
+        done[page] = text
+    return done
+
+
+def _for_page(page: str, block: str) -> str:
+    """Links of a block start at the repository; those of a page in docs/ start there."""
+    if not page.startswith("docs/"):
+        return block
+    return re.sub(r'(\]\(|(?:src|srcset)=")(?=\w+/)', r"\1../", block)

@@ -1,4 +1,4 @@
-"""The recipe's arms over several seeds, as a table of README.md and of the page."""
+"""The recipe's arms over several seeds, as a table of docs/spoken_sums.md and of the page."""
 
 import html
 import statistics

@@ -356,36 +356,45 @@ def test_without_matplotlib_the_page_says_so_and_the_command_fails(monkeypatch, 
 
 def test_the_readme_has_the_measured_figures():
     found = report.read_records(report.RESULTS)
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.rendered(text, found) == text, "run: python -m benchmarks.report"
+    pages = readme.read_pages()
+    assert readme.rendered(pages, found) == pages, "run: python -m benchmarks.report"
     assert report.main(["--check"]) == 0
 
 
-def test_the_plots_that_the_readme_shows_are_there():
-    text = readme.README.read_text(encoding="utf-8")
-    for path in re.findall(r'"(benchmarks/plots/[^"]+)"', text):
-        assert (readme.README.parent / path).exists(), path
+def test_the_plots_that_the_pages_show_are_there():
+    shown = [
+        readme.ROOT / page / ".." / path
+        for page, text in readme.read_pages().items()
+        for path in re.findall(r'"([^"]*benchmarks/plots/[^"]+)"', text)
+    ]
+    assert len(shown) > 3 and all(path.resolve().exists() for path in shown)
 
 
 def test_a_readme_out_of_date_is_found():
     found = report.read_records(report.RESULTS)
-    text = readme.README.read_text(encoding="utf-8")
+    pages = readme.read_pages()
     side = found["hybrid_loss"]["cases"][0]["sides"]["ours"]
     side["wall_s"] *= 1.5
-    assert readme.rendered(text, found) != text
+    after = readme.rendered(pages, found)
+    changed = {page for page in pages if after[page] != pages[page]}
+    assert "docs/benchmarks.md" in changed
 
 
-def test_readme_blocks_follow_the_records():
-    text = readme.README.read_text(encoding="utf-8")
-    full = readme.rendered(text, records())
-    assert "Over the 4 measured cases, ours is first in time in 3, behind in 1;" in full
-    assert full.count("<picture>") == 2
-    assert "wavalign_fast: rows: time 1.00, extra memory 0.00; vocab: time" in full
+def test_blocks_follow_the_records():
+    full = readme.rendered(readme.read_pages(), records())
+    for page in ("README.md", "docs/benchmarks.md"):
+        text = "Over the 4 measured cases, ours is first in time in 3, behind in 1;"
+        assert text in full[page], page
+    measured = full["docs/benchmarks.md"]
+    assert measured.count("<picture>") == 2
+    assert measured.count('"../benchmarks/plots/') == 4
+    assert "wavalign_fast: rows: time 1.00, extra memory 0.00; vocab: time" in measured
     empty = readme.rendered(full, NOTHING)
-    assert "Over the" not in empty and "<picture>" not in empty
+    assert "Over the" not in "".join(empty.values())
+    assert "<picture>" not in empty["docs/benchmarks.md"]
     assert readme.rendered(empty, records()) == full
 
 
-def test_a_readme_without_its_markers_is_an_error():
-    with pytest.raises(ValueError, match="0 places for overview, want 1"):
-        readme.rendered("# nothing here", NOTHING)
+def test_a_page_without_its_markers_is_an_error():
+    with pytest.raises(ValueError, match=r"README.md has 0 places for headline, want 1"):
+        readme.rendered({"README.md": "# nothing here"}, NOTHING)

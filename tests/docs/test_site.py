@@ -109,7 +109,7 @@ def test_a_docstring_becomes_text_and_lists():
         """
     )
     assert found == (
-        "`f(x)` of \\[T, \\*] rows.\n\n\nAnd a last word.\n\n"
+        "`f(x)` of \\[T, \\*] rows.\n\nAnd a last word.\n\n"
         "**Arguments**\n\n`a`, `b`\n:   \\[T] floats, longer than a line.\n\n"
         "`*rest`\n:   ignored\\_names.\n\n**Returns**\n\nA sum.\n\n"
         "**Raises**\n\n`ValueError`\n:   bad."

@@ -106,17 +106,17 @@ def test_a_commit_with_uncommitted_changes_is_shown_as_one(run):
     assert "commit abc1234 with uncommitted changes, 2026-12-01." in shown
 
 
-def test_the_readme_shows_what_was_saved_and_says_where_nothing_was(saved):
-    text = readme.README.read_text(encoding="utf-8")
+def test_the_page_shows_what_was_saved_and_says_where_nothing_was(saved):
+    page = "docs/gpu.md"
+    pages = {page: readme.read_pages()[page]}
     known = report.read_records(report.RESULTS)
-    assert gpu_check.NOTHING in readme.rendered(text, known | {"gpu_check": None})
+    nothing = readme.rendered(pages, known | {"gpu_check": None})
+    assert "has not run on a GPU yet" in nothing[page] and "(../tools/README.md)" in nothing[page]
     measured = report.read_records(saved)["gpu_check"]
     assert set(measured) == set(NAMES)
-    full = readme.rendered(text, known | {"gpu_check": measured})
-    assert gpu_check.NOTHING not in full and "268 launches" in full
-    assert readme.rendered(full, known | {"gpu_check": None}) == readme.rendered(
-        text, known | {"gpu_check": None}
-    )
+    full = readme.rendered(pages, known | {"gpu_check": measured})
+    assert "has not run on a GPU" not in full[page] and "268 launches" in full[page]
+    assert readme.rendered(full, known | {"gpu_check": None}) == nothing
 
 
 def test_every_saved_case_knows_its_commit(saved):

@@ -5,6 +5,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 from tools.docs_site.api_pages import api_pages
+from tools.docs_site.notebook import notebook_page
 from tools.docs_site.settings_page import settings_page
 from tools.docs_site.sources import COPIED, PAGES, ROOT, Sources
 
@@ -18,6 +19,8 @@ def on_files(files: Files, *, config: Any) -> Files:
     for page in files.documentation_pages():
         _texts[page.src_uri] = sources.page(f"docs/{page.src_uri}")
     made = {"config_keys.md": settings_page(), **api_pages()}
+    for notebook in (ROOT / "docs").glob("*.ipynb"):
+        made[sources.place(f"docs/{notebook.name}")] = notebook_page(notebook)
     made |= {place: sources.page(path) for path, place in PAGES.items()}
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))

@@ -19,7 +19,7 @@ PAGES = {
 """Pages of the site whose text is a file outside of docs/."""
 SHOWN = "source"
 """The site's folder of files that are no pages by themselves."""
-COPIED = {".png", ".svg", ".html", ".css", ".ipynb"}
+COPIED = {".png", ".html"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".sh": "bash",
              ".toml": "toml", ".cpp": "cpp", ".cu": "cpp"}  # fmt: skip
 
@@ -78,7 +78,8 @@ class Sources:
         if path in PAGES:
             return PAGES[path]
         if path.startswith("docs/"):
-            return path.removeprefix("docs/")
+            # A notebook is a page of its own, made of its cells and outputs.
+            return path.removeprefix("docs/").replace(".ipynb", "_notebook.md")
         ending = "" if Path(path).suffix in COPIED | {".md"} else ".md"
         shown = f"{SHOWN}/{path}{ending}"
         self.linked.setdefault(path, shown)

@@ -51,7 +51,7 @@ def collected(directory: Path) -> dict[str, Any]:
 
 
 def show(directory: Path) -> str:
-    """The failed tests and the block of README.md, for the terminal."""
+    """The failed tests and the block of docs/gpu.md, for the terminal."""
     found = collected(directory)
     lines = []
     for run in found.get("tests", {}).get("runs", {}).values():
