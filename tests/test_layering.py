@@ -59,7 +59,7 @@ MAY_IMPORT = {
     },
     "export_command": {"errors", "models", "train", "train_command"},
     "judge_command": {"config", "errors", "rewards", "speech"},
-    "init_command": {"config", "errors", "models", "outputs", "recipes"},
+    "init_command": {"config", "errors", "models", "outputs", "recipes", "speech"},
     "report": {"config", "errors", "outputs", "redaction"},
     "doctor": KERNELS | {"data", "machine"},
     "checkout": set(),

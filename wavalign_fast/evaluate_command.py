@@ -301,7 +301,10 @@ def _talk(args: argparse.Namespace) -> "Talk":
         system=args.system, family=args.family, ratio=args.ratio, prompt_style=args.prompt_style,
         channel=args.channel,
     )  # fmt: skip
-    return talk if args.model is None else talk.or_as_trained(args.model.expanduser())
+    if args.model is not None:
+        return talk.or_as_trained(args.model.expanduser())
+    talk.check_unsaid("answers of the records")
+    return talk
 
 
 def _codec(args: argparse.Namespace, talk: "Talk") -> "SpeechCodec":

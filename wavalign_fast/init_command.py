@@ -93,13 +93,15 @@ def init(args: argparse.Namespace) -> int:
 def _say_that_a_codec_is_missing(model: Path) -> None:
     from wavalign_fast.models.families.checkpoint import open_family
     from wavalign_fast.models.families.registry import find_family
+    from wavalign_fast.speech.codecs import KINDS
 
     family = find_family(model)
     if family is not None:
         kind = family.codec(open_family(model, family)[1])
+        own = "" if kind in KINDS else ", which this package lacks: name one of yours"
         print(
             f"note: without task.codec no clip is encoded and answers have no sound; {family.NAME} "
-            f"has the codec {kind}, docs/speech.md lists its options",
+            f"has the codec {kind}{own}; docs/speech.md lists kinds and options",
             file=sys.stderr,
         )
 

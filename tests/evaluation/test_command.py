@@ -146,6 +146,9 @@ def test_other_weights_are_refused(evaluate, folder, model_directory, tmp_path):
         (("p.jsonl", "--answered", "--ifeval-registry", "mine.py:hear"), "wanted a dict"),
         (("p.jsonl", "--model", "m", "--temperature", "-1"), "wanted a number >= 0"),
         (("p.jsonl", "--model", "m", "--rows", "0"), "wanted a whole number >= 1"),
+        (("p.jsonl", "--model", "m", "--ratio", "1,4,2"), "wanted pairs of a text and a speech"),
+        (("p.jsonl", "--model", "m", "--channel", "-1"), "wanted mean or a number from 0"),
+        (("p.jsonl", "--answered", "--ratio", "1,4"), "--ratio: (1, 4) given for answers of the"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(evaluate, folder, capfd, words, message):

@@ -138,7 +138,7 @@ def test_a_run_says_how_its_model_was_trained(tmp_path):
         assert talk == Talk(ratio=(1, 4), channel="mean", prompt_style="release")
         assert talk.options == DialogueOptions(ratio=(1, 4), prompt_style="release")
     with pytest.raises(UserError, match=r"--ratio: \(1, 4\) given for a model of no known family"):
-        talk.check_plain()
+        talk.check_unsaid("a model of no known family")
 
 
 def test_the_channel_of_a_flag_is_heard(asked, folder):

@@ -220,6 +220,9 @@ def test_init_writes_a_config_for_a_family(tmp_path, monkeypatch, capsys):
     assert "vita_audio has the codec glm4_voice" in capsys.readouterr().err
     assert main([*words, "--output", "-", "--set", "task.codec.kind=toy"]) == 0
     assert "note:" not in capsys.readouterr().err
+    covo = ["init", "covo_audio", "--model", str(DATA / "families" / "covo_audio"), *words[4:]]
+    assert main([*covo, "--output", "-"]) == 0
+    assert "codec covo_audio, which this package lacks" in capsys.readouterr().err
 
     assert main(["init", "glm4_voice", *words[2:], "--output", "other.yaml"]) == 2
     assert "is of the family vita_audio, wanted glm4_voice" in capsys.readouterr().err

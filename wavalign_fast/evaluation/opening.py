@@ -63,7 +63,7 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
     family = _family(files, talk)
     speaker: Speaker
     if family is None:
-        talk.check_plain()
+        talk.check_unsaid("a model of no known family")
         options = Options(
             data="",
             chat_template=opening.chat_template,

@@ -49,13 +49,17 @@ class Talk:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
 
-    def check_plain(self) -> None:
-        """Raises ``UserError`` for what only a model of a family can honour."""
+    def check_unsaid(self, asked: str) -> None:
+        """Raises ``UserError`` for what only a model of a family can honour.
+
+        Args:
+            asked: what is asked instead, for the message.
+        """
         for name in ("ratio", "prompt_style", "channel"):
             if (value := getattr(self, name)) is not None:
                 raise UserError(
-                    f"--{name.replace('_', '-')}: {value} given for a model of no known family, "
-                    "wanted --family, or none of this option"
+                    f"--{name.replace('_', '-')}: {value} given for {asked}, wanted a model of a "
+                    "known family, or none of this option"
                 )
 
 
