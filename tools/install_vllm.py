@@ -17,7 +17,9 @@ TESTS = ["pytest>=9,<10", "hypothesis>=6.130,<7", "httpx>=0.27,<1"]
 
 
 def pip_install(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", *arguments]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
+    # Until the last call has run, requirements are missing.
+    command += ["--no-warn-conflicts", *arguments]
     subprocess.run(command, check=True)
 
 

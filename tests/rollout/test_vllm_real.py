@@ -91,11 +91,11 @@ def free_url() -> str:
 
 
 def clips() -> PromptEmbeddings:
-    """Two clips of eight vectors, whose prompts differ by them alone."""
+    """Two clips of six vectors, whose prompts differ by them alone."""
     vectors = PromptEmbeddings(VOCAB)
     for name in range(2):
-        clip = torch.randn(8, 128, generator=torch.Generator().manual_seed(name))
-        vectors.ids(name, 8, lambda clip=clip: clip)
+        clip = torch.randn(6, 128, generator=torch.Generator().manual_seed(name))
+        vectors.ids(name, 6, lambda clip=clip: clip)
     return vectors
 
 
@@ -202,7 +202,7 @@ def test_prompts_may_hold_vectors_in_this_process(served, capsys) -> None:
         pytest.skip("a server takes ids alone")
     vectors = engine.vectors
     engine.set_weights(3)
-    first, second = (tuple(vectors.ids(name, 8, lambda: None)) for name in range(2))
+    first, second = (tuple(vectors.ids(name, 6, lambda: None)) for name in range(2))
     request = request_of(3, [(2, *first, 40, 3), (2, *second, 40, 3), (2, 40, 3), (*first, 3)] * 2)
     found = engine.sample(request)
     before = gaps(model, request, found, vectors)
