@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LADDER := $(VENV)/.ladder
 VLLM := .venv-vllm
+VERL := .venv-verl
 # What stands in for a GPU: the ladder, the emulators it runs on, and the rehearsals of what runs on one.
 LADDER_TESTS := tests/gpu tests/tools/ptx_emulator tests/tools/cuda_on_cpu tests/tools/test_rehearsal.py \
 	tests/benchmarks/test_pretended_gpu.py
@@ -27,7 +28,7 @@ KERNEL_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 TEST_SOURCES := $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-ladder test-floors test-newest test-vllm test-integrations test-trl-suite test-extras lint format docs bench wheels clean
+.PHONY: help install demo test test-ladder test-floors test-newest test-vllm test-verl test-integrations test-trl-suite test-extras lint format docs bench wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +106,18 @@ test-integrations: install ## every option of other libraries' trainers, which t
 
 test-trl-suite: install ## TRL's own tests of GRPO, with our class: TRL=a checkout of its repository
 	$(BIN)/python -m tools.trl_suite $(TRL)
+
+# verl wants an older transformers than ours, so these too have an environment of their own.
+$(VERL)/.installed:
+	rm -rf $(VERL)
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --quiet --no-compile "$(TORCH)" "verl==0.9.1" \
+	  "pytest>=9,<10" "hypothesis>=6.130,<7"
+	@touch $@
+
+test-verl: $(VERL)/.installed ## the adapter of verl in verl's own engine, in an environment of its own (2 GB)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VERL)/bin/python -m pytest tests/integrations/test_verl.py \
+	  $(PYTEST_FLAGS)
 
 lint: install ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .

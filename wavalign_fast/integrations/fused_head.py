@@ -76,9 +76,9 @@ def read_head(model: Any, hidden: Tensor, *, fp32: bool = False) -> tuple[Tensor
     if fp32 and type(layer) is not nn.Linear:
         raise UserError(f"a head in float32: got {type(layer).__name__}, want torch.nn.Linear")
     head = OutputHead(layer.weight.float(), layer.bias) if fp32 else output_head(layer)
-    weight = _whole(head.weight)
+    weight = whole(head.weight)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)  # float32 adapters on a bfloat16 body
-    bias = None if head.bias is None else _whole(head.bias).to(dtype)
+    bias = None if head.bias is None else whole(head.bias).to(dtype)
     return hidden.to(weight.device, dtype), FusedHead(
         weight=weight.to(dtype), bias=bias, scale=scale
     )
@@ -124,9 +124,18 @@ def logit_scale(config: Any) -> float:
     return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
 
 
-def _whole(tensor: Any) -> Tensor:
-    """A DTensor gathered, any other tensor as it is."""
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def whole(tensor: Any) -> Tensor:
+    """A DTensor gathered, any other tensor as it is.
+
+    Its gradient is the mean over the ranks, as FSDP2 has it for the other parameters: without
+    ``grad_placements`` each rank would keep that of its own positions alone.
+    """
+    gathered: Tensor = tensor
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import Partial
+
+        mean = [Partial("avg")] * tensor.device_mesh.ndim
+        gathered = tensor.full_tensor(grad_placements=mean)
     return gathered
 
 
