@@ -57,7 +57,9 @@ def init(family: str, *more: str, model: Path | None = None) -> None:
     "family",
     ["vita_audio", "vita_audio_plus", "glm4_voice", "step_audio_2", "covo_audio", "kimi_audio"],
 )
-def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_path, monkeypatch):
+def test_a_run_from_files_to_an_export_in_the_familys_format(
+    family, judge, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     source = FAMILIES / family
     if family == "kimi_audio":  # its golden case has no Whisper beside it
@@ -100,6 +102,10 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(family, judge, tmp_
         assert main(["evaluate", *words]) == 0
         response = json.loads((tmp_path / "asked" / "responses.jsonl").read_text())
         assert 12 < len(response["ids"]) <= 20
+        assert main(["train", "run.yaml", "parallel.head=sharded", "--name", "other"]) == 2
+        assert "gathered for two streams" in capsys.readouterr().err
+        assert main(["plan", "run.yaml"]) == 2
+        assert "kimi_audio, which has two streams" in capsys.readouterr().err
 
 
 @pytest.mark.slow

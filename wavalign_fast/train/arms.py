@@ -48,6 +48,7 @@ from wavalign_fast.train.run_directory import (
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.trackers import check_tracker
 from wavalign_fast.train.trainer import Trainer
+from wavalign_fast.train.two_streams import check_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,6 +109,9 @@ def run_all(
             torch.set_num_threads(config.train.threads)
         with ranks.failing_together():
             task = spec.make_task()
+            for later in todo[number:]:  # an arm of the same model, before the first one trains
+                if _base_of(later.config) == _base_of(config):
+                    check_options(later.config, task)
             pairs = offline_pairs(config.dpo, task) if config.method == "dpo" else []
             data = fingerprint(task.train_examples, pairs)
             if resume and ranks.is_main:

@@ -44,7 +44,7 @@ from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.telemetry import Telemetry
-from wavalign_fast.train.two_streams import check_heads, check_options, streams_of
+from wavalign_fast.train.two_streams import check_heads, streams_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,6 @@ class Trainer:
             patience=config.train.early_stop,
         )
         with self.ranks.failing_together():
-            check_options(config, task)
             base = load_base_model(config.model, task, in_shards=self.ranks.world > 1)
             check_heads(base, task)
             # Before the reference is copied, so that both round alike.

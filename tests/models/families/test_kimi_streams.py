@@ -164,7 +164,7 @@ def test_gradients_are_those_of_the_plain_definition(
     rows = rows_of(case, streams, heard, answers, objective)
     normalisers = objective.normalisers(count_tables(rows).batch(REWARDS))
     packed = attention == "varlen"
-    loss = 0.0
+    loss = terms = 0.0
     model.zero_grad()
     set_attention(model, attention)
     try:
@@ -181,11 +181,14 @@ def test_gradients_are_those_of_the_plain_definition(
             )
             out.loss.backward()
             loss += float(out.loss.detach())
+            terms += LAMBDA * float(out.policy_loss) + (1 - LAMBDA) * float(out.anchor_loss)
+            close(out.metrics["sft_loss"], out.anchor_loss)
     finally:
         set_attention(model, "sdpa")
     # Qwen2's norms round to float32 inside, in blocks as alone, but not by the same sums. The
     # gradient of the blank's embedding is a sum over most positions.
     close(torch.tensor(loss, dtype=torch.float64), wanted, atol=1e-6)
+    assert terms == pytest.approx(loss, abs=1e-9)
     for name, gradient in gradients(model).items():
         close(gradient, wanted_gradients[name], atol=2e-5)
 
