@@ -223,10 +223,10 @@ QUICK = replace(
     name="quick",
     title="quick",
     source="none: a small head for continuous integration",
-    hidden=256,
-    vocab=8200,
-    speech=(6000, 8200),
-    boundary=(5990, 5991),
+    hidden=128,
+    vocab=4104,
+    speech=(3000, 4104),
+    boundary=(2990, 2991),
 )
 HYBRID = {
     shape.name: shape

@@ -5,12 +5,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from tests.ranks import run_ranks
 from wavalign_fast.cli import main
 from wavalign_fast.config.layers import resolve_config
 from wavalign_fast.config.yaml import parse_yaml
@@ -20,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_model"
 TEXT = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
 SMALL = ["rollout.prompts=2", "rollout.group_size=2", "rollout.max_new_tokens=6", "anchor.rows=3"]
-TIME_LIMIT_S = 500
 
 
 def blocks(language):
@@ -95,43 +95,27 @@ def test_the_example_trains_evaluates_and_answers(folder, capsys):
     assert not (folder / "answer.wav").exists()
 
 
-KILLING = """
-import os
-import signal
-
-CALLS = []
-
-
-def score(answers):
-    CALLS.append(None)
-    # The first call tries the function out, the next ones are the steps.
-    if os.environ["RANK"] == "1" and len(CALLS) == 6 and not os.path.exists("killed"):
-        open("killed", "w").close()
-        os.kill(os.getppid(), signal.SIGKILL)
-    return [answer["text"].count("e") > 0 for answer in answers]
-"""
+def command_on_a_rank(arguments, port):
+    """Runs the command as torchrun starts it, in a process that has imported everything."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()  # the command makes a group of its own
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    return main(arguments)
 
 
-@pytest.mark.slow
-def test_two_ranks_are_killed_resume_and_export_a_model(folder):
+def test_two_ranks_train_and_export_a_model(folder):
+    """What a kill leaves is the subject of test_wavalign_run.py and tests/train/test_killed.py."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (folder / "my_reward.py").write_text(KILLING)
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*ranks, "-m", "wavalign_fast", "train", "run.yaml", *SMALL]
-    command += ["train.steps=6", "train.eval_items=2", "train.checkpoint_every=2"]
-    settings = {
-        "cwd": folder, "capture_output": True, "text": True, "timeout": TIME_LIMIT_S,
-        "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    }  # fmt: skip
-    killed = subprocess.run(command, **settings)
-    assert killed.returncode != 0 and (folder / "killed").exists(), killed.stderr
-    resumed = subprocess.run([*command, "--resume"], **settings)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "continuing runs/my_run from step 4 of 6" in resumed.stdout
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["train", "run.yaml", *SMALL, "train.steps=2", "train.eval_items=2"]
+    assert run_ranks(2, command_on_a_rank, command, port) == [0, 0]
     run = folder / "runs" / "my_run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines] == [1, 2]
 
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = AutoModelForCausalLM.from_pretrained(run / "model")
