@@ -82,4 +82,5 @@ def _rank(
     )
     torch.save(function(*args), Path(folder, f"rank {rank}"))
     # Not after an error: the others would fail before it is known, and theirs would be shown.
-    dist.destroy_process_group()
+    if dist.is_initialized():  # the function may have left it for one of its own
+        dist.destroy_process_group()

@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.ranks import run_ranks
+from wavalign_fast.config.schema import TrainConfig
 from wavalign_fast.data.records import Completion
 from wavalign_fast.errors import UserError
 from wavalign_fast.models import load_checkpoint
@@ -15,6 +17,8 @@ from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.answers import sample_answers
 from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.tokens import load_tokens
+from wavalign_fast.train.evaluation import evaluate, sampled_on_all
+from wavalign_fast.train.ranks import Ranks
 
 END = 258
 SPEECH = (261, 280)  # 16 codes and three rows that fill up the table
@@ -319,6 +323,28 @@ def test_an_evaluation_counts_what_was_answered(task, model):
     assert sample_answers(model, asked, made.tokens, rows=1, **settings) == answers
     again = sample_answers(model, asked, made.tokens, rows=4, **{**settings, "seed": 4})
     assert again != answers
+
+
+def evaluated_on_a_rank(made, model, config):
+    """The evaluation, and how many of its answers this rank has sampled."""
+    shares = []
+    sample = made.sample_evaluation
+    made.sample_evaluation = lambda *a, **k: shares.append(sample(*a, **k)) or shares[-1]
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    answers = sampled_on_all(config, made, model, ranks)
+    found = ranks.on_main(lambda: evaluate(config, made, model, answers))
+    return found.metrics, [(one.prompt, one.text) for one in found.samples], len(shares[0])
+
+
+@pytest.mark.parametrize(("world", "items", "shares"), [(2, 5, [3, 2]), (3, 2, [1, 1, 0])])
+def test_ranks_share_the_answers_of_an_evaluation(task, model, world, items, shares):
+    made = task(reward=None, needs_rewards=False)
+    alone = made.evaluate(model, items=items, seed=3)
+    texts = [(one.prompt, one.text) for one in alone.samples]
+    config = TrainConfig(eval_items=items, eval_seed=3)
+    found = run_ranks(world, evaluated_on_a_rank, made, model, config)
+    assert found == [(alone.metrics, texts, share) for share in shares]
+    assert len(set(texts)) == items
 
 
 def test_a_greedy_evaluation_takes_each_record_once(task, model):

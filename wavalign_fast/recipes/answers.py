@@ -46,13 +46,18 @@ def sample_answers(
     max_new_tokens: int,
     rows: int,
     seed: int,
+    items: Sequence[int] | None = None,
     prompt_embeddings: PromptEmbeddings | None = None,
     streams: TwoStreams | None = None,
 ) -> list[Completion]:
-    """Samples one answer per example, ``rows`` at a time, reproducibly for a seed."""
+    """Samples one answer per example, ``rows`` at a time, reproducibly for a seed.
+
+    Args:
+        items: a number for each example, which chooses its draws; by default 0, 1, ….
+    """
     answers: list[Completion] = []
-    items = torch.arange(len(examples))
-    draws = uniforms(seed, 0, items, torch.zeros_like(items), torch.arange(max_new_tokens))
+    numbers = torch.arange(len(examples)) if items is None else torch.tensor(items).long()
+    draws = uniforms(seed, 0, numbers, torch.zeros_like(numbers), torch.arange(max_new_tokens))
     for start in range(0, len(examples), rows):
         asked = examples[start : start + rows]
         sampled = sample_completions(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wavalign_fast.data.records import Demonstration, Example, Preference
+from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example, Preference
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import load_checkpoint
 from wavalign_fast.recipes.examples import check_answered, demonstrations_of, preferences_of
@@ -51,6 +51,11 @@ class OwnData(Protocol):
         """Likewise, ``None`` without evaluations."""
         ...
 
+    @property
+    def eval_temperature(self) -> float:
+        """Of the answers in evaluations; 0 is greedy."""
+        ...
+
 
 class OwnModelTask(ABC):
     """A task whose model is a directory of the user's, and whose examples are in files.
@@ -73,6 +78,7 @@ class OwnModelTask(ABC):
         self.directory = Path(run.model_path).expanduser()
         self.rows = run.prompts * run.group_size
         self.max_new_tokens = run.max_new_tokens
+        self.eval_temperature = options.eval_temperature
         self.needs_anchor = run.needs_anchor
         self._data, self._eval_data = options.data, options.eval_data
         self._known: dict[tuple[Path, ...], tuple[Example, ...]] = {}
@@ -114,6 +120,45 @@ class OwnModelTask(ABC):
     ) -> list[Demonstration]:
         """Returns the answers of those examples that have one."""
         return demonstrations_of(examples)
+
+    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
+        """Evaluates ``items`` answers to held-out examples; see the two methods it calls."""
+        return self.judge_evaluation(
+            self.sample_evaluation(model, items=items, seed=seed, rank=0, world=1)
+        )
+
+    def sample_evaluation(
+        self, model: "PreTrainedModel", *, items: int, seed: int, rank: int, world: int
+    ) -> list[Completion]:
+        """Samples the answers ``rank``, ``rank + world``, … of an evaluation of ``items`` ones.
+
+        The held-out examples are repeated as often as needed, unless decoding is greedy. An answer
+        has the same draws on any rank of any world.
+        """
+        if items < 1:
+            raise ValueError(f"items is {items}, wanted at least 1")
+        examples = self.held_out
+        if self.eval_temperature == 0:
+            items = min(items, len(examples))
+        own = range(rank, items, world)
+        asked = [examples[item % len(examples)] for item in own]
+        return self._sampled(model, asked, rows=self.rows, seed=seed, items=own)
+
+    @abstractmethod
+    def judge_evaluation(self, answers: Sequence[Completion]) -> Evaluation:
+        """Returns the metrics of all answers of an evaluation, and samples of them."""
+
+    @abstractmethod
+    def _sampled(
+        self,
+        model: "PreTrainedModel",
+        examples: Sequence[Example],
+        *,
+        rows: int,
+        seed: int,
+        items: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Samples an answer to each example, at the temperature of evaluations."""
 
     def load_model(self) -> "PreTrainedModel":
         """Loads the model of ``model.path``, in fp32 and in eval mode."""

@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.data.records import Evaluation, Preference
+from wavalign_fast.data.records import Completion, Evaluation, Preference
 from wavalign_fast.errors import UserError, did_you_mean, shown, user_input
 from wavalign_fast.ops import backend_status
 from wavalign_fast.train import same_on_all
 from wavalign_fast.train.checkpoint import CheckpointStore
 from wavalign_fast.train.disk_space import check_space
-from wavalign_fast.train.evaluation import evaluate
+from wavalign_fast.train.evaluation import evaluate, sampled_on_all
 from wavalign_fast.train.evaluation_schedule import check_metric
 from wavalign_fast.train.export import export_run, is_sharded
 from wavalign_fast.train.model_setup import check_kernels, load_base_model
@@ -79,8 +79,9 @@ def run_all(
 ) -> None:
     """Trains and evaluates each run in turn; with ``resume``, skips the finished ones.
 
-    All ranks train. The main rank alone evaluates and writes files, and its ``console`` alone
-    prints. The caller holds the lock of every directory and has checked that it can take its run.
+    All ranks train, and share the sampling of evaluations. The main rank alone judges answers,
+    evaluates the base model and writes files, and its ``console`` alone prints. The caller holds
+    the lock of every directory and has checked that it can take its run.
     """
     with ranks.failing_together():
         for spec in specs:
@@ -234,17 +235,20 @@ def _train(
                 remove_arm(folder, directory.name)
         raise
 
-    def evaluated(model: "PreTrainedModel") -> dict[str, float]:
+    def evaluated(
+        model: "PreTrainedModel", answers: Sequence[Completion] | None
+    ) -> dict[str, float]:
         if is_sharded(trainer.store.newest):
             began_with = partial(load_base_model, spec.config.model, arm.task)
             model_in = export_run(directory, base=began_with)
             arm.console.print(f"model:  {model_in}", highlight=False, soft_wrap=True)
-        final = evaluate(spec.config.train, arm.task, model)
+        final = evaluate(spec.config.train, arm.task, model, answers)
         write_evaluation(directory, spec.config, seconds=trainer.seconds, base=base, final=final)
         return final.metrics if final else {}
 
     with trainer.whole_model() as model, ranks.waiting_for("the evaluation on rank 0"):
-        return ranks.on_main(partial(evaluated, model))
+        answers = sampled_on_all(spec.config.train, arm.task, model, ranks)
+        return ranks.on_main(partial(evaluated, model, answers))
 
 
 def _start(arm: _Arm, *, resume: bool, overwrite: bool) -> Trainer:

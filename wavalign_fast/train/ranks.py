@@ -134,6 +134,15 @@ class Ranks:
                 value = call()
         return self.gather(value)[0]
 
+    def on_each(self, call: Callable[[], T]) -> list[T]:
+        """Returns ``call()`` of each rank, by rank; an error on one is raised on all.
+
+        SIGTERM or SIGHUP to a rank that is done and waits is raised on rank 0, too.
+        """
+        with self._forwarding_signals(), self.failing_together():
+            value = call()
+        return self.gather(value)
+
     def _forwarding_signals(self) -> AbstractContextManager[None]:
         if self.world == 1 or threading.current_thread() is not threading.main_thread():
             return nullcontext()

@@ -23,6 +23,11 @@ class Task(Protocol):
     It may have ``start_rewards(completions)``, which starts what ``rewards`` does and returns a
     ``RewardHandle`` at once. The trainer then scores the rollouts under the reference and the
     policy meanwhile, if the loss wants that.
+
+    It may have ``sample_evaluation(model, *, items, seed, rank, world)``, which returns the
+    completions ``rank``, ``rank + world``, … of an evaluation, and ``judge_evaluation(answers)``,
+    which makes an ``Evaluation`` of all of them in order. Several ranks then share the sampling; of
+    a task without the two, rank 0 evaluates alone.
     """
 
     layout: ModalityLayout

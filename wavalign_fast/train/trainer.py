@@ -20,7 +20,7 @@ from wavalign_fast.data.records import Preference
 from wavalign_fast.errors import UserError, is_shared, one_line, shared
 from wavalign_fast.models import frozen_copy
 from wavalign_fast.train.checkpoint import CheckpointStore
-from wavalign_fast.train.evaluation import evaluate
+from wavalign_fast.train.evaluation import evaluate, sampled_on_all
 from wavalign_fast.train.evaluation_schedule import EvaluationSchedule
 from wavalign_fast.train.model_setup import (
     compute_dtype,
@@ -258,9 +258,10 @@ class Trainer:
             return {}
         start = time.perf_counter()
         with self.whole_model() as model:
+            answers = sampled_on_all(self.config.train, self.task, model, self.ranks)
 
             def metrics_of() -> dict[str, float]:
-                found = evaluate(self.config.train, self.task, model)
+                found = evaluate(self.config.train, self.task, model, answers)
                 return found.metrics if found else {}
 
             found = self.ranks.on_main(metrics_of)

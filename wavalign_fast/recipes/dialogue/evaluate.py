@@ -2,15 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from wavalign_fast.data.records import Completion, Evaluation, Example, SpokenSample
-from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
+from wavalign_fast.data.records import Completion, Evaluation, SpokenSample
+from wavalign_fast.recipes.answers import answer_metrics, reward_metrics
 from wavalign_fast.recipes.dialogue.rewards import Rewards
 from wavalign_fast.recipes.dialogue.tokens import Tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 NUM_SAMPLES = 8
 """Number of answers that are kept as text."""
@@ -26,36 +22,15 @@ def shown_sample(done: Completion, tokens: Tokens, reward: float | None) -> Spok
     )
 
 
-def evaluate(
-    model: "PreTrainedModel",
-    examples: Sequence[Example],
-    *,
-    tokens: Tokens,
-    rewards: Rewards,
-    items: int,
-    seed: int,
-    temperature: float,
-    max_new_tokens: int,
-    rows: int,
+def judged(
+    answers: Sequence[Completion], *, tokens: Tokens, rewards: Rewards, rows: int
 ) -> Evaluation:
-    """Evaluates ``items`` answers; repeats the examples as often as needed, unless greedy.
+    """Returns the evaluation of sampled answers.
 
     Args:
-        rows: answers that are sampled at once.
+        rows: answers whose rewards are asked for at once.
     """
-    if items < 1:
-        raise ValueError(f"items is {items}, wanted at least 1")
-    if temperature == 0:
-        items = min(items, len(examples))
-    answers = sample_answers(
-        model,
-        [examples[item % len(examples)] for item in range(items)],
-        tokens,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        rows=rows,
-        seed=seed,
-    )
+    items = len(answers)
     given: list[float | None] = [None] * items
     metrics: dict[str, float] = {}
     if rewards.function is not None:

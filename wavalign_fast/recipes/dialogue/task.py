@@ -12,7 +12,7 @@ from wavalign_fast.data.records import (
 )
 from wavalign_fast.errors import UserError
 from wavalign_fast.recipes.answers import answer_metrics, sample_answers
-from wavalign_fast.recipes.dialogue.evaluate import evaluate, shown_sample
+from wavalign_fast.recipes.dialogue.evaluate import judged, shown_sample
 from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.read import ExampleReader, read_examples
 from wavalign_fast.recipes.dialogue.rewards import Rewards
@@ -60,35 +60,37 @@ class Dialogue(OwnModelTask):
         """Returns the function's rewards, mapped from ``task.reward_range`` to 1 to 5."""
         return [self._rewards.scaled(reward) for reward in self._rewards(completions)]
 
-    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
-        """Evaluates the held-out records; see ``dialogue.evaluate.evaluate``."""
-        return evaluate(
-            model,
-            self.held_out,
-            tokens=self.tokens,
-            rewards=self._rewards,
-            items=items,
-            seed=seed,
-            temperature=self.options.eval_temperature,
-            max_new_tokens=self.max_new_tokens,
-            rows=self.rows,
-        )
+    def judge_evaluation(self, answers: Sequence[Completion]) -> Evaluation:
+        """Rewards the answers by the function."""
+        return judged(answers, tokens=self.tokens, rewards=self._rewards, rows=self.rows)
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
         """Samples one answer to a prompt, at the temperature of evaluations."""
         example = self._reader.example({self._reader.names["prompt"]: prompt}, "say")
-        (done,) = sample_answers(
-            model,
-            [example],
-            self.tokens,
-            temperature=self.options.eval_temperature,
-            max_new_tokens=self.max_new_tokens,
-            rows=1,
-            seed=seed,
-        )
+        (done,) = self._sampled(model, [example], rows=1, seed=seed)
         return Evaluation(
             metrics=answer_metrics([done], self.tokens),
             samples=[shown_sample(done, self.tokens, None)],
+        )
+
+    def _sampled(
+        self,
+        model: "PreTrainedModel",
+        examples: Sequence[Example],
+        *,
+        rows: int,
+        seed: int,
+        items: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        return sample_answers(
+            model,
+            examples,
+            self.tokens,
+            temperature=self.eval_temperature,
+            max_new_tokens=self.max_new_tokens,
+            rows=rows,
+            seed=seed,
+            items=items,
         )
 
 

@@ -103,30 +103,25 @@ class WavAlign(OwnModelTask):
         assert self._rewards is not None  # checked at the start
         return self._rewards.start([answer.described for answer in answers])
 
-    def evaluate(self, model: "PreTrainedModel", *, items: int, seed: int) -> Evaluation:
-        """Evaluates ``items`` held-out dialogues; repeats them as often as needed, if not greedy.
+    def judge_evaluation(self, answers: Sequence[Completion]) -> Evaluation:
+        """Hears and rewards the answers; those without speech or words are counted too.
 
-        Answers without speech or without words are counted: ``speaks``, ``writes``.
+        Their shares are ``speaks`` and ``writes``.
         """
-        examples = self.held_out
-        if self.options.eval_temperature == 0:
-            items = min(items, len(examples))
-        asked = [examples[item % len(examples)] for item in range(items)]
-        done = self._sampled(model, asked, rows=self.rows, seed=seed)
-        answers = self._listener(done)
-        metrics = self._lengths(answers) | {
-            "speaks": sum(bool(one.parts.codes) for one in answers) / items,
-            "writes": sum(bool(one.text) for one in answers) / items,
+        heard, items = self._listener(answers), len(answers)
+        metrics = self._lengths(heard) | {
+            "speaks": sum(bool(one.parts.codes) for one in heard) / items,
+            "writes": sum(bool(one.text) for one in heard) / items,
         }
         given: list[float | None] = [None] * items
         if self._rewards is not None:
-            given = self._started(answers).result()
+            given = self._started(heard).result()
             metrics = reward_metrics(given) | metrics
         return Evaluation(
             metrics=metrics | {"items": float(items)},
             samples=[
                 _shown(answer, reward)
-                for answer, reward in zip(answers[:NUM_SAMPLES], given[:NUM_SAMPLES], strict=True)
+                for answer, reward in zip(heard[:NUM_SAMPLES], given[:NUM_SAMPLES], strict=True)
             ],
         )
 
@@ -158,16 +153,23 @@ class WavAlign(OwnModelTask):
         return metrics
 
     def _sampled(
-        self, model: "PreTrainedModel", examples: Sequence[Example], *, rows: int, seed: int
+        self,
+        model: "PreTrainedModel",
+        examples: Sequence[Example],
+        *,
+        rows: int,
+        seed: int,
+        items: Sequence[int] | None = None,
     ) -> list[Completion]:
         return sample_answers(
             model,
             examples,
             self.tokens,
-            temperature=self.options.eval_temperature,
+            temperature=self.eval_temperature,
             max_new_tokens=self.max_new_tokens,
             rows=rows,
             seed=seed,
+            items=items,
             prompt_embeddings=self.prompt_embeddings,
             streams=self.streams,
         )
