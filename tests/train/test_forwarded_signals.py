@@ -15,7 +15,7 @@ from wavalign_fast.train.ranks import Ranks
 LONG_S = 30.0
 
 
-def work(signalled: int, number: int) -> list:
+def work(signalled: int, shared: bool, number: int) -> list:
     """What ends this rank while rank 0 works, and whether it ended early."""
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
 
@@ -28,6 +28,8 @@ def work(signalled: int, number: int) -> list:
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
     try:
+        if shared:  # rank 1 is done at once
+            ranks.on_each(lambda: time.sleep(LONG_S * ranks.is_main))
         ranks.on_main(lambda: time.sleep(LONG_S))
         ended = ""
     except (Interrupted, RuntimeError) as error:  # without rank 0 a collective fails
@@ -37,9 +39,9 @@ def work(signalled: int, number: int) -> list:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_a_signal_to_any_rank_ends_what_rank_0_does(number, signalled):
-    main, other = run_ranks(2, work, signalled, number)
+@pytest.mark.parametrize(("signalled", "shared"), [(0, False), (1, False), (1, True)])
+def test_a_signal_to_any_rank_ends_what_rank_0_does(number, signalled, shared):
+    main, other = run_ranks(2, work, signalled, shared, number)
     assert main == ["Interrupted", True]
     assert other[0] and other[1]
 

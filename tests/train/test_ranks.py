@@ -70,6 +70,7 @@ def test_what_one_rank_raises_all_raise(failing, own):
 
 def main_only():
     ranks, calls = here(), []
+    assert ranks.on_each(lambda: ranks.rank) == list(range(ranks.world))
     value = ranks.on_main(lambda: calls.append(1) or {"loaded": torch.ones(2)})
     try:
         ranks.on_main(lambda: [].pop())
