@@ -14,6 +14,8 @@
 TORCH_LIBRARY(wavalign_fast, m) {
   // The log-probability of the target, the entropy and the log-sum-exp, each [T] in fp32, of the
   // logits z = hidden weight^T / temperature + bias; 0 in rows whose target is ignore_index.
+  // With a softcap c, z = c tanh(x / c) / temperature + bias for x = hidden weight^T, or if
+  // `bias_inside` z = c tanh((x + bias) / c) / temperature; the store must then be empty.
   // `norm` [2, T] is lse in two parts, max z and log sum exp(z - max z). If the max is large, their
   // fp32 sum rounds the second part away, and the gradient with it.
   // `store` keeps at most `store_bytes` of probabilities for the backward pass.
@@ -24,7 +26,8 @@ TORCH_LIBRARY(wavalign_fast, m) {
   m.def(
       "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
       "float temperature, int ignore_index, SymInt store_bytes, float skip_tolerance, "
-      "bool want_prob_buffer) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor norm, "
+      "bool want_prob_buffer, float? softcap=None, bool bias_inside=False) -> (Tensor logp, Tensor "
+      "entropy, Tensor lse, Tensor norm, "
       "Tensor store, Tensor skipped, Tensor prob_buffer)");
   // The gradients of hidden, weight and bias; those that are not needed are empty. That of hidden
   // is in fp32 if `wide_hidden`, else in the type of hidden.
@@ -33,7 +36,8 @@ TORCH_LIBRARY(wavalign_fast, m) {
       "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
       "int ignore_index, Tensor logp, Tensor entropy, Tensor norm, Tensor store, Tensor skipped, "
       "Tensor prob_buffer, bool need_hidden, bool need_weight, bool need_bias, "
-      "bool wide_hidden=False) -> (Tensor, Tensor, Tensor)");
+      "bool wide_hidden=False, float? softcap=None, bool bias_inside=False) -> "
+      "(Tensor, Tensor, Tensor)");
   // The gradients of hidden and bias; writes the gradient of weight over the probability buffer.
   m.def(
       "linear_logprob_backward_(Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, "
@@ -76,10 +80,10 @@ namespace cpu = wavalign::cpu;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_logprob(
     const Tensor& hidden, const Tensor& weight, const Tensor& targets, const OptionalTensor& bias,
     double temperature, int64_t ignore_index, int64_t store_bytes, double skip_tolerance,
-    bool want_prob_buffer) {
-  const cpu::ForwardResults results =
-      cpu::linear_logprob({hidden, weight, targets, bias, temperature, ignore_index},
-                          {store_bytes, skip_tolerance, want_prob_buffer});
+    bool want_prob_buffer, std::optional<double> softcap, bool bias_inside) {
+  const cpu::ForwardResults results = cpu::linear_logprob(
+      {hidden, weight, targets, bias, temperature, ignore_index, softcap.value_or(0), bias_inside},
+      {store_bytes, skip_tolerance, want_prob_buffer});
   return {results.logp,  results.entropy, results.lse,        results.norm,
           results.store, results.skipped, results.prob_buffer};
 }
@@ -90,12 +94,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_logprob_backward(
     const Tensor& targets, const OptionalTensor& bias, double temperature, int64_t ignore_index,
     const Tensor& logp, const Tensor& entropy, const Tensor& norm, const Tensor& store,
     const Tensor& skipped, const Tensor& prob_buffer, bool need_hidden, bool need_weight,
-    bool need_bias, bool wide_hidden) {
-  const cpu::OperandGrads grads =
-      cpu::linear_logprob_backward({{grad_logp, grad_entropy, grad_lse},
-                                    {hidden, weight, targets, bias, temperature, ignore_index},
-                                    {logp, entropy, norm, store, skipped, prob_buffer}},
-                                   {need_hidden, need_weight, need_bias, wide_hidden});
+    bool need_bias, bool wide_hidden, std::optional<double> softcap, bool bias_inside) {
+  const cpu::OperandGrads grads = cpu::linear_logprob_backward(
+      {{grad_logp, grad_entropy, grad_lse},
+       {hidden, weight, targets, bias, temperature, ignore_index, softcap.value_or(0), bias_inside},
+       {logp, entropy, norm, store, skipped, prob_buffer}},
+      {need_hidden, need_weight, need_bias, wide_hidden});
   return {grads.hidden, grads.weight, grads.bias};
 }
 

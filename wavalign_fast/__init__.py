@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         truncated_importance,
     )
     from wavalign_fast.models import OutputHead, output_head
-    from wavalign_fast.ops import HeadShard, LogProb, LossOptions, empty_cache, linear_logprob
+    from wavalign_fast.ops import (
+        HeadShard,
+        LogitTransform,
+        LogProb,
+        LossOptions,
+        empty_cache,
+        linear_logprob,
+    )
 
 __all__ = [
     "SPEECH",
@@ -37,6 +44,7 @@ __all__ = [
     "HybridObjective",
     "HybridOutput",
     "LogProb",
+    "LogitTransform",
     "LossOptions",
     "MetricTotals",
     "MixingGate",
@@ -56,6 +64,7 @@ __all__ = [
 _ELSEWHERE = {
     "HeadShard": "ops",
     "LogProb": "ops",
+    "LogitTransform": "ops",
     "LossOptions": "ops",
     "empty_cache": "ops",
     "linear_logprob": "ops",

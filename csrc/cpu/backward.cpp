@@ -22,9 +22,10 @@ constexpr size_t kBeyondCaches = 32 << 20;
 // Scratch memory of one thread.
 template <typename Stored, typename Operand>
 struct Workspace {
-  explicit Workspace(int64_t lanes)
+  Workspace(int64_t lanes, bool capped)
       : logits(kTileRows * kPanelLanes),
         dlogits(kTileRows * lanes),
+        slope(capped ? kTileRows * lanes : 0),
         factor(kPanelLanes),
         entropy_grad(kPanelLanes),
         shift(kPanelLanes),
@@ -33,6 +34,7 @@ struct Workspace {
 
   std::vector<float> logits;     // a tile by a panel; later a block of dW
   std::vector<Operand> dlogits;  // a tile by all lanes, panel after panel
+  std::vector<float> slope;      // of the soft cap, in the places of dlogits
   std::vector<Operand> probs, widened, packed;
   typename TileLogits<Stored, Operand>::Buffers recomputed;
   std::vector<float> factor, entropy_grad, shift, max;
@@ -66,6 +68,8 @@ class Backward {
         tiles_{pass.operands.weight.size(0)},
         hidden_size_(pass.operands.weight.size(1)),
         temperature_(static_cast<float>(pass.operands.temperature)),
+        capped_(pass.operands.softcap > 0),
+        bias_inside_(pass.operands.bias_inside),
         weight_(pass.operands.weight.const_data_ptr<Stored>()),
         skip_(pass.skip),
         lanes_(pass.skip, tiles_, panels_, active_.source),
@@ -79,7 +83,7 @@ class Backward {
         stream_(pass.operands.weight.nbytes() > kBeyondCaches) {
     const Operands& operands = pass.operands;
     if (kept_ < tiles_.count()) {
-      logits_.emplace(operands.hidden, operands.weight, pass.bias, operands.temperature, panels_);
+      logits_.emplace(operands, pass.bias, panels_);
     }
     if (grad_weight_ != nullptr) tokens_ = pack_tokens<Stored, Operand>(operands.hidden, panels_);
     if (grad_hidden_.defined()) {
@@ -96,7 +100,7 @@ class Backward {
     TwoStageSchedule schedule(tiles_.count(), group_size_, blocks);
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       const GemmScope scope;
-      Workspace<Stored, Operand> work(panels_.lanes());
+      Workspace<Stored, Operand> work(panels_.lanes(), capped_);
       schedule.work([&](const TwoStageSchedule::Step& step) {
         if (step.second_stage) {
           add_to_hidden_sums(step.group, step.index * hidden_block_, work);
@@ -129,8 +133,10 @@ class Backward {
       return;
     }
     compute_dlogits(tile, work);
+    if (grad_bias_ != nullptr && !bias_inside_) write_grad_bias(tile, temperature_, work);
+    if (capped_) multiply_by_slope(tile, work);
     if (grad_hidden_.defined()) transpose_dlogits(tile, work);
-    if (grad_bias_ != nullptr) write_grad_bias(tile, work);
+    if (grad_bias_ != nullptr && bias_inside_) write_grad_bias(tile, 1.f, work);
     if (grad_weight_ != nullptr) write_grad_weight(tile, work);
   }
 
@@ -158,7 +164,8 @@ class Backward {
   const Operand* recomputed_probs(int64_t tile, int64_t panel,
                                   Workspace<Stored, Operand>& work) const {
     const int64_t width = panels_.width(panel);
-    logits_->compute(tile, panel, work.logits.data(), work.recomputed);
+    float* slope = capped_ ? work.slope.data() + panels_.begin(panel) * kTileRows : nullptr;
+    logits_->compute(tile, panel, work.logits.data(), work.recomputed, slope);
     work.probs.resize(kTileRows * width);
     const TileStats stats{work.max.data(), work.unused.data(), work.unused.data() + kPanelLanes};
     kernels().softmax_stats(work.logits.data(), tiles_.rows(tile), width, stats, work.probs.data());
@@ -182,7 +189,8 @@ class Backward {
     }
   }
 
-  // dL/d(weight hidden), the derivative before the division by the temperature.
+  // The derivative before the division by the temperature: dL/d(weight hidden), or behind a soft
+  // cap that by the capped logits.
   void compute_dlogits(int64_t tile, Workspace<Stored, Operand>& work) const {
     const int64_t rows = tiles_.rows(tile);
     const float scale = 1.f / temperature_;
@@ -204,6 +212,16 @@ class Backward {
         if (row >= 0 && row < rows)
           out[row * width + n] = Operand(scale * active_.onehot[lane + n]);
       }
+    }
+  }
+
+  void multiply_by_slope(int64_t tile, Workspace<Stored, Operand>& work) const {
+    const int64_t rows = tiles_.rows(tile);
+    for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+      if (lanes_.at(tile, panel).size() == 0) continue;
+      const int64_t at = panels_.begin(panel) * kTileRows;
+      kernels().multiply(work.slope.data() + at, rows * panels_.width(panel),
+                         work.dlogits.data() + at);
     }
   }
 
@@ -230,7 +248,7 @@ class Backward {
     }
   }
 
-  void write_grad_bias(int64_t tile, const Workspace<Stored, Operand>& work) const {
+  void write_grad_bias(int64_t tile, float factor, const Workspace<Stored, Operand>& work) const {
     for (int64_t v = 0; v < tiles_.rows(tile); ++v) {
       float sum = 0.f;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -239,7 +257,7 @@ class Backward {
         const LaneRange range = lanes_.at(tile, panel);
         for (int64_t n = range.first; n < range.last; ++n) sum += static_cast<float>(row[n]);
       }
-      grad_bias_[tiles_.begin(tile) + v] = sum * temperature_;
+      grad_bias_[tiles_.begin(tile) + v] = sum * factor;
     }
   }
 
@@ -322,6 +340,8 @@ class Backward {
   VocabTiles tiles_;
   int64_t hidden_size_;
   float temperature_;
+  bool capped_;
+  bool bias_inside_;
   const Stored* weight_;
   SkipTable skip_;
   ActiveLanes lanes_;

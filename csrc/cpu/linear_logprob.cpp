@@ -80,8 +80,7 @@ void forward(const Operands& operands, const TokenPanels& panels, const TokenRes
   const VocabTiles tiles{operands.weight.size(0)};
   const auto* targets = operands.targets.const_data_ptr<int64_t>();
   const at::Tensor bias = operands.bias_f32();
-  const TileLogits<Stored, Operand> source(operands.hidden, operands.weight, bias,
-                                           operands.temperature, panels);
+  const TileLogits<Stored, Operand> source(operands, bias, panels);
   const StatsTable stats(tiles.count(), panels.lanes());
   std::vector<float> target_logits(panels.tokens());
 
@@ -118,6 +117,9 @@ void forward(const Operands& operands, const TokenPanels& panels, const TokenRes
 }  // namespace
 
 ForwardResults linear_logprob(const Operands& operands, const ForwardOptions& options) {
+  // The gradient needs the logits themselves, which the probabilities that are kept do not give.
+  TORCH_CHECK_VALUE(operands.softcap == 0 || options.store_bytes == 0, "store_bytes: got ",
+                    options.store_bytes, " with a softcap, want 0");
   const bool skipping = options.skip_tolerance > 0;
   const TokenPanels panels = live_tokens(operands, /*by_target=*/skipping);
   const at::Tensor &hidden = operands.hidden, &weight = operands.weight;

@@ -31,6 +31,9 @@ void check_operands(const Operands& operands) {
                     "bias: want shape [", weight.size(0), "], got ", bias->sizes());
   TORCH_CHECK_VALUE(operands.temperature > 0, "temperature must be positive, got ",
                     operands.temperature);
+  TORCH_CHECK_VALUE(operands.softcap > 0 || !operands.bias_inside,
+                    "bias_inside: got true without a softcap to be inside of, want false");
+  TORCH_CHECK_VALUE(operands.softcap >= 0, "softcap must be positive, got ", operands.softcap);
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 
 namespace wavalign::cpu {
 
-// Of log softmax(hidden weight^T / temperature + bias) at the targets.
+// Of log softmax(z) at the targets, with z = cap(hidden weight^T) / temperature + bias, or if
+// bias_inside z = cap(hidden weight^T + bias) / temperature.
 struct Operands {
   at::Tensor hidden;               // [T, H]
   at::Tensor weight;               // [V, H], in the type of hidden
@@ -18,6 +19,8 @@ struct Operands {
   std::optional<at::Tensor> bias;  // [V]
   double temperature;
   int64_t ignore_index;  // rows with this target take no part
+  double softcap = 0;    // c of cap(x) = c tanh(x / c); 0: cap(x) = x
+  bool bias_inside = false;
 
   // Contiguous, or undefined without a bias.
   at::Tensor bias_f32() const;

@@ -33,6 +33,10 @@ struct TileKernels {
   void (*add)(const float* in, int64_t n, float* out);
   // logits = raw * scale + bias[row], in place.
   void (*scale_logits)(float* raw, int64_t rows, int64_t lanes, float scale, const float* bias);
+  // logits = c tanh((raw + bias[row]) / c), in place, and `slope`, its derivative by raw, unless it
+  // is null.
+  void (*cap_logits)(float* raw, int64_t rows, int64_t lanes, float c, const float* bias,
+                     float* slope);
   // probs = exp(logits - max); `probs` may be null.
   void (*softmax_stats)(const float* logits, int64_t rows, int64_t lanes, TileStats stats,
                         T* probs);
@@ -41,6 +45,8 @@ struct TileKernels {
                           T* dlogits);
   void (*entropy_grad_from_probs)(const T* probs, int64_t rows, int64_t lanes, TokenGrads grads,
                                   T* dlogits);
+  // dlogits *= slope; n is a multiple of kLaneAlign.
+  void (*multiply)(const float* slope, int64_t n, T* dlogits);
   // [rows, lanes] -> [lanes, ld_out]
   void (*transpose)(const T* tile, int64_t rows, int64_t lanes, T* out, int64_t ld_out);
   // Packs a row-major B operand [k, n] for gemm(): pairs along k in bf16, no padding in fp32.

@@ -25,6 +25,24 @@ void scale_logits(float* raw, int64_t rows, int64_t lanes, float scale, const fl
   }
 }
 
+void cap_logits(float* raw, int64_t rows, int64_t lanes, float c, const float* bias, float* slope) {
+  const Vec cap(c), one(1.f);
+  for (int64_t v = 0; v < rows; ++v) {
+    const Vec shift(bias == nullptr ? 0.f : bias[v]);
+    for (int64_t n = 0; n < lanes; n += kWidth) {
+      const int64_t i = v * lanes + n;
+      const Vec t = ((load(raw + i) + shift) / cap).tanh();
+      if (slope != nullptr) store(one - t * t, slope + i);
+      store(cap * t, raw + i);
+    }
+  }
+}
+
+template <typename T>
+void multiply(const float* slope, int64_t n, T* dlogits) {
+  for (int64_t i = 0; i < n; i += kWidth) store(load(dlogits + i) * load(slope + i), dlogits + i);
+}
+
 // For `count` adjacent vectors of lanes: they fill whole cache lines of a row, and their sums are
 // independent.
 template <int count, typename T>
@@ -201,9 +219,16 @@ void round_rows(const float* in, int64_t rows, int64_t n, int64_t ld_in, T* out,
 
 template <typename T>
 TileKernels<T> tile_kernels() {
-  return {
-      add,          scale_logits, softmax_stats<T>, grad_from_probs<T>, entropy_grad_from_probs<T>,
-      transpose<T>, pack_rows,    round_rows<T>};
+  return {add,
+          scale_logits,
+          cap_logits,
+          softmax_stats<T>,
+          grad_from_probs<T>,
+          entropy_grad_from_probs<T>,
+          multiply<T>,
+          transpose<T>,
+          pack_rows,
+          round_rows<T>};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/operands.h"
 #include "cpu/token_panels.h"
 
 namespace wavalign::cpu {
@@ -48,20 +49,23 @@ const Operand* weight_block(const Stored* weight, int64_t hidden_size, int64_t f
   }
 }
 
-// logits^T = W hidden^T / temperature + bias, for a tile of the vocabulary and a panel of tokens at
-// a time. The weight is the left operand, which needs no packing.
+// logits^T of the operands: W hidden^T / temperature + bias, or that with a soft cap, for a tile of
+// the vocabulary and a panel of tokens at a time. The weight is the left operand, which needs no
+// packing.
 template <typename Stored, typename Operand>
 class TileLogits {
  public:
-  TileLogits(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& bias,
-             double temperature, const TokenPanels& panels)
+  // `bias` is that of the operands in fp32, or undefined.
+  TileLogits(const Operands& operands, const at::Tensor& bias, const TokenPanels& panels)
       : panels_(panels),
-        tiles_{weight.size(0)},
-        hidden_size_(weight.size(1)),
-        weight_(weight.const_data_ptr<Stored>()),
+        tiles_{operands.weight.size(0)},
+        hidden_size_(operands.weight.size(1)),
+        weight_(operands.weight.const_data_ptr<Stored>()),
         bias_(bias.defined() ? bias.const_data_ptr<float>() : nullptr),
-        scale_(static_cast<float>(1.0 / temperature)),
-        columns_(pack_columns<Stored, Operand>(hidden, panels)) {}
+        scale_(static_cast<float>(1.0 / operands.temperature)),
+        softcap_(static_cast<float>(operands.softcap)),
+        bias_inside_(operands.bias_inside),
+        columns_(pack_columns<Stored, Operand>(operands.hidden, panels)) {}
 
   // Scratch memory of one thread.
   struct Buffers {
@@ -69,8 +73,9 @@ class TileLogits {
     std::vector<float> part;
   };
 
-  // [rows(tile), width(panel)]
-  void compute(int64_t tile, int64_t panel, float* logits, Buffers& buffers) const {
+  // [rows(tile), width(panel)]. With a soft cap, `slope` receives its derivative unless it is null.
+  void compute(int64_t tile, int64_t panel, float* logits, Buffers& buffers,
+               float* slope = nullptr) const {
     const int64_t rows = tiles_.rows(tile), width = panels_.width(panel);
     const Operand* columns =
         columns_.template const_data_ptr<Operand>() + panels_.begin(panel) * hidden_size_;
@@ -87,6 +92,11 @@ class TileLogits {
       if (separate) row_kernels().tile<Operand>().add(sums, rows * width, logits);
     }
     const float* bias = bias_ == nullptr ? nullptr : bias_ + tiles_.begin(tile);
+    if (softcap_ > 0) {
+      const float* inside = bias_inside_ ? bias : nullptr;
+      row_kernels().f32.cap_logits(logits, rows, width, softcap_, inside, slope);
+      if (bias_inside_) bias = nullptr;
+    }
     if (scale_ != 1.f || bias != nullptr) {
       row_kernels().f32.scale_logits(logits, rows, width, scale_, bias);
     }
@@ -99,6 +109,8 @@ class TileLogits {
   const Stored* weight_;
   const float* bias_;
   float scale_;
+  float softcap_;  // 0: none
+  bool bias_inside_;
   at::Tensor columns_;
 };
 

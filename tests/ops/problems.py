@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from wavalign_fast.ops import LossOptions, linear_logprob
+from wavalign_fast.ops import LogitTransform, LossOptions, linear_logprob
 
 REFERENCE = LossOptions(backend="reference")
 CPU = LossOptions(backend="cpu")
@@ -40,6 +40,7 @@ def as_double(p: Problem) -> Problem:
 
 def results(
     p: Problem, options: LossOptions, *, temperature: float = 1.0, terms: str = "logp",
+    transform: LogitTransform | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Values and gradients; ``terms`` names the results in the sum that is differentiated."""
     leaves = {
@@ -50,7 +51,7 @@ def results(
         leaves["bias"] = p.bias.clone().requires_grad_()
     out = linear_logprob(
         leaves["hidden"], leaves["weight"], p.targets, bias=leaves.get("bias"),
-        temperature=temperature, with_entropy=True, options=options,
+        temperature=temperature, with_entropy=True, transform=transform, options=options,
     )  # fmt: skip
     g = torch.Generator().manual_seed(7)
     loss = out.logp.new_zeros(())

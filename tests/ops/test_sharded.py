@@ -93,7 +93,7 @@ def logprob_errors(backend: str, dtype: torch.dtype, vocab: int, banned: str) ->
     def loss_of(out: wf.LogProb, r: int) -> torch.Tensor:
         g = torch.Generator().manual_seed(50 + r)
         factors = torch.randn(3, len(out.logp), generator=g).to(out.logp.dtype)
-        return (factors * torch.stack(out)).sum()
+        return (factors * torch.stack(out[:3])).sum()
 
     leaves = [t.clone().requires_grad_() for t in (weight, bias)]
     states = [h.clone().requires_grad_() for h, _ in everyone]
@@ -113,7 +113,7 @@ def logprob_errors(backend: str, dtype: torch.dtype, vocab: int, banned: str) ->
         )
         loss_of(out, rank).backward()
     wanted = outs[rank]
-    pairs = {name: (getattr(out, name), getattr(wanted, name)) for name in wanted._fields}
+    pairs = {name: (getattr(out, name), getattr(wanted, name)) for name in wanted._fields[:3]}
     pairs["dH"] = hidden.grad, states[rank].grad
     pairs["dW"] = shard.weight.grad, rows_of(shard, leaves[0].grad)
     pairs["db"] = own_bias.grad, rows_of(shard, leaves[1].grad)

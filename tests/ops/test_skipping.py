@@ -34,7 +34,7 @@ def gradients(
     options = LossOptions(backend="cpu", skip_tolerance=tolerance, memory_budget=budget)
     out = linear_logprob(*leaves, p.targets, bias=bias, with_entropy=True, options=options)
     loss = sum((getattr(out, term) * g).sum() for term in terms.split())
-    return (*out, *torch.autograd.grad(loss, (*leaves, bias)))
+    return (*out[:3], *torch.autograd.grad(loss, (*leaves, bias)))
 
 
 def assert_within_bound(p: Problem, g: torch.Tensor, tolerance: float, budget: int | None) -> None:

@@ -72,7 +72,7 @@ def test_meta_tensors_have_shapes_and_gradients(dtype: torch.dtype) -> None:
     hidden, weight, bias = (t.to("meta", dtype).requires_grad_() for t in OPERANDS)
     for targets in (P.targets, P.targets.to("meta")):
         out = linear_logprob(hidden, weight, targets, bias=bias, with_entropy=True)
-        for value in out:
+        for value in out[:3]:
             assert value.device.type == "meta" and value.shape == (6,)
             assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         for leaf, grad in zip(

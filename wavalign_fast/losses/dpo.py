@@ -11,7 +11,7 @@ from wavalign_fast.losses.normalisers import normalised
 from wavalign_fast.losses.segments import MAX_SEGMENTS, segment_sums
 from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.losses.weights import Scope, ScopeWeights, check_scope
-from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
+from wavalign_fast.ops import IGNORE_INDEX, LogitTransform, LossOptions, linear_logprob
 from wavalign_fast.ops.inputs import (
     can_be_read,
     check_device,
@@ -92,6 +92,7 @@ def fused_dpo_loss(
     length_normalised: bool = False,
     normaliser: torch.Tensor | float | None = None,
     bias: torch.Tensor | None = None,
+    transform: LogitTransform | None = None,
     options: LossOptions | None = None,
 ) -> DPOOutput:
     """Mean of ``dpo_loss`` over the pairs, from hidden states and head (arXiv 2305.18290).
@@ -119,6 +120,7 @@ def fused_dpo_loss(
             or 0-d: ``count_pairs`` of the whole step. The losses of the parts then add up to the
             step's.
         bias: [V] floats, the head's bias.
+        transform: what the model does to its logits, as ``output_head`` finds it.
         options: the backend and its limits; see ``LossOptions``.
 
     Raises:
@@ -138,7 +140,7 @@ def fused_dpo_loss(
     _check_operands(hidden, weight, len(targets), layout)
     mask, tokens = _tokens_in_scope(targets, sequence_id, sequences, layout, scope)
     live = torch.where(mask > 0, targets, IGNORE_INDEX)
-    scores = linear_logprob(hidden, weight, live, bias=bias, options=options)
+    scores = linear_logprob(hidden, weight, live, bias=bias, transform=transform, options=options)
     row = torch.where(mask > 0, sequence_id, -1)
     # Tables on the CPU have given the rows to multiply. The rest is computed where the hidden
     # states are.

@@ -21,10 +21,11 @@ from wavalign_fast.losses.segments import weighted_sum
 from wavalign_fast.losses.tables import StepTables
 from wavalign_fast.losses.totals import MetricTotals
 from wavalign_fast.losses.weights import KLScope, Scope, ScopeWeights, TokenWeights
-from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions
+from wavalign_fast.ops import IGNORE_INDEX, LogitTransform, LogProb, LossOptions
 from wavalign_fast.ops.hybrid_step import gpu_live_rows, hybrid_step
 from wavalign_fast.ops.inputs import can_be_read, check_tensor, check_type, finite_number
 from wavalign_fast.ops.linear_logprob import compute_logprobs
+from wavalign_fast.ops.logit_transform import LogitForm
 from wavalign_fast.ops.notices import warn_once
 from wavalign_fast.ops.operands import checked_operands
 from wavalign_fast.ops.options import checked_options
@@ -129,6 +130,7 @@ class HybridObjective(nn.Module):
         bias: torch.Tensor | None = None,
         rl_weight: torch.Tensor | float | None = None,
         normalisers: Normalisers | None = None,
+        transform: LogitTransform | None = None,
     ) -> HybridOutput:
         """Computes the loss of one step; ``loss.backward()`` gives the gradients.
 
@@ -150,6 +152,7 @@ class HybridObjective(nn.Module):
             normalisers: what to divide the terms by, if the batch is a part of a step: the losses
                 of the parts, and their ``totals``, then add up to the step's. A rollout must be in
                 one part as a whole; a group may be split if every part has its rewards.
+            transform: what the model does to its logits, as ``output_head`` finds it.
 
         Raises:
             ValueError: an argument that does not fit; a table on the CPU while a graph is captured;
@@ -168,6 +171,7 @@ class HybridObjective(nn.Module):
             bias,
             ignore_index=IGNORE_INDEX,
             options=self.options,
+            form=LogitForm.of(1.0, transform),
         )
         rl_weight, gate_metrics = self._rl_weight(batch, rl_weight)
         tables = self._tables(batch, token_weights, rl_weight, normalisers)
@@ -186,7 +190,7 @@ class HybridObjective(nn.Module):
                 output = self._output(tables, step.scores)
             output = output._replace(loss=step.attach(output.loss))
         else:
-            output = self._output(tables, LogProb(*compute_logprobs(operands, live=rows)))
+            output = self._output(tables, compute_logprobs(operands, live=rows))
         return output._replace(metrics=output.metrics | gate_metrics)
 
     def combine(

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wavalign_fast.ops.chunked.chunks import Head, Needs
-from wavalign_fast.ops.chunked.interface import RowGrads
+from wavalign_fast.ops.chunked.chunks import Head, Needs, head_of
+from wavalign_fast.ops.chunked.interface import RowGrads, is_top
 from wavalign_fast.ops.custom_ops import fake_gradients, no_context, refuse_second_derivative
 from wavalign_fast.ops.extension import EXTENSION
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
@@ -31,17 +31,20 @@ class CpuResults(NamedTuple):
 
 
 def cpu_logprob(
-    operands: Operands, temperature: float, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(logp, entropy, lse)`` of the rows of ``operands``, each [T]."""
-    _, options, rows, weight, targets, bias, _ = operands
+    operands: Operands, ignore_index: int, *, with_top: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """``(logp, entropy, lse, top)`` of the rows of ``operands``, each [T]."""
+    _, options, rows, weight, targets, bias, *_ = operands
     found = cpu_results(
-        Head(rows, weight, targets, bias, temperature, ignore_index),
+        head_of(operands, rows, targets, ignore_index),
         options,
         learning=wants_grad(rows, weight, bias),
         want_prob_buffer=wants_grad(weight) and _saved_as_it_is(),
     )
-    return found.logp, found.entropy, found.lse
+    top = None
+    if with_top:
+        top = (targets != ignore_index) & is_top(found.logp.detach(), found.norm[1])
+    return found.logp, found.entropy, found.lse, top
 
 
 def cpu_results(
@@ -55,10 +58,16 @@ def cpu_results(
     """
     budget = options.memory_budget
     kept = DEFAULT_MEMORY_BUDGET if budget is None else budget
-    store = _store_bytes(head.hidden, head.weight, kept) if learning else 0
+    # Behind a soft cap a gradient needs the logits again, so probabilities are not kept.
+    keeps = learning and head.softcap is None
+    store = _store_bytes(head.hidden, head.weight, kept) if keeps else 0
     tolerance = options.skip_tolerance if learning else 0.0
+    *operands, softcap, bias_inside = head
+    cap = () if softcap is None else (softcap, bias_inside)
     return CpuResults(
-        *torch.ops.wavalign_fast.linear_logprob(*head, store, tolerance, want_prob_buffer)
+        *torch.ops.wavalign_fast.linear_logprob(
+            *operands, store, tolerance, want_prob_buffer and keeps, *cap
+        )
     )
 
 
@@ -73,11 +82,12 @@ def cpu_gradients(
         wide: whether that of hidden is in fp32, or else in its own dtype.
     """
     kept = (results.logp, results.entropy, results.norm, results.store, results.skipped)
-    common, ops = (*grads, *head, *kept, results.prob_buffer), torch.ops.wavalign_fast
-    extra = (True,) if wide else ()
+    *operands, softcap, bias_inside = head
+    common, ops = (*grads, *operands, *kept, results.prob_buffer), torch.ops.wavalign_fast
+    extra = (wide,) if softcap is None else (wide, softcap, bias_inside)
     # With grad enabled a second derivative may be wanted, which the other op refuses.
     if needs.weight and results.prob_buffer.numel() > 0 and not torch.is_grad_enabled():
-        hidden, bias = ops.linear_logprob_backward_(*common, needs.hidden, needs.bias, *extra)
+        hidden, bias = ops.linear_logprob_backward_(*common, needs.hidden, needs.bias, wide)
         return hidden, results.prob_buffer, bias
     hidden, weight, bias = ops.linear_logprob_backward(*common, *needs, *extra)
     return hidden, weight, bias
@@ -149,12 +159,12 @@ def _store_bytes(rows: torch.Tensor, weight: torch.Tensor, budget: int) -> int:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    hidden, weight, targets, bias, temperature, ignore_index, *_ = inputs
+    hidden, weight, targets, bias, temperature, ignore_index, *_, softcap, bias_inside = inputs
     ctx.set_materialize_grads(False)
     logp, entropy, _, norm, store, skipped, prob_buffer = output
     ctx.mark_non_differentiable(norm, store, skipped, prob_buffer)
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, norm, store, skipped)
-    ctx.temperature, ctx.ignore_index = temperature, ignore_index
+    ctx.numbers = (temperature, ignore_index, softcap, bias_inside)
     # Not a saved tensor: the first backward pass overwrites the buffer, after which autograd would
     # refuse a second one. Instead the first takes the buffer, and the next recomputes the
     # probabilities. So does a backward pass that autograd gives the saved tensors of another
@@ -170,12 +180,12 @@ def _backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | Non
     if needs.weight and not torch.is_grad_enabled():
         # `ctx` must not hold the gradient too, or autograd copies it.
         ctx.prob_buffer = ctx.prob_buffer.new_empty(0)
-    head = Head(hidden, weight, targets, bias, ctx.temperature, ctx.ignore_index)
+    head = Head(hidden, weight, targets, bias, *ctx.numbers)
     found = cpu_gradients(head, RowGrads(*grads[:3]), results, needs)
     grad_hidden, grad_weight, grad_bias = (
         grad if need else None for grad, need in zip(found, needs, strict=True)
     )
-    return grad_hidden, grad_weight, None, grad_bias, *[None] * 5
+    return grad_hidden, grad_weight, None, grad_bias, *[None] * 7
 
 
 def _register() -> None:
@@ -199,6 +209,8 @@ def _register() -> None:
         store_bytes,
         skip_tolerance,
         want_prob_buffer,
+        softcap=None,
+        bias_inside=False,
     ):
         per_row = hidden.new_empty(targets.shape, dtype=torch.float32)
         store = hidden.new_empty([store_bytes], dtype=torch.uint8)
@@ -222,7 +234,7 @@ def _register() -> None:
         """Gradients of the operands; after which are needed comes ``wide_hidden``."""
         count = len(operands)
         hidden, *others = fake_gradients(operands, flags[:count])
-        return hidden.float() if any(flags[count:]) else hidden, *others
+        return hidden.float() if any(flags[count : count + 1]) else hidden, *others
 
 
 if not isinstance(EXTENSION, str):

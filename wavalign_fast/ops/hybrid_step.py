@@ -56,7 +56,9 @@ def hybrid_step(
         clip: bounds of the ratio, ``(1 - low, 1 + high)``; ``None`` does not clip.
     """
     if live is None:
-        logp, entropy, lse = compute_logprobs(operands)
+        scores = compute_logprobs(operands)
+        logp, entropy, lse = scores.logp, scores.entropy, scores.lse
+        assert entropy is not None
         attach = attached_derivative(logp, operands.targets, table, clip=clip)
         return HybridGradients(LogProb(logp.detach(), entropy.detach(), lse.detach()), attach)
     step = gpu_hybrid_step if operands.shard is None else sharded_step

@@ -15,6 +15,7 @@ from wavalign_fast.ops.inputs import (
     check_integers,
     check_tensor,
 )
+from wavalign_fast.ops.logit_transform import LogitForm
 from wavalign_fast.ops.options import LossOptions, checked_options
 from wavalign_fast.ops.sharded.head import HeadShard
 
@@ -33,8 +34,10 @@ class Operands(NamedTuple):
     targets: torch.Tensor
     """[T] int64. For a GPU backend they may be on the CPU."""
     bias: torch.Tensor | None
+    """[V], as a kernel adds it (``LogitForm.kernel_bias``); for ``reference`` as it was given."""
     shard: HeadShard | None
     """Where ``weight`` is a slice: which, and whose the others are."""
+    form: LogitForm
 
 
 def checked_operands(
@@ -44,6 +47,7 @@ def checked_operands(
     bias: torch.Tensor | None,
     ignore_index: int,
     options: LossOptions | None,
+    form: LogitForm | None = None,
 ) -> Operands:
     """The operands of ``linear_logprob`` as the backends take them.
 
@@ -72,7 +76,10 @@ def checked_operands(
         _check_ids(ids, weight.shape[0], ignore_index)
     if backend == "reference":
         ids = ids.to(rows.device)
-    return Operands(backend, options, rows, weight.contiguous(), ids, bias, shard)
+    form = form or LogitForm()
+    if backend != "reference" or shard is not None:
+        bias = form.kernel_bias(bias)
+    return Operands(backend, options, rows, weight.contiguous(), ids, bias, shard, form)
 
 
 def wants_grad(*operands: torch.Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 import torch
 
 from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.logit_transform import LogitForm
 
 
 def reference_logprob(
@@ -10,18 +11,21 @@ def reference_logprob(
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
-    temperature: float,
+    form: LogitForm,
     ignore_index: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(logp, entropy, lse)`` of ``softmax(hidden W^T / temperature + bias)``, each [T].
+    with_top: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """``(logp, entropy, lse, top)`` of the softmax of the logits of ``form``, each [T].
+
+    ``top``, if ``with_top``, is bool: whether no id has a larger log-prob than the target.
 
     Computes in float64 for float64 operands and in float32 for all others; the logits are
     materialised. Ignored rows are left out before the GEMM, so their contents are never read.
     """
     if hidden.device.type == "meta":  # there is no autocast for it
-        return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
+        return _in_full(hidden, weight, targets, bias, form, ignore_index, with_top)
     with torch.autocast(hidden.device.type, enabled=False):  # else this GEMM runs in bf16
-        return _in_full(hidden, weight, targets, bias, temperature, ignore_index)
+        return _in_full(hidden, weight, targets, bias, form, ignore_index, with_top)
 
 
 def _in_full(
@@ -29,15 +33,15 @@ def _in_full(
     weight: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
-    temperature: float,
+    form: LogitForm,
     ignore_index: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with_top: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     compute = statistics_dtype(hidden.dtype)
     live = _live_rows(targets, ignore_index)  # [N]
     ids = targets.index_select(0, live)
-    logits = hidden.index_select(0, live).to(compute) @ weight.to(compute).T / temperature  # [N, V]
-    if bias is not None:
-        logits = logits + bias.to(compute)
+    product = hidden.index_select(0, live).to(compute) @ weight.to(compute).T  # [N, V]
+    logits = _logits(product, None if bias is None else bias.to(compute), form)
     # An id outside the vocabulary must not read out of bounds; it makes its own row NaN.
     inside = (ids >= 0) & (ids < weight.shape[0])
     logits = torch.where(inside.unsqueeze(-1), logits, torch.nan)
@@ -53,7 +57,19 @@ def _in_full(
     def scatter(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(targets.shape).index_put((live,), values)
 
-    return scatter(selected), scatter(entropy), scatter(lse)
+    top = scatter(selected.detach() >= logp.detach().amax(dim=-1)) if with_top else None
+    return scatter(selected), scatter(entropy), scatter(lse), top
+
+
+def _logits(product: torch.Tensor, bias: torch.Tensor | None, form: LogitForm) -> torch.Tensor:
+    """z of ``LogitTransform``, from ``hidden W^T`` [N, V]."""
+    scale, softcap = form.transform.scale, form.transform.softcap
+    before = form.transform.bias_added == "before_temperature"
+    z = product + bias if bias is not None and before else product
+    z = z if scale == 1.0 else scale * z
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    z = z / form.temperature
+    return z if bias is None or before else z + bias
 
 
 def _live_rows(targets: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -82,7 +82,11 @@ def operands(place: Place, rows: int = ROWS, *, bias: bool = False, vocab: int =
 Values = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
-def ours(options: wf.LossOptions | None = None, temperature: float = 1.0) -> Values:
+def ours(
+    options: wf.LossOptions | None = None,
+    temperature: float = 1.0,
+    transform: wf.LogitTransform | None = None,
+) -> Values:
     def values(hidden, weight, targets, bias):
         return wf.linear_logprob(
             hidden,
@@ -91,8 +95,9 @@ def ours(options: wf.LossOptions | None = None, temperature: float = 1.0) -> Val
             bias=bias,
             temperature=temperature,
             with_entropy=True,
+            transform=transform,
             options=options,
-        )
+        )[:3]
 
     return values
 
@@ -152,14 +157,11 @@ def logprob_agrees(
 
 def bits_do_not_depend_on_the_batch(place: Place) -> None:
     given = operands(place)
-    whole = wf.linear_logprob(*given[:3], with_entropy=True)
-    small = wf.linear_logprob(
-        *given[:3], with_entropy=True, options=wf.LossOptions(memory_budget=SMALL)
-    )
+    asked = {"with_entropy": True, "with_top": True}
+    whole = wf.linear_logprob(*given[:3], **asked)
+    small = wf.linear_logprob(*given[:3], **asked, options=wf.LossOptions(memory_budget=SMALL))
     for rows in (slice(0, ROWS), slice(3, 4), slice(5, 400), slice(ROWS - 1, ROWS)):
-        part = wf.linear_logprob(
-            given.hidden[rows], given.weight, given.targets[rows], with_entropy=True
-        )
+        part = wf.linear_logprob(given.hidden[rows], given.weight, given.targets[rows], **asked)
         for values, all_at_once, in_chunks in zip(part, whole, small, strict=True):
             assert torch.equal(values, all_at_once[rows])
             assert torch.equal(values, in_chunks[rows])

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from wavalign_fast.ops.backends import status_of
 from wavalign_fast.ops.chunked import autograd
-from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs
+from wavalign_fast.ops.chunked.chunks import ChunkOptions, Head, Needs, head_of
 from wavalign_fast.ops.chunked.compaction import LiveRows, gather_live_rows
+from wavalign_fast.ops.chunked.interface import is_top
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands, wants_grad
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30
@@ -18,21 +19,24 @@ Attach = Callable[[Tensor], Tensor]
 
 
 def gpu_logprob(
-    operands: Operands, live: LiveRows, temperature: float, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(logp, entropy, lse)`` of the rows of ``operands``, each [T].
+    operands: Operands, live: LiveRows, ignore_index: int, *, with_top: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``(logp, entropy, lse, top)`` of the rows of ``operands``, each [T].
 
     Args:
         live: of the same operands, on the device of the rows.
     """
-    head = _live_head(operands, live, temperature, ignore_index)
+    head = _live_head(operands, live, ignore_index)
     learning = wants_grad(operands.rows, operands.weight, operands.bias)
-    if not operands.options.deterministic and not learning and _triton_works(operands.backend):
-        scores = _without_logits(head)
+    scorer = not (operands.options.deterministic or learning or head.bias_inside)
+    if scorer and _triton_works(operands.backend):
+        *scores, log_sum = _without_logits(head)
     else:
-        scores = autograd.chunked_logprob(head, chunk_options(operands, live))
-    logp, entropy, lse = live.scatter(scores)
-    return logp, entropy, lse
+        *scores, log_sum = autograd.chunked_logprob(head, chunk_options(operands, live))
+    top = None
+    if with_top:
+        top = (live.index >= 0) & is_top(scores[0].detach(), log_sum)
+    return live.scatter_scores(scores, top)
 
 
 def gpu_hybrid_step(
@@ -44,7 +48,7 @@ def gpu_hybrid_step(
         live: of the same operands, with a table, on the device of the rows.
     """
     assert live.table is not None
-    head = _live_head(operands, live, 1.0, IGNORE_INDEX)
+    head = _live_head(operands, live, IGNORE_INDEX)
     needs = needs_of(head)
     scores, gradients = autograd.chunked_hybrid_step(
         head.detached(), live.table, clip, needs, chunk_options(operands, live)
@@ -72,9 +76,9 @@ def attaching(
     return attach
 
 
-def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_index: int) -> Head:
+def _live_head(operands: Operands, live: LiveRows, ignore_index: int) -> Head:
     hidden = gather_live_rows(operands.rows, live.index, operands.backend)
-    return Head(hidden, operands.weight, live.targets, operands.bias, temperature, ignore_index)
+    return head_of(operands, hidden, live.targets, ignore_index)
 
 
 def chunk_options(operands: Operands, live: LiveRows) -> ChunkOptions:
@@ -92,7 +96,8 @@ def _triton_works(backend: str) -> bool:
     return backend == "triton" or status_of("triton") is None
 
 
-def _without_logits(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+def _without_logits(head: Head) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs, entropies, lse, and lse above the largest logit, each [N]."""
     from wavalign_fast.ops import triton
 
     stats = triton.score(
@@ -101,6 +106,7 @@ def _without_logits(head: Head) -> tuple[Tensor, Tensor, Tensor]:
         head.targets,
         None if head.bias is None else head.bias.float(),
         scale=1.0 / head.temperature,
+        softcap=head.softcap,
         ignore_index=head.ignore_index,
     )
-    return stats.logp, stats.entropy, stats.top + stats.log_sum
+    return stats.logp, stats.entropy, stats.top + stats.log_sum, stats.log_sum

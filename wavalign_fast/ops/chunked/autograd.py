@@ -26,7 +26,7 @@ from wavalign_fast.ops.token_math import TokenTable
 
 HEAD = (
     "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, float temperature, "
-    "SymInt ignore_index"
+    "SymInt ignore_index, float? softcap, bool bias_inside"
 )
 GRADS = "Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse"
 TABLE = (
@@ -37,14 +37,14 @@ OPTIONS = "str backend, SymInt memory_budget, bool same_bits, SymInt grad_rows"
 NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
 
 
-def chunked_logprob(head: Head, options: ChunkOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and lse [N] of the head's rows, which are compacted.
+def chunked_logprob(head: Head, options: ChunkOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs, entropies, lse, and lse above the largest logit, each [N], of compacted rows.
 
     Differentiable once. Only the first ``options.grad_rows`` rows get a gradient; that of the
     others is taken to be 0.
     """
-    logp, entropy, lse, _ = chunked_logprob_op(*head, *options)
-    return logp, entropy, lse
+    logp, entropy, lse, norm = chunked_logprob_op(*head, *options)
+    return logp, entropy, lse, norm[1]
 
 
 def chunked_hybrid_step(
@@ -184,12 +184,12 @@ def _logprob_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     logp, entropy, _, norm = output
     ctx.mark_non_differentiable(norm)
     ctx.save_for_backward(head.hidden, head.weight, head.targets, head.bias, logp, entropy, norm)
-    ctx.temperature, ctx.ignore_index = head.temperature, head.ignore_index
+    ctx.numbers = head[4:]
 
 
 def _logprob_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     hidden, weight, targets, bias, logp, entropy, norm = ctx.saved_tensors
-    head = Head(hidden, weight, targets, bias, ctx.temperature, ctx.ignore_index)
+    head = Head(hidden, weight, targets, bias, *ctx.numbers)
     needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 3)))
     found = chunked_logprob_backward_op(
         *grads[:3], logp, entropy, norm, *head, *ctx.options, *needs

@@ -6,6 +6,7 @@ import torch
 
 from wavalign_fast.ops.chunked.interface import PITCH_ALIGN
 from wavalign_fast.ops.dtypes import statistics_dtype
+from wavalign_fast.ops.operands import Operands
 
 PRODUCT_ROWS = 256
 """The least height of a GEMM that computes logits. With ``same_bits`` all heights are multiples.
@@ -18,7 +19,11 @@ it may run (``products.logits_product``).
 
 
 class Head(NamedTuple):
-    """The compacted operands of a call; its logits are ``hidden weight^T / temperature + bias``."""
+    """The compacted operands of a call; its logits are ``hidden weight^T / temperature + bias``.
+
+    With a softcap c they are ``c tanh(hidden weight^T / c) / temperature + bias``, or with
+    ``bias_inside`` ``c tanh((hidden weight^T + bias) / c) / temperature``.
+    """
 
     hidden: torch.Tensor
     """[N, H]"""
@@ -30,6 +35,8 @@ class Head(NamedTuple):
     """[V]"""
     temperature: float
     ignore_index: int
+    softcap: float | None = None
+    bias_inside: bool = False
 
     @property
     def stats_dtype(self) -> torch.dtype:
@@ -43,6 +50,23 @@ class Head(NamedTuple):
             weight=self.weight.detach(),
             bias=None if self.bias is None else self.bias.detach(),
         )
+
+
+def head_of(
+    operands: Operands, hidden: torch.Tensor, targets: torch.Tensor, ignore_index: int
+) -> Head:
+    """The head of a call over these rows [N, H] with their targets [N]."""
+    form = operands.form
+    return Head(
+        hidden,
+        operands.weight,
+        targets,
+        operands.bias,
+        form.kernel_temperature,
+        ignore_index,
+        form.kernel_softcap,
+        form.bias_inside,
+    )
 
 
 class Needs(NamedTuple):

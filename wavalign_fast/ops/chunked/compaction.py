@@ -86,6 +86,16 @@ class LiveRows:
     table: TokenTable | None
     """Columns [N], in the dtype of the statistics."""
 
+    def scatter_scores(
+        self, scores: Sequence[Tensor], top: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """``scatter`` of log-probs, entropies and lse, and of ``top`` [N] bool if it is given."""
+        if top is None:
+            logp, entropy, lse = self.scatter(scores)
+            return logp, entropy, lse, None
+        logp, entropy, lse, found = self.scatter([*scores, top.to(scores[0].dtype)])
+        return logp, entropy, lse, found.detach() > 0
+
     def scatter(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Each of ``values`` [N] as [T], 0 at other rows; all NaN if the bound was too small."""
         tables = scattered(values, self.index, self.total)

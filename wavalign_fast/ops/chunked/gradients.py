@@ -58,16 +58,28 @@ class HeadGradients:
         """For float16: the power of two, 0-d, that ``weight`` includes."""
 
     def add(
-        self, states: torch.Tensor, dlogits: torch.Tensor, power: torch.Tensor | None = None
+        self,
+        states: torch.Tensor,
+        dlogits: torch.Tensor,
+        power: torch.Tensor | None = None,
+        capped: torch.Tensor | None = None,
     ) -> None:
-        """Adds a chunk of R rows; ``power`` [R] is the power of two in each row of ``dlogits``."""
+        """Adds a chunk of R rows.
+
+        Args:
+            power: [R], the power of two in each row of ``dlogits``.
+            capped: [R, V], the derivatives by the logits behind a soft cap, in the dtype of the
+                statistics; a bias outside the cap has their sum for its gradient.
+        """
         lower, ratio = None, None
         if power is not None:
             lower = power.min() if self.power is None else torch.minimum(self.power, power.min())
             ratio = (lower / power).to(dlogits.dtype)
         if self.needs.weight:
             self._add_weight(states, dlogits, lower, ratio)
-        if self.needs.bias:
+        if self.needs.bias and capped is not None and not self.head.bias_inside:
+            self._add_bias(capped if power is None else capped / power.unsqueeze(1), None, None)
+        elif self.needs.bias:
             self._add_bias(dlogits, lower, ratio)
         self.power = lower
 
@@ -100,8 +112,9 @@ class HeadGradients:
             found = dlogits.new_empty((1, dlogits.shape[1]), dtype=self.wide)
             product(ratio.unsqueeze(0), dlogits, found)
             found = found[0] / lower
-        # dlogits includes 1 / temperature, which does not apply to the bias.
-        found = found * self.head.temperature
+        # dlogits includes 1 / temperature, which does not apply to a bias after it.
+        if not self.head.bias_inside:
+            found = found * self.head.temperature
         self.bias = found if self.bias is None else self.bias + found
 
     def finish(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -151,8 +164,14 @@ class ChunkGradients:
             if dtype != wide:
                 self.sums = like.new_empty((chunks.buffer_rows, like.shape[1]), dtype=wide)
 
-    def add(self, rows: slice, dlogits: torch.Tensor, power: torch.Tensor | None = None) -> None:
-        """Adds one chunk; ``power`` [R] is the power of two in each row of ``dlogits``."""
+    def add(
+        self,
+        rows: slice,
+        dlogits: torch.Tensor,
+        power: torch.Tensor | None = None,
+        capped: torch.Tensor | None = None,
+    ) -> None:
+        """Adds one chunk; see ``HeadGradients.add``."""
         rows = slice(rows.start, min(rows.stop, self.grad_rows))
         count = rows.stop - rows.start
         if count <= 0:
@@ -164,7 +183,8 @@ class ChunkGradients:
             states_gradient_(into, dlogits, self.head.weight, power)
             if self.sums is not None:
                 self.hidden[rows] = into
-        self.of_head.add(self.head.hidden[rows], dlogits, power)
+        capped = None if capped is None else capped[:count]
+        self.of_head.add(self.head.hidden[rows], dlogits, power, capped)
 
     def finish(self) -> tuple[torch.Tensor | None, ...]:
         """The gradients to hidden, weight and bias; ``None`` for what is not needed."""

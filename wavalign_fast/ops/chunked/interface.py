@@ -36,6 +36,15 @@ class RowStats(NamedTuple):
     fp32 sum of the two would round it away, and the gradient with it."""
 
 
+def is_top(logp: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
+    """Whether the target is the row's most likely id, [R] bool; of no meaning in dead rows.
+
+    ``-log_sum`` is the log-prob of an id with the largest logit, and has the bits that ``logp``
+    would have for it.
+    """
+    return logp == -log_sum
+
+
 class RowGrads(NamedTuple):
     """The loss's derivatives by a row's results, each [R]; ``None`` is 0."""
 

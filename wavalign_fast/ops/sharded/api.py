@@ -4,19 +4,20 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.ops.chunked.api import Attach, attaching, chunk_options, needs_of
-from wavalign_fast.ops.chunked.chunks import Head
+from wavalign_fast.ops.chunked.chunks import Head, head_of
 from wavalign_fast.ops.chunked.compaction import LiveRows, gather_live_rows
 from wavalign_fast.ops.operands import IGNORE_INDEX, Operands
 from wavalign_fast.ops.sharded.steps import ShardedCall, sharded_hybrid_step, sharded_logprob
 
 
 def sharded_logprobs(
-    operands: Operands, live: LiveRows, temperature: float, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(logp, entropy, lse)`` of the rows of ``operands``, each [T]; see ``gpu_logprob``."""
-    head = _live_head(operands, live, temperature, ignore_index)
-    logp, entropy, lse = live.scatter(sharded_logprob(head, _call(operands, live)))
-    return logp, entropy, lse
+    operands: Operands, live: LiveRows, ignore_index: int, *, with_top: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``(logp, entropy, lse, top)`` of the rows of ``operands``, each [T]; see ``gpu_logprob``."""
+    head = _live_head(operands, live, ignore_index)
+    call = _call(operands, live)._replace(with_top=with_top)
+    *scores, top = sharded_logprob(head, call)
+    return live.scatter_scores(scores, top if with_top else None)
 
 
 def sharded_step(
@@ -27,7 +28,7 @@ def sharded_step(
     By the chunk loop of a GPU backend; see ``gpu_hybrid_step``.
     """
     assert live.table is not None
-    head = _live_head(operands, live, 1.0, IGNORE_INDEX)
+    head = _live_head(operands, live, IGNORE_INDEX)
     needs = needs_of(head)
     with torch.no_grad():
         scores, gradients = sharded_hybrid_step(
@@ -37,7 +38,7 @@ def sharded_step(
     return logp, entropy, lse, attaching(head, gradients, needs, operands.backend)
 
 
-def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_index: int) -> Head:
+def _live_head(operands: Operands, live: LiveRows, ignore_index: int) -> Head:
     if operands.backend in ("cpu", "reference"):
         states = operands.rows.index_select(0, live.index)
     else:
@@ -46,7 +47,7 @@ def _live_head(operands: Operands, live: LiveRows, temperature: float, ignore_in
     if ignore_index != IGNORE_INDEX:
         targets = targets.masked_fill(targets == IGNORE_INDEX, -1)
         targets = targets.masked_fill(targets == ignore_index, IGNORE_INDEX)
-    return Head(states, operands.weight, targets, operands.bias, temperature, IGNORE_INDEX)
+    return head_of(operands, states, targets, IGNORE_INDEX)
 
 
 def _call(operands: Operands, live: LiveRows) -> ShardedCall:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.interface import RowGrads, RowStats, is_top
 from wavalign_fast.ops.operands import IGNORE_INDEX
 from wavalign_fast.ops.sharded.head import HeadShard
 
@@ -59,9 +59,13 @@ class WholeStats(NamedTuple):
     here: RowStats
     """With the log-prob of the row's id in this slice in place of the target's. The softmax is that
     of the whole vocabulary, so a row kernel makes the slice's part of the whole gradient of it."""
+    top: Tensor | None
+    """[R] bool, whether the target is the most likely id; if it was asked for."""
 
 
-def whole_stats(local: RowStats, rows: GatheredRows, shard: HeadShard) -> WholeStats:
+def whole_stats(
+    local: RowStats, rows: GatheredRows, shard: HeadShard, *, with_top: bool = False
+) -> WholeStats:
     """The statistics over all slices, from those of each.
 
     With ``lse_r`` and ``H_r`` of slice r, ``lse = logsumexp_r lse_r`` and ``w_r = exp(lse_r -
@@ -89,7 +93,12 @@ def whole_stats(local: RowStats, rows: GatheredRows, shard: HeadShard) -> WholeS
     rank = shard.rank
     of_id = torch.where(banned[rank], -torch.inf, local.logp.to(torch.float64) + log_share[rank])
     of_id = torch.where(rows.inside, whole.logp, of_id.to(dtype))
-    return WholeStats(whole, whole._replace(logp=torch.where(live, of_id, 0.0)))
+    found_top = None
+    if with_top:
+        # Equal bits alone would do but for the rounding of lse, which is added and taken away.
+        at_peak = (is_top(logp, log_sum) & (top == peak)).any(0)
+        found_top = live & (at_peak | is_top(whole.logp, whole.log_sum))
+    return WholeStats(whole, whole._replace(logp=torch.where(live, of_id, 0.0)), found_top)
 
 
 def grads_here(grads: RowGrads, inside: Tensor) -> RowGrads:

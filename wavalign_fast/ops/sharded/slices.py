@@ -9,7 +9,7 @@ from wavalign_fast.ops.chunked import kernels
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, Head, Needs, pitch_of
 from wavalign_fast.ops.chunked.gradients import HeadGradients, states_gradient_
 from wavalign_fast.ops.chunked.interface import RowChunk, RowGrads, RowStats
-from wavalign_fast.ops.chunked.loop import kernel_bias, row_gradient
+from wavalign_fast.ops.chunked.loop import kernel_bias, row_chunk, row_gradient
 from wavalign_fast.ops.chunked.products import logits_product
 from wavalign_fast.ops.cpu import CpuResults, cpu_gradients, cpu_results
 from wavalign_fast.ops.options import LossOptions
@@ -111,6 +111,7 @@ class LoopSlice:
         self.bias = kernel_bias(head)
         size = (-(-rows // PRODUCT_ROWS) * PRODUCT_ROWS, pitch_of(len(head.weight)))
         self.buffer = head.weight.new_empty(size, dtype=head.stats_dtype)
+        self.slope = None if head.softcap is None else torch.empty_like(self.buffer)
         self.held: RowChunk | None = None
 
     def row_stats(self, rows: GatheredRows) -> RowStats:
@@ -121,10 +122,11 @@ class LoopSlice:
         chunk = self._chunk(rows) if self.held is None else self.held
         self.held = None  # its logits become the gradient
         weight = self.head.weight
-        dlogits, power = row_gradient(self.backend, chunk, stats, grads, weight.dtype)
+        slope = self._slope_of(rows)
+        found = row_gradient(self.backend, chunk, stats, grads, weight.dtype, slope)
         states = torch.empty_like(rows.states, dtype=self.head.stats_dtype)
-        states_gradient_(states, dlogits, weight, power)
-        self.of_head.add(rows.states, dlogits, power)
+        states_gradient_(states, found.dlogits, weight, found.power)
+        self.of_head.add(rows.states, *found)
         return states
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
@@ -135,4 +137,7 @@ class LoopSlice:
         out = self.buffer[:, :vocab]
         logits_product(rows.states, head.weight, out, same_bits=self.options.same_bits)
         logits = out[: len(rows.ids)]
-        return RowChunk(logits, rows.ids, self.bias, 1.0 / head.temperature, head.ignore_index)
+        return row_chunk(logits, rows.ids, head, self.bias, self._slope_of(rows))
+
+    def _slope_of(self, rows: GatheredRows) -> Tensor | None:
+        return None if self.slope is None else self.slope[: len(rows.ids), : len(self.head.weight)]

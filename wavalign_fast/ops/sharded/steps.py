@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wavalign_fast.ops.chunked.chunks import PRODUCT_ROWS, ChunkOptions, Head, Needs, pitch_of
 from wavalign_fast.ops.chunked.interface import RowGrads, RowStats
+from wavalign_fast.ops.chunked.softcap import buffers_of
 from wavalign_fast.ops.custom_ops import NO_SECOND_DERIVATIVE
 from wavalign_fast.ops.operands import IGNORE_INDEX
 from wavalign_fast.ops.options import LossOptions
@@ -34,6 +35,7 @@ class ShardedCall(NamedTuple):
     chunks: ChunkOptions | None
     """Of the chunk loop; ``None``: the C++ kernels compute, on all rows at once."""
     options: LossOptions
+    with_top: bool = False
 
     def slice_of(
         self, head: Head, needs: Needs, *, learning: bool = False, rounded: bool = True
@@ -61,7 +63,8 @@ class ShardedCall(NamedTuple):
             return []
         if self.chunks is None:
             return [slice(0, height)]
-        row_bytes = pitch_of(-(-self.shard.vocab_size // world)) * head.stats_dtype.itemsize
+        item = head.stats_dtype.itemsize * buffers_of(head)
+        row_bytes = pitch_of(-(-self.shard.vocab_size // world)) * item
         return chunk_places(height, world, row_bytes, self.chunks.memory_budget)
 
     def own_rows(self, place: slice) -> slice:
@@ -89,13 +92,17 @@ def chunk_places(height: int, world: int, row_bytes: int, memory_budget: int) ->
     return [slice(first, min(first + size, height)) for first in range(0, height, size)]
 
 
-def sharded_logprob(head: Head, call: ShardedCall) -> tuple[Tensor, Tensor, Tensor]:
+def sharded_logprob(head: Head, call: ShardedCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probs, entropies and lse [N] of this rank's rows over the whole vocabulary.
+
+    The fourth is ``top``, bool [N] if ``call.with_top``, else [0].
 
     Differentiable once. A collective, and another in the backward pass.
     """
-    logp, entropy, lse = _ShardedLogProb.apply(head.hidden, head.weight, head.bias, head, call)
-    return logp, entropy, lse
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _ShardedLogProb.apply(
+        head.hidden, head.weight, head.bias, head, call
+    )
+    return found
 
 
 def sharded_hybrid_step(
@@ -135,21 +142,27 @@ class _ShardedLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, call: ShardedCall
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needs = Needs(*ctx.needs_input_grad[:3])
         head = head._replace(hidden=hidden, weight=weight, bias=bias).detached()
         own_slice = call.slice_of(head, needs, learning=any(needs))
-        found, chunks = [], []
+        found, chunks, tops = [], [], []
         for place, rows in _gathered_chunks(head, call):
-            stats = whole_stats(own_slice.row_stats(rows), rows, call.shard)
+            local = own_slice.row_stats(rows)
+            stats = whole_stats(local, rows, call.shard, with_top=call.with_top)
             own = call.own_rows(place)
             found.append(RowStats(*(value[own] for value in stats.whole)))
+            if stats.top is not None:
+                tops.append(stats.top[own])
             if any(needs):
                 chunks.append((place, rows, stats.here))
         # Autograd checks that nobody has changed these since.
         ctx.save_for_backward(hidden, weight, bias)
         ctx.rest = (head, call, needs, own_slice, chunks)
-        return _scores(found, head)
+        top = torch.cat(tops) if tops else hidden.new_empty(0, dtype=torch.bool)
+        top = top[: len(hidden)]
+        ctx.mark_non_differentiable(top)
+        return *_scores(found, head), top
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,7 +176,7 @@ class _ShardedLogProb(torch.autograd.Function):
             )
         (head, call, needs, own_slice, chunks), ctx.rest = ctx.rest, None
         group = call.shard.group
-        own_grads = call.padded(torch.stack(grads, dim=1))
+        own_grads = call.padded(torch.stack(grads[:3], dim=1))
         of_states = []
         for place, rows, stats in chunks:
             of_rows = RowGrads(*gathered(own_grads[place], group).unbind(1))

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from tests.gpu.chunk_loop import checks, float16
 from tests.gpu.chunk_loop.checks import Place
-from wavalign_fast.ops import LossOptions
+from wavalign_fast.ops import LogitTransform, LossOptions
 from wavalign_fast.ops.backends import choose_backend
 from wavalign_fast.ops.chunked import chunks, products
 
@@ -71,12 +71,14 @@ def test_an_interpreting_process_takes_triton_for_tensors_of_the_cpu():
     assert choose_backend(LossOptions(backend="triton"), torch.zeros(1)) == "triton"
 
 
-def test_scores_that_need_not_be_the_same_bits_write_no_logits():
+@pytest.mark.parametrize("transform", [None, LogitTransform(softcap=3.0, scale=0.5)])
+def test_scores_that_need_not_be_the_same_bits_write_no_logits(transform):
     """``deterministic=False`` uses the scorer, which is as accurate as the row kernels."""
     given = checks.operands(Place("cpu", torch.bfloat16), 40, bias=True)
     host = given.to(torch.float64)
     with on_triton():
-        found = checks.ours(LossOptions(deterministic=False))(*given[:3], given.bias)
-    truth = checks.ours(checks.REFERENCE)(*host[:3], host.bias)
+        scored = checks.ours(LossOptions(deterministic=False), transform=transform)
+        found = scored(*given[:3], given.bias)
+    truth = checks.ours(checks.REFERENCE, transform=transform)(*host[:3], host.bias)
     for values, wanted in zip(found, truth, strict=True):
         torch.testing.assert_close(values.double(), wanted, rtol=1e-5, atol=1e-5)
