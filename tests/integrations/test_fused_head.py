@@ -80,7 +80,7 @@ def test_a_plain_product_has_the_scale_in_it(family):
     attach_head(model)
 
     def logits(hidden, head):
-        hidden, (weight, bias) = head.as_product(hidden)
+        hidden, (weight, bias, _) = head.as_product(hidden)
         return torch.nn.functional.linear(hidden, weight, bias)
 
     torch.testing.assert_close(
@@ -99,7 +99,7 @@ def test_the_objective_takes_the_head():
     objective = wf.HybridObjective(layout, gate=0.5)
 
     def fused(hidden, head):
-        hidden, (weight, bias) = head.as_product(hidden)
+        hidden, (weight, bias, _) = head.as_product(hidden)
         return objective(hidden, weight, batch, bias).loss
 
     hidden = model.base_model(input_ids=IDS).last_hidden_state

@@ -105,7 +105,7 @@ def trained(mesh) -> tuple[dict[str, torch.Tensor], list[float], bool]:
             dist.all_reduce(height, op=dist.ReduceOp.MAX)
 
         def score(hidden, mine=mine, by=by, height=height):
-            weight, bias = wf.output_head(model)
+            weight, bias, _ = wf.output_head(model)
             if mesh is not None:
                 weight, bias = sharded_head(model, height=int(height))
             return loss_of(hidden, weight, mine, bias, normalisers=by).loss

@@ -33,7 +33,7 @@ class Policy(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.model.model(input_ids=ids).last_hidden_state
-        weight, bias = wf.output_head(self.model)
+        weight, bias, _ = wf.output_head(self.model)
         return nn.functional.linear(hidden, weight, bias)
 
 

@@ -18,6 +18,7 @@ from wavalign_fast.models.loading import (
     load_checkpoint,
     shapes_of,
 )
+from wavalign_fast.models.logit_transform import logit_transform
 from wavalign_fast.models.lora import (
     add_lora,
     has_lora,
@@ -55,6 +56,7 @@ __all__ = [
     "insert_adapters",
     "is_adapted",
     "load_checkpoint",
+    "logit_transform",
     "lora_bytes",
     "middle_rows",
     "output_head",

@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from wavalign_fast.errors import UserError
 from wavalign_fast.models.layers import plain_class
+from wavalign_fast.models.logit_transform import logit_transform
+from wavalign_fast.ops import LogitTransform
 from wavalign_fast.ops.sharded.head import HeadShard, local_slice
 
 # Names instead of classes, because peft is not a dependency.
@@ -16,24 +18,29 @@ LORA = "peft.tuners.lora.layer.Linear"
 TRAINED_COPY = "peft.utils.other.ModulesToSaveWrapper"
 FSDP = "FSDPState."
 """What the names of the hooks of ``torch.distributed.fsdp.fully_shard`` begin with."""
+OF_A_MODEL = LogitTransform(bias_added="before_temperature")
 
 
 class OutputHead(NamedTuple):
-    """``logits = hidden · weightᵀ + bias``."""
+    """``logits = hidden · weightᵀ + bias``, and what the model does to them."""
 
     weight: Tensor
     """[V, H]."""
     bias: Tensor | None
     """[V]."""
+    transform: LogitTransform = OF_A_MODEL
+    """A scale and a soft cap, as Gemma, Granite and Cohere have them."""
 
 
 def output_head(module: nn.Module) -> OutputHead:
-    """Returns weight and bias of a model's output head, for the fused losses.
+    """Returns weight, bias and transform of a model's output head, for the fused losses.
 
     For an ``nn.Linear``, tied or not, these are its parameters. With LoRA (peft) the weight is
     ``W + Σ scaling · B A`` over the active adapters. It is differentiable in each A and B, and in W
     if W is trained. Merged adapters, disabled adapters and a copy in ``modules_to_save`` count as
-    in the model's forward pass. Operations after the head (a scale, a soft cap) are not included.
+    in the model's forward pass. A scale or a soft cap after the head is in ``transform``, which
+    every loss takes beside the weight. It is read from the model's configuration: of a head alone
+    nothing is known.
 
     The sum is a new [V, H] tensor, and its gradient is another. Its dtype is the widest of W, A and
     B, because bfloat16 would round small updates away; cast it or the hidden states so that they
@@ -46,11 +53,11 @@ def output_head(module: nn.Module) -> OutputHead:
         module: a model with ``get_output_embeddings()``, or the head itself.
 
     Raises:
-        ValueError: the logits are not exactly such a product (DoRA and other kinds of adapters,
-            dropout on an adapter in training, a quantised base, hooks but FSDP2's). The message
-            names the cause.
+        ValueError: the logits are not exactly such a product before the transform (DoRA and other
+            kinds of adapters, dropout on an adapter in training, a quantised base, hooks but
+            FSDP2's). The message names the cause.
     """
-    return _head(_output_module(module))
+    return _head(_output_module(module))._replace(transform=logit_transform(module))
 
 
 def second_head(model: nn.Module) -> nn.Linear | None:
@@ -82,7 +89,7 @@ def sharded_head(
         ValueError: the head cannot be sharded, or is not.
     """
     check_head_can_be_sharded(module)
-    weight, bias = output_head(module)
+    weight, bias, _ = output_head(module)
     shard = HeadShard.of(weight, height=height, dtype=dtype)
     return shard, None if bias is None else local_slice(bias)
 
@@ -198,7 +205,7 @@ def _adapted(lora: Any) -> OutputHead:
 
 def _unmerged(lora: Any, base: OutputHead) -> OutputHead:
     """Returns the base without the adapters merged into it, as peft's forward restores it."""
-    weight, bias = base
+    weight, bias, _ = base
     for name in lora.merged_adapters:
         _check_vanilla(lora, name)
         weight = weight - lora.get_delta_weight(name).detach().to(weight.dtype)

@@ -118,7 +118,7 @@ class _Policy(Policy):
         if self.head_is_sharded:
             head = self.model.get_output_embeddings()
             return score(hidden, local_slice(head.weight, hidden.dtype), None)
-        weight, _ = output_head(self.model)
+        weight = output_head(self.model).weight
         return score(hidden.to(weight.dtype), weight, None)
 
 

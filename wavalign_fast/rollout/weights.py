@@ -42,7 +42,8 @@ def merged_weights(model: "PreTrainedModel") -> dict[str, Tensor]:
             continue
         parts: dict[str, Any] = module._parameters
         if is_adapted(module):
-            inside, parts = f"{name}.", output_head(module)._asdict()
+            head = output_head(module)
+            inside, parts = f"{name}.", {"weight": head.weight, "bias": head.bias}
         prefix = f"{name}." if name else ""
         found |= {prefix + leaf: weight for leaf, weight in parts.items() if weight is not None}
     return found

@@ -92,6 +92,7 @@ def score_rollouts(
             bias=bias,
             temperature=temperature,
             ignore_index=IGNORE_INDEX,
+            transform=policy.transform,
             options=options,
         ).logp
 

@@ -26,13 +26,14 @@ from wavalign_fast.models import (
     check_head_can_be_sharded,
     heads_of,
     hidden_states,
+    logit_transform,
     output_head,
     second_head,
     sharded_head,
     unsplit_modules,
     without_lora,
 )
-from wavalign_fast.ops import HeadShard
+from wavalign_fast.ops import HeadShard, LogitTransform
 from wavalign_fast.ops.sharded.head import sum_over_copies
 from wavalign_fast.train.ranks import Ranks, backend_of
 
@@ -82,6 +83,11 @@ class Policy(nn.Module):
         """How many ids behind the vocabulary prompts may hold."""
         return 0 if self.prompt_embeddings is None else len(self.prompt_embeddings)
 
+    @property
+    def transform(self) -> LogitTransform:
+        """What the model does to its logits; ``score`` passes it on to the loss."""
+        return logit_transform(self.model)
+
     def forward(self, blocks: "Blocks", score: "Score[T]", height: int = 0) -> T:
         """Returns ``score`` of the hidden states of blocks, as ``hidden_states`` takes them.
 
@@ -101,7 +107,7 @@ class Policy(nn.Module):
         hidden = hidden_states(self.model, placed)
         if self.head_is_sharded:
             return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))
-        weight, bias = output_head(self.model)
+        weight, bias, _ = output_head(self.model)
         # Adapters of a head in bfloat16 are float32, and so is their sum.
         return score(hidden.to(weight.dtype), weight, bias)
 
@@ -114,6 +120,11 @@ class WithoutLora:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+
+    @property
+    def transform(self) -> LogitTransform:
+        """As of the policy."""
+        return self.policy.transform
 
     def __call__(self, blocks: "Blocks", score: "Score[T]", height: int = 0) -> T:
         """Returns what the policy would, were it the model that training began with."""

@@ -274,6 +274,7 @@ class PreferenceStep:
                 length_normalised=dpo.length_normalised and broken is not None,
                 normaliser=float(max(pairs, 1)),
                 bias=bias,
+                transform=model.transform,
                 options=self.options,
             )
 

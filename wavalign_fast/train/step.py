@@ -358,6 +358,7 @@ class TrainStep:
                 bias=bias,
                 rl_weight=mixture.rl_weight,
                 normalisers=normalisers,
+                transform=self.policy.transform,
             )
 
         return self.policy([micro.block.ids], score, micro.live)
@@ -380,8 +381,8 @@ class TrainStep:
         temperature = self.config.rollout.temperature
         if temperature == 1.0 or not block.is_rollout:
             return hidden
-        if bias is not None:
-            raise UserError(
-                f"rollout.temperature: {temperature} given, wanted 1 for a head with a bias"
-            )
+        capped = self.policy.transform.softcap is not None
+        if bias is not None or capped:
+            what = "soft-capped logits" if capped else "a head with a bias"
+            raise UserError(f"rollout.temperature: {temperature} given, wanted 1 for {what}")
         return hidden / temperature
