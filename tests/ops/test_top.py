@@ -1,6 +1,7 @@
 """``top``: whether no id has a larger log-prob than the target, on every backend."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import wavalign_fast as wf
 from tests.gpu.chunk_loop.checks import on
 from tests.ops.problems import Problem, problem
 from tests.ranks import run_ranks
+from wavalign_fast.ops.chunked import compaction
 
 BACKENDS = ["reference", "cpu", "definition"]
 """``definition``: the loop over chunks, which all GPU backends share, with its row kernels."""
@@ -59,6 +61,13 @@ def test_one_id_is_always_the_most_likely_and_a_nan_never(backend: str) -> None:
     assert scored(empty, backend, with_top=True).top.shape == (0,)
 
 
+def test_ignored_rows_of_a_captured_call_are_not_top() -> None:
+    p = problem(12, 4, 6, torch.float32)
+    with mock.patch.object(compaction, "capturing", lambda device: True):
+        found = scored(p, "definition", with_top=True).top
+    assert (p.targets == -100).any() and torch.equal(found, scored(p, "cpu", with_top=True).top)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_gradient_does_not_change(backend: str) -> None:
     p = problem(30, 8, 12, torch.float32)
@@ -73,7 +82,10 @@ def test_the_gradient_does_not_change(backend: str) -> None:
 
 def sharded_top(backend: str, dtype: torch.dtype) -> list[bool]:
     p = problem(20, 8, 13, dtype, seed=3, ignored=False)
-    p.targets[:6] = (p.hidden @ p.weight.T).argmax(1)[:6]
+    logits = p.hidden @ p.weight.T
+    p.targets[:6] = logits.argmax(1)[:6]
+    p.targets[7:13] = logits[7:13, :7].argmax(1)  # the best of one slice, not always of both
+    p.targets[13:] = logits[13:, 7:].argmax(1) + 7
     p.targets[6] = -100
     first = 7 * dist.get_rank()
     shard = wf.HeadShard(

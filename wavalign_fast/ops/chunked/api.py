@@ -35,7 +35,8 @@ def gpu_logprob(
         *scores, log_sum = autograd.chunked_logprob(head, chunk_options(operands, live))
     top = None
     if with_top:
-        top = (live.index >= 0) & is_top(scores[0].detach(), log_sum)
+        # While a graph is captured or traced, rows that are ignored are among the live ones.
+        top = (live.targets != ignore_index) & is_top(scores[0].detach(), log_sum)
     return live.scatter_scores(scores, top)
 
 
