@@ -254,6 +254,17 @@ def test_generation_in_training_mode_is_the_models():
     assert torch.equal(found, model.generate(BATCH["input_ids"], max_new_tokens=2, do_sample=False))
 
 
+def test_inputs_are_scored_but_not_padding():
+    mask = BATCH["attention_mask"]
+    assert (mask == 0).any()
+    model = tiny_model().train()
+    with fused_loss(model, score_inputs=True):
+        scored = model(BATCH["input_ids"], attention_mask=mask)
+    wanted = F.pad(BATCH["input_ids"].masked_fill(mask == 0, -100)[:, 1:], (0, 1), value=-100)
+    assert torch.equal(scored.targets, wanted)
+    assert torch.equal(scored.logps < 0, wanted != -100)
+
+
 def test_what_cannot_be_honoured_is_refused():
     model = tiny_model()
     with fused_loss(model):
