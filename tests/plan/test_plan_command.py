@@ -72,6 +72,22 @@ def test_a_dtype_of_rollouts_is_planned(capsys, directories):
     assert held["whole copy for rollouts"] == held["weights"] / 2
 
 
+def test_vllm_samples_in_its_own_memory_and_evaluations_here(capsys, directories):
+    words = ("--ranks", "2", "model.compute_dtype=bfloat16", "rollout.engine=vllm")
+    server = "rollout.vllm.url=http://127.0.0.1:8000"
+
+    def planned(*more: str) -> dict:
+        return json.loads(plan(capsys, directories / "small", *words, *more, "--json"))["phases"]
+
+    assert list(planned(server, "train.eval_items=0")) == ["training", "update"]
+    evaluated = planned(server, "train.eval_items=3")["evaluation"]["tensors_bytes"]
+    own = planned("rollout.engine=builtin")["rollout"]["tensors_bytes"]
+    assert evaluated["whole copy for evaluations"] == own["whole copy for rollouts"]
+    assert 0 < evaluated["keys and values"] < own["keys and values"]
+    assert "whose memory is not counted" in plan(capsys, directories / "small", *words, server)
+    assert "gpu_memory_utilization" in plan(capsys, directories / "small", *words)
+
+
 def test_what_to_change_is_estimated_like_the_run_itself(capsys, directories):
     words = ("--gpu-memory", "4", "--json")
     found = json.loads(plan(capsys, directories / "large", *words))

@@ -22,7 +22,8 @@ class Phase(NamedTuple):
     """What a rank holds at the fullest moment of a phase."""
 
     name: str
-    """``training`` (forward and backward pass), ``update`` (optimizer) or ``rollout``."""
+    """``training`` (forward and backward pass), ``update`` (optimizer), and ``rollout`` or, where
+    vLLM samples, ``evaluation``."""
     parts: dict[str, int]
     """Bytes by kind."""
 
@@ -86,7 +87,7 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
         lasting["reference"] = reference
     copy = {}
     if run.samples_a_copy:
-        copy["whole copy for rollouts"] = state.twin_bytes(model, run)
+        copy[f"whole copy for {run.sampling_phase}s"] = state.twin_bytes(model, run)
     if run.keep_copy:
         lasting |= copy
     update = {"gradients": state.gradient_bytes(model, run)}
@@ -98,7 +99,7 @@ def estimate(config: Any, run: PlannedRun, *, at_most: float | None = None) -> E
             "keys and values": state.cache_bytes(config, run),
             "logits": state.decode_bytes(model.get_output_embeddings().weight.shape[0], run),
         }
-        phases.append(Phase("rollout", lasting | copy | rollout))
+        phases.append(Phase(run.sampling_phase, lasting | copy | rollout))
     if at_most is None or max(phase.needed for phase in phases) <= at_most:
         passing = training_peak(config, run) - weights
         phases.insert(0, Phase("training", {**lasting, "activations and gradients": passing}))

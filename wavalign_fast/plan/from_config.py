@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -57,10 +57,29 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
         length=length,
         live=rows * rollout.max_new_tokens,
         micro_batches=sum(math.ceil(count / rows) for count in kinds),
-        sampled=math.ceil(rollout.prompts / ranks) * rollout.group_size if completions else 0,
+        sampled=_sampled(config, ranks) if completions else 0,
         sampled_length=prompt_tokens + rollout.max_new_tokens,
         keep_copy=rollout.keep_copy,
+        vllm=_vllm(config) if completions else None,
     )
+
+
+def _sampled(config: RunConfig, ranks: int) -> int:
+    """Completions that the busiest rank decodes at once by its own model.
+
+    vLLM samples in memory of its own; only evaluations, which the ranks share, are then left.
+    """
+    rollout = config.rollout
+    if rollout.engine == "vllm":
+        items = math.ceil(config.train.eval_items / ranks)
+        return min(items, rollout.prompts * rollout.group_size)
+    return math.ceil(rollout.prompts / ranks) * rollout.group_size
+
+
+def _vllm(config: RunConfig) -> Literal["server", "in_process"] | None:
+    if config.rollout.engine != "vllm":
+        return None
+    return "in_process" if config.rollout.vllm.url is None else "server"
 
 
 def model_config(directory: Path) -> Any:

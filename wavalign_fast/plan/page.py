@@ -18,6 +18,11 @@ NOTES = (
     "as they may be and to carry loss on every token of a completion. A round 2 GiB for CUDA and "
     "NCCL and 5% for gaps between tensors are from practice: measure with one step."
 )
+VLLM_NOTES = {
+    "server": "rollout: by a vLLM server, whose memory is not counted",
+    "in_process": "rollout: by vLLM on this GPU, whose share of the memory "
+    "(rollout.vllm.options.gpu_memory_utilization) is not counted: it is needed beside",
+}
 
 
 def table(estimate: Estimate, *, title: str, gpu_gib: float, changes: Sequence[Change] = ()) -> str:
@@ -32,7 +37,10 @@ def table(estimate: Estimate, *, title: str, gpu_gib: float, changes: Sequence[C
         + (", activations recomputed" if run.checkpointing else ""),
     ]
     if run.sampled:
-        head.append(f"rollout: {run.sampled} completions × {run.sampled_length} tokens at once")
+        sampled = f"{run.sampled} completions × {run.sampled_length} tokens at once"
+        head.append(f"{run.sampling_phase}: {sampled}")
+    if run.vllm is not None:
+        head.append(VLLM_NOTES[run.vllm])
     lines = [part for line in head for part in _folded(line)]
     lines += ["", *_parts(estimate.phases), "", _verdict(estimate, gpu_gib)]
     if changes:

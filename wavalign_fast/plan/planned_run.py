@@ -52,11 +52,14 @@ class PlannedRun:
     reshard: bool = True
     """Whether the gathered weights of a block are freed after its forward pass."""
     sampled: int = 0
-    """Completions that a rank decodes at once."""
+    """Completions that a rank decodes at once; 0 if it decodes none."""
     sampled_length: int = 0
     """Tokens of a prompt and its completion."""
     keep_copy: bool = False
     """Whether the whole copy of the weights that samples stays while the run trains."""
+    vllm: Literal["server", "in_process"] | None = None
+    """Where vLLM samples, if it does. Its memory is not planned; ``sampled`` are then those of an
+    evaluation."""
 
     def __post_init__(self) -> None:
         if not 0 < self.live <= self.rows * self.length:
@@ -69,6 +72,11 @@ class PlannedRun:
     def world(self) -> int:
         """Number of ranks."""
         return self.replicate * self.shard
+
+    @property
+    def sampling_phase(self) -> str:
+        """When a rank decodes."""
+        return "rollout" if self.vllm is None else "evaluation"
 
     @property
     def samples_a_copy(self) -> bool:
