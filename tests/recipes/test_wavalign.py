@@ -129,6 +129,37 @@ def test_the_judge_hears_the_decoded_answer(make_task):
     assert torch.equal(wave, task.speech.codec.decode([torch.tensor([3, 4, 5])])[0])
 
 
+@pytest.mark.parametrize("text_model", [None, "reader-1"])
+def test_an_evaluation_tells_of_a_model_that_does_not_speak(
+    make_task, monkeypatch, caplog, text_model
+):
+    """Of four answers three have no speech; a judge who hears gets the fourth alone."""
+    with LoopbackJudge(*[scores(4)] * 4) as server:
+        judge = {"url": server.url, "model": "ear-1", "text_model": text_model, "max_missing": 0.1}
+        run = {"needs_rewards": True, "eval_items": 4}
+        options = {"judge": judge, "eval_data": str(DIALOGUES / "rl_sft.jsonl")}
+        task = make_task(run=run, **options)
+        said = list(task.tokens.family.target(task.tokens.files, "Oslo.", [3, 4, 5]).ids)
+        silent = [i for i in said if i not in task.tokens.speech(said)]
+
+        def sampled(model, examples, **_):
+            rows = [silent, said, silent, silent]
+            return [
+                Completion(example=one, ids=tuple(row), ended=True)
+                for one, row in zip(examples, rows, strict=True)
+            ]
+
+        monkeypatch.setattr(task, "_sampled", sampled)
+        found = task.evaluate(None, items=4, seed=0)
+    assert found.metrics["speaks"] == 0.25 and "reward_failed" not in found.metrics
+    rewards = [sample.reward for sample in found.samples]
+    if text_model is None:
+        assert rewards == [1.0, 4.0, 1.0, 1.0] and len(server.asked) == 1
+        assert "3 of 4 answers have no speech: they have failed" in caplog.text
+    else:
+        assert rewards == [4.0] * 4 and "have failed" not in caplog.text
+
+
 def test_a_codec_that_keeps_failing_stops_the_run(make_task, caplog):
     task = make_task()
     for _ in range(2):  # a call that succeeds begins the count anew

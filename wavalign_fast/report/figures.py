@@ -95,7 +95,8 @@ FIGURES = (
     Figure(
         key="speaks",
         title="Speaks",
-        meaning="share of answers with speech",
+        meaning="share of answers with speech; the others have the lowest reward of a judge who "
+        "hears answers",
         share=True,
         sampled=True,
         better=1,

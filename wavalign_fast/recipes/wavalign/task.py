@@ -1,5 +1,6 @@
 """``WavAlign``: a task of a family's checkpoint, spoken dialogues, a codec and a judge."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,12 @@ from wavalign_fast.recipes.wavalign.speech import Speech, codec_of
 from wavalign_fast.recipes.wavalign.tokens import FamilyTokens
 from wavalign_fast.rewards.build import build_rewards
 from wavalign_fast.rewards.combined import CombinedPending, CombinedReward
-from wavalign_fast.rewards.options import read_parts
+from wavalign_fast.rewards.options import JudgePart, read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 SOUND_FILES = (".wav", ".mp3", ".flac", ".ogg")
 NUM_SAMPLES = 8
@@ -74,6 +77,9 @@ class WavAlign(OwnModelTask):
         )
         self._listener = Listener(self.tokens, self.speech)
         self._rewards: CombinedReward | None = None
+        judge = self.options.judge
+        self._must_speak = judge.audio != "none" and judge.text_model is None
+        self._must_speak &= any(isinstance(part, JudgePart) for part in parts)
         self.reward_scale = "nobody is asked"
         if parts:
             self._rewards = build_rewards(parts, self.options.judge, scale=scale)
@@ -106,7 +112,8 @@ class WavAlign(OwnModelTask):
     def judge_evaluation(self, answers: Sequence[Completion]) -> Evaluation:
         """Hears and rewards the answers; those without speech or words are counted too.
 
-        Their shares are ``speaks`` and ``writes``.
+        Their shares are ``speaks`` and ``writes``. Those without speech that the judge should hear
+        have the lowest reward.
         """
         heard, items = self._listener(answers), len(answers)
         metrics = self._lengths(heard) | {
@@ -115,7 +122,7 @@ class WavAlign(OwnModelTask):
         }
         given: list[float | None] = [None] * items
         if self._rewards is not None:
-            given = self._started(heard).result()
+            given = self._evaluated(heard)
             metrics = reward_metrics(given) | metrics
         return Evaluation(
             metrics=metrics | {"items": float(items)},
@@ -124,6 +131,26 @@ class WavAlign(OwnModelTask):
                 for answer, reward in zip(heard[:NUM_SAMPLES], given[:NUM_SAMPLES], strict=True)
             ],
         )
+
+    def _evaluated(self, answers: Sequence[SpokenAnswer]) -> list[float | None]:
+        """Returns the rewards of an evaluation.
+
+        Where the judge hears answers, one in which the model says no speech has failed: the lowest
+        reward. That tells of the model, so that nobody is asked, and no judgement is missing.
+        """
+        assert self._rewards is not None
+        failed = [self._must_speak and not one.parts.codes for one in answers]
+        if any(failed):
+            logger.warning(
+                "evaluation: %d of %d answers have no speech: they have failed, with the lowest "
+                "reward, %g",
+                sum(failed),
+                len(answers),
+                self._rewards.low,
+            )
+        asked = [one for one, lost in zip(answers, failed, strict=True) if not lost]
+        rewards = iter(self._started(asked).result() if asked else [])
+        return [self._rewards.low if lost else next(rewards) for lost in failed]
 
     def answer(self, model: "PreTrainedModel", prompt: str, *, seed: int) -> Evaluation:
         """Answers a prompt: a question as text, or the path of a sound file."""
