@@ -81,7 +81,7 @@ def test_the_judge_works_while_rollouts_are_scored(toy_task, make_config, monkey
     step.objective.register_forward_pre_hook(lambda *_: events.append("loss"))
     capped = config.loss.importance_cap is not None
     batch = step.prepare(task.train_examples[: step.examples_needed], 1, clock)
-    micro_batches = batch.with_rollouts
+    micro_batches = sum(micro.sampled > 0 for micro in batch.micro_batches)
     assert events == ["start"] and micro_batches > 1
     metrics = step.backward(batch, clock).metrics
     order = [event for event, before in zip(events, ["", *events], strict=False) if event != before]
@@ -90,12 +90,48 @@ def test_the_judge_works_while_rollouts_are_scored(toy_task, make_config, monkey
     assert metrics["judge/latency_p50_s"] == 0.25 and clock.seconds["reward"] > 0
 
 
-def test_rows_that_depend_on_rewards_wait_for_them(toy_task, make_config):
+@pytest.mark.parametrize("anchors", [1, 0])
+def test_rows_that_depend_on_rewards_wait_for_them(toy_task, make_config, anchors):
+    """Demonstrations do not, so that their layers run beside the judge, who may end only then."""
     events: list[str] = []
-    task = started(toy_task(), events)
-    step = TrainStep(make_config(), task, Policy(task.load_model()), None, Ranks())
-    step.prepare(task.train_examples[: step.examples_needed], 1, Stopwatch())
-    assert events == ["start", "result"]
+    ran = threading.Event()
+    if not anchors:
+        ran.set()
+    task = started(toy_task(), events, ran)
+    config = make_config(f"anchor.rows={anchors}", *([] if anchors else ["loss.mixing=1"]))
+    step = TrainStep(config, task, Policy(task.load_model()), None, Ranks())
+
+    def layers_ran(*_):
+        events.append("layers")
+        ran.set()
+
+    clock = Stopwatch()
+    batch = step.prepare(task.train_examples[: step.examples_needed], 1, clock)
+    assert events == (["start"] if anchors else ["start", "result"])
+    events.clear()
+    step.policy.model.model.register_forward_hook(layers_ran)
+    metrics = step.backward(batch, clock).metrics
+    assert events[: 1 + anchors] == (["layers", "result"] if anchors else ["layers"])
+    assert metrics["reward/failed"] == 0
+    assert sum(not micro.block.is_rollout for micro in batch.micro_batches) == anchors
+
+
+def test_what_the_judge_takes_changes_no_bit(toy_task, make_config, monkeypatch):
+    """A judge who ends at once, and one who ends after the layers: the same gradients."""
+    found = []
+    for late in (False, True):
+        ran = threading.Event()
+        task = started(toy_task(), None, ran)
+        if not late:
+            ran.set()
+        policy = Policy(task.load_model())
+        step = TrainStep(make_config("train.block_tokens=8"), task, policy, None, Ranks())
+        clock = Stopwatch()
+        batch = step.prepare(task.train_examples[:4], 1, clock)
+        policy.model.model.register_forward_hook(lambda *_, ran=ran: ran.set())
+        step.backward(batch, clock)
+        found.append([weight.grad for weight in policy.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(

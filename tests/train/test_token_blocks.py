@@ -116,6 +116,26 @@ def test_ranks_get_equal_shares_and_every_row_once():
     assert sorted(given) == sorted((row.is_rollout, row.index) for row in rows)
 
 
+def test_a_row_longer_than_a_block_is_packed_alone():
+    rows = [row for row in step_rows(*records(), loss_ids=loss_ids()) if row.is_rollout]
+    lengths = [
+        [len(row) for row in part] for part in deal(rows, world=1, block_tokens=5, packed=True)[0]
+    ]
+    assert sorted(map(len, rows)) == [2, 4, 5, 7]
+    assert lengths == [[7], [5], [4], [2]]
+    fits = deal(rows, world=1, block_tokens=7, packed=True)[0]
+    assert [[len(row) for row in part] for part in fits] == [[7], [5, 2], [4]]
+
+
+def test_a_rank_that_has_less_gets_more():
+    rows = step_rows(*records(), loss_ids=loss_ids())
+    shown, sampled = rows[4:], rows[:4]
+    beside = deal(shown, world=2, block_tokens=9)
+    dealt = deal(sampled, world=2, block_tokens=9, beside=beside)
+    assert [sum(len(row) for part in mine for row in part) for mine in beside] == [5, 2]
+    assert [[row.index for part in mine for row in part] for mine in dealt] == [[3, 1], [2, 0]]
+
+
 def test_all_ranks_run_as_many_rounds_as_the_busiest():
     rows = step_rows(*records(), loss_ids=loss_ids())
     assert rounds(deal(rows, world=1, block_tokens=1)) == (6, 4)
@@ -151,8 +171,12 @@ def test_packed_rows_have_the_entries_of_padded_ones_and_no_padding():
     assert sorted(found) == sorted(padded)
     positions = [block.ids.ids.numel() for block in blocks]
     assert positions == [sum(map(len, part)) for part in dealt[0]]
-    # A block is closed by the row that fills it, so without that row it was not full.
-    assert all(sum(map(len, part[:-1])) < 12 for part in dealt[0])
+    # First-fit: the first row of a block of its kind had no room in the ones before it.
+    assert max(positions) <= 12
+    for kind in (True, False):
+        parts = [part for part in dealt[0] if part[0].is_rollout is kind]
+        for place, part in enumerate(parts):
+            assert all(sum(map(len, one)) + len(part[0]) > 12 for one in parts[:place])
     idle = lay_out([], pad_id=5, packed=True)
     assert idle.ids.ids.tolist() == [[5]] and entries(idle.tables) == []
 

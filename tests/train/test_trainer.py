@@ -17,6 +17,7 @@ from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step import TrainStep
+from wavalign_fast.train.step_batch import StepRows
 from wavalign_fast.train.stop_signal import Stopped
 from wavalign_fast.train.token_blocks import LossIds
 
@@ -135,7 +136,7 @@ def test_what_cannot_matter_is_left_out_exactly(
 
     def gradients(skip: bool):
         if not skip:
-            monkeypatch.setattr(TrainStep, "_without_gradient", lambda self, rewards: frozenset())
+            monkeypatch.setattr(StepRows, "_without_gradient", lambda self, rewards: frozenset())
             everything = [True] * toy_task().layout.vocab_size
             monkeypatch.setattr(step, "find_loss_ids", lambda _: LossIds(everything, everything))
         task = toy_task(broken_judge=True)

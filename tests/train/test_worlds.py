@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tests.ranks import run_ranks
 from tests.train.two_stream_task import TwoStreamTask
 from wavalign_fast.models import PromptEmbeddings, frozen_copy, set_attention
-from wavalign_fast.train import step as step_module
+from wavalign_fast.train import step_batch
 from wavalign_fast.train.deal import deal
 from wavalign_fast.train.model_setup import prepare_model
 from wavalign_fast.train.phases import Stopwatch
@@ -57,11 +57,11 @@ def ranks_here() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
-def all_on_one(rows, *, world, **options):
+def all_on_one(rows, *, world, beside=(), **options):
     return [deal(rows, world=1, **options)[0], *[[]] * (world - 1)]
 
 
-def kinds_apart(rows, *, world, **options):
+def kinds_apart(rows, *, world, beside=(), **options):
     """Completions on the first rank, demonstrations on the last; the others are idle."""
     if world == 1:
         return deal(rows, world=1, **options)
@@ -154,11 +154,11 @@ def run(name, task, make_config, dtype):
 def run_cases(names, task, make_config, dtype):
     found = {}
     for name in names:
-        step_module.deal = DEALS.get(name, deal)
+        step_batch.deal = DEALS.get(name, deal)
         try:
             found[name] = run(name, task, make_config, dtype)
         finally:
-            step_module.deal = deal
+            step_batch.deal = deal
     return found
 
 

@@ -139,7 +139,8 @@ class TrainConfig(Group):
     async_checkpoint: bool = False
     """Write a checkpoint beside the next steps, from a copy of the state in the CPU's memory."""
     block_tokens: AtLeastOne = 1024
-    """Token positions per forward pass; rows of similar length share one, to save padding."""
+    """Token positions per forward pass. Rows of similar length share one, to save padding, and the
+    row that reaches the number is the last; packed rows (model.attention) stay below it."""
     max_nonfinite_steps: AtLeastOne = 5
     """Consecutive steps with a non-finite gradient after which the run stops."""
 

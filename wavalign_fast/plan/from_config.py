@@ -10,6 +10,7 @@ import torch
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.models import second_head
+from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.models.families.registry import storing_family
 from wavalign_fast.models.json_files import read_config
 from wavalign_fast.models.meta_weights import weights_on_meta
@@ -35,8 +36,10 @@ def planned_run(config: RunConfig, *, ranks: int, prompt_tokens: int) -> Planned
     completions = rollout.prompts * rollout.group_size if config.needs_rollouts else 0
     demonstrations = config.anchor.rows if config.needs_anchor else 0
     kinds = [math.ceil(count / ranks) for count in (completions, demonstrations)]
-    # A micro-batch has rows of one kind; the row that fills it closes it.
-    rows = min(math.ceil(config.train.block_tokens / length), max(kinds))
+    # A micro-batch has rows of one kind. The row that fills it closes it; packed rows fit in.
+    fill = config.train.block_tokens / length
+    packed = config.model.attention in TAKES_BORDERS
+    rows = min(max(math.floor(fill), 1) if packed else math.ceil(fill), max(kinds))
     replicate, shard = mesh_shape(config.parallel, ranks)
     computed = getattr(torch, config.model.compute_dtype or config.model.dtype)
     return PlannedRun(

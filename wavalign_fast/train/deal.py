@@ -7,6 +7,8 @@ result, so the ranks need not agree on anything.
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from wavalign_fast.data.packing_plan import plan_packing
+
 
 class Dealt(Protocol):
     """A row, or rows that stay together."""
@@ -24,19 +26,36 @@ class Dealt(Protocol):
 R = TypeVar("R", bound=Dealt)
 
 MicroBatches = list[list[R]]
-"""The micro-batches of one rank: rows of one kind and of similar length, completions first."""
+"""The micro-batches of one rank: rows of one kind, completions first. Padded rows of one have
+similar lengths."""
 
 
 def deal(
-    rows: Sequence[R], *, world: int, block_tokens: int, packed: bool = False
+    rows: Sequence[R],
+    *,
+    world: int,
+    block_tokens: int,
+    packed: bool = False,
+    beside: Sequence[MicroBatches[R]] = (),
 ) -> list[MicroBatches[R]]:
     """Returns the micro-batches of every rank.
 
     Args:
-        block_tokens: a micro-batch is closed once it has this many positions, padding included.
+        block_tokens: a micro-batch of padded rows is closed once it has this many positions,
+            padding included; one of packed rows has no more, unless a single row has.
         packed: whether its rows are laid out without padding.
+        beside: micro-batches that the ranks have already; who has less gets more.
     """
-    return [_micro_batches(part, block_tokens, packed) for part in _to_ranks(rows, world)]
+    loads = [sum(len(row) for part in mine for row in part) for mine in beside] or [0] * world
+    plan = _packed if packed else _padded
+    return [
+        [
+            group
+            for kind in (True, False)
+            for group in plan([row for row in part if row.is_rollout is kind], block_tokens)
+        ]
+        for part in _to_ranks(rows, loads)
+    ]
 
 
 def rounds(dealt: Sequence[MicroBatches[R]]) -> tuple[int, int]:
@@ -50,12 +69,12 @@ def rounds(dealt: Sequence[MicroBatches[R]]) -> tuple[int, int]:
     )
 
 
-def _to_ranks(rows: Sequence[R], world: int) -> list[list[R]]:
+def _to_ranks(rows: Sequence[R], loads: Sequence[int]) -> list[list[R]]:
     """Gives each row, the longest first, to the rank with the fewest tokens so far."""
-    if world == 1:
+    if len(loads) == 1:
         return [list(rows)]
-    parts: list[list[R]] = [[] for _ in range(world)]
-    tokens = [0] * world
+    parts: list[list[R]] = [[] for _ in loads]
+    tokens = list(loads)
     for row in sorted(rows, key=len, reverse=True):
         least = tokens.index(min(tokens))
         parts[least].append(row)
@@ -63,17 +82,19 @@ def _to_ranks(rows: Sequence[R], world: int) -> list[list[R]]:
     return parts
 
 
-def _micro_batches(rows: Sequence[R], block_tokens: int, packed: bool) -> MicroBatches[R]:
-    """Groups rows of one kind by descending length, so that a block needs little padding."""
+def _padded(rows: Sequence[R], block_tokens: int) -> MicroBatches[R]:
+    """Groups rows by descending length, so that a block needs little padding."""
     groups: MicroBatches[R] = []
-    for kind in (True, False):
-        start = len(groups)
-        for row in sorted((r for r in rows if r.is_rollout is kind), key=len, reverse=True):
-            if len(groups) == start or _positions(groups[-1], packed) >= block_tokens:
-                groups.append([])
-            groups[-1].append(row)
+    for row in sorted(rows, key=len, reverse=True):
+        if not groups or len(groups[-1]) * len(groups[-1][0]) >= block_tokens:
+            groups.append([])
+        groups[-1].append(row)
     return groups
 
 
-def _positions(group: Sequence[R], packed: bool) -> int:
-    return sum(map(len, group)) if packed else len(group) * len(group[0])
+def _packed(rows: Sequence[R], block_tokens: int) -> MicroBatches[R]:
+    """Packs rows by first-fit decreasing; a row with more tokens than a block has one alone."""
+    long = sorted((row for row in rows if len(row) > block_tokens), key=len, reverse=True)
+    others = [row for row in rows if len(row) <= block_tokens]
+    plan = plan_packing([len(row) for row in others], block_tokens)
+    return [[row] for row in long] + [[others[place] for place in group] for group in plan]

@@ -10,30 +10,26 @@ import torch
 from torch import Tensor
 
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.data.records import Completion, Example
+from wavalign_fast.data.records import Example
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import (
     HybridOutput,
     MetricTotals,
     MixingGate,
-    Normalisers,
-    group_advantages,
     mismatch_totals,
     truncated_importance,
 )
 from wavalign_fast.losses.metric_names import with_released_names
-from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.ops.transfer import copied_to, copied_together
 from wavalign_fast.train.collect import Collected, Collector, sampling_twin
-from wavalign_fast.train.deal import deal, rounds
 from wavalign_fast.train.engines import check_logp_diff
-from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import GradientAccumulation, Head, Policy, WithoutLora
 from wavalign_fast.train.ranks import Ranks
+from wavalign_fast.train.step_batch import Mixture, StepBatch, StepRows
 from wavalign_fast.train.step_metrics import (
     as_floats,
     completion_metrics,
@@ -41,14 +37,9 @@ from wavalign_fast.train.step_metrics import (
     named_metrics,
     over_ranks,
 )
-from wavalign_fast.train.step_work import step_work
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.token_blocks import (
-    Row,
     TokenBlock,
-    count_tables,
-    lay_out,
-    step_rows,
 )
 
 
@@ -62,48 +53,11 @@ class StepResult:
     """Whether nothing was learnt from, so that the weights must not move."""
 
 
-@dataclass(frozen=True)
-class _Mixture:
-    """What every micro-batch of a step needs from the rewards of the whole step."""
-
-    rewards: Tensor
-    """float32 [B, G]."""
-    rl_weight: Tensor
-    """λ, 0-d."""
-    metrics: dict[str, Tensor]
-    """Those of rewards and gate, the same in every update."""
-
-
-@dataclass
-class StepBatch:
-    """The rows of a step, which one or several updates are computed from."""
-
-    collected: Collected
-    normalisers: Normalisers
-    micro_batches: list[MicroBatch]
-    """Those of this rank, with idle ones up to the number of the busiest rank."""
-    with_rollouts: int
-    """How many of them have completions on some rank."""
-    tokens: int
-    """Ids of the prompts and answers."""
-    work: StepTokens
-    """The tokens by what is computed of them, over all ranks and updates."""
-    anchored: bool
-    updates: int = 0
-    """How many were computed."""
-    mixture: _Mixture | None = None
-    """What the gradients need of the rewards, once those are there."""
-
-    @property
-    def completions(self) -> Sequence[Completion]:
-        """Those of all ranks."""
-        return self.collected.completions
-
-
 class TrainStep:
     """Rollouts → reference log-probs → rewards → hybrid loss → gradients.
 
-    A task that can start its rewards works on them while the rollouts are scored.
+    A task that can start its rewards works on them while the rollouts are scored, and while the
+    layers of the first micro-batch run.
 
     Skips rollouts, demonstrations or the reference if no term of the loss needs them. All ranks
     have all rows of the step, so λ, advantages and denominators have the same bits on each. Each
@@ -130,7 +84,15 @@ class TrainStep:
         self.loss_ids = find_loss_ids(self.objective, None if streams is None else streams.forced)
         self.twin = sampling_twin(policy, config)
         self.collect = Collector(config, task, self.twin, ranks)
-        self.packed = config.model.attention in TAKES_BORDERS
+        self.rows = StepRows(
+            config,
+            self.objective,
+            self.loss_ids,
+            policy,
+            ranks,
+            pad_id=task.pad_id,
+            kl=reference is not None,
+        )
         self.accumulation = GradientAccumulation(policy, config.parallel, ranks)
 
     @property
@@ -161,43 +123,21 @@ class TrainStep:
         collected = Collected.nothing(self.config.rollout.group_size)
         if self.config.needs_rollouts:
             collected = self.collect(examples[: self.config.rollout.prompts], step, clock)
-        rewards = collected.unknown
-        if self._skips_rows:
-            rewards = collected.rewards(clock)
-        completions = collected.completions
+        count = self.config.anchor.rows if self.config.needs_anchor else 0
+        begun: StepBatch | None = None
         with self.ranks.failing_together():
-            rows, tokens = self._rows(completions, rewards, examples, step)
+            # Every rank draws all demonstrations, with the same numbers.
+            rng = random.Random(f"demonstrations:{self.config.train.seed}:{step}")
+            shown = self.task.demonstrations(examples[:count], rng) if count else []
+            if self.rows.depend_on_rewards:
+                begun = self.rows.begun(collected, shown)
+        if begun is not None:
+            return begun
+        rewards = collected.unknown
+        if self.rows.depend_on_rewards:
+            rewards = collected.rewards(clock)
         with clock("forward_backward"):
-            dealt = deal(
-                rows,
-                world=self.ranks.world,
-                block_tokens=self.config.train.block_tokens,
-                packed=self.packed,
-            )
-            count, with_rollouts = rounds(dealt)
-            turns = [
-                [part[turn] if turn < len(part) else [] for part in dealt]
-                for turn in range(max(count, 1))
-            ]
-            micro_batches = [self._micro_batch(parts, collected) for parts in turns]
-            normalisers = self.objective.normalisers(count_tables(rows).batch(collected.unknown))
-        return StepBatch(
-            collected=collected,
-            normalisers=normalisers,
-            micro_batches=micro_batches,
-            with_rollouts=with_rollouts,
-            tokens=tokens,
-            work=step_work(
-                rows,
-                completions,
-                loss_ids=self.loss_ids,
-                group_size=self.config.rollout.group_size,
-                updates=self.config.train.updates_per_rollout,
-                scored=(self.reference is not None) + (self.config.loss.importance_cap is not None),
-                ids_a_position=1 if self.policy.streams is None else 2,
-            ),
-            anchored=any(not row.is_rollout for row in rows),
-        )
+            return self.rows.whole(collected, shown, rewards)
 
     def backward(self, batch: StepBatch, clock: Stopwatch) -> StepResult:
         """Adds the gradients of one update to the model.
@@ -209,10 +149,10 @@ class TrainStep:
         broken = NonFiniteRows(lambda row: f"rollout {row} (prompt {examples[row]})")
         self.policy.train()
         if batch.mixture is None:
-            for turn, micro in enumerate(batch.micro_batches):
-                self._score(micro, run=turn < batch.with_rollouts, clock=clock)
-            batch.mixture = self._mixture(batch.collected, clock)
-        parts = self._backward(batch, batch.mixture, broken, clock)
+            for micro in batch.micro_batches:
+                self._score(micro, clock)
+        parts = self._backward(batch, broken, clock)
+        assert batch.mixture is not None
         with clock("exchange"):
             totals = over_ranks(parts, self.ranks)
         batch.updates += 1
@@ -228,47 +168,15 @@ class TrainStep:
         check_logp_diff(found, self.config.rollout)
         return StepResult(found, broken)
 
-    def _rows(
-        self, completions: list[Completion], rewards: Tensor, examples: Sequence[Example], step: int
-    ) -> tuple[list[Row], int]:
-        """Returns the rows of the step, and the number of tokens of prompts and answers."""
-        count = self.config.anchor.rows if self.config.needs_anchor else 0
-        # Every rank draws all demonstrations, with the same numbers.
-        rng = random.Random(f"demonstrations:{self.config.train.seed}:{step}")
-        shown = self.task.demonstrations(examples[:count], rng) if count else []
-        rows = step_rows(
-            completions,
-            shown,
-            loss_ids=self.loss_ids,
-            skipped=self._without_gradient(rewards),
-            vectors=self.policy.vectors,
-        )
-        trained = [(done.example.prompt_ids, done.ids) for done in completions]
-        trained += [(pair.prompt_ids, pair.answer_ids) for pair in shown]
-        return rows, sum(len(prompt) + len(answer) for prompt, answer in trained)
+    def _mixture(self, batch: StepBatch, clock: Stopwatch) -> Mixture:
+        """Returns λ and the metrics of rewards and gate; the first call waits for the rewards.
 
-    @property
-    def _skips_rows(self) -> bool:
-        """Whether the rewards decide which completions are computed."""
-        return self.reference is None and self.config.loss.normalisation != "token"
-
-    def _without_gradient(self, rewards: Tensor) -> frozenset[int]:
-        """Returns the completions without an advantage or a KL, which cannot change the loss.
-
-        All completions of their group have the same reward. They still count in every mean of the
-        loss and of the rewards; only the model's forward and backward pass over them is skipped. A
-        mean over tokens needs their tokens, so nothing is skipped then.
+        It then knows which rows are left to be computed.
         """
-        if not self._skips_rows or rewards.numel() == 0:
-            return frozenset()
-        advantages = group_advantages(
-            rewards, std=self.config.loss.advantage_std, options=self.objective.options
-        )
-        return frozenset((advantages.flatten() == 0).nonzero().flatten().tolist())
-
-    def _mixture(self, collected: Collected, clock: Stopwatch) -> _Mixture:
-        """Waits for the rewards, and returns λ and the metrics of rewards and gate."""
-        rewards = collected.rewards(clock)
+        if batch.mixture is not None:
+            return batch.mixture
+        rewards = batch.collected.rewards(clock)
+        self.rows.complete(batch, rewards)
         gate = self.objective.gate
         gate_metrics: dict[str, Tensor] = {}
         if isinstance(gate, MixingGate):
@@ -276,35 +184,36 @@ class TrainStep:
         else:
             rl_weight = torch.tensor(float(gate))
         metrics = self.objective.reward_metrics(rewards) | gate_metrics
-        return _Mixture(rewards, rl_weight, metrics | with_released_names({"rl_weight": rl_weight}))
+        metrics |= with_released_names({"rl_weight": rl_weight})
+        batch.mixture = Mixture(rewards, rl_weight, metrics)
+        return batch.mixture
 
     def _backward(
-        self, batch: StepBatch, mixture: _Mixture, broken: NonFiniteRows, clock: Stopwatch
+        self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch
     ) -> list[MetricTotals]:
         """Runs forward and backward over this rank's micro-batches; returns the metrics of each."""
         first = batch.updates == 0
         again = batch.updates + 1 < self.config.train.updates_per_rollout
         totals = []
+        # The list may grow in the first forward pass, which waits for the rewards.
         for turn, micro in enumerate(batch.micro_batches):
             with clock("forward_backward"):
+                out = self._forward(batch, micro, broken, clock)
                 self.accumulation.before(last=turn + 1 == len(batch.micro_batches))
-                out = self._forward(micro, mixture, batch.normalisers, broken)
                 out.loss.backward()
             totals.append(out.totals)
             if first and self.config.needs_rollouts:
-                totals.append(self._mismatch(micro, out.logp, mixture.rewards))
+                totals.append(self._mismatch(micro, out.logp, self._mixture(batch, clock).rewards))
             if first and again:
                 micro.old_logp = out.logp
         self.accumulation.after()
         return totals
 
-    def _score(self, micro: MicroBatch, *, run: bool, clock: Stopwatch) -> None:
-        """Computes the log-probs that are constants of the updates, of one micro-batch.
-
-        Args:
-            run: whether some rank has completions in its micro-batch. The others run the model
-                along with it, because FSDP2 gathers the weights on all ranks.
-        """
+    def _score(self, micro: MicroBatch, clock: Stopwatch) -> None:
+        """Computes the log-probs that are constants of the updates, of one micro-batch."""
+        # A rank without completions runs the model along with one that has some, because FSDP2
+        # gathers the weights on all ranks.
+        run = micro.sampled > 0
         temperature, options = self.config.rollout.temperature, self.objective.options
         nothing = torch.zeros(micro.block.tables.targets.shape)
         if self.reference is not None:
@@ -341,38 +250,23 @@ class TrainStep:
         )
 
     def _forward(
-        self,
-        micro: MicroBatch,
-        mixture: _Mixture,
-        normalisers: Normalisers,
-        broken: NonFiniteRows,
+        self, batch: StepBatch, micro: MicroBatch, broken: NonFiniteRows, clock: Stopwatch
     ) -> HybridOutput:
-        batch = micro.batch(mixture.rewards)
-
         def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> HybridOutput:
             broken.watch(hidden, micro.block.tables)
+            # Here, behind the layers, so that the judge has their time, too.
+            mixture = self._mixture(batch, clock)
             return self.objective(
                 self._at_sampling_temperature(hidden, micro.block, bias),
                 weight,
-                batch,
+                micro.batch(mixture.rewards),
                 bias=bias,
                 rl_weight=mixture.rl_weight,
-                normalisers=normalisers,
+                normalisers=batch.normalisers,
                 transform=self.policy.transform,
             )
 
         return self.policy([micro.block.ids], score, micro.live)
-
-    def _micro_batch(self, parts: Sequence[list[Row]], collected: Collected) -> MicroBatch:
-        """Returns this rank's micro-batch of a turn, whose rows on every rank are ``parts``."""
-        live = 0
-        if self.policy.head_is_sharded:
-            batches = [count_tables(rows).batch(collected.unknown) for rows in parts]
-            live = max(int(self.objective.token_weights(batch).live.sum()) for batch in batches)
-        sampled = max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
-        rows = parts[self.ranks.rank]
-        block = lay_out(rows, self.task.pad_id, packed=self.packed)
-        return MicroBatch.of(block, rows, collected.completions, live=live, sampled=sampled)
 
     def _at_sampling_temperature(
         self, hidden: Tensor, block: TokenBlock, bias: Tensor | None
