@@ -40,7 +40,8 @@ from wavalign_fast.train.preference_step import PairBatch, PreferenceStep
 from wavalign_fast.train.prompt_sampler import PromptSampler
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.same_on_all import check_same_weights
-from wavalign_fast.train.step import StepBatch, StepResult, TrainStep
+from wavalign_fast.train.step import StepResult, TrainStep
+from wavalign_fast.train.step_batch import StepBatch
 from wavalign_fast.train.stop_signal import Stopped, StopSignal
 from wavalign_fast.train.task_protocol import Task
 from wavalign_fast.train.telemetry import Telemetry

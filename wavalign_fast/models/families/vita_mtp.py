@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wavalign_fast.errors import shown
-from wavalign_fast.models.families.interface import IGNORE
-from wavalign_fast.models.families.vita_audio import body_layers, mtp_layers
+from wavalign_fast.errors import UserError, shown
+from wavalign_fast.models.attention import TAKES_BORDERS
+from wavalign_fast.models.families.interface import IGNORE, FamilyFiles
+from wavalign_fast.models.families.vita_audio import body_layers, is_plus, mtp_layers
 from wavalign_fast.models.head import output_head
-from wavalign_fast.models.loading import cast_weights
+from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.transformers_names import cache_argument
+from wavalign_fast.models.weight_files import WeightFiles
 from wavalign_fast.ops import linear_logprob
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class MtpLayer(nn.Module):
 
         config = copy.deepcopy(body.config)
         config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
+        if config._attn_implementation in TAKES_BORDERS:  # rows are padded here
+            config._attn_implementation = "sdpa"
         config.vocab_size, config.pad_token_id = 1, None
         self.embed_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.hidden_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -68,90 +72,118 @@ class MtpLayer(nn.Module):
         return hidden
 
 
+class MtpHead(nn.Module):
+    """The MTP layers of a checkpoint, as they are trained beside its body.
+
+    Args:
+        layers: K of them.
+        config: ``config.json``; of Plus the gradients stay within the layers, final norm and head.
+
+    Attributes:
+        loss_weight: ``mtp_loss_weight`` of the checkpoint.
+    """
+
+    def __init__(self, layers: nn.ModuleList, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.loss_weight = float(config.get("mtp_loss_weight", 1.0))
+        self._detach = is_plus(config)
+
+    def forward(
+        self, body: "PreTrainedModel", embedded: Tensor, hidden: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Computes −Σ log p of each layer over the ids that it learns, float32 [K].
+
+        The family adds ``loss_weight`` / K · Σ_k (that sum / number of those ids) to the body's
+        loss.
+
+        Args:
+            embedded: [R, L, H], what the body read; rows are right-padded, L is above K.
+            hidden: [R, L, H], h_0, what it made of that.
+            targets: int64 [R, L], the id after each position; ``IGNORE`` where nothing is learnt.
+                Layer k learns those from place k + 1 on.
+        """
+        if self._detach:
+            embedded, hidden = embedded.detach(), hidden.detach()
+        head, sums = output_head(body), []
+        for k, h in enumerate(mtp_hidden(self.layers, body, embedded, hidden)):
+            wanted = targets[:, k + 1 :]
+            sums.append(-linear_logprob(h, head.weight, wanted, ignore_index=IGNORE).logp.sum())
+        return torch.stack(sums)
+
+
+def open_mtp(files: FamilyFiles, body: "PreTrainedModel") -> MtpHead:
+    """Loads the MTP layers beside a body, which may be without values.
+
+    Raises:
+        UserError: the checkpoint has none, or a file cannot be read.
+    """
+    if "mtp_loss_weight" not in files.config or not mtp_layers(files.config):
+        raise UserError(
+            f"{files.directory} has no MTP layers, wanted a checkpoint of VITA-Audio with some, "
+            "such as Balance or Boost"
+        )
+    with WeightFiles(files.directory) as weights:
+        aside = {
+            name: weights.tensor(name).clone()
+            for name in weights.names
+            if name.startswith(_prefixes(files.config))
+        }
+    return MtpHead(load_mtp(body, files.config, aside), files.config)
+
+
 def load_mtp(
     body: "PreTrainedModel", config: Mapping[str, Any], aside: Mapping[str, Tensor]
 ) -> nn.ModuleList:
     """Builds the MTP layers of a checkpoint beside its body, in eval mode.
 
     Args:
-        body: the native model; its dtype, device and attention are theirs.
+        body: the native model; its dtype and attention are theirs.
         config: ``config.json``.
         aside: the tensors that the body lacks, by their stored names.
     """
-    layers = nn.ModuleList(MtpLayer(body) for _ in range(mtp_layers(config)))
-    cast_weights(layers, body.dtype)
-    names = stored_names(layers, config)
-    layers.load_state_dict({name: aside[stored] for name, stored in names.items()})
-    return layers.to(body.device).eval()
+    with weights_on_meta():
+        layers = nn.ModuleList(MtpLayer(body) for _ in range(mtp_layers(config)))
+    values = {
+        name: aside[stored_name(name, config)].to(body.dtype)
+        for name, _ in layers.named_parameters()
+    }
+    layers.load_state_dict(values, assign=True)
+    return layers.eval()
 
 
-def mtp_tensors(layers: nn.ModuleList, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights of trained layers by their stored names, for an export."""
-    values = dict(layers.named_parameters())
-    return {stored: values[name].detach() for name, stored in stored_names(layers, config).items()}
+def mtp_tensors(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights of trained layers, ``K.PART.…``, by their stored names, for an export."""
+    return {stored_name(name, config): weight.detach() for name, weight in weights.items()}
 
 
-def stored_names(layers: nn.ModuleList, config: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the stored name of each weight of the layers."""
-    names = {}
-    for name, _ in layers.named_parameters():
-        k, part, rest = name.split(".", 2)
-        if part == "stack":
-            stored = f"model.layers.{body_layers(config) + int(k)}.{rest.removeprefix('layers.0.')}"
-        else:
-            stored = f"mtp_{part}s.{k}.{rest}"
-        names[name] = stored
-    return names
+def stored_name(name: str, config: Mapping[str, Any]) -> str:
+    """Returns the stored name of a weight of the layers, ``K.PART.…``."""
+    k, part, rest = name.split(".", 2)
+    if part == "stack":
+        return f"model.layers.{body_layers(config) + int(k)}.{rest.removeprefix('layers.0.')}"
+    return f"mtp_{part}s.{k}.{rest}"
+
+
+def _prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    first = body_layers(config)
+    own = (f"model.layers.{first + k}." for k in range(mtp_layers(config)))
+    return ("mtp_projs.", "mtp_embed_norms.", "mtp_hidden_norms.", *own)
 
 
 def mtp_hidden(
-    layers: nn.ModuleList,
-    body: "PreTrainedModel",
-    ids: Tensor,
-    hidden: Tensor,
-    *,
-    detach: bool = False,
+    layers: nn.ModuleList, body: "PreTrainedModel", embedded: Tensor, hidden: Tensor
 ) -> list[Tensor]:
-    """Computes h_1, h_2, ... of rows; h_{k+1} is [B, L−1−k, H].
+    """Computes h_1, h_2, ... of rows; h_{k+1} is [R, L−1−k, H].
 
     Args:
-        ids: int64 [B, L], right-padded.
-        hidden: [B, L, H], h_0.
-        detach: keeps gradients from the body's hidden states and embedding, as Plus does.
+        embedded, hidden: as for ``MtpHead``.
     """
-    embedded = body.get_input_embeddings()(ids)
-    if detach:
-        embedded, hidden = embedded.detach(), hidden.detach()
     found: list[Tensor] = []
     for k, layer in enumerate(layers):
         hidden = body.model.norm(layer(embedded[:, k + 1 :], hidden[:, :-1], first=k + 1))
         found.append(hidden)
     return found
-
-
-def mtp_losses(
-    layers: nn.ModuleList,
-    body: "PreTrainedModel",
-    ids: Tensor,
-    hidden: Tensor,
-    labels: Tensor,
-    *,
-    detach: bool = False,
-) -> Tensor:
-    """Computes the mean cross-entropy of each layer, float32 [K]; 0 for one without a label.
-
-    The family adds ``mtp_loss_weight`` times their mean to the body's loss.
-
-    Args:
-        labels: int64 [B, L], not shifted; ``IGNORE`` where nothing is scored.
-        ids, hidden, detach: as for ``mtp_hidden``.
-    """
-    head, losses = output_head(body), []
-    for k, h in enumerate(mtp_hidden(layers, body, ids, hidden, detach=detach)):
-        wanted = labels[:, k + 2 :]
-        logp = linear_logprob(h[:, :-1], head.weight, wanted, ignore_index=IGNORE).logp
-        losses.append(-logp.sum() / (wanted != IGNORE).sum().clamp(min=1))
-    return torch.stack(losses)
 
 
 @torch.no_grad()
