@@ -86,11 +86,24 @@ def export(args: argparse.Namespace) -> int:
             directory = Path(began_with).expanduser()
             written = export_as_family(args.run, args.output, directory, family, base)
             print(f"model: {written}")
+            _say_which_mtp_layers(args.run, directory)
         else:
             print(f"model: {export_run(args.run, args.output, dtype, base)}")
         if args.output is not None and not args.adapters:
             _say_how_it_was_trained(args.run, args.output)
     return 0
+
+
+def _say_which_mtp_layers(run: Path, began_with: Path) -> None:
+    """Says that MTP layers are the old ones, if there are some and the run has trained none."""
+    from wavalign_fast.models.json_files import read_config
+    from wavalign_fast.train.export import trains_mtp
+
+    if read_config(began_with).get("num_nextn_predict_layers") and not trains_mtp(run):
+        print(
+            f"MTP layers: those of {began_with}, which were not trained with the model "
+            "(anchor.mtp_loss_weight)"
+        )
 
 
 def _say_how_it_was_trained(run: Path, output: Path) -> None:

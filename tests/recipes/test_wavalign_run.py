@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.rewards.loopback_judge import LoopbackJudge, scores
 from wavalign_fast.cli import main
-from wavalign_fast.models.families.checkpoint import load_family
+from wavalign_fast.models.families.checkpoint import load_family, read_aside
 from wavalign_fast.models.families.dialogue_file import read_dialogue_file
 from wavalign_fast.models.families.tiny import make_tiny_checkpoint
+from wavalign_fast.train import export, run_directory
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -71,6 +73,7 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(
     own = {
         "step_audio_2": ["task.ratio=[4,8]"],  # not its own
         "kimi_audio": ["rollout.max_new_tokens=40"],  # two ids a position, six before the speech
+        "vita_audio": ["anchor.mtp_loss_weight=model"],
     }.get(family, [])
     init(family, codec, *settings(judge, "train.steps=2", *own), model=source)
 
@@ -96,6 +99,11 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(
         if not torch.equal(old, new)
     ]
     assert moved
+    old, new = (read_aside(place, before.table) for place in (source, tmp_path / "out"))
+    trained = {name for name in old if not torch.equal(old[name], new[name])}
+    # Layers of multi-token prediction are trained with the model, encoders of sound are not.
+    assert trained == ({*old} if family == "vita_audio" else set())
+    assert all(("loss/mtp" in record) == (family == "vita_audio") for record in records)
     if family == "kimi_audio":  # its checkpoint is of a class of this package
         (tmp_path / "p.jsonl").write_text('{"id": "1", "task": "spoken", "prompt": "hello"}')
         words = ["p.jsonl", "--model", str(run), "--max-new-tokens", "20", "--output", "asked"]
@@ -106,6 +114,19 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(
         assert "gathered for two streams" in capsys.readouterr().err
         assert main(["plan", "run.yaml"]) == 2
         assert "kimi_audio, which has two streams" in capsys.readouterr().err
+
+
+def test_an_export_says_that_mtp_layers_are_the_old_ones(tmp_path, monkeypatch, capsys):
+    written = tmp_path / "out"
+    monkeypatch.setattr(export, "export_as_family", lambda *_: written)
+    monkeypatch.setattr(export, "run_of", lambda run: run)
+    config = SimpleNamespace(model=SimpleNamespace(path=str(FAMILIES / "vita_audio")), task={})
+    monkeypatch.setattr(run_directory, "read_run_config", lambda run: config)
+    for trained in (False, True):
+        monkeypatch.setattr(export, "trains_mtp", lambda run, trained=trained: trained)
+        assert main(["export", str(tmp_path), str(written), "--format", "family"]) == 0
+        said = f"MTP layers: those of {FAMILIES / 'vita_audio'}, which were not trained"
+        assert (said in capsys.readouterr().out) is not trained
 
 
 @pytest.mark.slow

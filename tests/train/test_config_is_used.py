@@ -2,8 +2,8 @@
 
 The keys of ``optimizer`` are those of the update by hand in ``test_update.py``, those of ``model``
 are in ``test_model_setup.py``, those of ``parallel`` in ``test_policy.py``, those of
-``telemetry`` in ``test_telemetry.py``, and ``method`` and those of ``dpo`` in
-``test_preference_step.py``.
+``telemetry`` in ``test_telemetry.py``, ``method`` and those of ``dpo`` in
+``test_preference_step.py``, and ``anchor.mtp_loss_weight`` in ``test_mtp.py``.
 """
 
 import inspect
@@ -141,7 +141,7 @@ def leaves(group=RunConfig, prefix: str = ""):
     """Keys and defaults, without those of the loss, the model and the optimizer."""
     for name, field in group.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
-        if name in ("method", "engine"):  # the other values of both lead to other code
+        if name in ("method", "engine", "mtp_loss_weight"):  # other values lead to other code
             continue
         if inner is None:
             yield prefix + name, field.default

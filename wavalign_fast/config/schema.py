@@ -38,6 +38,9 @@ class AnchorConfig(Group):
 
     rows: Rows = 32
     """Demonstrations per step; the first ones answer the step's rollout prompts. 0 = no anchor."""
+    mtp_loss_weight: Weight | Literal["model"] = 0.0
+    """Weight of the loss of the model's multi-token-prediction layers on the demonstrations, which
+    trains them; model: that of its config.json. 0: they stay as they are, also in an export."""
 
 
 class LossConfig(Group):
@@ -198,6 +201,21 @@ class RunConfig(Group):
                 f"nothing to learn from: loss.mixing {self.loss.mixing} and anchor.rows "
                 f"{self.anchor.rows}; wanted a policy weight above 0 or demonstrations"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_mtp(self) -> Self:
+        others = {
+            "method": (self.method, "hybrid"),
+            "parallel.head": (self.parallel.head, "gathered"),
+            "model.lora.rank": (self.model.lora.rank, 0),
+        }
+        for key, (given, wanted) in others.items():
+            if self.anchor.mtp_loss_weight and given != wanted:
+                raise ValueError(
+                    f"{key}: {given} given with anchor.mtp_loss_weight, wanted {wanted}, or a "
+                    "weight of 0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 One process writes a plain transformers directory, with the optimizer in the file of the small
 state. Several ranks write ``weights/`` and ``optimizer/`` together, each its own shards; one
-process that trains adapters alone does so, too. Names are Hugging Face's, whatever wraps the model.
+process that trains adapters alone, or MTP layers beside the model, does so, too. Names are Hugging
+Face's, whatever wraps the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ OPTIMIZER = "optimizer"
 
 def is_plain(policy: "Policy", ranks: "Ranks") -> bool:
     """Whether a checkpoint of ``policy`` is a transformers directory."""
-    return ranks.world == 1 and not has_lora(policy)
+    return ranks.world == 1 and not has_lora(policy) and policy.mtp is None
 
 
 def plain_writer(policy: "Policy", optimizer: torch.optim.Optimizer, *, copied: bool) -> Writer:

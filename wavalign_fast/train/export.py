@@ -25,6 +25,8 @@ from wavalign_fast.models import (
 )
 from wavalign_fast.models.families.export import export_family
 from wavalign_fast.models.families.registry import register_own_class
+from wavalign_fast.models.families.vita_mtp import mtp_tensors
+from wavalign_fast.models.json_files import read_config
 from wavalign_fast.rollout.weights import merged_weights
 from wavalign_fast.train.atomic_files import remove, replace_directory, sync_directory, write_json
 from wavalign_fast.train.owned_files import (
@@ -37,7 +39,7 @@ from wavalign_fast.train.owned_files import (
     read_json_object,
     write_contents,
 )
-from wavalign_fast.train.sharded_files import PartError, load_tensors, saved_tensors
+from wavalign_fast.train.sharded_files import METADATA_FILE, PartError, load_tensors, saved_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights"
 """The folder of a sharded checkpoint with the weights and all that a model directory has beside."""
+
+MTP = "mtp.layers."
+"""How the names of the weights of MTP layers begin there: ``Policy.mtp``."""
 
 ADAPTERS = "adapter_config.json"
 """peft's description of the adapters; there if they alone were trained."""
@@ -183,8 +188,24 @@ def export_as_family(
     checkpoint = _checkpoint_of(run)
     _refuse(next(iter(_inside(target)), None))
     _, weights = _trained(checkpoint, None, base)
-    export_family(began_with, target, weights, family=family)
+    trained = _mtp_weights(_source_of(checkpoint))
+    aside = mtp_tensors(trained, read_config(began_with)) if trained else None
+    export_family(began_with, target, weights, aside=aside, family=family)
     return target
+
+
+def trains_mtp(run: Path) -> bool:
+    """Whether the newest checkpoint of a run, or the checkpoint ``run``, has MTP layers."""
+    return bool(_mtp_weights(_source_of(_checkpoint_of(run))))
+
+
+def _mtp_weights(source: Path) -> dict[str, Tensor]:
+    """Returns the weights of trained MTP layers, by their names among the layers."""
+    if not (source / METADATA_FILE).is_file():
+        return {}
+    names = [name for name in saved_tensors(source) if name.startswith(MTP)]
+    weights = _whole_weights(source, None) if names else {}
+    return {name.removeprefix(MTP): weights[name] for name in names}
 
 
 def export_adapters(
@@ -246,6 +267,7 @@ def _trained(
         return _merged(source, base(), dtype)
     if is_sharded(checkpoint):
         model, weights = _empty_model(source, dtype), _whole_weights(source, dtype)
+        weights = {name: w for name, w in weights.items() if not name.startswith(MTP)}
         _check_names(checkpoint, model, weights)
         return model, weights
     model = load_checkpoint(checkpoint, dtype=dtype)

@@ -26,6 +26,8 @@ class MicroBatch:
     """The most positions with loss in the micro-batch of any rank, for a sharded head; else 0."""
     sampled: int
     """The most sampled ids in the micro-batch of any rank."""
+    anchored: bool
+    """Whether some rank has demonstrations in its micro-batch."""
     ref_logp: Tensor | None = None
     """Log-probs of the sampled ids under the reference."""
     old_logp: Tensor | None = None
@@ -43,6 +45,7 @@ class MicroBatch:
         *,
         live: int,
         sampled: int,
+        anchored: bool,
     ) -> "MicroBatch":
         """The micro-batch of ``block``, in which ``rows`` are laid out in this order."""
         sampler_logp = torch.zeros(block.tables.targets.shape)
@@ -54,7 +57,7 @@ class MicroBatch:
             ]
             cut = [part[list(row.chosen)] for row, part in zip(rows, parts, strict=True)]
             sampler_logp[block.tables.policy_row >= 0] = torch.cat(cut)
-        return cls(block, sampler_logp, live, sampled)
+        return cls(block, sampler_logp, live, sampled, anchored)
 
     def batch(self, rewards: Tensor) -> HybridBatch:
         """The loss's tables; ``rewards`` are the whole step's, which the advantages need."""

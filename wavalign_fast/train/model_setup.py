@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavalign_fast.config.model import ModelConfig
 from wavalign_fast.config.schema import RunConfig
-from wavalign_fast.errors import naming
+from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models import (
     add_lora,
     cast_weights,
@@ -81,6 +81,25 @@ def fill_base_model(model: "PreTrainedModel", config: ModelConfig) -> None:
     """
     with naming("model.path"):
         fill_shards(model, _directory(config))
+
+
+def load_mtp(config: RunConfig, task: Task, model: "PreTrainedModel") -> nn.Module | None:
+    """Loads the MTP layers beside the model, if ``anchor.mtp_loss_weight`` trains them.
+
+    Raises:
+        UserError: the task has none.
+    """
+    if not (config.anchor.mtp_loss_weight and config.needs_anchor):
+        return None
+    with naming("anchor.mtp_loss_weight"):
+        load = getattr(task, "load_mtp", None)
+        if load is None:
+            raise UserError(
+                f"{type(task).__name__} has no MTP layers, wanted 0, or a recipe and a model with "
+                "some"
+            )
+        layers: nn.Module = load(model)
+        return layers
 
 
 def middle_rows_of(model: "PreTrainedModel", config: ModelConfig) -> dict[str, Tensor]:

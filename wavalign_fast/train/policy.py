@@ -19,6 +19,7 @@ from wavalign_fast.config.parallel import ParallelConfig
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.losses.two_heads import TwoHeads
 from wavalign_fast.models import (
+    EmbeddedBlock,
     PackedRows,
     PromptEmbeddings,
     StreamBlock,
@@ -60,6 +61,7 @@ class Policy(nn.Module):
     Args:
         prompt_embeddings: the vectors that blocks name by ids behind the vocabulary, if any do.
         streams: how the ids of two streams stand in one list, for a model that has two.
+        mtp: layers beside the model that are trained with it, each a module of its ``layers``.
 
     Attributes:
         head_is_sharded: whether each rank keeps its slice of the head, which is then never gathered
@@ -71,9 +73,11 @@ class Policy(nn.Module):
         model: "PreTrainedModel",
         prompt_embeddings: PromptEmbeddings | None = None,
         streams: TwoStreams | None = None,
+        mtp: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.mtp = mtp
         self.prompt_embeddings = prompt_embeddings
         self.streams = streams
         self.head_is_sharded = False
@@ -95,21 +99,32 @@ class Policy(nn.Module):
             height: for a sharded head, the most rows that any rank multiplies with it in this call,
                 the same on all ranks.
         """
-        device = self.model.device
-        fill = self.prompt_embeddings.fill if self.prompt_embeddings is not None else None
-        filled = blocks if fill is None else [fill(block) for block in blocks]
         if self.streams is not None:
-            parts = [StreamBlock.of(block, self.streams) for block in filled]
-            moved = [part.to(device, non_blocking=True) for part in parts]
+            parts = [StreamBlock.of(self._filled(block), self.streams) for block in blocks]
+            moved = [part.to(self.model.device, non_blocking=True) for part in parts]
             hidden = torch.cat([part.hidden_states(self.model) for part in moved])
             return score(hidden, heads_of(self.model), None)
-        placed = [block.to(device, non_blocking=True) for block in filled]
-        hidden = hidden_states(self.model, placed)
+        hidden = hidden_states(self.model, [self._placed(block) for block in blocks])
         if self.head_is_sharded:
             return score(hidden, *sharded_head(self.model, height=height, dtype=hidden.dtype))
         weight, bias, _ = output_head(self.model)
         # Adapters of a head in bfloat16 are float32, and so is their sum.
         return score(hidden.to(weight.dtype), weight, bias)
+
+    def embedded(self, block: "Tensor | PackedRows") -> Tensor:
+        """Returns what the layers read of a block, [T, H]. Call it in the forward pass."""
+        placed = self._placed(block)
+        if isinstance(placed, EmbeddedBlock):
+            return placed.embedded(self.model).flatten(0, 1)
+        ids = placed if isinstance(placed, Tensor) else placed.ids
+        rows: Tensor = self.model.get_input_embeddings()(ids)
+        return rows.flatten(0, 1)
+
+    def _placed(self, block: "Tensor | PackedRows") -> "Tensor | PackedRows | EmbeddedBlock":
+        return self._filled(block).to(self.model.device, non_blocking=True)
+
+    def _filled(self, block: "Tensor | PackedRows") -> "Tensor | PackedRows | EmbeddedBlock":
+        return block if self.prompt_embeddings is None else self.prompt_embeddings.fill(block)
 
 
 class WithoutLora:
@@ -233,6 +248,8 @@ def _units(policy: Policy) -> list[list[nn.Module]]:
     """
     model: Any = policy.model
     units = [[module] for module in unsplit_modules(model)]
+    if policy.mtp is not None:
+        units += [[layer] for layer in policy.mtp.layers]  # type: ignore[union-attr]
     if policy.head_is_sharded:
         return [*units, [model.get_output_embeddings()]]
     if not UNIT_MAY_BE_INCOMPLETE:

@@ -24,6 +24,7 @@ from wavalign_fast.ops.transfer import copied_to, copied_together
 from wavalign_fast.train.collect import Collected, Collector, sampling_twin
 from wavalign_fast.train.engines import check_logp_diff
 from wavalign_fast.train.micro_batch import MicroBatch, score_rollouts
+from wavalign_fast.train.mtp import MtpLoss
 from wavalign_fast.train.nonfinite_rows import NonFiniteRows
 from wavalign_fast.train.objective import build_objective, find_loss_ids
 from wavalign_fast.train.phases import Stopwatch
@@ -82,6 +83,11 @@ class TrainStep:
             config.loss, task.layout, kl=reference is not None, streams=streams
         )
         self.loss_ids = find_loss_ids(self.objective, None if streams is None else streams.forced)
+        self.mtp: MtpLoss | None = None
+        if policy.mtp is not None:
+            given = config.anchor.mtp_loss_weight
+            weight: Any = policy.mtp.loss_weight if given == "model" else given
+            self.mtp = MtpLoss(policy.mtp, weight=float(weight), learnt=self.loss_ids.anchor)
         self.twin = sampling_twin(policy, config)
         self.collect = Collector(config, task, self.twin, ranks)
         self.rows = StepRows(
@@ -151,10 +157,11 @@ class TrainStep:
         if batch.mixture is None:
             for micro in batch.micro_batches:
                 self._score(micro, clock)
-        parts = self._backward(batch, broken, clock)
+        parts, mtp = self._backward(batch, broken, clock)
         assert batch.mixture is not None
         with clock("exchange"):
             totals = over_ranks(parts, self.ranks)
+            mtp_sums = None if self.mtp is None else self.ranks.sum(mtp)
         batch.updates += 1
         rewards = batch.mixture.rewards
         metrics = named_metrics(
@@ -163,6 +170,12 @@ class TrainStep:
             rewarded=not bool(rewards.isnan().all()),
             anchored=batch.anchored,
         )
+        if self.mtp is not None and batch.anchored:
+            assert mtp_sums is not None and batch.mtp_counts is not None
+            metrics["loss/mtp"] = (mtp_sums / batch.mtp_counts).mean()
+            metrics["loss/total"] = metrics["loss/total"] + self.mtp.share(
+                mtp_sums, batch.mtp_counts, batch.mixture.rl_weight
+            )
         metrics |= mismatch_metrics(totals) | completion_metrics(batch.completions)
         found = as_floats(metrics) | batch.collected.metrics
         check_logp_diff(found, self.config.rollout)
@@ -190,24 +203,38 @@ class TrainStep:
 
     def _backward(
         self, batch: StepBatch, broken: NonFiniteRows, clock: Stopwatch
-    ) -> list[MetricTotals]:
-        """Runs forward and backward over this rank's micro-batches; returns the metrics of each."""
+    ) -> tuple[list[MetricTotals], Tensor]:
+        """Runs forward and backward over this rank's micro-batches.
+
+        Returns the metrics of each, and the sums of −log p of the MTP layers, [K].
+        """
         first = batch.updates == 0
         again = batch.updates + 1 < self.config.train.updates_per_rollout
         totals = []
+        mtp_sums = torch.zeros(0 if self.mtp is None else self.mtp.layers)
         # The list may grow in the first forward pass, which waits for the rewards.
         for turn, micro in enumerate(batch.micro_batches):
             with clock("forward_backward"):
-                out = self._forward(batch, micro, broken, clock)
+                out, mtp = self._forward(batch, micro, broken, clock)
                 self.accumulation.before(last=turn + 1 == len(batch.micro_batches))
-                out.loss.backward()
+                loss = out.loss
+                if mtp is not None:
+                    loss = loss + self._mtp_share(batch, mtp, clock)
+                    mtp_sums += mtp.detach().cpu()
+                loss.backward()
             totals.append(out.totals)
             if first and self.config.needs_rollouts:
                 totals.append(self._mismatch(micro, out.logp, self._mixture(batch, clock).rewards))
             if first and again:
                 micro.old_logp = out.logp
         self.accumulation.after()
-        return totals
+        return totals, mtp_sums
+
+    def _mtp_share(self, batch: StepBatch, sums: Tensor, clock: Stopwatch) -> Tensor:
+        assert self.mtp is not None
+        if batch.mtp_counts is None:
+            batch.mtp_counts = self.mtp.counts(batch.rows)
+        return self.mtp.share(sums, batch.mtp_counts, self._mixture(batch, clock).rl_weight)
 
     def _score(self, micro: MicroBatch, clock: Stopwatch) -> None:
         """Computes the log-probs that are constants of the updates, of one micro-batch."""
@@ -251,12 +278,14 @@ class TrainStep:
 
     def _forward(
         self, batch: StepBatch, micro: MicroBatch, broken: NonFiniteRows, clock: Stopwatch
-    ) -> HybridOutput:
-        def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> HybridOutput:
+    ) -> tuple[HybridOutput, Tensor | None]:
+        def score(
+            hidden: Tensor, weight: Head, bias: Tensor | None
+        ) -> tuple[HybridOutput, Tensor | None]:
             broken.watch(hidden, micro.block.tables)
             # Here, behind the layers, so that the judge has their time, too.
             mixture = self._mixture(batch, clock)
-            return self.objective(
+            out = self.objective(
                 self._at_sampling_temperature(hidden, micro.block, bias),
                 weight,
                 micro.batch(mixture.rewards),
@@ -265,6 +294,11 @@ class TrainStep:
                 normalisers=batch.normalisers,
                 transform=self.policy.transform,
             )
+            # Behind the loss, so that its backward pass is the first: FSDP2 reduces the gradients
+            # of norm and head when that of the layers begins.
+            if self.mtp is None or not micro.anchored:
+                return out, None
+            return out, self.mtp.sums(self.policy, micro.block, hidden)
 
         return self.policy([micro.block.ids], score, micro.live)
 

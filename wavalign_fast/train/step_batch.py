@@ -7,12 +7,13 @@ from torch import Tensor
 
 from wavalign_fast.config.schema import RunConfig
 from wavalign_fast.data.records import Completion, Demonstration
-from wavalign_fast.losses import HybridObjective, Normalisers, group_advantages
+from wavalign_fast.losses import Normalisers, group_advantages
 from wavalign_fast.models.attention import TAKES_BORDERS
 from wavalign_fast.train.collect import Collected
 from wavalign_fast.train.deal import deal
 from wavalign_fast.train.flops import StepTokens
 from wavalign_fast.train.micro_batch import MicroBatch
+from wavalign_fast.train.objective import Objective
 from wavalign_fast.train.policy import Policy
 from wavalign_fast.train.ranks import Ranks
 from wavalign_fast.train.step_work import step_work
@@ -53,6 +54,8 @@ class StepBatch:
     """What the gradients need of the rewards, once those are there."""
     normalisers: Normalisers | None = None
     """The denominators of the loss, once all rows are known."""
+    mtp_counts: Tensor | None = None
+    """[K], how many ids each MTP layer learns, if there are any; likewise."""
     work: StepTokens = field(default_factory=StepTokens)
     """The tokens by what is computed of them, over all ranks and updates; likewise."""
 
@@ -84,7 +87,7 @@ class StepRows:
     def __init__(
         self,
         config: RunConfig,
-        objective: HybridObjective,
+        objective: Objective,
         loss_ids: LossIds,
         policy: Policy,
         ranks: Ranks,
@@ -201,4 +204,11 @@ class StepRows:
         sampled = max(sum(len(row.answer) for row in rows if row.is_rollout) for rows in parts)
         rows = parts[self.ranks.rank]
         block = lay_out(rows, self.pad_id, packed=self.packed)
-        return MicroBatch.of(block, rows, collected.completions, live=live, sampled=sampled)
+        return MicroBatch.of(
+            block,
+            rows,
+            collected.completions,
+            live=live,
+            sampled=sampled,
+            anchored=any(not row.is_rollout for rows in parts for row in rows),
+        )

@@ -20,6 +20,9 @@ class Task(Protocol):
     ``models.PromptEmbeddings`` whose ids its prompts hold. It may have ``streams``, the
     ``models.TwoStreams`` by which its lists of ids are those of a model with two streams.
 
+    It may have ``load_mtp(model)``, which returns the MTP layers beside the model, a module with
+    ``layers`` and ``loss_weight``, called as ``models.families.vita_mtp.MtpHead`` is.
+
     It may have ``start_rewards(completions)``, which starts what ``rewards`` does and returns a
     ``RewardHandle`` at once. The trainer then scores the rollouts under the reference and the
     policy meanwhile, if the loss wants that.

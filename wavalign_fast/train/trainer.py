@@ -26,6 +26,7 @@ from wavalign_fast.train.model_setup import (
     compute_dtype,
     fill_base_model,
     load_base_model,
+    load_mtp,
     middle_rows_of,
     prepare_model,
     set_kernels,
@@ -104,7 +105,8 @@ class Trainer:
             reference = self._wrapped(frozen_copy(base, compute_dtype(config.model)))
         with self.ranks.failing_together():
             prepared = prepare_model(base, config.model, seed=config.train.seed)
-        self.policy = self._wrapped(prepared)
+            mtp = load_mtp(config, task, prepared)
+        self.policy = self._wrapped(prepared, mtp)
         if config.needs_reference and adapted:
             reference = WithoutLora(self.policy)
         with self.ranks.failing_together():
@@ -211,10 +213,11 @@ class Trainer:
         self.store.save(self.policy, self.optimizer, state, best_step=best_step)
         self.saved_step = self.step
 
-    def _wrapped(self, model: "PreTrainedModel") -> Policy:
+    def _wrapped(self, model: "PreTrainedModel", mtp: nn.Module | None = None) -> Policy:
         hollow = any(weight.is_meta for weight in model.parameters())
+        vectors = getattr(self.task, "prompt_embeddings", None)
         policy = wrapped(
-            Policy(model, getattr(self.task, "prompt_embeddings", None), streams_of(self.task)),
+            Policy(model, vectors, streams_of(self.task), mtp),
             self.config.parallel,
             self.ranks,
             compute_dtype=compute_dtype(self.config.model),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError, shown
 from wavalign_fast.models.attention import TAKES_BORDERS
-from wavalign_fast.models.families.interface import IGNORE, FamilyFiles
-from wavalign_fast.models.families.vita_audio import body_layers, is_plus, mtp_layers
+from wavalign_fast.models.families.interface import IGNORE, Family, FamilyFiles
+from wavalign_fast.models.families.vita_audio import NAME, body_layers, is_plus, mtp_layers
 from wavalign_fast.models.head import output_head
 from wavalign_fast.models.meta_weights import weights_on_meta
 from wavalign_fast.models.transformers_names import cache_argument
@@ -112,16 +112,16 @@ class MtpHead(nn.Module):
         return torch.stack(sums)
 
 
-def open_mtp(files: FamilyFiles, body: "PreTrainedModel") -> MtpHead:
+def open_mtp(family: Family, files: FamilyFiles, body: "PreTrainedModel") -> MtpHead:
     """Loads the MTP layers beside a body, which may be without values.
 
     Raises:
         UserError: the checkpoint has none, or a file cannot be read.
     """
-    if "mtp_loss_weight" not in files.config or not mtp_layers(files.config):
+    if family.NAME != NAME or not mtp_layers(files.config):
         raise UserError(
-            f"{files.directory} has no MTP layers, wanted a checkpoint of VITA-Audio with some, "
-            "such as Balance or Boost"
+            f"{files.directory} of the family {family.NAME} has no MTP layers, wanted 0, or a "
+            "checkpoint of VITA-Audio with some, such as Balance or Boost"
         )
     with WeightFiles(files.directory) as weights:
         aside = {

@@ -15,6 +15,7 @@ from wavalign_fast.data.records import (
 from wavalign_fast.errors import UserError, naming
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.sounds import Sounds
+from wavalign_fast.models.families.vita_mtp import MtpHead, open_mtp
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
 from wavalign_fast.recipes.own_model import OwnModelTask, from_run
@@ -96,6 +97,10 @@ class WavAlign(OwnModelTask):
     def _read(self, data: Paths) -> tuple[Example, ...]:
         """Reads dialogues; clips that are not in the cache are encoded."""
         return self._reader.read(data)
+
+    def load_mtp(self, model: "PreTrainedModel") -> MtpHead:
+        """Loads the MTP layers of ``model.path``, beside the model."""
+        return open_mtp(self.tokens.family, self.tokens.files, model)
 
     def rewards(self, completions: Sequence[Completion]) -> list[float | None]:
         """Returns the combined rewards, ``None`` for a missing one."""
