@@ -87,6 +87,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=_temperature, default=0.0, help="default: 0, greedy")
     group.add_argument("--seed", type=int, default=0, help="of answers that are not greedy")
     group.add_argument(
+        "--mtp", action="store_true",
+        help="greedily by turns of the model and its MTP layers (VITA-Audio Balance and Boost)",
+    )  # fmt: skip
+    group.add_argument(
         "--rows", type=_count, default=8, metavar="N",
         help="prompts that are asked at once; default: %(default)s",
     )  # fmt: skip
@@ -324,9 +328,11 @@ def _model(
     from wavalign_fast.train_command import quiet_libraries
 
     quiet_libraries()
+    if args.mtp and args.temperature:
+        raise UserError(f"--mtp: --temperature {args.temperature:g} given, wanted 0, greedy")
     opening = Opening(
         directory=args.model.expanduser(), talk=talk, chat_template=args.chat_template,
-        speech=args.speech, dtype=args.dtype, device=args.device, codec=codec,
+        speech=args.speech, dtype=args.dtype, device=args.device, codec=codec, mtp=args.mtp,
     )  # fmt: skip
     return open_model(opening, cache=output)
 

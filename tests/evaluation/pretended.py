@@ -27,6 +27,7 @@ class TinySpeaker:
     pad_id = 0
     positions = 40
     embeddings = None
+    mtp = None
 
     def __init__(self, counting):
         self.counting = counting

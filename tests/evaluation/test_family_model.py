@@ -12,11 +12,12 @@ from tests.models.families.golden import GOLDEN, greedy, loaded
 from wavalign_fast.errors import UserError
 from wavalign_fast.evaluation.talk import Talk
 from wavalign_fast.models import TwoStreams
-from wavalign_fast.models.families.checkpoint import load_family
+from wavalign_fast.models.families.checkpoint import load_family, read_aside
 from wavalign_fast.models.families.dialogue_file import write_dialogue_file
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.interface import Audio, DialogueOptions
 from wavalign_fast.models.families.tiny import make_tiny_checkpoint
+from wavalign_fast.models.families.vita_mtp import generate_with_mtp, load_mtp
 from wavalign_fast.rollout.two_streams import HeardPrompt, sample_two_streams
 from wavalign_fast.speech.channels import to_mono
 from wavalign_fast.speech.codecs import open_codec
@@ -87,6 +88,24 @@ def test_sound_becomes_codes_and_answers_become_sound(asked, folder):
     prompt = golden.family.prompt(golden.files, [turn], [Audio(codes=codes)])
     assert response["ids"] == expected(golden, prompt)
     assert (folder / "out" / "wavs.jsonl").exists() == bool(response["codes"])
+
+
+def test_mtp_layers_take_turns_with_the_model(asked):
+    golden, _ = loaded("vita_audio")
+    prompt = golden.family.prompt(golden.files, [{"role": "user", "content": "hello"}], [])
+    records = [{"prompt": "hello"}]
+    (mixed,) = asked("vita_audio", records, "--mtp")
+    (plain,) = asked("vita_audio", records, "--redo", "responses")
+    aside = read_aside(GOLDEN / "vita_audio", golden.table)
+    layers = load_mtp(golden.model, golden.files.config, aside)
+    mode = golden.files.generation["mtp_inference_mode"]
+    wanted = generate_with_mtp(
+        layers, golden.model, prompt.ids, mode=mode, max_new_tokens=COUNT,
+        stop=golden.files.layout.stop,
+    )  # fmt: skip
+    assert mixed["ids"] == wanted != plain["ids"]
+    assert "--mtp" in asked("glm4_voice", records, "--mtp")
+    assert "wanted 0, greedy" in asked("vita_audio", records, "--mtp", "--temperature", "1")
 
 
 def test_sound_becomes_vectors_where_the_family_has_an_encoder(asked, folder):

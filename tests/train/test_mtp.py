@@ -112,7 +112,7 @@ def test_who_has_no_layers_is_refused_by_name(toy_task, make_config):
         load_mtp(make_config("anchor.mtp_loss_weight=model"), toy_task(), None)
     assert load_mtp(make_config(), toy_task(), None) is None
     plus = load_family(GOLDEN / "vita_audio_plus")
-    with pytest.raises(UserError, match="vita_audio has no MTP layers, wanted 0"):
+    with pytest.raises(UserError, match="vita_audio has no MTP layers"):
         open_mtp(plus.family, plus.files, plus.model)
     with pytest.raises(UserError, match=r"model\.lora\.rank: 2 given with anchor\.mtp_loss_weight"):
         make_config("anchor.mtp_loss_weight=model", "model.lora.rank=2")

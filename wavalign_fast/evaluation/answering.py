@@ -10,6 +10,7 @@ import torch
 from wavalign_fast.errors import UserError, one_line
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.models import PromptEmbeddings, TwoStreams
+from wavalign_fast.models.families.vita_mtp import MtpSampler
 from wavalign_fast.rollout import sample_completions, uniforms
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Speaker(Protocol):
     @property
     def streams(self) -> TwoStreams | None:
         """How the ids of two streams stand in one list, for a model that has two."""
+
+    @property
+    def mtp(self) -> MtpSampler | None:
+        """What answers in place of the model alone, if anything does."""
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Returns the ids of a prompt up to the answer; raises ``ValueError`` if it cannot."""
@@ -163,17 +168,21 @@ def _answered(
         draws = uniforms(
             sampling.seed, 0, own, torch.zeros_like(own), torch.arange(sampling.max_new_tokens)
         )
-    sampled = sample_completions(
-        model,
-        [ids for _, ids in asked],
-        max_new_tokens=sampling.max_new_tokens,
-        eos_id=speaker.ends,
-        pad_id=speaker.pad_id,
-        temperature=sampling.temperature,
-        draws=draws,
-        prompt_embeddings=speaker.embeddings,
-        streams=speaker.streams,
-    )
+    prompts, most = [ids for _, ids in asked], sampling.max_new_tokens
+    if speaker.mtp is not None:
+        sampled = speaker.mtp(model, prompts, max_new_tokens=most)
+    else:
+        sampled = sample_completions(
+            model,
+            prompts,
+            max_new_tokens=most,
+            eos_id=speaker.ends,
+            pad_id=speaker.pad_id,
+            temperature=sampling.temperature,
+            draws=draws,
+            prompt_embeddings=speaker.embeddings,
+            streams=speaker.streams,
+        )
     for (prompt, _), ids in zip(asked, sampled, strict=True):
         ended = bool(ids) and ids[-1] in speaker.ends
         text, codes = speaker.parts(ids)

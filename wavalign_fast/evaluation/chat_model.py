@@ -24,6 +24,7 @@ class ChatModel:
 
     embeddings = None
     streams = None
+    mtp = None
 
     def __init__(self, directory: Path, *, system: str | None, options: Options) -> None:
         with _as_arguments():

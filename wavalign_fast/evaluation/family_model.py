@@ -7,7 +7,7 @@ Sound of a prompt becomes codes by the codec, or vectors by the family's own enc
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavalign_fast.errors import UserError
+from wavalign_fast.errors import UserError, naming
 from wavalign_fast.evaluation.answering import Parts
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.evaluation.talk import Talk
@@ -15,6 +15,7 @@ from wavalign_fast.models.families.checkpoint import open_family
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.interface import AUDIO_TAG, Family
 from wavalign_fast.models.families.sounds import Sounds
+from wavalign_fast.models.families.vita_mtp import MtpSampler
 from wavalign_fast.models.prompt_audio import PromptAudioCache
 from wavalign_fast.models.two_streams import TwoStreams
 from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
@@ -31,6 +32,7 @@ class FamilyModel:
         talk: what prompts are made of.
         codec: encodes the sound of prompts, for families that hear codes.
         cache: directory for the codes and vectors of prompts.
+        mtp: answer by turns of the model and its MTP layers.
 
     Raises:
         UserError: the directory cannot be used.
@@ -45,6 +47,7 @@ class FamilyModel:
         talk: Talk,
         codec: SpeechCodec | None,
         cache: Path,
+        mtp: bool = False,
     ) -> None:
         self.family, self.files = open_family(directory, family, talk.options)
         layout = self.files.layout
@@ -56,6 +59,10 @@ class FamilyModel:
             self.streams = TwoStreams(layout)
             self.ends, self.pad_id = self.streams.ends, self.streams.forced
             rows, self.positions = self.streams.layout.vocab_size, 2 * self.positions
+        self.mtp: MtpSampler | None = None
+        if mtp:
+            with naming("--mtp"):
+                self.mtp = MtpSampler(family, self.files)
         self._system = talk.system or None
         self._channel: ChannelRule = "mean" if talk.channel is None else talk.channel
         self._codec = codec

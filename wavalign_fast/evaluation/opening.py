@@ -48,6 +48,8 @@ class Opening:
     device: str | None = None
     codec: SpeechCodec | None = None
     """Encodes the sound of prompts."""
+    mtp: bool = False
+    """Answer by turns of the model and its MTP layers, which are in its family's own files."""
 
 
 def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]:
@@ -61,6 +63,8 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
     weights, files = _directories(opening.directory)
     talk = opening.talk
     family = _family(files, talk)
+    if opening.mtp and (family is None or storing_family(weights) is None):
+        raise UserError(f"--mtp: {weights} has no MTP layers, wanted a family's own directory")
     speaker: Speaker
     if family is None:
         talk.check_unsaid("a model of no known family")
@@ -73,7 +77,7 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
     else:
         speaker = FamilyModel(
             files, family, rows=_rows(files, family), talk=talk, codec=opening.codec,
-            cache=cache,
+            cache=cache, mtp=opening.mtp,
         )  # fmt: skip
     digests = ModelFiles(weights, cache).digests()
     device = _device(opening.device)
@@ -84,7 +88,7 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
             return load_family_model(weights, family, dtype).to(device).eval()
         return load_checkpoint(weights, dtype=dtype).to(device).eval()
 
-    settings = {
+    settings: dict[str, Any] = {
         **digests,
         **talk.flags(),
         "--chat-template": _template_digest(opening.chat_template),
@@ -92,6 +96,8 @@ def open_model(opening: Opening, *, cache: Path) -> tuple[Asked, dict[str, Any]]
         "--dtype": opening.dtype,
         "--family": None if family is None else family.NAME,
     }
+    if opening.mtp:
+        settings["--mtp"] = True
     return Asked(speaker, load, digests["weights"]), settings
 
 

@@ -118,11 +118,7 @@ def open_mtp(family: Family, files: FamilyFiles, body: "PreTrainedModel") -> Mtp
     Raises:
         UserError: the checkpoint has none, or a file cannot be read.
     """
-    if family.NAME != NAME or not mtp_layers(files.config):
-        raise UserError(
-            f"{files.directory} of the family {family.NAME} has no MTP layers, wanted 0, or a "
-            "checkpoint of VITA-Audio with some, such as Balance or Boost"
-        )
+    check_has_mtp(family, files)
     with WeightFiles(files.directory) as weights:
         aside = {
             name: weights.tensor(name).clone()
@@ -130,6 +126,15 @@ def open_mtp(family: Family, files: FamilyFiles, body: "PreTrainedModel") -> Mtp
             if name.startswith(_prefixes(files.config))
         }
     return MtpHead(load_mtp(body, files.config, aside), files.config)
+
+
+def check_has_mtp(family: Family, files: FamilyFiles) -> None:
+    """Raises ``UserError`` if a checkpoint has no MTP layers."""
+    if family.NAME != NAME or not mtp_layers(files.config):
+        raise UserError(
+            f"{files.directory} of the family {family.NAME} has no MTP layers, wanted a "
+            "checkpoint of VITA-Audio with some, such as Balance or Boost"
+        )
 
 
 def load_mtp(
@@ -184,6 +189,50 @@ def mtp_hidden(
         hidden = body.model.norm(layer(embedded[:, k + 1 :], hidden[:, :-1], first=k + 1))
         found.append(hidden)
     return found
+
+
+class MtpSampler:
+    """Answers greedily by turns of a body and its MTP layers.
+
+    The turns are those of ``mtp_inference_mode`` in ``generation_config.json``, by default one
+    token of the body and one of each layer.
+
+    Raises:
+        UserError: the checkpoint has no MTP layers.
+    """
+
+    def __init__(self, family: Family, files: FamilyFiles) -> None:
+        check_has_mtp(family, files)
+        self._family = family
+        self._files = files
+        self._head: MtpHead | None = None
+        given = files.generation.get("mtp_inference_mode")
+        self.mode: tuple[int, ...] = tuple(given or (1, mtp_layers(files.config)))
+
+    def __call__(
+        self, body: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Returns the answers to prompts, one after the other.
+
+        Raises:
+            UserError: a prompt has vectors, or the mode cannot be followed.
+        """
+        if self._head is None:
+            self._head = open_mtp(self._family, self._files, body).to(body.device)
+        rows = body.get_input_embeddings().weight.shape[0]
+        if any(max(prompt) >= rows for prompt in prompts):
+            raise UserError("MTP layers: a prompt with vectors given, wanted ids alone")
+        stop = self._files.layout.stop
+        try:
+            return [
+                generate_with_mtp(
+                    self._head.layers, body, prompt, mode=self.mode,
+                    max_new_tokens=max_new_tokens, stop=stop,
+                )
+                for prompt in prompts
+            ]  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"{self._files.directory}: mtp_inference_mode: {error}") from error
 
 
 @torch.no_grad()
