@@ -18,7 +18,6 @@ REFUSED = {
     "parallel.head": ("parallel.head=sharded",),
     "loss.importance_sampling_level": ("loss.importance_sampling_level=sequence",),
     "model.kernels": ("model.kernels=liger",),
-    "model.lora.rank": ("model.lora.rank=2",),
 }
 
 

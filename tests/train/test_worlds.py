@@ -48,6 +48,10 @@ CASES = {
         *BOTH, "loss.text_kl=0.2", "loss.speech_kl=0.1", "rollout.max_new_tokens=20",
         "rollout.temperature=0.9",
     ),
+    "adapters, two streams": (
+        *BOTH, "loss.text_kl=0.2", "rollout.max_new_tokens=20", "model.lora.rank=2",
+        "model.lora.head=true",
+    ),
     "adapters": (*BOTH, "loss.text_kl=0.1", "model.lora.rank=2", "model.lora.head=true"),
     "adapters, sharded head": (*BOTH, "model.lora.rank=2", "parallel.head=sharded"),
 }  # fmt: skip
@@ -110,7 +114,7 @@ def run(name, task, make_config, dtype):
     config = make_config(*CASES[name], *shape, f"loss.backend={backend}")
     if name.startswith("vectors in prompts"):
         task = with_vectors(task)
-    if name == "two streams":
+    if name.endswith("two streams"):
         task = TwoStreamTask(hidden=task.hidden)
     vectors, streams = (getattr(task, key, None) for key in ("prompt_embeddings", "streams"))
     base = task.load_model()

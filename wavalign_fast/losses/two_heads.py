@@ -14,7 +14,7 @@ from wavalign_fast.losses.metric_names import with_released_names
 from wavalign_fast.losses.normalisers import Normalisers
 from wavalign_fast.losses.output import HybridOutput
 from wavalign_fast.losses.weights import TokenWeights
-from wavalign_fast.ops import LossOptions
+from wavalign_fast.ops import LogitTransform, LossOptions
 from wavalign_fast.ops.transfer import copied_to
 
 
@@ -124,18 +124,19 @@ class TwoHeadObjective(nn.Module):
         bias: None = None,
         rl_weight: torch.Tensor | float,
         normalisers: Normalisers | None = None,
+        transform: LogitTransform | None = None,
     ) -> HybridOutput:
         """Computes the loss of a step, or of a part of one.
 
         Args:
             hidden: [T, H]; row t is the hidden state, of its own stream, that predicts
                 ``batch.targets[t]``.
-            weight: both heads, in the dtype of ``hidden``.
+            weight: both heads; one with an adapter may have another dtype than ``hidden``.
             batch: the tables, with ids of both heads among the targets; on the CPU, or a copy to it
                 waits for the device.
             bias: ``None``: no such model has heads with a bias.
             rl_weight: λ; ``self.gate`` moves where it is called.
-            normalisers: as for ``HybridObjective``.
+            normalisers, transform: as for ``HybridObjective``; the transform is that of both heads.
 
         Returns:
             The sums of both heads' losses and totals; the metrics are the means of the totals.
@@ -152,11 +153,12 @@ class TwoHeadObjective(nn.Module):
             places.append(copied_to(own.where, hidden.device))
             outputs.append(
                 objective(
-                    hidden.index_select(0, places[-1]),
+                    hidden.index_select(0, places[-1]).to(head.dtype),
                     head,
                     _part(batch, own),
                     rl_weight=rl_weight,
                     normalisers=by,
+                    transform=transform,
                 )
             )
         return _added(outputs, places, len(batch.targets))

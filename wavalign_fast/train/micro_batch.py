@@ -1,7 +1,8 @@
 """A micro-batch of one rank, and the log-probs that are constants of its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from wavalign_fast.data.records import Completion
 from wavalign_fast.losses import HybridBatch
 from wavalign_fast.losses.two_heads import TwoHeads, rows_of_heads
-from wavalign_fast.ops import IGNORE_INDEX, LossOptions, linear_logprob
+from wavalign_fast.ops import IGNORE_INDEX, LogProb, LossOptions, linear_logprob
 from wavalign_fast.ops.transfer import copied_to
 from wavalign_fast.train.policy import Head, Policy, WithoutLora
 from wavalign_fast.train.token_blocks import Row, RowTables, TokenBlock
@@ -87,7 +88,13 @@ def score_rollouts(
 
     def score(hidden: Tensor, weight: Head, bias: Tensor | None) -> Tensor:
         if isinstance(weight, TwoHeads):
-            return _of_heads(hidden, weight, tables, temperature, options)
+            scoring = partial(
+                linear_logprob,
+                temperature=temperature,
+                transform=policy.transform,
+                options=options,
+            )
+            return _of_heads(hidden, weight, tables, scoring)
         return linear_logprob(
             hidden,
             weight,
@@ -106,8 +113,7 @@ def _of_heads(
     hidden: Tensor,
     heads: TwoHeads,
     tables: RowTables,
-    temperature: float,
-    options: LossOptions | None,
+    scoring: Callable[[Tensor, Tensor, Tensor], LogProb],
 ) -> Tensor:
     """As ``score_rollouts``, each id under the head of its stream."""
     found = hidden.new_zeros(len(tables.targets), dtype=torch.float32)
@@ -116,12 +122,7 @@ def _of_heads(
         heads, rows_of_heads(tables.targets, sampled, len(heads.first)), strict=True
     ):
         where = copied_to(own.where, hidden.device)
-        logp = linear_logprob(
-            hidden.index_select(0, where),
-            head,
-            tables.targets[own.where] - own.first_id,
-            temperature=temperature,
-            options=options,
-        ).logp
+        targets = tables.targets[own.where] - own.first_id
+        logp = scoring(hidden.index_select(0, where).to(head.dtype), head, targets).logp
         found = found.to(logp.dtype).index_copy(0, where, logp)
     return found

@@ -40,7 +40,6 @@ def check_options(config: RunConfig, task: Task) -> None:
             "a ratio of a whole rollout needs the log-probs of both heads",
         ),
         ("model.kernels", model.kernels, "torch", "liger does not know this model"),
-        ("model.lora.rank", model.lora.rank, 0, "adapters are for models of one stream"),
     ):  # fmt: skip
         if given != wanted:
             raise UserError(f"{key}: {given} given, wanted {wanted} for two streams: {why}")
