@@ -113,6 +113,8 @@ def test_gradients_are_compared_on_the_same_completions(monkeypatch):
     assert sides.disagreement("other", TINY, 0) == pytest.approx(1.5**0.5 - 1, rel=1e-2)
 
 
+# TRL itself sets it.
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_trl_over_our_head_has_the_gradient_of_our_trainer(monkeypatch):
     pytest.importorskip("trl")
     from wavalign_fast.integrations import trl_head

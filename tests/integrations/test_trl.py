@@ -13,11 +13,15 @@ from tests.integrations.trl_runs import (
     run,
 )
 
-TOLERANCE = {"loss": 2e-5, "gradient": 2e-5, "weights": 3e-4, "logged": 1e-3}
+TOLERANCE = {
+    "loss": 2e-5, "first gradient": 2e-6, "gradient": 5e-5, "weights": 3e-4, "logged": 1e-3,
+}  # fmt: skip
+"""Adam divides rounding noise by itself, so later steps differ more than the first."""
 
 
 def assert_same(found, wanted, **other):
     differences = apart(found, wanted)
+    print(differences)
     limits = TOLERANCE | other
     assert all(differences[name] <= limits[name] for name in limits), differences
 

@@ -7,13 +7,13 @@ from torch.nn.functional import cross_entropy
 pytest.importorskip("trl")
 
 from tests.integrations.test_trl import assert_same
-from tests.integrations.trl_runs import FULL_LOGITS, OURS, THEIRS, OfATool, apart, run
+from tests.integrations.trl_runs import FULL_LOGITS, OURS, THEIRS, OfATool, run
 
 pytestmark = pytest.mark.wide
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
 TWICE = dict(num_iterations=2, max_steps=4)
-HALF = {"loss": 0.1, "gradient": 0.1, "weights": 0.2, "logged": 1.0}
+HALF = {"loss": 0.1, "first gradient": 0.1, "gradient": 0.2, "weights": 0.2, "logged": 1.0}
 """In bfloat16 the body's rounding decides, not the head's."""
 CASES = {
     **{f"loss {name}": dict(loss_type=name) for name in LOSSES},
@@ -57,7 +57,7 @@ NOT_LOGGED = {"logged": float("inf")}
 
 
 def reported(name, found, wanted, **other):
-    print(f"{name}: {apart(found, wanted)}")
+    print(name)
     assert_same(found, wanted, **other)
 
 

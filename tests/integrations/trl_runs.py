@@ -184,12 +184,13 @@ def run(
 
 
 def apart(found: Run, wanted: Run) -> dict[str, float]:
-    """The largest relative differences: of a micro-batch's loss, of a step's gradient, of the way
-    that the weights went, of a logged number."""
+    """The largest relative differences: of a micro-batch's loss, of the gradient of the first and
+    of any step, of the way that the weights went, of a logged number."""
     loss = (found.losses - wanted.losses).abs() / wanted.losses.abs().clamp(min=1e-2)
-    gradient = max(
-        (x - y).norm() / y.norm() for x, y in zip(found.gradients, wanted.gradients, strict=True)
-    )
+    gradients = [
+        float((x - y).norm() / y.norm())
+        for x, y in zip(found.gradients, wanted.gradients, strict=True)
+    ]
     logged = 0.0
     for one, other in zip(found.logs, wanted.logs, strict=True):
         assert one.keys() == other.keys(), one.keys() ^ other.keys()
@@ -199,7 +200,8 @@ def apart(found: Run, wanted: Run) -> dict[str, float]:
                 logged = max(logged, gap)
     return {
         "loss": float(loss.max()),
-        "gradient": float(gradient),
+        "first gradient": gradients[0],
+        "gradient": max(gradients),
         "weights": float((found.moved - wanted.moved).norm() / wanted.moved.norm()),
         "logged": logged,
     }
