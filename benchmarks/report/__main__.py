@@ -26,6 +26,7 @@ NAMES = (
     "spoken_sums",
     "demo",
     "grpo",
+    "memory",
 )
 PLOTS = RESULTS.parent / "plots"
 PAGE = RESULTS.parent / "results.html"

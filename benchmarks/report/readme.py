@@ -20,6 +20,7 @@ PAGES = {
     "docs/getting_started.md": ("demo",),
     "docs/benchmarks.md": ("overview", "hybrid_loss", "linear_logprob", "growth", "grpo"),
     "docs/spoken_sums.md": ("spoken_sums",),
+    "docs/spoken_models.md": ("memory",),
     "docs/gpu.md": ("gpu_check",),
 }
 """Page -> its blocks, in any order."""
@@ -108,6 +109,14 @@ def spoken_sums(records: Records) -> str:
     return recipe_markdown(_record(records, "spoken_sums"))
 
 
+def memory(records: Records) -> str:
+    """What a GPU needs for the paper's model, for each way to run it."""
+    cases = _record(records, "memory")["cases"]
+    lines = ["| the paper's model on | a GPU needs |", "|---|---:|"]
+    lines += [f"| {case['name']} | {case['needed_bytes'] / 2**30:.0f} GiB |" for case in cases]
+    return "\n".join(lines)
+
+
 def _record(records: Records, name: str) -> dict[str, Any]:
     record = records[name]
     assert record is not None  # only blocks of measured records are rendered
@@ -144,6 +153,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "growth": growth,
     "grpo": lambda records: grpo_markdown(_record(records, "grpo")),
     "spoken_sums": spoken_sums,
+    "memory": memory,
     "demo": lambda records: demo_sentence(_record(records, "demo")),
     "gpu_check": lambda records: gpu_block(records.get("gpu_check")),
 }

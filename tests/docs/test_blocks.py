@@ -3,12 +3,13 @@
 A comment above a block, which no reader of the page sees, says so where that cannot be:
 ``parsed only: REASON`` for commands, whose programs, options and settings are then checked;
 ``run by FILE`` for blocks that a test of that subject runs; ``settings of KIND`` for YAML that is
-not a run's; ``output of the code above`` for text that must be what that prints. ``all blocks: …``
-in a page is the comment of all its blocks.
+not a run's; ``needs PACKAGE`` where the package may be missing; ``output of the code above`` for
+text that must be what that prints. ``all blocks: …`` in a page is the comment of all its blocks.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -51,6 +52,8 @@ def check(block: Block, names: dict[str, Any]) -> None:
     elif block.mark.startswith("run by "):
         test = ROOT / block.mark.removeprefix("run by ")
         assert block.page.name in test.read_text(encoding="utf-8"), block.place
+    elif block.mark.startswith("needs ") and not find_spec(block.mark.removeprefix("needs ")):
+        return
     elif block.mark.startswith("settings of "):
         tree = parse_yaml(text_of(block, names), block.place)
         SETTINGS[block.mark.removeprefix("settings of ")](tree)
