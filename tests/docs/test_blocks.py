@@ -57,7 +57,7 @@ def check(block: Block, names: dict[str, Any]) -> None:
     elif block.mark.startswith("settings of "):
         tree = parse_yaml(text_of(block, names), block.place)
         SETTINGS[block.mark.removeprefix("settings of ")](tree)
-    elif block.language not in {"", "text", "message"}:
+    elif block.language not in {"", "text", "output"}:
         RUN[block.language](block, names)
 
 

@@ -33,5 +33,5 @@ def test_outputs_are_stored_and_shown(tmp_path):
     assert main([str(file)]) == 0
     assert list(map(stored_output, code_cells(json.loads(file.read_text())))) == ["2\n", "", "2\n"]
     page = notebook_page(file)
-    assert page.startswith("# Head\n\n```python\nx = 2\nprint(x)\n```\n\n```text\n2\n```\n")
-    assert page.count("```text") == 2 and "(n.ipynb)" in page
+    assert page.startswith("# Head\n\n```python\nx = 2\nprint(x)\n```\n\n```output\n2\n```\n")
+    assert page.count("```output") == 2 and "(n.ipynb)" in page

@@ -33,7 +33,7 @@ def test_every_quoted_message_is_in_the_code():
     files = sorted((ROOT / "wavalign_fast").rglob("*.py"))
     texts = {text for file in files for text in texts_of(file.read_text(encoding="utf-8"))}
     blocks = blocks_of(ROOT / "docs" / "troubleshooting.md")
-    quoted = [block.text.strip() for block in blocks if block.language == "message"]
+    quoted = [block.text.strip() for block in blocks if block.language == "output"]
     assert len(quoted) > 20
     missing = [text for text in quoted if not is_message(text, texts)]
     assert not missing, "\n".join(missing)

@@ -44,7 +44,7 @@ def notebook_page(path: Path) -> str:
             continue
         lines += ["```python", text, "```", ""]
         if output := stored_output(cell):
-            lines += ["```text", output.rstrip(), "```", ""]
+            lines += ["```output", output.rstrip(), "```", ""]
     return "\n".join([*lines, f"[Download the notebook]({path.name}).", ""])
 
 
