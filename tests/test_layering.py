@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "integrations": LOSSES,
     # It reads the head, with its adapters, out of a model that another library has made.
     "integrations/fused_head": LOSSES | {"models"},
+    "integrations/verl": LOSSES | {"models"},
     "__main__": {"cli"},
     "bench_command": {"errors", "outputs"},
     "cli": PARTS

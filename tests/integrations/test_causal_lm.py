@@ -126,7 +126,7 @@ def test_lightning(lora, tmp_path):
     found.check(wanted)
 
 
-@pytest.mark.parametrize("family", ["plain", "tied", "bias", "scale"])
+@pytest.mark.parametrize("family", ["plain", "tied", "bias", "scale", "soft cap"])
 def test_plain_torch(family, monkeypatch):
     def loop(model, run, fused):
         train = example("plain_loop", monkeypatch, fused=fused).train

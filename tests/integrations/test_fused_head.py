@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 from wavalign_fast.errors import UserError
 from wavalign_fast.integrations import attach_head, detach_head
 from wavalign_fast.integrations.attach import shifted
-from wavalign_fast.integrations.fused_head import check_head, logit_scale
+from wavalign_fast.integrations.fused_head import check_head
 
 IDS = torch.randint(2, VOCAB, (6, 7), generator=torch.Generator().manual_seed(0))
 LABELS = IDS.masked_fill(torch.arange(7) < 3, -100)
@@ -57,7 +57,7 @@ def both_gradients(model):
     return found
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "soft cap"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_and_its_gradients_are_those_of_the_logits(family):
     model = tiny_model(family).eval()
     attach_head(model)
@@ -74,22 +74,8 @@ def test_adapters_are_trained_also_on_the_head(targets):
     assert {name.split(".")[-4] for name in found} == set(targets)
 
 
-@pytest.mark.parametrize("family", ["bias", "scale"])
-def test_a_plain_product_has_the_scale_in_it(family):
-    model = tiny_model(family).eval()
-    attach_head(model)
-
-    def logits(hidden, head):
-        hidden, (weight, bias, _) = head.as_product(hidden)
-        return torch.nn.functional.linear(hidden, weight, bias)
-
-    torch.testing.assert_close(
-        model(input_ids=IDS, on_head=logits), model(input_ids=IDS).logits, rtol=1e-5, atol=1e-5
-    )
-
-
 def test_the_objective_takes_the_head():
-    model = tiny_model("bias").eval()
+    model = tiny_model("soft cap").eval()
     attach_head(model)
     layout = wf.ModalityLayout(vocab_size=VOCAB, speech=((50, VOCAB),))
     batch = wf.HybridBatch.from_padded(
@@ -99,11 +85,11 @@ def test_the_objective_takes_the_head():
     objective = wf.HybridObjective(layout, gate=0.5)
 
     def fused(hidden, head):
-        hidden, (weight, bias, _) = head.as_product(hidden)
-        return objective(hidden, weight, batch, bias).loss
+        return objective(hidden, head.weight, batch, head.bias, transform=head.transform).loss
 
     hidden = model.base_model(input_ids=IDS).last_hidden_state
-    wanted = objective(hidden, model.lm_head.weight, batch, model.lm_head.bias).loss
+    cap = wf.LogitTransform(softcap=2.0)
+    wanted = objective(hidden, model.lm_head.weight, batch, transform=cap).loss
     assert wanted != 0
     assert model(input_ids=IDS, on_head=fused) == wanted
 
@@ -153,23 +139,10 @@ def test_two_ranks_find_the_gradient_of_one(wrapper):
         assert distance(found, weights_of(single)) < 1e-5
 
 
-def test_the_scale_is_read_from_the_configuration():
-    assert logit_scale(tiny_model("scale").config) == 0.25
-    assert logit_scale(tiny_model("divisor").config) == 0.25
-    config = tiny_model().config
-    config.lm_head_multiplier = 3
-    assert logit_scale(config) == 3.0
-    config = tiny_model("divisor").config
-    config.model_type = "hyperclovax"
-    assert logit_scale(config) == 4.0
-
-
 def test_what_cannot_be_honoured_is_refused_at_once(monkeypatch):
     from peft import LoraConfig, get_peft_model
     from transformers.integrations import deepspeed
 
-    with pytest.raises(UserError, match=r"final_logit_softcapping: got 30\.0, want None"):
-        attach_head(tiny_model("soft cap"))
     for option, named in (({"lora_dropout": 0.1}, "lora_dropout"), ({"use_dora": True}, "Dora")):
         config = LoraConfig(r=2, target_modules=["lm_head"], **option)
         model = get_peft_model(tiny_model(), config).eval()

@@ -36,7 +36,7 @@ CASES = {
     ),
     "RLOO, reference": ("RLOO", dict(temperature=0.8, beta=0.1)),
     "SFT, experts": ("SFT", dict(family="experts")),
-    "DPO, weighted": ("DPO", dict(family="divisor", use_weighting=True)),
+    "DPO, soft cap, weighted": ("DPO", dict(family="soft cap", use_weighting=True)),
     "KTO, adapter on attention": ("KTO", dict(lora=["q_proj"])),
 }  # fmt: skip
 

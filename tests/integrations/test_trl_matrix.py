@@ -37,6 +37,7 @@ CASES = {
     "bias": dict(family="bias", temperature=0.7),
     "logit_scale": dict(family="scale"),
     "logits_scaling": dict(family="divisor"),
+    "soft cap": dict(family="soft cap", temperature=0.7, cast_lm_head_to_fp32=True),
     "experts": dict(family="experts", router_aux_loss_coef=0.02),
 }
 OTHERS = {
@@ -49,6 +50,7 @@ OTHERS = {
     "DPO, reference computed before": ("DPO", dict(precompute_ref_log_probs=True)),
     "DPO, adapter": ("DPO", dict(lora=["q_proj"])),
     "DPO, logit_scale": ("DPO", dict(family="scale")),
+    "DPO, logits_scaling": ("DPO", dict(family="divisor", use_weighting=True)),
     "KTO": ("KTO", {}),
     "RLOO, two iterations": ("RLOO", TWICE | dict(beta=0.0)),
 }

@@ -76,8 +76,8 @@ def test_only_responses_are_scored():
     ("model", "named"),
     [
         (PhiForCausalLM(PhiConfig(**SIZES)), "want nn.Linear without bias"),
-        (CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)), "a factor of 0.25, want none"),
-        (Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)), "final_logit_softcapping"),
+        (CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)), "a factor of 0.25, want 1"),
+        (Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)), "a soft cap of 30.0, want none"),
     ],
     ids=["bias", "scale", "soft cap"],
 )

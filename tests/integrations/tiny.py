@@ -36,7 +36,9 @@ FAMILIES = {
     "scale": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
     "divisor": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
     "experts": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS)),
-    "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)),
+    "soft cap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)
+    ),
 }
 """By what their head has."""
 

@@ -52,6 +52,7 @@ def test_one_of_the_user_and_what_is_no_number() -> None:
 
     assert wf.output_head(nn.Linear(3, 4)).transform.scale == 1.0
     assert logit_transform(model(logits_scaling=4)).scale == 0.25
+    assert logit_transform(model(lm_head_multiplier=3)).scale == 3.0
     hyperclovax = model(logits_scaling=4)
     hyperclovax.config.model_type = "hyperclovax"
     assert logit_transform(hyperclovax).scale == 4.0

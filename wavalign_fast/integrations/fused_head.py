@@ -7,20 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.models.head import OutputHead, output_head
-from wavalign_fast.ops import LogProb, LossOptions, linear_logprob
+from wavalign_fast.models import OutputHead, logit_transform, output_head
+from wavalign_fast.ops import LogitTransform, LogProb, LossOptions, linear_logprob
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FusedHead:
-    """``logits = scale · (hidden · weightᵀ + bias)``, for losses that never build them."""
+    """The head of a model, for losses that never build its logits.
+
+    The losses take ``head.weight``, ``head.bias`` and ``transform=head.transform``.
+    """
 
     weight: Tensor
     """[V, H], its adapters included."""
     bias: Tensor | None
     """[V]."""
-    scale: float = 1.0
-    """``logit_scale`` of the model's configuration."""
+    transform: LogitTransform
+    """The scale and the soft cap of the model's configuration."""
 
     def logprob(
         self,
@@ -29,30 +32,24 @@ class FusedHead:
         *,
         temperature: float = 1.0,
         with_entropy: bool = False,
+        with_top: bool = False,
         options: LossOptions | None = None,
     ) -> LogProb:
         """``log softmax(logits / temperature)[target]``: the temperature divides the bias, too.
 
         Arguments, results and errors are those of ``linear_logprob``.
         """
-        factor = self.scale / temperature
         return linear_logprob(
             hidden,
             self.weight,
             targets,
-            bias=None if self.bias is None else self.bias * factor,
-            temperature=1.0 / factor,
+            bias=self.bias,
+            temperature=temperature,
             with_entropy=with_entropy,
+            with_top=with_top,
+            transform=self.transform,
             options=options,
         )
-
-    def as_product(self, hidden: Tensor) -> tuple[Tensor, OutputHead]:
-        """``hidden`` and a head whose plain product are the logits, as ``HybridObjective`` takes
-        them: the scale is in both."""
-        if self.scale == 1.0:
-            return hidden, OutputHead(self.weight, self.bias)
-        bias = None if self.bias is None else self.bias * self.scale
-        return hidden * self.scale, OutputHead(self.weight, bias)
 
 
 def read_head(model: Any, hidden: Tensor, *, fp32: bool = False) -> tuple[Tensor, FusedHead]:
@@ -71,16 +68,12 @@ def read_head(model: Any, hidden: Tensor, *, fp32: bool = False) -> tuple[Tensor
         UserError: see ``check_head``.
     """
     _refuse_zero3()
-    scale = logit_scale(model.config)
-    layer = model.get_output_embeddings()
-    if fp32 and type(layer) is not nn.Linear:
-        raise UserError(f"a head in float32: got {type(layer).__name__}, want torch.nn.Linear")
-    head = OutputHead(layer.weight.float(), layer.bias) if fp32 else output_head(layer)
+    head = _head_in_fp32(model) if fp32 else output_head(model)
     weight = whole(head.weight)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)  # float32 adapters on a bfloat16 body
     bias = None if head.bias is None else whole(head.bias).to(dtype)
     return hidden.to(weight.device, dtype), FusedHead(
-        weight=weight.to(dtype), bias=bias, scale=scale
+        weight=weight.to(dtype), bias=bias, transform=head.transform
     )
 
 
@@ -88,8 +81,8 @@ def check_head(model: Any, *, fp32: bool = False) -> None:
     """Refuses before the first step what ``read_head`` would refuse in training.
 
     Raises:
-        UserError: DeepSpeed's ZeRO-3, a soft cap, a quantised head, DoRA or dropout on its adapter;
-            the message names it.
+        UserError: DeepSpeed's ZeRO-3, a quantised head, DoRA or dropout on its adapter; the message
+            names it.
     """
     layer = model.get_output_embeddings()
     modes = [(module, module.training) for module in layer.modules()]
@@ -100,28 +93,6 @@ def check_head(model: Any, *, fp32: bool = False) -> None:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def logit_scale(config: Any) -> float:
-    """The factor of a model's logits, from its configuration.
-
-    Raises:
-        UserError: the model also caps them.
-    """
-    config = config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        raise UserError(
-            f"final_logit_softcapping: got {cap}, want None: no fused loss has a soft cap"
-        )
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
-        return 1.0
-    # Granite divides by what HyperCLOVA X multiplies with.
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
 
 
 def whole(tensor: Any) -> Tensor:
@@ -137,6 +108,13 @@ def whole(tensor: Any) -> Tensor:
         mean = [Partial("avg")] * tensor.device_mesh.ndim
         gathered = tensor.full_tensor(grad_placements=mean)
     return gathered
+
+
+def _head_in_fp32(model: Any) -> OutputHead:
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise UserError(f"a head in float32: got {type(layer).__name__}, want torch.nn.Linear")
+    return OutputHead(layer.weight.float(), layer.bias, logit_transform(model))
 
 
 def _refuse_zero3() -> None:

@@ -11,10 +11,11 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.integrations.attach import backbone, replace_forward, shifted
 from wavalign_fast.integrations.fused_head import FusedHead, check_head, read_head
 from wavalign_fast.ops import IGNORE_INDEX, LossOptions
+from wavalign_fast.ops.logit_transform import LogitForm
 
 SCORES = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 ROWS = 1024
-"""Rows whose logits are built at a time, where it takes the logits to find the likeliest id."""
+"""Rows whose logits are built at a time, where a soft cap leaves no other way to their mean."""
 
 
 def add_fused_lm_head(
@@ -89,41 +90,41 @@ def score(
 
     Log-probs and entropies have a gradient. A position that is ignored has 0, or False.
     """
-    with_entropy = "entropy" in outputs
     found = head.logprob(
-        hidden, targets, temperature=temperature, with_entropy=with_entropy, options=options
+        hidden,
+        targets,
+        temperature=temperature,
+        with_entropy="entropy" in outputs,
+        with_top="is_top1" in outputs,
+        options=options,
     )
     scores = {"log_probs": found.logp}
     if found.entropy is not None:
         scores["entropy"] = found.entropy
+    if found.top is not None:
+        scores["is_top1"] = found.top
     with torch.no_grad():
         if "log_sum_sq_probs" in outputs:  # log Σ p² = lse(2z) - 2 lse(z)
             double = head.logprob(hidden, targets, temperature=temperature / 2, options=options)
             scores["log_sum_sq_probs"] = double.lse - 2 * found.lse
         if "mean_logits" in outputs:
             scores["mean_logits"] = _mean_logits(head, hidden, targets) / temperature
-        if "is_top1" in outputs:
-            scores["is_top1"] = _is_top1(head, hidden, targets, found.logp)
     return scores
 
 
 def _mean_logits(head: FusedHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The mean over the vocabulary: the product with the mean row of the head."""
-    mean = hidden.float() @ head.weight.float().mean(0)
-    if head.bias is not None:
-        mean = mean + head.bias.float().mean()
-    return (mean * head.scale).masked_fill(targets == IGNORE_INDEX, 0)
-
-
-def _is_top1(head: FusedHead, hidden: Tensor, targets: Tensor, logp: Tensor) -> Tensor:
-    """Whether the target is the likeliest id: above one half it is, the rest meet the head."""
-    live = targets != IGNORE_INDEX
-    top = (logp > -0.693) & live
-    for rows in (live & ~top).nonzero().split(ROWS):
+    """The mean over the ids: without a soft cap the product with the mean row of the head."""
+    form, live = LogitForm.of(1.0, head.transform), targets != IGNORE_INDEX
+    weight, bias = head.weight, head.bias
+    if head.transform.softcap is None:
+        weight = weight.float().mean(0, keepdim=True)
+        bias = None if bias is None else bias.float().mean(0, keepdim=True)
+    means = torch.zeros(targets.shape, device=hidden.device)
+    for rows in live.nonzero().split(ROWS):
         at = tuple(rows.unbind(1))
-        logits = torch.nn.functional.linear(hidden[at], head.weight, head.bias)
-        top[at] = logits.argmax(-1) == targets[at]
-    return top
+        product = (hidden[at].to(weight.dtype) @ weight.T).float()
+        means[at] = form.logits(product, bias).mean(-1)
+    return means
 
 
 def _router_loss(config: Any, below: Any, attention_mask: Tensor | None) -> Tensor:

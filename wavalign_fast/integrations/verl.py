@@ -22,8 +22,9 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from wavalign_fast.errors import UserError
-from wavalign_fast.integrations.fused_head import logit_scale, whole
+from wavalign_fast.integrations.fused_head import whole
 from wavalign_fast.integrations.verl_policy_loss import policy_loss
+from wavalign_fast.models import logit_transform
 from wavalign_fast.ops import IGNORE_INDEX, linear_logprob
 
 
@@ -124,12 +125,11 @@ def check_head(module: Any) -> None:
     head = module.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:
         raise UserError(f"use_fused_kernels: got the head {head}, want nn.Linear without bias")
-    scale = logit_scale(module.config)
-    if scale != 1.0:
-        raise UserError(f"use_fused_kernels: got logits with a factor of {scale}, want none")
-    cap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        raise UserError(f"use_fused_kernels: got final_logit_softcapping {cap}, want none")
+    transform = logit_transform(module)
+    if transform.scale != 1.0:
+        raise UserError(f"use_fused_kernels: got logits with a factor of {transform.scale}, want 1")
+    if transform.softcap is not None:
+        raise UserError(f"use_fused_kernels: got a soft cap of {transform.softcap}, want none")
 
 
 register_policy_loss("wavalign")(policy_loss)

@@ -75,6 +75,16 @@ class LogitForm(NamedTuple):
             )
         return form
 
+    def logits(self, product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """z of ``LogitTransform``, from ``hidden W^T`` [..., V]."""
+        scale, softcap = self.transform.scale, self.transform.softcap
+        before = self.transform.bias_added == "before_temperature"
+        z = product + bias if bias is not None and before else product
+        z = z if scale == 1.0 else scale * z
+        z = z if softcap is None else softcap * torch.tanh(z / softcap)
+        z = z / self.temperature
+        return z if bias is None or before else z + bias
+
     @property
     def kernel_temperature(self) -> float:
         """t"""

@@ -41,7 +41,7 @@ def _in_full(
     live = _live_rows(targets, ignore_index)  # [N]
     ids = targets.index_select(0, live)
     product = hidden.index_select(0, live).to(compute) @ weight.to(compute).T  # [N, V]
-    logits = _logits(product, None if bias is None else bias.to(compute), form)
+    logits = form.logits(product, None if bias is None else bias.to(compute))
     # An id outside the vocabulary must not read out of bounds; it makes its own row NaN.
     inside = (ids >= 0) & (ids < weight.shape[0])
     logits = torch.where(inside.unsqueeze(-1), logits, torch.nan)
@@ -59,17 +59,6 @@ def _in_full(
 
     top = scatter(selected.detach() >= logp.detach().amax(dim=-1)) if with_top else None
     return scatter(selected), scatter(entropy), scatter(lse), top
-
-
-def _logits(product: torch.Tensor, bias: torch.Tensor | None, form: LogitForm) -> torch.Tensor:
-    """z of ``LogitTransform``, from ``hidden W^T`` [N, V]."""
-    scale, softcap = form.transform.scale, form.transform.softcap
-    before = form.transform.bias_added == "before_temperature"
-    z = product + bias if bias is not None and before else product
-    z = z if scale == 1.0 else scale * z
-    z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    z = z / form.temperature
-    return z if bias is None or before else z + bias
 
 
 def _live_rows(targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
