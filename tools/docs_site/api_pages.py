@@ -54,6 +54,21 @@ PAGES: dict[str, tuple[str, str, dict[str, list[str]]]] = {
             "wavalign_fast.rewards.judge": ["Judge", "JudgeRequest"],
         },
     ),
+    "integrations": (
+        "API: other trainers",
+        "[TRL](../trl.md), [Transformers' Trainer, Accelerate and Lightning](../hf_trainer.md); "
+        "[verl](../verl.md) has an environment of its own, and so no entry here.",
+        {
+            "wavalign_fast.integrations": ["attach_head", "detach_head", "FusedHead"],
+            "wavalign_fast.integrations.trl": [
+                "FusedGRPOTrainer", "FusedSFTTrainer", "FusedDPOTrainer", "FusedKTOTrainer",
+                "FusedRLOOTrainer",
+            ],
+            "wavalign_fast.integrations.trl_wavalign": ["WavAlignGRPOTrainer"],
+            "wavalign_fast.integrations.causal_lm": ["fused_loss", "fused_causal_lm_loss"],
+            "wavalign_fast.integrations.lightning": ["FusedCausalLM"],
+        },
+    ),
 }  # fmt: skip
 """File -> (title, first sentence, module -> public names)."""
 
