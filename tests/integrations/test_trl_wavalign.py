@@ -150,6 +150,8 @@ def test_lambda_is_logged_and_survives_a_checkpoint(tmp_path):
         ({"scopes": {"gate": 1.5}}, "gate: got 1.5"),
         ({"scopes": {"layout": wf.ModalityLayout(vocab_size=90, speech=())}}, "got 90 ids, want"),
         ({"columns": COLUMNS | {"demonstration": [1.5] * 16}}, "demonstration: got 1.5, want"),
+        ({"columns": {"prompt": PROMPTS}}, r"got columns \['prompt'\], want demonstration"),
+        ({"accumulate": 2, "steps_per_generation": 1}, "got 1, want a multiple of grad"),
     ],
 )
 def test_mistakes_are_named(change, named):

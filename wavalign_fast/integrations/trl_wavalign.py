@@ -33,8 +33,8 @@ class WavAlignGRPOTrainer(FusedGRPOTrainer):
         gate: a ``MixingGate`` (by default a new one) or a constant λ in [0, 1].
 
     Raises:
-        ValueError: an option outside its range, a layout of another vocabulary, rollouts of a rank
-            that are not whole groups.
+        ValueError: an option outside its range, a layout of another vocabulary, a dataset without
+            demonstrations, rollouts of a rank that are not whole groups or whole optimizer steps.
     """
 
     def __init__(
@@ -48,18 +48,30 @@ class WavAlignGRPOTrainer(FusedGRPOTrainer):
     ) -> None:
         objective = HybridObjective(layout, policy_scope, anchor_scope, gate=gate)
         super().__init__(*args, **kwargs)
-        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if rows % self.num_generations:  # a prompt and its demonstration belong to one rank
-            raise UserError(
-                f"rollouts of a rank: got {rows}, want a multiple of num_generations = "
-                f"{self.num_generations}"
-            )
+        self._check_rollouts()
         ids = bare_model(self.model).get_output_embeddings().weight.shape[0]
         if ids != layout.vocab_size:
             raise UserError(f"layout: got {layout.vocab_size} ids, want {ids}, those of the head")
         self.layout, self.gate = layout, objective.gate
         self._policy, self._anchor = objective.policy_weights, objective.anchor_weights
         self._rl_weight: Any = self.gate
+
+    def _check_rollouts(self) -> None:
+        columns = getattr(self.train_dataset, "column_names", None)  # None: not known beforehand
+        if columns is not None and "demonstration" not in columns:
+            raise UserError(f"train_dataset: got columns {columns}, want demonstration among them")
+        parts, accumulated = self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        if parts % accumulated:  # the anchor's mean is over the demonstrations of one generation
+            raise UserError(
+                f"steps_per_generation: got {parts}, want a multiple of "
+                f"gradient_accumulation_steps = {accumulated}"
+            )
+        rows = self.args.per_device_train_batch_size * parts
+        if rows % self.num_generations:  # a prompt and its demonstration belong to one rank
+            raise UserError(
+                f"rollouts of a rank: got {rows}, want a multiple of num_generations = "
+                f"{self.num_generations}"
+            )
 
     def _in_scope(self, weights: ScopeWeights, ids: Tensor) -> Tensor:
         speech = self.layout.classify(ids) == SPEECH

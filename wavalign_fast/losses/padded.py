@@ -152,7 +152,7 @@ def _prompt_lengths(lengths: Any, prompts: int, input_ids: torch.Tensor) -> torc
     if lengths.shape != (prompts,):
         raise ValueError(
             f"prompt_lengths: got {tuple(lengths.shape)}, want [{prompts}], one for each row of "
-            "rewards"
+            "rewards, or for each of the advantages"
         )
     if lengths.device.type == "meta":
         check_device("prompt_lengths", lengths, input_ids.device, "input_ids are")
