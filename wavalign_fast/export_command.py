@@ -110,6 +110,7 @@ def _say_how_it_was_trained(run: Path, output: Path) -> None:
     """Leaves a file from which ``evaluate`` asks the model as it was trained.
 
     A checkpoint is exported without its run's configuration too, and then nothing is known.
+    A damaged one takes nothing from the model, which is written by now.
     """
     from wavalign_fast.models.families.dialogue_file import write_dialogue_file
     from wavalign_fast.train.export import run_of
@@ -117,5 +118,11 @@ def _say_how_it_was_trained(run: Path, output: Path) -> None:
     from wavalign_fast.train.run_directory import read_run_config
 
     directory = run_of(run)
-    if (directory / CONFIG_FILE).is_file():
-        write_dialogue_file(output, read_run_config(directory).task)
+    if not (directory / CONFIG_FILE).is_file():
+        return
+    try:
+        task = read_run_config(directory).task
+    except UserError as error:
+        print(f"how it was trained is not noted in {output}: {error}")
+        return
+    write_dialogue_file(output, task)

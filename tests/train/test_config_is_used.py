@@ -24,7 +24,7 @@ from wavalign_fast.config.schema import LossConfig, OptimizerConfig, RunConfig
 from wavalign_fast.config.telemetry import TelemetryConfig
 from wavalign_fast.errors import UserError
 from wavalign_fast.losses import HybridObjective, MixingGate
-from wavalign_fast.rollout import engine, vllm
+from wavalign_fast.rollout import engine, vllm_in_process
 from wavalign_fast.rollout.engine import RolloutRequest
 from wavalign_fast.train import arms, collect, engines, objective, policy
 from wavalign_fast.train import trainer as training
@@ -348,7 +348,7 @@ def test_every_key_of_vllm_reaches_the_engine(name, toy_task, make_config, monke
     value, held = VLLM[name]
     assert value != VLLMConfig.model_fields[name].default
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vllm, "_vllm", lambda: None)  # in this process, where it is not installed
+    monkeypatch.setattr(vllm_in_process, "_vllm", lambda: None)  # it is not installed
     keys = TOGETHER.get(name, {}) | ({} if name == "options" else {"url": URL}) | {name: value}
     given = [f"rollout.vllm.{key}={json.dumps(it)}" for key, it in keys.items()]
     config = make_config("rollout.engine=vllm", "loss.importance_cap=2", *given)
@@ -375,7 +375,7 @@ def test_every_key_of_vllm_reaches_the_engine(name, toy_task, make_config, monke
 def test_vllm_gets_the_dtype_and_the_longest_prompt_with_its_completion(
     toy_task, make_config, monkeypatch, keys, dtype
 ):
-    monkeypatch.setattr(vllm, "_vllm", lambda: None)
+    monkeypatch.setattr(vllm_in_process, "_vllm", lambda: None)
     config = make_config("rollout.engine=vllm", *keys)
     it = engines.rollout_engine(config, toy_task(), None, Ranks())
     assert it.vllm.options == {"max_model_len": 4 + 8, "dtype": dtype}

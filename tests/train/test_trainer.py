@@ -138,7 +138,7 @@ def test_what_cannot_matter_is_left_out_exactly(
         if not skip:
             monkeypatch.setattr(StepRows, "_without_gradient", lambda self, rewards: frozenset())
             everything = [True] * toy_task().layout.vocab_size
-            monkeypatch.setattr(step, "find_loss_ids", lambda _: LossIds(everything, everything))
+            monkeypatch.setattr(step, "find_loss_ids", lambda *_: LossIds(everything, everything))
         task = toy_task(broken_judge=True)
         task.rewards = lambda done: [None, 1.0, 2.0, 0.0] + [3.0] * 4 + [1.0, 1.0, 1.0, 0.0]
         model = task.load_model()
