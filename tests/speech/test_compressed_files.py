@@ -51,6 +51,19 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
         read_wave(path)
 
 
+def test_an_mp3_that_is_cut_off_is_an_error(tmp_path):
+    path, whole = tmp_path / "a.mp3", encoded("MP3")
+    tag = b"ID3\x04\0\0\0\0\x02\x01" + bytes(257)  # of 2 * 128 + 1 bytes
+    for before in (b"", tag, tag + tag):
+        path.write_bytes(before + whole)
+        frames = read_wave(path)[0].shape[1]
+        assert wave_info(path).frames == frames
+        path.write_bytes(before + whole[: len(whole) // 2])
+        for read in (read_wave, wave_info):
+            with pytest.raises(UserError, match=rf"a\.mp3: .*cut off: \d+ of {frames} samples"):
+                read(path)
+
+
 @pytest.mark.parametrize(
     ("head", "kind"),
     [

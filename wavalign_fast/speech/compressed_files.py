@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 READ = ("MP3", "FLAC", "Ogg")
+MP3_FRAME = 1152
+"""Samples of the longest frame. A last frame that lost some bytes is no sound that is missed."""
 
 
 def format_of(head: bytes) -> str | None:
@@ -38,18 +40,42 @@ def read_compressed(file: BinaryIO, kind: str) -> tuple["Tensor", int]:
         The wave, float32 [channels, frames], and its rate in Hz.
 
     Raises:
-        UserError: soundfile is missing, does not read this format, or the file is damaged.
+        UserError: soundfile is missing, does not read this format, or the file is damaged or cut
+            off.
     """
     import torch
 
     soundfile = _soundfile(kind)
+    counted = kind == "MP3" and _has_count(file)
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file) as opened:
+            samples, rate = opened.read(dtype="float32", always_2d=True), opened.samplerate
+            told = opened.frames
     except (RuntimeError, TypeError) as error:
         raise UserError(f"the file is {kind} and cannot be decoded: {described(error)}") from error
     if not len(samples):
         raise UserError(f"the file is {kind} and has no samples, wanted at least one frame")
+    if counted and len(samples) < told - MP3_FRAME:  # FLAC and Ogg tell their own ends
+        raise UserError(f"the file is MP3 and cut off: {len(samples)} of {told} samples are there")
     return torch.from_numpy(samples).T.contiguous(), int(rate)
+
+
+def _has_count(file: BinaryIO) -> bool:
+    """Whether an MP3 file says how long it is, which is else an estimate from its size.
+
+    Its first frame then is the header of Xing or LAME; ID3v2 tags may stand before it.
+    """
+    head, start = file.read(10), 0
+    while head[:3] == b"ID3" and len(head) == 10:
+        size = 0
+        for byte in head[6:]:  # seven bits each
+            size = size << 7 | byte & 0x7F
+        start += 10 + size
+        file.seek(start)
+        head = file.read(10)
+    frame = head + file.read(190)
+    file.seek(0)
+    return b"Xing" in frame or b"Info" in frame
 
 
 def _soundfile(kind: str) -> ModuleType:
