@@ -310,10 +310,11 @@ def _say(args: argparse.Namespace) -> int:
     with user_input("say"):
         check_output(args.out)
 
-    from wavalign_fast.models import check_vocabulary, load_checkpoint
+    from wavalign_fast.models import load_checkpoint
     from wavalign_fast.speech.wave_files import write_wave
     from wavalign_fast.train.checkpoint import CheckpointStore
     from wavalign_fast.train.export import model_directory
+    from wavalign_fast.train.two_streams import check_heads
 
     quiet_libraries()
     if others:
@@ -323,7 +324,7 @@ def _say(args: argparse.Namespace) -> int:
     store = CheckpointStore(directory)
     with store.naming_an_older_one():
         model = load_checkpoint(model_directory(directory))
-    check_vocabulary(model, task.layout)
+    check_heads(model, task)
     # Text among the bytes of a WAV file would corrupt it.
     text_to = sys.stderr if is_stdout(args.out) else sys.stdout
     with user_input("say"):

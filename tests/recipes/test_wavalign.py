@@ -18,6 +18,7 @@ from wavalign_fast.errors import UserError
 from wavalign_fast.models.families import vita_audio
 from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.interface import IGNORE, Audio
+from wavalign_fast.models.families.tiny import make_tiny_checkpoint
 from wavalign_fast.recipes import load_recipe
 from wavalign_fast.recipes.wavalign.speech import MOST_FAILURES
 from wavalign_fast.recipes.wavalign.task import WavAlign
@@ -84,6 +85,24 @@ def test_dialogues_that_cannot_be_used_are_left_out_and_named(make_task, tmp_pat
     assert f"2 of 3 records left out: cannot be used ({data}:2, {data}:3)" in caplog.text
     with pytest.raises(UserError, match=r"no dialogue is left.*ids, wanted at most 3"):
         _ = make_task(data=data, max_prompt=3).train_examples
+
+
+def test_a_damaged_encoder_is_no_fault_of_the_dialogues(make_task, tmp_path):
+    source = tmp_path / "plus"
+    shutil.copytree(DATA / "families" / "vita_audio_plus", source)
+    (source / "am.mvn").unlink()
+    codes = load_family(source).files.layout.codebook_size
+    task = make_task(model=source, codec={"kind": "toy", "codebook_size": codes})
+    with pytest.raises(UserError, match=r"model\.path: .*am\.mvn cannot be read"):
+        _ = task.train_examples
+
+
+def test_options_that_two_streams_cannot_honour_are_refused(make_task, tmp_path):
+    make_tiny_checkpoint("kimi_audio", tmp_path / "kimi")
+    with pytest.raises(UserError, match=r"ratio: \[1, 4\] given, wanted none: .*two streams"):
+        make_task(model=tmp_path / "kimi", ratio=[1, 4])
+    with pytest.raises(UserError, match=r"task\.boundary_as: text given, wanted speech"):
+        make_task(model=tmp_path / "kimi", boundary_as="text")
 
 
 def test_why_a_dialogue_cannot_be_used_is_shown_once_for_each_kind(make_task, tmp_path, caplog):

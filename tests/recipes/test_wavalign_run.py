@@ -110,6 +110,9 @@ def test_a_run_from_files_to_an_export_in_the_familys_format(
         assert main(["evaluate", *words]) == 0
         response = json.loads((tmp_path / "asked" / "responses.jsonl").read_text())
         assert 12 < len(response["ids"]) <= 20
+        capsys.readouterr()
+        assert main(["say", "hello", "--run", str(run), "--out", "said.wav"]) == 0
+        assert "speech: " in capsys.readouterr().out
         assert main(["train", "run.yaml", "parallel.head=sharded", "--name", "other"]) == 2
         assert "gathered for two streams" in capsys.readouterr().err
         assert main(["plan", "run.yaml"]) == 2

@@ -29,6 +29,13 @@ def test_what_two_streams_cannot_honour_is_refused_by_name(toy_task, make_config
         check_options(config, TwoStreamTask())
 
 
+def test_a_position_of_two_streams_needs_two_ids(toy_task, make_config):
+    config = make_config("rollout.max_new_tokens=1")
+    check_options(config, toy_task())
+    with pytest.raises(UserError, match=r"rollout\.max_new_tokens: 1 given, wanted at least 2"):
+        check_options(config, TwoStreamTask())
+
+
 def test_a_step_scores_what_it_sampled(toy_task, make_config):
     config = make_config(
         "loss.policy_scope=all", "loss.text_kl=0.2", "loss.speech_kl=0.1",

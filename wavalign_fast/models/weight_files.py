@@ -1,5 +1,6 @@
 """The safetensors files of a model directory, mapped into memory."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wavalign_fast.errors import DamagedFileError, UserError
+from wavalign_fast.errors import DamagedFileError, UserError, one_line
 from wavalign_fast.models.json_files import read_json
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def has_weight_files(directory: Path) -> bool:
     """Whether ``directory`` has weights in safetensors files."""
     return any((directory / name).is_file() for name in (ONE_FILE, INDEX))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -30,7 +36,7 @@ class WeightFiles:
     """The safetensors files of a directory, opened once each.
 
     Raises:
-        DamagedFileError: the index cannot be read.
+        DamagedFileError: the index, or a file when it is first used, cannot be read.
         UserError: a file that the index names is missing.
     """
 
@@ -77,6 +83,16 @@ class WeightFiles:
         """The dtype of a stored tensor."""
         return self.tensor(name).dtype if not self.shape(name) else self.rows(name, 0, 0).dtype
 
+    def check_dtypes(self, names: Iterable[str]) -> None:
+        """Raises ``UserError`` if one of the stored tensors is quantized, and so no weight."""
+        for name in names:
+            if (found := self.dtype(name)) not in WEIGHT_DTYPES:
+                wanted = ", ".join(_short(dtype) for dtype in WEIGHT_DTYPES)
+                raise UserError(
+                    f"weights in {self.directory}: {name} is {_short(found)}, wanted {wanted}; "
+                    "quantized weights are not read"
+                )
+
     def tensor(self, name: str) -> Tensor:
         """Reads a stored tensor."""
         tensor: Tensor = self._open(self._named(name)).get_tensor(name)
@@ -94,9 +110,14 @@ class WeightFiles:
         return ONE_FILE if self._file_of is None else self._file_of[name]
 
     def _open(self, file: str) -> Any:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if file not in self._opened:
-            opened = safe_open(self.directory / file, framework="pt")
+            try:
+                opened = safe_open(self.directory / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise DamagedFileError(
+                    f"{self.directory / file} cannot be read: {one_line(error)}"
+                ) from error
             self._opened[file] = self._stack.enter_context(opened)
         return self._opened[file]

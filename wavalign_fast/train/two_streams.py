@@ -43,3 +43,8 @@ def check_options(config: RunConfig, task: Task) -> None:
     ):  # fmt: skip
         if given != wanted:
             raise UserError(f"{key}: {given} given, wanted {wanted} for two streams: {why}")
+    if (length := config.rollout.max_new_tokens) < 2:
+        raise UserError(
+            f"rollout.max_new_tokens: {length} given, wanted at least 2 for two streams: a "
+            "position has two ids"
+        )

@@ -24,6 +24,7 @@ from wavalign_fast.models import (
 )
 from wavalign_fast.models.families import vita_audio
 from wavalign_fast.models.families.checkpoint import load_family, read_aside
+from wavalign_fast.models.families.encoders import stored_tensors
 from wavalign_fast.models.families.export import export_family, export_plain
 from wavalign_fast.models.families.registry import (
     family_of,
@@ -258,8 +259,10 @@ def test_damaged_files_of_weights_are_named(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     for load in (load_checkpoint, load_family, lambda path: empty_model(path, dtype=torch.float32)):
-        with pytest.raises(DamagedFileError, match=r"glm4_voice cannot be read"):
+        with pytest.raises(DamagedFileError, match=r"00001-of-00002\.safetensors cannot be read"):
             load(source)
+    with pytest.raises(DamagedFileError, match=r"00001-of-00002\.safetensors cannot be read"):
+        stored_tensors(source, ["transformer."])
     file.write_bytes(whole)
     load_family(source)
     changed(source, "model.safetensors.index.json", lambda index: index.pop("weight_map"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from wavalign_fast.errors import KeyedError
 from wavalign_fast.models.families.interface import (
     DEFAULT_OPTIONS,
     DialogueOptions,
@@ -15,6 +16,7 @@ from wavalign_fast.models.families.interface import (
     FamilyFiles,
 )
 from wavalign_fast.models.families.registry import family_of
+from wavalign_fast.models.families.tokens import check_knows_text
 from wavalign_fast.models.families.weight_table import WeightTable
 from wavalign_fast.models.json_files import read_config, read_json
 from wavalign_fast.models.loading import cast_weights, reading, shapes_of
@@ -49,17 +51,25 @@ def open_family(
         family: the family, by default the one that the files tell.
 
     Raises:
-        UserError: it is of no known family, or a file cannot be read or used.
+        UserError: it is of no known family, a file cannot be read or used, or the family cannot
+            honour one of ``options``.
     """
     family = family or family_of(directory)
     config = read_config(directory)
     tokenizer = family.load_tokenizer(directory, config)
+    check_knows_text(tokenizer, directory)
+    layout = family.layout(config, tokenizer)
+    if layout.second is not None and options.ratio is not None:
+        raise KeyedError(
+            f"ratio: {list(options.ratio)} given, wanted none: text and speech of {family.NAME} "
+            "are two streams, which do not take turns"
+        )
     return family, FamilyFiles(
         directory=directory,
         config=config,
         generation=read_json(directory / GENERATION),
         tokenizer=tokenizer,
-        layout=family.layout(config, tokenizer),
+        layout=layout,
         options=options,
     )
 
@@ -123,6 +133,7 @@ def empty_family_model(
             model = family.build(config, dtype or torch.float32)
         table = weight_table(model, family, config)
         table.check(stored, str(directory))
+        files.check_dtypes(table.parts)
         if dtype is None:  # that of the language model: encoders beside it may have another one
             cast_weights(model, files.dtype(next(iter(table.parts))))
             model.config.dtype = model.dtype

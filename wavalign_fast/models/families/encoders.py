@@ -49,8 +49,9 @@ def stored_tensors(directory: Path, prefixes: Sequence[str]) -> dict[str, Tensor
     """Reads the stored tensors whose names begin with one of ``prefixes``.
 
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing or damaged, or a tensor is quantized.
     """
     with WeightFiles(directory) as files:
         names = [name for name in files.names if name.startswith(tuple(prefixes))]
+        files.check_dtypes(names)
         return {name: files.tensor(name).clone() for name in names}

@@ -166,6 +166,18 @@ def numbered_codes(vocab: Mapping[str, int], pattern: str = NUMBERED_CODES) -> t
     return first, len(found)
 
 
+def check_knows_text(tokenizer: Any, directory: Path) -> None:
+    """Raises ``UserError`` for a tokenizer of added tokens alone, which drops all other text.
+
+    transformers makes one where the file of the vocabulary is missing.
+    """
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise UserError(
+            f"tokenizer in {directory}: it has no id for 'a', wanted ids for all text; the file of "
+            "its vocabulary is missing or empty"
+        )
+
+
 def check_order(vocab: Mapping[str, int], names: Sequence[str]) -> None:
     """Raises ``UserError`` unless each of ``names`` has the id after the one before it."""
     ids = token_ids(vocab, names)

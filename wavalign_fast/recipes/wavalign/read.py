@@ -76,7 +76,7 @@ class DialogueReader:
                 raise KeyedError(f"task.ratio: {error}") from error
             except CacheError as error:
                 raise KeyedError(f"task.cache: {one_line(error)}") from error
-            except NoCodecError:
+            except (KeyedError, NoCodecError):
                 raise  # that is no fault of the dialogue
             except UserError as error:
                 reason = CUT if isinstance(error, _TooLongError) else UNUSABLE

@@ -12,7 +12,7 @@ from wavalign_fast.data.records import (
     Example,
     SpokenSample,
 )
-from wavalign_fast.errors import UserError, naming
+from wavalign_fast.errors import KeyedError, UserError, naming
 from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.families.vita_mtp import MtpHead, open_mtp
@@ -87,8 +87,15 @@ class WavAlign(OwnModelTask):
             self.reward_scale = self._rewards.description
 
     def _prompt_audio(self) -> PromptAudioCache | None:
-        """Loads the family's encoder of prompt audio, if it has one."""
-        encoder = load_audio_encoder(self.tokens.family, self.tokens.files)
+        """Loads the family's encoder of prompt audio, if it has one.
+
+        Raises:
+            KeyedError: it is damaged, which is no fault of the clip that wants it.
+        """
+        try:
+            encoder = load_audio_encoder(self.tokens.family, self.tokens.files)
+        except UserError as error:
+            raise KeyedError(f"model.path: {error}") from error
         if encoder is None:
             return None
         place = Path(self.options.cache) / "vectors"

@@ -52,6 +52,11 @@ class FamilyTokens:
             )
             self.pad_id = self.files.layout.stop[-1]
         else:
+            if options.boundary_as != "speech":
+                raise UserError(
+                    f"task.boundary_as: {options.boundary_as} given, wanted speech: "
+                    f"{self.family.NAME} has no tokens around the speech of an answer"
+                )
             self.streams = TwoStreams(self.files.layout, options.eos_as)
             self.layout, self.pad_id = self.streams.layout, self.streams.forced
 
