@@ -119,11 +119,18 @@ def test_sound_becomes_vectors_where_the_family_has_an_encoder(asked, folder):
     assert prompt.spans and response["ids"] == expected(golden, prompt, torch.cat(vectors))
 
 
-def test_sound_without_a_codec_is_not_asked_and_said(asked):
+def test_sound_without_its_codec_or_encoder_is_no_fault_of_the_prompt(asked, folder):
     records = [{"prompt": "what?", "audio": "q.wav"}, {"prompt": "hello"}]
-    first, second = asked("vita_audio", records)
-    assert "hears as codes; wanted --codec glm4_voice" in first["cause"] and second["ids"]
-    assert (first["stop"], first["ids"]) == ("not asked", [])
+    said = asked("vita_audio", records)
+    assert "--codec: nothing given" in said and "hears as codes; wanted glm4_voice" in said
+    said = asked("vita_audio", records, "--codec", "toy", "--codec-option", "codebook_size=3")
+    assert "--codec: toy has 3 codes, wanted" in said
+    (folder / "plus").mkdir()
+    for file in (GOLDEN / "vita_audio_plus").iterdir():
+        if file.name != "am.mvn":
+            (folder / "plus" / file.name).symlink_to(file)
+    said = asked(folder / "plus", records)
+    assert f"--model: {folder / 'plus' / 'am.mvn'} cannot be read" in said
 
 
 def test_a_model_is_asked_as_it_was_trained_unless_a_flag_differs(asked, folder):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from wavalign_fast.errors import UserError, one_line
+from wavalign_fast.errors import KeyedError, UserError, one_line
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.models import PromptEmbeddings, TwoStreams
 from wavalign_fast.models.families.vita_mtp import MtpSampler
@@ -128,6 +128,8 @@ def answers(
         for prompt in prompts[start : start + rows]:
             try:
                 asked.append((prompt, _ids(speaker, prompt, sampling)))
+            except KeyedError:
+                raise  # an option or a file is at fault, not the prompt
             except ValueError as error:
                 logger.warning("%s: not asked: %s", prompt.where, one_line(error))
                 done.append(_not_asked(prompt, one_line(error), weights))

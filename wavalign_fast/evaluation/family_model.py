@@ -7,7 +7,7 @@ Sound of a prompt becomes codes by the codec, or vectors by the family's own enc
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavalign_fast.errors import UserError, naming
+from wavalign_fast.errors import KeyedError, UserError, naming
 from wavalign_fast.evaluation.answering import Parts
 from wavalign_fast.evaluation.prompts import Prompt
 from wavalign_fast.evaluation.talk import Talk
@@ -22,6 +22,7 @@ from wavalign_fast.recipes.dialogue.tokens import UNLIMITED
 from wavalign_fast.speech.channels import ChannelRule
 from wavalign_fast.speech.code_cache import CodeCache
 from wavalign_fast.speech.codec import SpeechCodec
+from wavalign_fast.speech.codecs import KINDS
 
 
 class FamilyModel:
@@ -51,6 +52,11 @@ class FamilyModel:
     ) -> None:
         self.family, self.files = open_family(directory, family, talk.options)
         layout = self.files.layout
+        if codec is not None and codec.codebook_size != layout.codebook_size:
+            raise UserError(
+                f"--codec: {codec.name} has {codec.codebook_size} codes, wanted "
+                f"{layout.codebook_size}, the model's"
+            )
         self.streams: TwoStreams | None = None
         self.ends = frozenset(layout.stop)
         self.pad_id = layout.stop[-1]
@@ -91,14 +97,19 @@ class FamilyModel:
 
     def _codes_of(self, path: Path) -> list[int]:
         if self._codec is None:
-            raise UserError(
-                f"the prompt has sound ({path.name}), which {self.family.NAME} hears as codes; "
-                f"wanted --codec {self.family.codec(self.files)}"
+            kind = self.family.codec(self.files)
+            wanted = kind if kind in KINDS else "one that encodes as its own does"
+            raise KeyedError(
+                f"--codec: nothing given, and a prompt has sound ({path.name}), which "
+                f"{self.family.NAME} hears as codes; wanted {wanted}, or --modality text"
             )
         return [int(code) for code in self._codes.codes(path, self._codec).codes]
 
     def _encoder(self) -> PromptAudioCache | None:
-        encoder = load_audio_encoder(self.family, self.files)
+        try:
+            encoder = load_audio_encoder(self.family, self.files)
+        except UserError as error:
+            raise KeyedError(f"--model: {error}") from error
         if encoder is None:
             return None
         return PromptAudioCache(encoder, self._vectors_at, channel=self._channel)

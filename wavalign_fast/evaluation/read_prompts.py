@@ -72,7 +72,7 @@ def _check_task(task: str, prompt: Prompt) -> None:
     if prompt.task != task:
         raise ValueError(
             f"{prompt.where}: task {prompt.task} in category {prompt.category}, which began with "
-            f"{task}; wanted one, as their scores have no common scale"
+            f"{task}; wanted one, as their scores have no common scale: give it another category"
         )
 
 
