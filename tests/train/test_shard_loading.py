@@ -101,5 +101,5 @@ def test_a_damaged_file_is_named(tmp_path):
     config = saved(tiny_model(torch.bfloat16), tmp_path / "own")
     file = tmp_path / "own" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model\.path: checkpoint .*own cannot be read"):
+    with pytest.raises(UserError, match=r"model\.path: .*own/model\.safetensors cannot be read"):
         load_base_model(config, None, in_shards=True)
