@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import wavalign_fast as wf
 from tests.integrations.tiny import (
     FAMILIES,
+    SIZES,
     VOCAB,
     distance,
     gradients,
@@ -141,6 +142,7 @@ def test_two_ranks_find_the_gradient_of_one(wrapper):
 
 def test_what_cannot_be_honoured_is_refused_at_once(monkeypatch):
     from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import deepspeed
 
     for option, named in (({"lora_dropout": 0.1}, "lora_dropout"), ({"use_dora": True}, "Dora")):
@@ -152,6 +154,10 @@ def test_what_cannot_be_honoured_is_refused_at_once(monkeypatch):
     adapted = with_adapter(tiny_model(), "lm_head").get_base_model()
     with pytest.raises(UserError, match="a head in float32: got Linear, want"):
         check_head(adapted, fp32=True)
+    for kind in ("bert", "modernbert-decoder"):
+        config = AutoConfig.for_model(kind, **SIZES | {"bos_token_id": 1}, is_decoder=True)
+        with pytest.raises(UserError, match="want a body and then its head"):
+            attach_head(AutoModelForCausalLM.from_config(config))
     monkeypatch.setattr(deepspeed, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(UserError, match="ZeRO-3"):
         attach_head(tiny_model())

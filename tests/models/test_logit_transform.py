@@ -53,6 +53,10 @@ def test_one_of_the_user_and_what_is_no_number() -> None:
     assert wf.output_head(nn.Linear(3, 4)).transform.scale == 1.0
     assert logit_transform(model(logits_scaling=4)).scale == 0.25
     assert logit_transform(model(lm_head_multiplier=3)).scale == 3.0
+    inkling = dict(logits_mup_width_multiplier=4.0, vocab_size=24)
+    assert logit_transform(model(**inkling, unpadded_vocab_size=24)).scale == 0.25
+    with pytest.raises(UserError, match="unpadded_vocab_size of the model: got 20, want 24"):
+        logit_transform(model(**inkling, unpadded_vocab_size=20))
     hyperclovax = model(logits_scaling=4)
     hyperclovax.config.model_type = "hyperclovax"
     assert logit_transform(hyperclovax).scale == 4.0

@@ -81,10 +81,11 @@ def check_head(model: Any, *, fp32: bool = False) -> None:
     """Refuses before the first step what ``read_head`` would refuse in training.
 
     Raises:
-        UserError: DeepSpeed's ZeRO-3, a quantised head, DoRA or dropout on its adapter; the message
-            names it.
+        UserError: DeepSpeed's ZeRO-3, a quantised head, DoRA or dropout on its adapter, layers
+            before the head; the message names it.
     """
     layer = model.get_output_embeddings()
+    _refuse_layers_before(model, layer)
     modes = [(module, module.training) for module in layer.modules()]
     layer.train()  # an adapter's dropout acts in training alone
     try:
@@ -115,6 +116,18 @@ def _head_in_fp32(model: Any) -> OutputHead:
     if type(layer) is not nn.Linear:
         raise UserError(f"a head in float32: got {type(layer).__name__}, want torch.nn.Linear")
     return OutputHead(layer.weight.float(), layer.bias, logit_transform(model))
+
+
+def _refuse_layers_before(model: Any, layer: Any) -> None:
+    """BERT and ModernBERT as decoders: dense layers and norms lie between body and head."""
+    children = list(model.children())
+    first = getattr(model, "lm_head", layer)
+    if first is not layer or not any(child is layer for child in children):
+        kinds = ", ".join(type(child).__name__ for child in children)
+        raise UserError(
+            f"{type(model).__name__}: got the parts {kinds}, want a body and then its head, "
+            f"{type(layer).__name__}, without layers between them"
+        )
 
 
 def _refuse_zero3() -> None:

@@ -9,8 +9,8 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 """Of Gemma and its kin, RecurrentGemma, xLSTM."""
 FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Of Cohere, Muse, Falcon-H1."""
-SCALING = "logits_scaling"
-"""Granite and MiniCPM divide by it."""
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+"""Of Granite and MiniCPM, of Inkling."""
 MULTIPLY_BY_SCALING = ("hyperclovax",)
 
 
@@ -21,17 +21,23 @@ def logit_transform(model: Any) -> LogitTransform:
         model: anything; without a configuration it does nothing to its logits.
 
     Raises:
-        UserError: a value in the configuration that is no number above 0, or two scales.
+        UserError: a value in the configuration that is no number above 0, two scales, or logits of
+            the last ids left out (Inkling).
     """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    caps, factors = _given(config, SOFTCAPS), _given(config, (*FACTORS, SCALING))
+    caps, factors = _given(config, SOFTCAPS), _given(config, (*FACTORS, *DIVISORS))
     for found in (caps, factors):
         if len(found) > 1:
             raise UserError(f"the model's configuration: got {found}, want at most one of them")
+    kept = getattr(config, "unpadded_vocab_size", None)
+    if kept is not None and kept < config.vocab_size:
+        raise UserError(
+            f"unpadded_vocab_size of the model: got {kept}, want {config.vocab_size}, all its ids"
+        )
     (scale,) = factors.values() or (1.0,)
-    if SCALING in factors and config.model_type not in MULTIPLY_BY_SCALING:
+    if factors.keys() & set(DIVISORS) and config.model_type not in MULTIPLY_BY_SCALING:
         scale = 1.0 / scale
     (cap,) = caps.values() or (None,)
     return LogitTransform(scale=scale, softcap=cap, bias_added="before_temperature")
