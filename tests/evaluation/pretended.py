@@ -28,6 +28,7 @@ class TinySpeaker:
     positions = 40
     embeddings = None
     mtp = None
+    streams = None
 
     def __init__(self, counting):
         self.counting = counting
