@@ -42,18 +42,18 @@ install_releases() {
   "${PYTHON:-python3}" -m venv "$venv"
   python tools/install_torch.py "$(grep '^torch==' "$list")"
   # Nothing that requires torch, or pip would add the libraries that it was installed without.
-  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; of_dev httpx hypothesis ninja pytest pytest-xdist tenacity)
+  mapfile -t others < <(grep -Ev '^(#|torch==)' "$list"; wanted httpx hypothesis ninja pytest pytest-xdist tenacity)
   python -m pip install --quiet --no-compile --no-warn-conflicts psutil "${others[@]}"
   # These require torch. Only here liger-kernel runs in CI: beside .venv's benchmarks it would be a rival.
-  python -m pip install --quiet --no-compile --no-deps accelerate "$(of_dev peft)" \
+  python -m pip install --quiet --no-compile --no-deps accelerate "$(wanted peft)" \
     "$(grep '^liger-kernel==' benchmarks/rivals.txt)"
   cp "$list" "$venv/releases.txt"
 }
 
-# of_dev NAMES...: the requirements of pyproject.toml's extra `dev` for these packages.
-of_dev() {
+# wanted NAMES...: what pyproject.toml's extras want of these packages, one line each.
+wanted() {
   local name
-  for name in "$@"; do grep -oE "\"${name}[<=>][^\"]*\"" pyproject.toml | tr -d '"'; done
+  for name in "$@"; do grep -m1 -oE "\"${name}[<=>][^\"]*\"" pyproject.toml | tr -d '"'; done
 }
 
 copy_checkout() {
