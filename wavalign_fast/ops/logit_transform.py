@@ -44,6 +44,9 @@ class LogitTransform:
             raise ValueError(f"bias_added: got {self.bias_added!r}, want {first!r} or {second!r}")
 
 
+UNCHANGED = LogitTransform()
+
+
 class LogitForm(NamedTuple):
     """``LogitTransform`` and a temperature, and the numbers in which the kernels take them.
 
@@ -52,7 +55,7 @@ class LogitForm(NamedTuple):
     """
 
     temperature: float = 1.0
-    transform: LogitTransform = LogitTransform()
+    transform: LogitTransform = UNCHANGED
 
     @classmethod
     def of(cls, temperature: float, transform: LogitTransform | None) -> "LogitForm":
@@ -65,7 +68,8 @@ class LogitForm(NamedTuple):
         if temperature < SMALLEST_TEMPERATURE:
             raise ValueError(f"temperature: got {temperature}, want >= {SMALLEST_TEMPERATURE:.1e}")
         if transform is None:
-            return cls(temperature)
+            # By its name: torch 2.10 traces no default of a tuple that is such an object.
+            return cls(temperature, UNCHANGED)
         check_type("transform", transform, LogitTransform)
         form = cls(temperature, transform)
         if not SMALLEST_TEMPERATURE <= form.kernel_temperature <= 1.0 / SMALLEST_TEMPERATURE:

@@ -158,10 +158,11 @@ def test_the_ops_of_the_loop_pass_opcheck(dtype):
     )
     how = ("definition", 2**20, True, 20)
     torch.library.opcheck(
-        autograd.chunked_logprob_op, (hidden, weight, given.targets, bias, 0.9, -100, *how)
+        autograd.chunked_logprob_op,
+        (hidden, weight, given.targets, bias, 0.9, -100, None, False, *how),
     )
     column = torch.rand(20, dtype=FP64 if dtype == FP64 else FP32)
-    head = (hidden.detach(), weight.detach(), given.targets, None, 1.0, -100)
+    head = (hidden.detach(), weight.detach(), given.targets, None, 1.0, -100, None, False)
     table = (column, column, column, column, None, None)
     torch.library.opcheck(
         autograd.chunked_hybrid_step_op, (*head, *table, [0.8, 1.2], *how, True, True, False)
