@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.gpu.wrapped import Wrapped
+from wavalign_fast.models.head import OutputHead
 from wavalign_fast.rollout import cuda_graphs
 from wavalign_fast.train import checkpoint_layouts, policy, telemetry
 
@@ -180,8 +181,8 @@ def _inside(value: Any) -> Any:
     return value
 
 
-def _plain_head(model: Any) -> tuple[Any, Any]:
-    return model.lm_head.weight, model.lm_head.bias
+def _plain_head(model: Any) -> OutputHead:
+    return OutputHead(model.lm_head.weight, model.lm_head.bias)
 
 
 def _tensor(data: Any, *, device: Any = None, made: Any = torch.tensor, **options: Any) -> Any:
