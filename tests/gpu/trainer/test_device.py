@@ -92,17 +92,20 @@ def test_the_host_waits_for_a_gpu_as_often_as_is_counted(place, tmp_path):
 
 
 def waits(place: str, directory, block_tokens: int) -> tuple[int, int]:
-    """The micro-batches of an update, and how often the host waits for the device in it."""
+    """The micro-batches of an update, and how often the host waits for the device in it.
+
+    All micro-batches are known once the update has waited for its rewards.
+    """
     context, config = at(place, f"train.block_tokens={block_tokens}", "train.steps=1")
     with context as device:
         trainer = trained(config, directory, Ranks(device=DEVICE))
         examples = trainer.task.train_examples[: trainer.train_step.examples_needed]
         batch = trainer.train_step.prepare(examples, 2, Stopwatch())
-        count = len(batch.micro_batches)
         if place == "pretended":
             device.waits.clear()
             update(trainer, batch)
-            return count, sum(not any(part in one for part in NOT_ON_A_GPU) for one in device.waits)
+            found = sum(not any(part in one for part in NOT_ON_A_GPU) for one in device.waits)
+            return len(batch.micro_batches), found
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
@@ -110,7 +113,8 @@ def waits(place: str, directory, block_tokens: int) -> tuple[int, int]:
                 update(trainer, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return count, sum("synchronizing CUDA operation" in str(one.message) for one in seen)
+        found = sum("synchronizing CUDA operation" in str(one.message) for one in seen)
+        return len(batch.micro_batches), found
 
 
 def update(trainer, batch) -> None:
