@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wavalign_fast.data.records import Completion, Demonstration, Evaluation, Example, Preference
 from wavalign_fast.errors import UserError, naming
-from wavalign_fast.models import load_checkpoint
+from wavalign_fast.models import PromptEmbeddings, TwoStreams, load_checkpoint
+from wavalign_fast.recipes.answers import Vocabulary, sample_answers
 from wavalign_fast.recipes.examples import check_answered, demonstrations_of, preferences_of
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class OwnModelTask(ABC):
     Raises:
         UserError: there is no model, or nothing to evaluate on.
     """
+
+    tokens: Vocabulary
+    prompt_embeddings: PromptEmbeddings | None = None
+    streams: TwoStreams | None = None
 
     def __init__(self, options: OwnData, run: FromRun) -> None:
         if run.model_path is None:
@@ -148,7 +153,6 @@ class OwnModelTask(ABC):
     def judge_evaluation(self, answers: Sequence[Completion]) -> Evaluation:
         """Returns the metrics of all answers of an evaluation, and samples of them."""
 
-    @abstractmethod
     def _sampled(
         self,
         model: "PreTrainedModel",
@@ -159,6 +163,18 @@ class OwnModelTask(ABC):
         items: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Samples an answer to each example, at the temperature of evaluations."""
+        return sample_answers(
+            model,
+            examples,
+            self.tokens,
+            temperature=self.eval_temperature,
+            max_new_tokens=self.max_new_tokens,
+            rows=rows,
+            seed=seed,
+            items=items,
+            prompt_embeddings=self.prompt_embeddings,
+            streams=self.streams,
+        )
 
     def load_model(self) -> "PreTrainedModel":
         """Loads the model of ``model.path``, in fp32 and in eval mode."""

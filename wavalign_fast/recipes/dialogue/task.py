@@ -11,12 +11,12 @@ from wavalign_fast.data.records import (
     Example,
 )
 from wavalign_fast.errors import UserError
-from wavalign_fast.recipes.answers import answer_metrics, sample_answers
+from wavalign_fast.recipes.answers import answer_metrics
 from wavalign_fast.recipes.dialogue.evaluate import judged, shown_sample
 from wavalign_fast.recipes.dialogue.options import Options
 from wavalign_fast.recipes.dialogue.read import ExampleReader, read_examples
 from wavalign_fast.recipes.dialogue.rewards import Rewards
-from wavalign_fast.recipes.dialogue.tokens import load_tokens
+from wavalign_fast.recipes.dialogue.tokens import Tokens, load_tokens
 from wavalign_fast.recipes.own_model import OwnModelTask, from_run
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Dialogue(OwnModelTask):
             raise UserError("task.reward: nothing given, wanted FILE.py:FUNCTION")
         if self.options.reward is not None:
             _check_that_ranks_wait(self.options.reward_timeout_s, run.timeout_s)
-        self.tokens = load_tokens(self.directory, self.options)
+        self.tokens: Tokens = load_tokens(self.directory, self.options)
         self.layout = self.tokens.layout
         self.pad_id = self.tokens.pad_id
         self.eos_id = self.tokens.ends
@@ -71,26 +71,6 @@ class Dialogue(OwnModelTask):
         return Evaluation(
             metrics=answer_metrics([done], self.tokens),
             samples=[shown_sample(done, self.tokens, None)],
-        )
-
-    def _sampled(
-        self,
-        model: "PreTrainedModel",
-        examples: Sequence[Example],
-        *,
-        rows: int,
-        seed: int,
-        items: Sequence[int] | None = None,
-    ) -> list[Completion]:
-        return sample_answers(
-            model,
-            examples,
-            self.tokens,
-            temperature=self.eval_temperature,
-            max_new_tokens=self.max_new_tokens,
-            rows=rows,
-            seed=seed,
-            items=items,
         )
 
 

@@ -17,7 +17,7 @@ from wavalign_fast.models.families.encoders import load_audio_encoder
 from wavalign_fast.models.families.sounds import Sounds
 from wavalign_fast.models.families.vita_mtp import MtpHead, open_mtp
 from wavalign_fast.models.prompt_audio import PromptAudioCache
-from wavalign_fast.recipes.answers import answer_metrics, reward_metrics, sample_answers
+from wavalign_fast.recipes.answers import answer_metrics, reward_metrics
 from wavalign_fast.recipes.own_model import OwnModelTask, from_run
 from wavalign_fast.recipes.wavalign.answers import Listener, SpokenAnswer
 from wavalign_fast.recipes.wavalign.options import Options, Paths
@@ -55,7 +55,7 @@ class WavAlign(OwnModelTask):
                 "task.rewards: nothing given, wanted rewards, or task.judge.url, the address of a "
                 "judge"
             )
-        self.tokens = FamilyTokens(self.directory, self.options)
+        self.tokens: FamilyTokens = FamilyTokens(self.directory, self.options)
         self.layout = self.tokens.layout
         self.pad_id = self.tokens.pad_id
         self.eos_id = self.tokens.ends
@@ -190,28 +190,6 @@ class WavAlign(OwnModelTask):
         if self.streams is not None:  # what is neither code nor mark may be a forced id there
             metrics["text_length"] = sum(len(one.parts.text) for one in answers) / len(answers)
         return metrics
-
-    def _sampled(
-        self,
-        model: "PreTrainedModel",
-        examples: Sequence[Example],
-        *,
-        rows: int,
-        seed: int,
-        items: Sequence[int] | None = None,
-    ) -> list[Completion]:
-        return sample_answers(
-            model,
-            examples,
-            self.tokens,
-            temperature=self.eval_temperature,
-            max_new_tokens=self.max_new_tokens,
-            rows=rows,
-            seed=seed,
-            items=items,
-            prompt_embeddings=self.prompt_embeddings,
-            streams=self.streams,
-        )
 
 
 def _shown(answer: SpokenAnswer, reward: float | None) -> SpokenSample:
