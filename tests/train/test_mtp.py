@@ -16,6 +16,7 @@ from wavalign_fast.models import set_attention
 from wavalign_fast.models.families.checkpoint import load_family
 from wavalign_fast.models.families.vita_mtp import open_mtp
 from wavalign_fast.train.model_setup import load_mtp
+from wavalign_fast.train.mtp import MtpLoss
 from wavalign_fast.train.phases import Stopwatch
 from wavalign_fast.train.policy import Policy, wrapped
 from wavalign_fast.train.ranks import Ranks
@@ -93,6 +94,13 @@ def test_a_step_trains_the_layers_by_the_loss_of_the_family(make_config):
     assert metrics["loss/total"] == pytest.approx(total, rel=1e-6)
     for name, grad in own.items():
         torch.testing.assert_close(grads[name], WEIGHT * grad, rtol=1e-4, atol=1e-8)
+
+
+def test_the_loss_has_the_weight_of_the_anchor():
+    loss = MtpLoss(torch.nn.Identity(), weight=WEIGHT, learnt=[True])
+    sums, counts = torch.tensor([6.0, 2.0]), torch.tensor([3.0, 4.0])
+    share = loss.share(sums, counts, torch.tensor(0.25))
+    assert share.item() == pytest.approx((1 - 0.25) * WEIGHT * (2.0 + 0.5) / 2)
 
 
 def test_packed_rows_and_two_ranks_train_the_same(make_config):
